@@ -1,0 +1,256 @@
+"""The run report: one self-contained HTML file about one run.
+
+`render` takes plain data and returns HTML that loads nothing from anywhere: images are data URIs,
+charts are inline SVG. Whatever a person or a language model wrote is escaped by the template.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+ARMS = ("zero_shot", "templates", "synonym_average", "caption_average", "tuned")
+CURVES = (
+    ("loss", "Train loss", min),
+    ("held_out_loss", "Held-out loss", min),
+    ("held_out_map", "Held-out text mAP", max),
+)
+# A chart's size and, inside it, the borders of its plot, in SVG units.
+FRAME = {"width": 320, "height": 190, "left": 42, "right": 310, "top": 10, "bottom": 164}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One evaluated image: a JPEG, its true tags, and its best-scored tags, best first."""
+
+    image: bytes
+    true: list[str]
+    predicted: list[tuple[str, float]]
+
+    @property
+    def source(self) -> str:
+        """The image as a data URI."""
+        return "data:image/jpeg;base64," + b64encode(self.image).decode("ascii")
+
+    @property
+    def tags(self) -> list[tuple[str, str, float | None]]:
+        """(hit | false | miss, name, score): the predicted in their order, then the missed."""
+        shown = {name for name, _ in self.predicted}
+        tags: list[tuple[str, str, float | None]] = [
+            ("hit" if name in self.true else "false", name, score) for name, score in self.predicted
+        ]
+        return tags + [("miss", name, None) for name in self.true if name not in shown]
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """All that a report shows; `metrics` as in the metrics file, None where there were no images.
+
+    `knowledge` has model, asked, kept and dropped (counts by kind, by kind, by reason; `kept`
+    counts sentences), captions_per_category, attributes, samples, tokens and seconds; it may be
+    empty. Each pair of numbers in `metrics["ci"]` is shown as an interval, under its own name.
+    """
+
+    name: str
+    config_yaml: str
+    vlm: str
+    embedded: bool
+    stages: list[dict[str, Any]]
+    versions: dict[str, str]
+    metrics: dict[str, Any] | None
+    held_out: dict[str, float] | None
+    histories: dict[int, list[dict[str, Any]]]
+    hierarchy: list[dict[str, Any]]
+    examples: list[Example]
+    knowledge: dict[str, Any]
+
+
+class ClassRow(NamedTuple):
+    """Average precision of one class; None where no image has the class."""
+
+    name: str
+    tuned: float | None
+    untuned: float | None
+
+    @property
+    def difference(self) -> float | None:
+        """How far tuned is above the best untuned arm."""
+        if self.tuned is None or self.untuned is None:
+            return None
+        return self.tuned - self.untuned
+
+
+class Line(NamedTuple):
+    """One seed's curve: the points of a polyline, and where its best epoch is."""
+
+    style: int
+    points: str
+    best: tuple[float, float]
+
+
+class Chart(NamedTuple):
+    """One small chart in SVG coordinates; ticks are (position, label)."""
+
+    title: str
+    label: str
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+
+
+def fixed(value: float | None, digits: int = 1) -> str:
+    """A figure with a real minus sign, or a dash for none."""
+    return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign: +1.2, −0.4; plain 0.0 where it rounds to nothing."""
+    if value is None or round(value, 1) == 0:
+        return "–" if value is None else "0.0"
+    return f"{value:+.1f}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 0.4 s, 42 s, 3 min 5 s, 2 h 4 min."""
+    whole = round(seconds)
+    if whole >= 3600:
+        minutes = round(seconds / 60)
+        return f"{minutes // 60} h {minutes % 60} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+
+
+def ticks(low: float, high: float, most: int, least: float = 0.0) -> list[float]:
+    """About `most` round numbers in [low, high], in steps of 1, 2 or 5 and of at least `least`."""
+    rough = max((high - low) / most, least, 1e-9)
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * (1 - 1e-9))
+    return [i * step for i in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
+
+
+def _finite(history: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    pairs = [(entry["epoch"], entry.get(key)) for entry in history]
+    return [(float(e), float(v)) for e, v in pairs if v is not None and math.isfinite(v)]
+
+
+def curves(histories: dict[int, list[dict[str, Any]]]) -> list[Chart]:
+    """A chart for each quantity that was recorded, with a line for each seed."""
+    charts = []
+    for key, title, best in CURVES:
+        series = {seed: _finite(history, key) for seed, history in sorted(histories.items())}
+        epochs = [e for points in series.values() for e, _ in points]
+        values = [v for points in series.values() for _, v in points]
+        if not values:
+            continue
+        margin = 0.06 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
+        low, high = min(values) - margin, max(values) + margin
+        x = _scale(min(epochs), max(*epochs, min(epochs) + 1), FRAME["left"], FRAME["right"])
+        y = _scale(low, high, FRAME["bottom"], FRAME["top"])
+        lines, ends = [], []
+        for style, (seed, points) in enumerate(series.items()):
+            if points:
+                peak = best(v for _, v in points)
+                path = " ".join(f"{x(e):.1f},{y(v):.1f}" for e, v in points)
+                lines.append(Line(style, path, next((x(e), y(v)) for e, v in points if v == peak)))
+                ends.append(f"seed {seed} from {points[0][1]:.2f} to {points[-1][1]:.2f}")
+        levels = ticks(low, high, 4)
+        gap = (levels[-1] - levels[0]) / max(1, len(levels) - 1) if levels else 0.0
+        digits = max(0, -math.floor(math.log10(gap or 0.01) + 1e-9))
+        label = f"{title} up to epoch {max(epochs):.0f}: {'; '.join(ends)}"
+        x_ticks = [(x(e), f"{e:.0f}") for e in ticks(min(epochs), max(epochs), 6, least=1.0)]
+        y_ticks = [(y(v), fixed(v, digits)) for v in levels]
+        charts.append(Chart(title, label, lines, x_ticks, y_ticks))
+    return charts
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def best_untuned(scores: dict[str, float]) -> str | None:
+    """The best of the arms that tuning must beat."""
+    return max((arm for arm in scores if arm != "tuned"), key=scores.__getitem__, default=None)
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Sample standard deviation over seeds; None for a single one."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def class_rows(ap: dict[str, dict[str, float | None]], untuned: str | None) -> list[ClassRow]:
+    """Classes with their average precision, weakest first, those without positives last."""
+    other = ap.get(untuned, {}) if untuned else {}
+    rows = [ClassRow(name, score, other.get(name)) for name, score in ap["tuned"].items()]
+    return sorted(rows, key=lambda row: (row.tuned is None, row.tuned or 0.0, row.name))
+
+
+def evaluated_on(metrics: dict[str, Any] | None) -> str:
+    """What the figures were measured on, in words."""
+    if metrics is None:
+        return "held-out sentences (there were no images)"
+    of = metrics["dataset"]
+    return f"{metrics['images']:,} " + ("composed scenes" if of == "scenes" else f"images of {of}")
+
+
+def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]) -> str:
+    """One sentence in plain language; says so where tuning did not help."""
+    sentences = sum(data.knowledge.get("kept", {}).values())
+    text = f"Prompts tuned on {sentences:,} sentences" if sentences else "Prompts tuned on text"
+    text += f" written by {data.knowledge['model']}" if data.knowledge.get("model") else ""
+    if "tuned" not in scores:
+        return text + " were not evaluated."
+    text += f" reach {fixed(scores['tuned'])} mAP on {evaluated_on(data.metrics)}"
+    seeds = max(len(by_seed), len(data.histories))
+    text += f" (mean of {seeds} seeds)" if seeds > 1 else ""
+    other = best_untuned(scores)
+    if other is None:
+        return text + "."
+    gap = round(scores["tuned"], 1) - round(scores[other], 1)
+    named = f"the best untuned arm ({other}, {fixed(scores[other])})"
+    if round(gap, 1) == 0:
+        return f"{text}: tuning did not help, as {named} reaches the same."
+    if gap < 0:
+        return f"{text}: tuning did not help, as this is {fixed(-gap)} below {named}."
+    doubt = spread(by_seed) or 0.0
+    within = f", a lead within the spread over seeds (± {fixed(doubt)})" if gap <= doubt else ""
+    return f"{text}, {fixed(gap)} above {named}{within}."
+
+
+def render(data: ReportData) -> str:
+    """The report as one HTML file."""
+    metrics = data.metrics or {}
+    fused = {arm: row["fused"] for arm, row in metrics.get("map", {}).items()}
+    scores = fused or data.held_out or {}
+    by_seed = metrics.get("map_by_seed", {}).get("tuned", {})
+    untuned = best_untuned(scores)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"fixed": fixed, "signed": signed, "duration": duration}
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        metrics=metrics,
+        scores=scores,
+        arms=sorted(scores, key=lambda arm: [*ARMS, arm].index(arm)),
+        summary=summary(data, scores, by_seed.get("fused", [])),
+        where=evaluated_on(data.metrics),
+        untuned=untuned,
+        by_seed=by_seed,
+        spread={branch: spread(values) for branch, values in by_seed.items()},
+        rows=class_rows(metrics["ap"], untuned) if metrics else [],
+        charts=curves(data.histories),
+        frame=FRAME,
+        median=statistics.median,
+    )

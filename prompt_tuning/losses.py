@@ -1,0 +1,56 @@
+"""The losses of the method: ranking of labels and order of class features."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from prompt_tuning.settings import Settings
+
+Weight = Annotated[float, Field(ge=0, le=1000)]
+Branch = Literal["global", "local"]
+
+
+class LossSettings(Settings):
+    """Weights of the losses (arXiv 2403.01209, §3.4).
+
+    `margin`: of the ranking loss, in the units of the scores. `order_on`: the branches whose
+    class features keep the order of the hand-crafted ones. `order_temperature`: factor on cosines.
+    """
+
+    global_rank: Weight = 1.0
+    local_rank: Weight = 1.0
+    margin: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    order: Weight = 0.2
+    order_on: tuple[Branch, ...] = ("global", "local")
+    order_temperature: Annotated[float, Field(gt=0, le=1000)] = 100.0
+
+
+def ranking_loss(scores: Tensor, positives: Tensor, margin: float) -> Tensor:
+    """`Σ_{p∈pos, n∈neg} max(0, margin − s_p + s_n)`, summed over the batch (TaI-DPT, eq. 6).
+
+    Works on `(positives, classes)`, one row a positive label, never on classes × classes.
+
+    Args:
+        scores: `(batch, classes)`.
+        positives: `(batch, classes)`, bool.
+    """
+    item, label = positives.nonzero(as_tuple=True)
+    gaps = margin - scores[item, label][:, None] + scores[item]  # (Σ positives, classes)
+    return (F.relu(gaps) * ~positives[item]).sum()
+
+
+def order_loss(tuned: Tensor, handcrafted: Tensor, temperature: float) -> Tensor:
+    """`KL(q ‖ p)` over all pairs of classes i<j: keeps which classes are near to which.
+
+    `p = softmax(temperature · t_i·t_j)` of the tuned class features, `q` the same of the
+    hand-crafted ones; both `(classes, dim)`, of unit length (arXiv 2403.01209, §3.4).
+    """
+    i, j = torch.triu_indices(len(tuned), len(tuned), offset=1, device=tuned.device)
+    log_p = F.log_softmax(temperature * (tuned @ tuned.T)[i, j], dim=0)
+    log_q = F.log_softmax(temperature * (handcrafted @ handcrafted.T)[i, j], dim=0)
+    return F.kl_div(log_p, log_q, reduction="sum", log_target=True)

@@ -1,0 +1,84 @@
+"""Which categories a sentence names: by name, synonym or kind, singular or plural, whole words."""
+
+from __future__ import annotations
+
+import re
+
+from prompt_tuning.categories import CategoryList
+
+_IRREGULAR = {
+    "child": "children",
+    "deer": "deer",
+    "foot": "feet",
+    "goose": "geese",
+    "knife": "knives",
+    "man": "men",
+    "mouse": "mice",
+    "ox": "oxen",
+    "person": "people",
+    "scissors": "scissors",
+    "sheep": "sheep",
+    "shelf": "shelves",
+    "skis": "skis",
+    "tooth": "teeth",
+    "wolf": "wolves",
+    "woman": "women",
+}
+
+# Compounds in which the first noun is not there to be seen: "a bus stop" shows no bus.
+_COMPOUNDS = """
+    apple juice|apple orchard|apple pie|apple tree|bear skin|bird cage|bird house|bird nest
+    boat house|bus driver|bus station|bus stop|cake stand|car park|car wash|chicken soup|corn field
+    cow shed|deer park|dog house|dog kennel|flower bed|flower pot|flower shop|hot dog|horse race
+    lemon juice|lemon tree|lion dance|pig sty|rabbit hole|sea horse|sea lion|sheep dog
+    teddy bear|tree house|tree trunk|train driver|train station|train track|turkey sandwich
+    computer mouse|guinea pig|christmas tree lights|palm of
+"""
+
+
+def plural(noun: str) -> str:
+    """The plural of an English noun phrase: its last word's.
+
+    >>> plural("traffic light"), plural("bus"), plural("cherry"), plural("sheep")
+    ('traffic lights', 'buses', 'cherries', 'sheep')
+    """
+    *first, last = noun.split(" ")
+    if last.lower() in _IRREGULAR:
+        ending = _IRREGULAR[last.lower()]
+    elif re.search(r"(s|x|z|ch|sh)$", last):
+        ending = f"{last}es"
+    elif re.search(r"[^aeiou]y$", last):
+        ending = f"{last[:-1]}ies"
+    else:
+        ending = f"{last}s"
+    return " ".join([*first, ending])
+
+
+class NounMatcher:
+    """Finds the categories that a text names; the longest name at a place wins.
+
+    So "hot dog" is no dog, and a "tree frog" is a frog and no tree when it is listed as a kind.
+    """
+
+    def __init__(self, categories: CategoryList) -> None:
+        owner: dict[str, int | None] = {}
+        for compound in re.split(r"[|\n]", _COMPOUNDS):
+            if compound.strip():
+                owner[compound.strip()] = None
+                owner[plural(compound.strip())] = None
+        for i, category in enumerate(categories.categories):
+            for noun in (*category.names, *category.kinds):
+                owner[noun.lower()] = i
+                owner[plural(noun.lower())] = i
+        self._owner = owner
+        longest_first = sorted(owner, key=lambda noun: (-len(noun), noun))
+        alternatives = "|".join(re.escape(noun).replace(r"\ ", r"[\s-]+") for noun in longest_first)
+        self._pattern = re.compile(rf"(?<!\w)({alternatives})(?!\w)", re.IGNORECASE)
+
+    def find(self, text: str) -> tuple[int, ...]:
+        """Indices of the categories that `text` names, ascending."""
+        found = {
+            self._owner[re.sub(r"[\s-]+", " ", match.group().lower())]
+            for match in self._pattern.finditer(text)
+        }
+        return tuple(sorted(i for i in found if i is not None))

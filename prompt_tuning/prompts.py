@@ -1,0 +1,105 @@
+"""Hierarchical prompts: learnable context tokens shared by all, by groups, and by none.
+
+Prompt of class c: `SOS | shared | coarse group of c | fine group of c | category c | name . EOS`
+(arXiv 2403.01209, §3.3; the order is a setting). Class feature:
+`f_c = norm(Enc(prompt_c) + stopgrad Enc("a photo of a {c}."))`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.settings import Settings
+from prompt_tuning.vlm import VLM
+
+Level = Literal["shared", "fine", "coarse", "category"]
+
+_LEVELS_BY_DEPTH: dict[int, tuple[Level, ...]] = {
+    1: ("shared",),
+    2: ("shared", "category"),
+    3: ("shared", "fine", "category"),
+    4: ("shared", "fine", "coarse", "category"),
+}
+
+TokenCount = Annotated[int, Field(ge=0, le=64)]
+
+
+class BranchSettings(Settings):
+    """The tokens of one branch: how many of each level, in which order.
+
+    Without `hierarchical`, the branch has shared tokens only, whatever the depth.
+    """
+
+    hierarchical: bool = True
+    shared: Annotated[int, Field(ge=1, le=64)] = 4
+    coarse: TokenCount = 2
+    fine: TokenCount = 2
+    category: TokenCount = 4
+    order: tuple[Level, ...] = ("shared", "coarse", "fine", "category")
+
+    @field_validator("order")
+    @classmethod
+    def _each_level_once(cls, order: tuple[Level, ...]) -> tuple[Level, ...]:
+        if sorted(order) != sorted(get_args(Level)):
+            raise ValueError(f"must list each of {', '.join(get_args(Level))} once")
+        return order
+
+
+class PromptSettings(Settings):
+    """The tokens of the global and the local branch; `init_std`: of the normal noise they start
+    with, around where the backbone says that tokens may start."""
+
+    global_branch: BranchSettings = BranchSettings()
+    local_branch: BranchSettings = BranchSettings()
+    init_std: Annotated[float, Field(ge=0, le=10)] = 0.02
+
+
+class PromptBranch(nn.Module):
+    """One branch's context tokens: a `(groups, tokens, context_width)` parameter a level."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        hierarchy: Hierarchy,
+        depth: int,
+        settings: BranchSettings,
+        init_std: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        classes = len(hierarchy.fine_of)
+        group_of: dict[Level, list[int]] = {
+            "shared": [0] * classes,
+            "coarse": list(hierarchy.coarse_of),
+            "fine": list(hierarchy.fine_of),
+            "category": list(range(classes)),
+        }
+        wanted = _LEVELS_BY_DEPTH[depth if settings.hierarchical else 1]
+        self.levels = [
+            level for level in settings.order if level in wanted and getattr(settings, level) > 0
+        ]
+        counts = [getattr(settings, level) for level in self.levels]
+        starts = vlm.initial_context(sum(counts)).split(counts)
+        self.tokens = nn.ParameterDict()
+        for level, start in zip(self.levels, starts, strict=True):
+            self.register_buffer(f"{level}_of", torch.tensor(group_of[level]), persistent=False)
+            groups = max(group_of[level]) + 1
+            noise = torch.randn(groups, *start.shape, generator=generator)
+            self.tokens[level] = nn.Parameter(start.cpu() + init_std * noise)
+
+    def context(self) -> Tensor:
+        """Context tokens of each class's prompt: `(classes, tokens, context_width)`."""
+        return torch.cat(
+            [self.tokens[level][self.get_buffer(f"{level}_of")] for level in self.levels], dim=1
+        )
+
+
+def handcrafted_features(vlm: VLM, categories: CategoryList) -> Tensor:
+    """The features of "a photo of a {name}.", as they are added up: `(classes, dim)`."""
+    return vlm.encode_text([f"a photo of a {name}." for name in categories.names])

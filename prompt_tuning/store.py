@@ -1,0 +1,143 @@
+"""Content-addressed results on disk: hash, publish once and whole, verify.
+
+Everything that takes long is written beside its target, fsynced and renamed, so a reader sees a
+whole result or none, whatever was killed when. A published folder carries `manifest.json` with the
+size and checksum of each of its files; a folder that no longer matches counts as not there.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value; equal values hash alike whatever the order of their keys."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces. Raises ValueError for NaN and infinity."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """SHA-256 (hex) over the relative names and contents of all files below a folder."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return digest([[str(p.relative_to(folder)), file_digest(p)] for p in files])
+
+
+def source_digest(*modules: str) -> str:
+    """SHA-256 (hex) of the source files of modules, found by name without importing them."""
+    sources = []
+    for module in sorted(modules):
+        spec = importlib.util.find_spec(module)
+        assert spec is not None and spec.origin is not None, module
+        sources.append([module, file_digest(Path(spec.origin))])
+    return digest(sources)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file beside its target, fsync and rename: readers see the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{_writer()}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """Give a private folder to fill; on success it becomes `target`, on failure it goes away.
+
+    When another process has published the same target meanwhile, this copy is discarded.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
+    staging = target.with_name(f".{target.name}.{_writer()}")
+    staging.mkdir()
+    try:
+        yield staging
+        write_atomic(staging / MANIFEST, canonical_json(_inventory(staging)).encode())
+        for path in staging.rglob("*"):
+            _fsync(path)
+        _rename_folder(staging, target)
+        _fsync(target.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def is_published(target: Path) -> bool:
+    """Whether a folder was published whole and still has exactly what its manifest says."""
+    try:
+        manifest = json.loads((target / MANIFEST).read_bytes())
+        return bool(manifest == _inventory(target))
+    except (OSError, ValueError):
+        return False
+
+
+def _rename_folder(staging: Path, target: Path) -> None:
+    try:
+        os.rename(staging, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not is_published(target):
+            os.rename(target, staging.with_name(f"{staging.name}.corrupt"))
+            os.rename(staging, target)
+            shutil.rmtree(staging.with_name(f"{staging.name}.corrupt"))
+
+
+def _inventory(folder: Path) -> dict[str, dict[str, int | str]]:
+    return {
+        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / MANIFEST
+    }
+
+
+def _writer() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove what killed processes of this host have left of the same target."""
+    for path in target.parent.glob(f".{target.name}.{socket.gethostname()}-*.tmp*"):
+        pid = path.name.removesuffix(".corrupt").rsplit("-", 2)[-2]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

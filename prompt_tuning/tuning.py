@@ -1,0 +1,292 @@
+"""Tuning prompts on captions that stand in for images: one process of possibly several.
+
+Every number that is drawn comes from the seed and the place in the global batch, never from the
+rank, and every loss is a mean over the global batch: any number of processes tunes the same prompts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_autograd
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.features import Features
+from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.losses import LossSettings, order_loss, ranking_loss
+from prompt_tuning.metrics import mean_average_precision
+from prompt_tuning.prompts import PromptBranch, PromptSettings, handcrafted_features
+from prompt_tuning.scoring import ScoringSettings, branch_scores, fuse
+from prompt_tuning.settings import Settings
+from prompt_tuning.store import digest
+from prompt_tuning.vlm import VLM
+
+Factor = Annotated[float, Field(ge=0, le=1)]
+
+
+class NoiseSettings(Settings):
+    """Gaussian noise on training features: by `std` per component (the released code) or by its
+    expected length `relative` to the unit length of a feature."""
+
+    std: Annotated[float, Field(ge=0, le=10)] | None = None
+    relative: Annotated[float, Field(ge=0, le=10)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> NoiseSettings:
+        if (self.std is None) == (self.relative is None):
+            raise ValueError("needs exactly one of std and relative")
+        return self
+
+    def component_std(self, dim: int) -> float:
+        """Standard deviation of each of `dim` components."""
+        if self.std is not None:
+            return self.std
+        assert self.relative is not None
+        return self.relative / math.sqrt(dim)
+
+
+class TuningSettings(Settings):
+    """The optimisation. `workers` Ray Train workers share each batch with DDP; `None` for their
+    resources takes a GPU where there is one and the CPUs shared out."""
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Annotated[float, Field(gt=0, le=10)] = 0.002
+    momentum: Factor = 0.9
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0005
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 20
+    batch: Annotated[int, Field(ge=1, le=100_000)] = 512
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 15)
+    gamma: Factor = 0.1
+    noise: NoiseSettings = NoiseSettings(relative=0.5)
+
+
+@dataclass(frozen=True)
+class CaptionSet:
+    """Captions as tuning sees them: features, and labels `(captions, classes)`, bool."""
+
+    features: Features
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: Tensor) -> CaptionSet:
+        """The captions of these rows, with their regions."""
+        return CaptionSet(self.features.take(rows), self.labels[rows])
+
+
+class ClassPrompts(nn.Module):
+    """The prompts of both branches and what the losses need; `forward` gives a batch's loss."""
+
+    def __init__(
+        self,
+        vlm: VLM,
+        categories: CategoryList,
+        hierarchy: Hierarchy,
+        depth: int,
+        prompts: PromptSettings,
+        scoring: ScoringSettings,
+        losses: LossSettings,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.names = list(categories.names)
+        self.geometry = scoring.resolve(vlm.geometry)
+        self.fusion = scoring.fusion
+        self.losses = losses
+        generator = torch.Generator().manual_seed(seed)
+        self.branches = nn.ModuleDict(
+            {
+                branch: PromptBranch(
+                    vlm, hierarchy, depth, settings, prompts.init_std, generator
+                )
+                for branch, settings in (
+                    ("global", prompts.global_branch),
+                    ("local", prompts.local_branch),
+                )
+            }
+        )
+        self.register_buffer("handcrafted", handcrafted_features(vlm, categories), persistent=False)
+        # A frozen tower is no part of the checkpoint, and DDP has nothing to do with it.
+        self._vlm = (vlm,)
+
+    def class_features(self) -> tuple[Tensor, Tensor]:
+        """Unit features of all classes, global and local, each `(classes, dim)`.
+
+        With several processes each encodes its share of the classes and gathers the others'.
+        """
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if world > 1 else 0
+        share = -(-len(self.names) // world)
+        mine = slice(rank * share, (rank + 1) * share)
+        (vlm,) = self._vlm
+        features = []
+        for branch in self.branches.values():
+            encoded = vlm.encode_prompts(branch.context()[mine], self.names[mine])
+            if world > 1:
+                padded = F.pad(encoded, (0, 0, 0, share - len(encoded)))
+                encoded = torch.cat(dist_autograd.all_gather(padded))[: len(self.names)]
+            features.append(F.normalize(encoded + self.handcrafted, dim=-1))
+        return features[0], features[1]
+
+    def forward(self, features: Features, labels: Tensor, batch: int) -> Tensor:
+        """This process's share of the loss over a global batch of `batch` captions.
+
+        DDP averages over processes, so the share is scaled for the average to be the whole.
+        """
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        class_global, class_local = self.class_features()
+        scores = branch_scores(features, class_global, class_local, self.geometry)
+        weights = (self.losses.global_rank, self.losses.local_rank)
+        loss = torch.zeros((), device=self.handcrafted.device)
+        for branch_score, weight in zip(scores, weights, strict=True):
+            ranking = ranking_loss(branch_score, labels, self.losses.margin)
+            loss = loss + weight * world / batch * ranking
+        reference = F.normalize(self.handcrafted, dim=-1)
+        for branch, tuned in (("global", class_global), ("local", class_local)):
+            if branch in self.losses.order_on:
+                order = order_loss(tuned, reference, self.losses.order_temperature)
+                loss = loss + self.losses.order * order
+        return loss
+
+
+class TuningRun:
+    """One seed's tuning: epochs over the captions, the state to resume from, the best prompts."""
+
+    def __init__(
+        self,
+        prompts: ClassPrompts,
+        model: nn.Module,
+        train: CaptionSet,
+        held_out: CaptionSet,
+        settings: TuningSettings,
+        seed: int,
+    ) -> None:
+        """`model` is `prompts`, or DDP around it."""
+        self.prompts, self.model = prompts, model
+        self.train, self.held_out = train, held_out
+        self.settings, self.seed = settings, seed
+        parameters = list(prompts.parameters())
+        if settings.optimizer == "sgd":
+            self.optimizer: torch.optim.Optimizer = torch.optim.SGD(
+                parameters,
+                lr=settings.lr,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+            )
+        else:
+            self.optimizer = torch.optim.Adam(
+                parameters, lr=settings.lr, weight_decay=settings.weight_decay
+            )
+        self.scheduler = torch.optim.lr_scheduler.MultiStepLR(
+            self.optimizer, list(settings.milestones), settings.gamma
+        )
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def epochs_done(self) -> int:
+        return len(self.history)
+
+    def run_epoch(self) -> dict[str, float]:
+        """One pass over the training captions, then the held-out figures.
+
+        Returns:
+            epoch, loss, held_out_loss, held_out_map (0-100, captions in place of images).
+
+        Raises:
+            FloatingPointError: for a loss that is not finite, naming epoch and step.
+        """
+        epoch = self.epochs_done
+        order = torch.randperm(
+            len(self.train), generator=_generator(self.seed, epoch, -1)
+        )
+        losses = [
+            self._step(rows, epoch, step)
+            for step, rows in enumerate(order.split(self.settings.batch))
+        ]
+        self.scheduler.step()
+        held_out_loss, held_out_map = self._validate()
+        entry = {
+            "epoch": epoch + 1,
+            "loss": sum(losses) / len(losses),
+            "held_out_loss": held_out_loss,
+            "held_out_map": held_out_map,
+        }
+        if all(held_out_loss < earlier["held_out_loss"] for earlier in self.history):
+            self.best = {k: v.detach().cpu().clone() for k, v in self.prompts.state_dict().items()}
+        self.history.append(entry)
+        return entry
+
+    def _step(self, rows: Tensor, epoch: int, step: int) -> float:
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        rank = dist.get_rank() if world > 1 else 0
+        device = self.prompts.handcrafted.device
+        batch = self.train.take(rows)
+        noisy = self._add_noise(batch.features, epoch, step)
+        share = CaptionSet(noisy, batch.labels).take(torch.arange(rank, len(rows), world))
+        features = Features(*(part.to(device) for part in share.features))
+        loss = self.model(features, share.labels.to(device), len(rows))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        total = loss.detach().clone()
+        if world > 1:
+            dist.all_reduce(total)
+        mean = float(total) / world
+        if not math.isfinite(mean):
+            raise FloatingPointError(f"the loss is {mean} at epoch {epoch + 1}, step {step + 1}")
+        return mean
+
+    def _add_noise(self, features: Features, epoch: int, step: int) -> Features:
+        """The same noise for a global batch, however many processes share it."""
+        std = self.settings.noise.component_std(features.pooled.shape[1])
+        generator = _generator(self.seed, epoch, step)
+
+        def noisy(part: Tensor) -> Tensor:
+            return part.float() + std * torch.randn(part.shape, generator=generator)
+
+        return Features(noisy(features.pooled), noisy(features.regions), features.counts)
+
+    @torch.no_grad()
+    def _validate(self) -> tuple[float, float]:
+        """Ranking loss and fused mAP on the held-out captions."""
+        class_global, class_local = (part.cpu() for part in self.prompts.class_features())
+        geometry, losses = self.prompts.geometry, self.prompts.losses
+        scores = branch_scores(self.held_out.features.float(), class_global, class_local, geometry)
+        loss = sum(
+            weight * float(ranking_loss(branch, self.held_out.labels, losses.margin))
+            for branch, weight in zip(
+                scores, (losses.global_rank, losses.local_rank), strict=True
+            )
+        ) / len(self.held_out)
+        fused = fuse(*scores, geometry, self.prompts.fusion)
+        return loss, 100 * mean_average_precision(fused.numpy(), self.held_out.labels.numpy())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on."""
+        return {
+            "prompts": self.prompts.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "history": self.history,
+            "best": self.best,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.prompts.load_state_dict(state["prompts"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history, self.best = state["history"], state["best"]
+
+
+def _generator(*place: int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(digest(place)[:15], 16))

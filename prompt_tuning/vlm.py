@@ -1,0 +1,137 @@
+"""What the method asks of a vision-language model.
+
+The backbone owns its geometry: how texts are centred, how regions are aggregated, how the two
+branches are fused and where learnable tokens may start. The method asks for these and never
+looks at which backbone it has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor, nn
+
+from prompt_tuning.features import Features
+from prompt_tuning.settings import Settings
+
+EMBEDDED_MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
+
+
+class VLMSettings(Settings):
+    """Which vision-language model encodes texts and images.
+
+    `embedded` models come from packages (VLM.md). `open_clip` takes a model of open_clip's with
+    `pretrained`: a tag that open_clip downloads from its hub, or the path of a checkpoint. A local
+    checkpoint says whether it was trained with QuickGELU, because nothing in the file does.
+    """
+
+    kind: Literal["embedded", "open_clip"] = "embedded"
+    model: str = "efficientnet-lite2+minilm"
+    pretrained: str | None = None
+    quick_gelu: bool | None = None
+    resolution: Annotated[int, Field(ge=32, le=1024)] = 320
+
+
+class Geometry(Settings):
+    """How a backbone turns cosines into scores.
+
+    `softmax`: `Σ_r scale·cos_r · softmax_r(temperature·cos_r)` over regions r (TaI-DPT, §3.3).
+    `log_mean_exp`: `scale/temperature · log mean_r exp(temperature·cos_r)`.
+    """
+
+    scale: float
+    aggregation: Literal["softmax", "log_mean_exp"]
+    local_temperature: float
+    global_weight: float
+
+
+class VLMIdentity(Settings):
+    """What class features depend on: a reader with another VLM must refuse them."""
+
+    kind: str
+    model: str
+    weights: str
+    preprocessing: str
+    resolution: int
+    dim: int
+
+
+class VLM(nn.Module, ABC):
+    """A frozen image encoder and text encoder that share one space of `dim` numbers."""
+
+    identity: VLMIdentity
+    geometry: Geometry
+    context_width: int
+    """Size of one learnable context token: the width of the text tower's input."""
+
+    @property
+    def dim(self) -> int:
+        return self.identity.dim
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @abstractmethod
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """One picture as `(3, resolution, resolution)`: resized straight, not cropped."""
+
+    @abstractmethod
+    def encode_image(self, pixels: Tensor) -> Features:
+        """Pixels `(batch, 3, resolution, resolution)` to global and local features."""
+
+    @abstractmethod
+    def encode_text(self, texts: list[str]) -> Tensor:
+        """Texts to `(texts, dim)`, as they are added up in a class feature (see prompts.py)."""
+
+    @abstractmethod
+    def encode_captions(self, captions: list[str]) -> Features:
+        """Captions standing in for images: global and local features."""
+
+    @abstractmethod
+    def encode_prompts(self, context: Tensor, names: list[str]) -> Tensor:
+        """Prompts `SOS | context | name . | EOS` to `(names, dim)`, differentiable in the context.
+
+        `context`: `(names, tokens, context_width)`.
+        """
+
+    @abstractmethod
+    def initial_context(self, tokens: int) -> Tensor:
+        """Where learnable tokens start, before noise: `(tokens, context_width)`."""
+
+
+def load_vlm(
+    settings: VLMSettings, device: str | torch.device = "cpu", cache: Path | None = None
+) -> VLM:
+    """Load a backbone in evaluation mode with its weights frozen.
+
+    `cache`: where a backbone may keep what it derives from its weights.
+
+    Raises:
+        ValueError: when the settings name no model that can be loaded.
+    """
+    vlm: VLM
+    if settings.kind == "embedded":
+        from prompt_tuning.embedded_vlm import EmbeddedVLM
+
+        vlm = EmbeddedVLM(settings, cache)
+    else:
+        from prompt_tuning.open_clip_vlm import OpenCLIPVLM
+
+        vlm = OpenCLIPVLM(settings)
+    return vlm.to(device).eval().requires_grad_(False)
+
+
+def weight_files(settings: VLMSettings) -> list[Path]:
+    """The local files whose content decides what a backbone computes (none for a hub's tag)."""
+    if settings.kind == "embedded":
+        from prompt_tuning.embedded_vlm import weight_files as embedded_weight_files
+
+        return embedded_weight_files(settings)
+    path = Path(settings.pretrained or "")
+    return [path] if path.is_file() else []
