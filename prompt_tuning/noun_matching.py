@@ -68,8 +68,8 @@ class NounMatcher:
                 owner[plural(compound.strip())] = None
         for i, category in enumerate(categories.categories):
             for noun in (*category.names, *category.kinds):
-                owner[noun.lower()] = i
-                owner[plural(noun.lower())] = i
+                for form in (noun, plural(noun)):
+                    owner[_plain(form)] = i
         self._owner = owner
         longest_first = sorted(owner, key=lambda noun: (-len(noun), noun))
         alternatives = "|".join(re.escape(noun).replace(r"\ ", r"[\s-]+") for noun in longest_first)
@@ -78,7 +78,10 @@ class NounMatcher:
     def find(self, text: str) -> tuple[int, ...]:
         """Indices of the categories that `text` names, ascending."""
         found = {
-            self._owner[re.sub(r"[\s-]+", " ", match.group().lower())]
-            for match in self._pattern.finditer(text)
+            self._owner[_plain(match.group())] for match in self._pattern.finditer(text)
         }
         return tuple(sorted(i for i in found if i is not None))
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\s-]+", " ", text.lower())

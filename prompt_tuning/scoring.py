@@ -50,7 +50,8 @@ def region_scores(
     item = item.to(cosines.device)
     shape = (len(counts), cosines.shape[1])
     highest = cosines.detach().new_full(shape, -1.0)
-    highest = highest.index_reduce(0, item, cosines.detach(), "amax")
+    index = item[:, None].expand_as(cosines)
+    highest = highest.scatter_reduce(0, index, cosines.detach(), "amax")
     weights = torch.exp(geometry.local_temperature * (cosines - highest[item]))
     total = cosines.new_zeros(shape).index_add(0, item, weights)
     if geometry.aggregation == "softmax":

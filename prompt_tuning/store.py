@@ -74,10 +74,11 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def publishing(target: Path) -> Iterator[Path]:
+def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
     """Give a private folder to fill; on success it becomes `target`, on failure it goes away.
 
-    When another process has published the same target meanwhile, this copy is discarded.
+    A target that is there whole stays, and this copy is discarded (another process was faster),
+    unless the caller wants to `replace` it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)
@@ -88,7 +89,7 @@ def publishing(target: Path) -> Iterator[Path]:
         write_atomic(staging / MANIFEST, canonical_json(_inventory(staging)).encode())
         for path in staging.rglob("*"):
             _fsync(path)
-        _rename_folder(staging, target)
+        _rename_folder(staging, target, replace)
         _fsync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -103,16 +104,17 @@ def is_published(target: Path) -> bool:
         return False
 
 
-def _rename_folder(staging: Path, target: Path) -> None:
+def _rename_folder(staging: Path, target: Path, replace: bool) -> None:
     try:
         os.rename(staging, target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        if not is_published(target):
-            os.rename(target, staging.with_name(f"{staging.name}.corrupt"))
+        if replace or not is_published(target):
+            old = staging.with_name(f"{staging.name}.old")
+            os.rename(target, old)
             os.rename(staging, target)
-            shutil.rmtree(staging.with_name(f"{staging.name}.corrupt"))
+            shutil.rmtree(old)
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, int | str]]:
@@ -130,7 +132,7 @@ def _writer() -> str:
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed processes of this host have left of the same target."""
     for path in target.parent.glob(f".{target.name}.{socket.gethostname()}-*.tmp*"):
-        pid = path.name.removesuffix(".corrupt").rsplit("-", 2)[-2]
+        pid = path.name.removesuffix(".old").rsplit("-", 2)[-2]
         if not Path("/proc", pid).exists():
             shutil.rmtree(path, ignore_errors=True)
 

@@ -7,6 +7,7 @@ rank, and every loss is a mean over the global batch: any number of processes tu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from prompt_tuning.captions import Caption
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.features import Features
 from prompt_tuning.hierarchy import Hierarchy
@@ -81,6 +83,19 @@ class CaptionSet:
         """The captions of these rows, with their regions."""
         return CaptionSet(self.features.take(rows), self.labels[rows])
 
+    def split(self, held_out: Sequence[bool]) -> tuple[CaptionSet, CaptionSet]:
+        """Training captions and those that are held out."""
+        chosen = torch.tensor(held_out)
+        return self.take((~chosen).nonzero()[:, 0]), self.take(chosen.nonzero()[:, 0])
+
+
+def caption_labels(captions: Sequence[Caption], classes: int) -> Tensor:
+    """Labels of captions as `(captions, classes)`, bool."""
+    labels = torch.zeros(len(captions), classes, dtype=torch.bool)
+    for row, caption in enumerate(captions):
+        labels[row, list(caption.labels)] = True
+    return labels
+
 
 class ClassPrompts(nn.Module):
     """The prompts of both branches and what the losses need; `forward` gives a batch's loss."""
@@ -122,17 +137,17 @@ class ClassPrompts(nn.Module):
 
         With several processes each encodes its share of the classes and gathers the others'.
         """
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        rank = dist.get_rank() if world > 1 else 0
-        share = -(-len(self.names) // world)
-        mine = slice(rank * share, (rank + 1) * share)
+        rank, world = _place_in_group()
+        classes = len(self.names)
+        share = -(-classes // world)
+        # The last processes may repeat the last class, so that all gather equally many.
+        mine = [min(c, classes - 1) for c in range(rank * share, (rank + 1) * share)]
         (vlm,) = self._vlm
         features = []
         for branch in self.branches.values():
-            encoded = vlm.encode_prompts(branch.context()[mine], self.names[mine])
+            encoded = vlm.encode_prompts(branch.context()[mine], [self.names[c] for c in mine])
             if world > 1:
-                padded = F.pad(encoded, (0, 0, 0, share - len(encoded)))
-                encoded = torch.cat(dist_autograd.all_gather(padded))[: len(self.names)]
+                encoded = torch.cat(dist_autograd.all_gather(encoded))[:classes]
             features.append(F.normalize(encoded + self.handcrafted, dim=-1))
         return features[0], features[1]
 
@@ -141,7 +156,7 @@ class ClassPrompts(nn.Module):
 
         DDP averages over processes, so the share is scaled for the average to be the whole.
         """
-        world = dist.get_world_size() if dist.is_initialized() else 1
+        _, world = _place_in_group()
         class_global, class_local = self.class_features()
         scores = branch_scores(features, class_global, class_local, self.geometry)
         weights = (self.losses.global_rank, self.losses.local_rank)
@@ -226,8 +241,7 @@ class TuningRun:
         return entry
 
     def _step(self, rows: Tensor, epoch: int, step: int) -> float:
-        world = dist.get_world_size() if dist.is_initialized() else 1
-        rank = dist.get_rank() if world > 1 else 0
+        rank, world = _place_in_group()
         device = self.prompts.handcrafted.device
         batch = self.train.take(rows)
         noisy = self._add_noise(batch.features, epoch, step)
@@ -270,6 +284,15 @@ class TuningRun:
         fused = fuse(*scores, geometry, self.prompts.fusion)
         return loss, 100 * mean_average_precision(fused.numpy(), self.held_out.labels.numpy())
 
+    @torch.no_grad()
+    def best_class_features(self) -> dict[str, Tensor]:
+        """Class features of the epoch with the lowest held-out loss: "global" and "local"."""
+        last = self.prompts.state_dict()
+        self.prompts.load_state_dict(self.best)
+        class_global, class_local = self.prompts.class_features()
+        self.prompts.load_state_dict(last)
+        return {"global": class_global.cpu(), "local": class_local.cpu()}
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on."""
         return {
@@ -286,6 +309,11 @@ class TuningRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.best = state["history"], state["best"]
+
+
+def _place_in_group() -> tuple[int, int]:
+    """This process's rank and the number of processes that tune together."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _generator(*place: int) -> torch.Generator:

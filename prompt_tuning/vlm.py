@@ -113,8 +113,9 @@ def load_vlm(
     `cache`: where a backbone may keep what it derives from its weights.
 
     Raises:
-        ValueError: when the settings name no model that can be loaded.
+        ValueError: as `check_vlm` does.
     """
+    check_vlm(settings)
     vlm: VLM
     if settings.kind == "embedded":
         from prompt_tuning.embedded_vlm import EmbeddedVLM
@@ -125,6 +126,25 @@ def load_vlm(
 
         vlm = OpenCLIPVLM(settings)
     return vlm.to(device).eval().requires_grad_(False)
+
+
+def check_vlm(settings: VLMSettings) -> None:
+    """Refuse settings that no backbone can follow, without loading weights.
+
+    Raises:
+        ValueError: naming the field and what would be right.
+    """
+    if settings.kind == "open_clip":
+        from prompt_tuning.open_clip_vlm import check
+
+        check(settings)
+    elif settings.model not in EMBEDDED_MODELS:
+        raise ValueError(
+            f"vlm.model: {settings.model!r} is no embedded model; there are: "
+            + ", ".join(EMBEDDED_MODELS)
+        )
+    elif settings.pretrained is not None or settings.quick_gelu is not None:
+        raise ValueError("vlm.pretrained and vlm.quick_gelu: only go with vlm.kind: open_clip")
 
 
 def weight_files(settings: VLMSettings) -> list[Path]:

@@ -16,6 +16,8 @@ from prompt_tuning.questions import Question
 from workers.ledger import Ledger, Shard, cut_shards
 from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings
 
+OnShard = Callable[[Shard, list[Answer], bool], None]
+
 _SHARDS_IN_FLIGHT = 2
 _DEATHS_ALLOWED = 2
 
@@ -60,11 +62,11 @@ class KnowledgePool:
             ray.kill(engine)
 
     def answers(
-        self, questions: list[Question], on_shard: Callable[[Shard, list[Answer]], None]
+        self, questions: list[Question], on_shard: OnShard
     ) -> list[tuple[Question, Answer]]:
         """Answers to all questions, in their order within each kind.
 
-        `on_shard` is told of each shard as it becomes known, answered before ones at once.
+        `on_shard` is told of each shard with its answers, and whether they are fresh or were known.
 
         Raises:
             RuntimeError: when engines keep dying on the same shard.
@@ -73,7 +75,7 @@ class KnowledgePool:
         missing = []
         for shard in shards:
             if self._ledger.has(shard):
-                on_shard(shard, self._ledger.read(shard))
+                on_shard(shard, self._ledger.read(shard), False)
             else:
                 missing.append(shard)
         self._answer_missing(missing, on_shard)
@@ -83,9 +85,7 @@ class KnowledgePool:
             for pair in zip(shard.questions, self._ledger.read(shard), strict=True)
         ]
 
-    def _answer_missing(
-        self, missing: list[Shard], on_shard: Callable[[Shard, list[Answer]], None]
-    ) -> None:
+    def _answer_missing(self, missing: list[Shard], on_shard: OnShard) -> None:
         waiting = list(reversed(missing))
         wanted = min(self._placement.engines, len(missing))
         while len(self._engines) < wanted:
@@ -119,7 +119,7 @@ class KnowledgePool:
                 self._engines[index] = self._start_engine()
                 continue
             self._ledger.write(shard, answers)
-            on_shard(shard, answers)
+            on_shard(shard, answers, True)
 
     def _start_engine(self) -> Any:
         actor = ray.remote(LLMEngine).options(

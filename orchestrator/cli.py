@@ -1,0 +1,73 @@
+"""The command line: one small module a command, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Tag images with new labels: prompts tuned on text alone.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"datafree {version('datafree')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="override, e.g. tuning.epochs=5"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan only")] = False,
+    cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
+    runs: Annotated[str | None, typer.Option(help="folder of runs")] = None,
+) -> None:
+    """From a label list to tuned prompts and a report of how well they recognise images."""
+    from orchestrator.commands.run import run as run_command
+
+    run_command(config, set_ or [], dry_run, cache, runs)
+
+
+@app.command()
+def doctor(
+    cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
+) -> None:
+    """What is here and what is missing: cores, GPUs, versions, models, a writable cache."""
+    from orchestrator.commands.doctor import doctor as doctor_command
+
+    doctor_command(cache)
+
+
+def main() -> None:
+    """Entry point: exit code 2 for a person's mistake, 1 for a failure, root cause first."""
+    try:
+        app()
+    except Exception as error:
+        from orchestrator.config_file import InputError
+
+        if isinstance(error, InputError):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        from orchestrator.failure import describe
+
+        typer.echo(describe(error), err=True)
+        sys.exit(1)

@@ -1,0 +1,143 @@
+"""The stages that measure: labelled images, their features, and the arms compared on them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from orchestrator.cluster import connect
+from orchestrator.plan import Plan
+from orchestrator.progress import StageProgress
+from orchestrator.tuning_stages import FEATURES, best_seed, read_caption_sets, read_tuned
+from prompt_tuning.datasets import LabelledImages, read_folder, read_scenes
+from prompt_tuning.features import Features, load_features, save_features
+from prompt_tuning.store import canonical_json
+
+METRICS = "metrics.json"
+EXAMPLES = "examples.json"
+IDENTITY = "vlm_identity.json"
+GEOMETRY = "geometry.json"
+
+_EXAMPLES = 12
+_TAGS_SHOWN = 3
+
+
+def write_images(plan: Plan, stamps: Path | None, staging: Path) -> None:
+    """Compose the scenes; a person's own photos stay where they are."""
+    from prompt_tuning.scenes import compose_scenes
+
+    if plan.config.evaluation.dataset == "scenes":
+        assert stamps is not None
+        compose_scenes(stamps, plan.config.evaluation.scenes, staging)
+
+
+def read_images(plan: Plan) -> LabelledImages:
+    """The labelled images of the plan."""
+    assert plan.images is not None
+    if plan.config.evaluation.dataset == "scenes":
+        return read_scenes(plan.images.folder, plan.categories)
+    assert plan.config.evaluation.root is not None
+    return read_folder(Path(plan.config.evaluation.root), plan.categories)
+
+
+def write_image_features(plan: Plan, console: Console, staging: Path) -> None:
+    """Encode all images once, in Ray tasks."""
+    from workers.feature_workers import encode_images
+
+    assert plan.image_features is not None
+    files = read_images(plan).files
+    connect()
+    with StageProgress(console, "image features", len(files)) as progress:
+        features = encode_images(
+            files, plan.config.vlm, plan.cache, plan.image_features.parts, progress.advance
+        )
+    save_features(staging / FEATURES, features)
+
+
+def write_evaluation(plan: Plan, staging: Path) -> None:
+    """Compare the arms on the images, or on held-out captions where there are no images."""
+    from prompt_tuning.evaluation import arm_scores, compare_arms, untuned_arms
+    from prompt_tuning.vlm import load_vlm
+
+    config = plan.config
+    vlm = load_vlm(config.vlm, cache=plan.cache)
+    geometry = config.scoring.resolve(vlm.geometry)
+    train, held_out = read_caption_sets(plan)
+    items, labels = _items(plan, held_out.features, held_out.labels.numpy())
+    comparison = compare_arms(
+        items,
+        labels,
+        plan.categories,
+        untuned_arms(vlm, plan.categories, train),
+        [read_tuned(plan, seed) for seed in plan.tuning],
+        geometry,
+        config.scoring.fusion,
+    )
+    metrics = {
+        "dataset": config.evaluation.dataset if plan.images else "held_out_captions",
+        "images": len(labels) if plan.images else 0,
+        "protocol": {
+            "average_precision": "all points, not interpolated",
+            "mean": "over the classes that have a positive",
+            "resolution": config.vlm.resolution,
+            "resize": "straight, no crop",
+            "fusion": config.scoring.fusion,
+            "checkpoint": "lowest ranking loss on held-out captions",
+            "seeds": ", ".join(map(str, config.seeds)),
+            "ap_of": "fused scores, mean over seeds",
+            **_dataset_protocol(plan),
+        },
+        **comparison,
+    }
+    (staging / METRICS).write_text(canonical_json(metrics), "utf-8")
+    (staging / IDENTITY).write_text(vlm.identity.model_dump_json(), "utf-8")
+    (staging / GEOMETRY).write_text(geometry.model_dump_json(), "utf-8")
+    if plan.images:
+        scores = arm_scores(
+            items, read_tuned(plan, best_seed(plan)), geometry, config.scoring.fusion
+        )["fused"]
+        (staging / EXAMPLES).write_text(canonical_json(_examples(plan, scores, labels)), "utf-8")
+
+
+def _items(
+    plan: Plan, held_out: Features, held_out_labels: np.ndarray
+) -> tuple[Features, np.ndarray]:
+    if plan.image_features is None:
+        return held_out, held_out_labels
+    return load_features(plan.image_features.folder / FEATURES), read_images(plan).labels
+
+
+def _dataset_protocol(plan: Plan) -> dict[str, Any]:
+    if plan.config.evaluation.dataset == "scenes" and plan.images:
+        scenes = plan.config.evaluation.scenes
+        return {"scenes_seed": scenes.seed, "scenes_size": scenes.size}
+    return {}
+
+
+def _examples(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    """Images drawn at random, not picked: index, true names, best-scored names with scores."""
+    names = plan.categories.names
+    count = min(_EXAMPLES, len(labels))
+    drawn = sorted(random.Random(0).sample(range(len(labels)), count))
+    return [
+        {
+            "image": i,
+            "true": [names[c] for c in np.flatnonzero(labels[i])],
+            "predicted": [
+                [names[c], round(float(scores[i, c]), 4)]
+                for c in np.argsort(-scores[i], kind="stable")[:_TAGS_SHOWN]
+            ],
+        }
+        for i in drawn
+    ]
+
+
+def read_metrics(plan: Plan) -> dict[str, Any]:
+    """The metrics file that the evaluation stage wrote."""
+    metrics: dict[str, Any] = json.loads((plan.evaluation.folder / METRICS).read_bytes())
+    return metrics

@@ -1,0 +1,117 @@
+"""`run`: plan, run each stage whose result is not there, summarise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cluster import disconnect
+from orchestrator.config import RunConfig
+from orchestrator.plan import Plan, make_plan
+from orchestrator.preflight import find_resources
+from orchestrator.progress import status
+from orchestrator.stages import Stage, run_stage
+
+
+def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
+    """Run a config to its report, or print the plan of it.
+
+    Raises:
+        InputError: for what a person has to change, before anything has started.
+    """
+    stamps = _stamps(config, console, fetch=not dry_run)
+    plan = make_plan(config, find_resources(), stamps)
+    if dry_run:
+        _print_plan(plan, console)
+        return
+    try:
+        ran = _run_stages(plan, stamps, console)
+    finally:
+        disconnect()
+    from orchestrator.results import write_results
+
+    metrics = write_results(plan, ran)
+    _print_summary(plan, metrics, ran, console)
+
+
+def _run_stages(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage, bool]:
+    """Run what is not done; whether each stage ran."""
+    # Heavy imports happen inside the stages: when all are done, none is needed.
+    from orchestrator.evaluation_stages import write_evaluation, write_image_features, write_images
+    from orchestrator.knowledge_stage import write_knowledge
+    from orchestrator.tuning_stages import write_caption_features, write_hierarchy, write_tuned
+
+    work: dict[Stage, Callable[[Path], None]] = {
+        plan.knowledge: lambda staging: write_knowledge(plan, console, staging),
+        plan.captions: lambda staging: write_caption_features(plan, console, staging),
+        plan.hierarchy: lambda staging: write_hierarchy(plan, staging),
+        plan.evaluation: lambda staging: write_evaluation(plan, staging),
+    }
+    for seed, stage in plan.tuning.items():
+        work[stage] = lambda staging, seed=seed: write_tuned(plan, console, seed, staging)
+    if plan.images and plan.image_features:
+        work[plan.images] = lambda staging: write_images(plan, stamps, staging)
+        work[plan.image_features] = lambda staging: write_image_features(plan, console, staging)
+    return {stage: run_stage(stage, work[stage]) for stage in plan.stages}
+
+
+def _stamps(config: RunConfig, console: Console, fetch: bool) -> Path | None:
+    """The scenes' cut-outs: found, or fetched; None, with the reason printed, if not to be had."""
+    if config.evaluation.dataset != "scenes":
+        return None
+    from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
+
+    cache = Path(config.paths.cache).resolve()
+    found = stamps_source(cache)
+    if found or not fetch:
+        return found
+    try:
+        with status(console, "fetching the cut-outs of the scenes (Debian package, 161 MB) …"):
+            return fetch_stamps(cache)
+    except StampsUnavailable as error:
+        console.print(
+            f"No scenes: {error}\nEvaluating on held-out captions instead; for photos of your own "
+            "set evaluation: {dataset: folder, root: …}.",
+            style="yellow",
+            markup=False,
+        )
+        return None
+
+
+def _print_plan(plan: Plan, console: Console) -> None:
+    table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
+    for stage in plan.stages:
+        table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")
+    console.print(table)
+    if plan.config.evaluation.dataset == "scenes" and not plan.images:
+        console.print("The cut-outs of the scenes are not here yet; a run fetches them first.")
+    engines, share = plan.engines, plan.share
+    console.print(
+        f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs; "
+        f"tuning workers: {plan.config.tuning.workers}, "
+        f"each {share.cpus:g} CPUs and {share.gpus:g} GPUs"
+    )
+
+
+def _print_summary(
+    plan: Plan, metrics: dict[str, object], ran: dict[Stage, bool], console: Console
+) -> None:
+    done_before = [stage.name for stage in plan.stages if not ran[stage]]
+    if len(done_before) == len(plan.stages):
+        console.print("Nothing to do: every stage was done before.")
+    elif done_before:
+        console.print(f"Done before: {', '.join(done_before)}.")
+    where = f"{metrics['images']} images of {metrics['dataset']}" if plan.images else "held-out text"
+    table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
+    maps = metrics["map"]
+    assert isinstance(maps, dict)
+    for arm, of_arm in maps.items():
+        table.add_row(arm, *(f"{of_arm[branch]:.1f}" for branch in ("global", "local", "fused")))
+    console.print(table)
+    if plan.config.vlm.kind == "embedded":
+        console.print("Figures of the embedded model, which is not CLIP (its image side saw ImageNet).")
+    for name in ("report.html", "artifact"):
+        console.print(f"{name:<12} {plan.run_folder / name}", soft_wrap=True, highlight=False)

