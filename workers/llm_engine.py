@@ -49,7 +49,7 @@ class LLMEngine:
     """One vLLM engine. Made a Ray actor by the pool; nothing here needs Ray."""
 
     def __init__(self, settings: EngineSettings, model: Path | str, on_gpu: bool) -> None:
-        if model == Path(model) and settings.model == EMBEDDED_MODEL:
+        if settings.model == EMBEDDED_MODEL:
             assemble(Path(model))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -60,6 +60,9 @@ class LLMEngine:
             # A prefill cut in two breaks seeded sampling on CPUs, so none may be cut.
             options = {
                 "enforce_eager": True,
+                # The default of 128 is longer than what short patterns share: nothing would be
+                # found in the prefix cache.
+                "block_size": 16,
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(2048, settings.max_model_len),
             }
