@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+_LONGEST_MESSAGE = 1400
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -65,7 +67,7 @@ def main() -> None:
         from orchestrator.config_file import InputError
 
         if isinstance(error, InputError):
-            typer.echo(f"error: {error}", err=True)
+            typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
             sys.exit(2)
         from orchestrator.failure import describe
 

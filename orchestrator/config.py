@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator
-from pydantic_core import to_json
+from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails, to_json
 
 from orchestrator.config_file import InputError, parse_yaml, read_text, read_yaml
 from prompt_tuning.captions import CaptionSettings
@@ -17,7 +19,7 @@ from prompt_tuning.hierarchy import Hierarchy, HierarchySettings, parse_groups
 from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
 from prompt_tuning.questions import QuestionSettings
-from prompt_tuning.scenes import SceneSettings
+from prompt_tuning.scenes import SceneSettings, stamp_files
 from prompt_tuning.scoring import ScoringSettings
 from prompt_tuning.settings import Settings
 from prompt_tuning.vlm import VLMSettings
@@ -31,8 +33,8 @@ Seed = Annotated[int, Field(ge=0, le=2**31)]
 class Paths(Settings):
     """Where results of stages are kept and where runs are written (DATAFREE_CACHE, -_RUNS)."""
 
-    cache: str = "cache"
-    runs: str = "runs"
+    cache: Annotated[str, Field(min_length=1)] = "cache"
+    runs: Annotated[str, Field(min_length=1)] = "runs"
 
 
 class KnowledgeSettings(Settings):
@@ -55,7 +57,7 @@ class EvaluationSettings(Settings):
 class RunConfig(Settings):
     """All settings of `datafree run`. Input files named here are relative to the config file."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: str
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)] = (0,)
     paths: Paths = Paths()
     categories: str | tuple[str, ...]
@@ -68,6 +70,16 @@ class RunConfig(Settings):
     losses: LossSettings = LossSettings()
     tuning: DistributedTuningSettings = DistributedTuningSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            raise ValueError(
+                f"{name[:80]!r} must be 1 to 64 letters, digits, '.', '_' or '-', and begin with a "
+                "letter or digit"
+            )
+        return name
 
     @field_validator("seeds")
     @classmethod
@@ -99,13 +111,12 @@ def load_config(path: Path, overrides: list[str], cache: str | None, runs: str |
 
 
 def validate(model: type[Model], raw: Any, source: str) -> Model:
-    """A settings object from plain values. Raises InputError with a line a mistake, five at most."""
+    """A settings object from plain values. Raises InputError, a line a mistake, five at most."""
     try:
         # By way of JSON, whose strict mode takes a list for a tuple but no "1" for a 1.
         return model.model_validate_json(to_json(raw, inf_nan_mode="constants"))
     except ValidationError as error:
-        lines = [_explain(model, problem) for problem in error.errors(include_url=False)]
-        lines = list(dict.fromkeys(lines))
+        lines = _explain(model, raw, error.errors(include_url=False))
         more = [f"… and {len(lines) - 5} more"] if len(lines) > 5 else []
         raise InputError("\n".join(f"{source}: {line}" for line in lines[:5] + more)) from None
 
@@ -124,45 +135,84 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
     place[last] = parse_yaml(text, f"--set {override!r}")
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    """One line about one of pydantic's errors: field, what is wrong, what would be right."""
-    # A union's members appear in the location as type names; fields are what a person wrote.
-    location = [str(part) for part in problem["loc"]]
-    fields = _known_fields(model)
-    named = [part for part in location if part in fields or part.isdigit() or part == location[-1]]
-    name = ".".join(part for part in named if not part.startswith(("literal[", "constrained")))
-    if problem["type"] == "extra_forbidden":
-        parent = _model_at(model, location[:-1])
-        close = difflib.get_close_matches(location[-1], parent.model_fields if parent else (), n=1)
-        prefix = ".".join([*location[:-1], close[0]]) if close else ""
-        known = ", ".join(parent.model_fields) if parent else ""
-        return f"{name}: unknown field; " + (
-            f"did you mean {prefix}?" if close else f"there are: {known}"
-        )
-    if problem["type"] == "missing":
-        return f"{name}: is missing"
-    given = str(problem["input"])
-    shown = "" if len(given) > 60 or problem["type"] == "value_error" else f" (given: {given})"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{name or 'config'}: {message[:1].lower()}{message[1:]}{shown}"[:300]
+# What pydantic calls by its Python or JSON names; in its other messages they do not occur.
+_EXPECTED = {
+    "bool_type": "true or false",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "model_type": "a mapping of fields",
+    "string_too_long": "a text of {max_length} or fewer characters",
+    "string_too_short": "a text of {min_length} or more characters",
+    "string_type": "a text",
+    "too_long": "a list of at most {max_length}",
+    "too_short": "a list of at least {min_length}",
+    "tuple_type": "a list",
+}
 
 
-def _known_fields(model: type[BaseModel]) -> set[str]:
-    fields: set[str] = set()
-    for name, field in model.model_fields.items():
-        fields.add(name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            fields |= _known_fields(field.annotation)
-    return fields
+def _explain(model: type[BaseModel], raw: Any, problems: list[ErrorDetails]) -> list[str]:
+    """A line for each field that is wrong: its name, what is wrong, what would be right."""
+    by_place: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for problem in problems:
+        by_place.setdefault(_place(raw, problem), []).append(problem)
+    lines = []
+    for place, of_place in by_place.items():
+        # What is wrong with a part says more than that the whole fits no member of its union.
+        if any(other[: len(place)] == place for other in by_place if len(other) > len(place)):
+            continue
+        name = ".".join(str(part) for part in place)
+        message = _message(model, place, of_place)
+        lines.append(f"{name}: {message}"[:300] if name else message[:300])
+    return lines
 
 
-def _model_at(model: type[BaseModel], location: list[str]) -> type[BaseModel] | None:
-    for part in location:
-        annotation = model.model_fields[part].annotation if part in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return None
-        model = annotation
-    return model
+def _place(raw: Any, problem: ErrorDetails) -> tuple[int | str, ...]:
+    """Where in what a person wrote: the location without the names of a union's members."""
+    place: list[int | str] = []
+    for part in problem["loc"]:
+        if isinstance(raw, list):
+            inside = isinstance(part, int) and part < len(raw)
+        else:
+            inside = isinstance(raw, dict) and part in raw
+        if inside:
+            raw = raw[part]
+            place.append(part)
+    return (*place, problem["loc"][-1]) if problem["type"] == "missing" else tuple(place)
+
+
+def _message(
+    model: type[BaseModel], place: tuple[int | str, ...], problems: list[ErrorDetails]
+) -> str:
+    """What is wrong at a place; several problems there are the members of a union."""
+    kind, given = problems[0]["type"], problems[0]["input"]
+    if kind == "missing":
+        return "is missing"
+    if kind == "value_error":
+        return problems[0]["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        fields = list(_fields_at(model, place[:-1]))
+        close = difflib.get_close_matches(str(place[-1]), fields, n=1)
+        right = ".".join(str(part) for part in (*place[:-1], *close))
+        hint = f"did you mean {right}?" if close else f"there are: {', '.join(fields)}"
+        return f"unknown field; {hint}"
+    expected = [
+        _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
+        if problem["type"] in _EXPECTED
+        else problem["msg"].removeprefix("Input should be ")
+        for problem in problems
+    ]
+    shown = to_json(given, inf_nan_mode="constants").decode()
+    ending = f" (given: {shown})" if len(shown) <= 60 else ""
+    return f"must be {' or '.join(dict.fromkeys(expected))}{ending}"
+
+
+def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> dict[str, FieldInfo]:
+    """The fields that there are at a place in a model, through lists of models."""
+    for part in place:
+        if isinstance(part, str):
+            annotation: Any = model.model_fields[part].annotation
+            model = next(iter(get_args(annotation)), annotation)
+    return model.model_fields
 
 
 def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
@@ -178,18 +228,24 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
     if config.evaluation.dataset == "folder":
         if config.evaluation.root is None:
             raise InputError("evaluation.root: is missing; the folder of photos and labels.csv")
-        root = _existing(config.evaluation.root, base, "evaluation.root")
+        root = _existing(config.evaluation.root, base, "evaluation.root", folder=True)
         updates["evaluation"] = config.evaluation.model_copy(update={"root": root})
     elif config.evaluation.root is not None:
         raise InputError("evaluation.root: only goes with evaluation.dataset: folder")
     return config.model_copy(update=updates)
 
 
-def _existing(name: str, base: Path, field: str) -> str:
-    path = (base / Path(name).expanduser()).resolve()
-    if not path.exists():
+def _existing(name: str, base: Path, field: str, folder: bool = False) -> str:
+    try:
+        path = (base / Path(name).expanduser()).resolve()
+        exists = path.is_dir() if folder else path.is_file()
+    except (OSError, RuntimeError) as error:  # a name that is too long, a ~user who is unknown
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{field}: {name[:80]!r}: {reason}") from None
+    if not exists:
         known = f"; built-in lists: {', '.join(BUILT_IN)}" if field == "categories" else ""
-        raise InputError(f"{field}: {name!r} is no file or folder (looked at {path}){known}")
+        kind = "folder" if folder else "file"
+        raise InputError(f"{field}: {name!r} is no {kind} (looked at {path}){known}")
     return str(path)
 
 
@@ -197,11 +253,22 @@ def load_categories(config: RunConfig) -> CategoryList:
     """The category list: built in, from a YAML or text file (a name a line), or as written.
 
     Raises:
-        InputError: naming the file or field and the category.
+        InputError: naming the file or field and the category; also where none of them could be
+            seen in the scenes that are to be evaluated on.
     """
+    categories = _read_categories(config)
+    if config.evaluation.dataset == "scenes" and not set(categories.names) & set(stamp_files()):
+        raise InputError(
+            "evaluation.dataset: the scenes show none of the categories; "
+            "use categories: scenes, or another dataset"
+        )
+    return categories
+
+
+def _read_categories(config: RunConfig) -> CategoryList:
     given = config.categories
     if isinstance(given, tuple):
-        return validate(CategoryList, _as_categories(list(given)), "categories")
+        return validate(CategoryList, _as_categories(list(given)), "config")
     if given in BUILT_IN:
         return validate(CategoryList, parse_yaml(built_in_text(given), given), given)
     path = Path(given)

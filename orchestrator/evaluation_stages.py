@@ -94,7 +94,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         },
         **comparison,
     }
-    (staging / METRICS).write_text(canonical_json(metrics), "utf-8")
+    (staging / METRICS).write_text(json.dumps(metrics), "utf-8")
     (staging / IDENTITY).write_text(vlm.identity.model_dump_json(), "utf-8")
     (staging / GEOMETRY).write_text(geometry.model_dump_json(), "utf-8")
     if plan.images:

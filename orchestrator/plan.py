@@ -16,6 +16,7 @@ from orchestrator.preflight import (
     place_workers,
 )
 from orchestrator.stages import Stage, plan_stage
+from prompt_tuning.captions import read_caption_file
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets import read_folder
 from prompt_tuning.hierarchy import Hierarchy
@@ -95,6 +96,7 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     """
     categories = load_categories(config)
     groups = load_groups(config, categories)
+    _check_caption_files(config, categories)
     try:
         check_vlm(config.vlm)
         vlm_weights = [file_digest(path) for path in weight_files(config.vlm)]
@@ -186,6 +188,19 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         image_features=image_features,
         evaluation=evaluation,
     )
+
+
+def _check_caption_files(config: RunConfig, categories: CategoryList) -> None:
+    """Refuse a file of captions that the knowledge stage would stumble over at its end."""
+    for file in config.captions.files:
+        try:
+            read_caption_file(Path(file), categories)
+        except UnicodeDecodeError as error:
+            raise InputError(f"captions.files: {file}: not UTF-8 (byte {error.start})") from None
+        except OSError as error:
+            raise InputError(f"captions.files: {file}: {error.strerror}") from None
+        except ValueError as error:
+            raise InputError(f"captions.files: {error}") from None
 
 
 def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from orchestrator.config import RunConfig
 from orchestrator.config_file import InputError
-from workers.knowledge_pool import Placement
+
+if TYPE_CHECKING:
+    from orchestrator.config import RunConfig
+    from workers.knowledge_pool import Placement
+
+# Below this, workers only wait for each other and fill the memory.
+_LEAST_CPUS_A_WORKER = 0.25
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,17 @@ def find_resources() -> Resources:
 
         total = ray.cluster_resources()
         return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
-    return Resources(len(os.sched_getaffinity(0)), _local_gpus())
+    return local_resources()
 
 
-def _local_gpus() -> int:
+def local_resources() -> Resources:
+    """What this machine lets this process use."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if visible is None:
+        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    else:
+        gpus = len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    return Resources(len(os.sched_getaffinity(0)), gpus)
 
 
 def place_engines(config: RunConfig, resources: Resources) -> Placement:
@@ -53,6 +63,9 @@ def place_engines(config: RunConfig, resources: Resources) -> Placement:
     Raises:
         InputError: naming the field that asks for more than there is.
     """
+    # Inside, for it brings Ray, and `doctor` looks at a machine without waiting for that.
+    from workers.knowledge_pool import Placement
+
     llm = config.knowledge.llm
     on_gpu = resources.gpus > 0
     if llm.tensor_parallel > 1 and resources.gpus < llm.tensor_parallel:
@@ -82,7 +95,7 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
     tuning = config.tuning
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
-    share = min(1.0, resources.cpus / tuning.workers)
+    share = max(_LEAST_CPUS_A_WORKER, min(1.0, resources.cpus / tuning.workers))
     cpus = share if tuning.cpus_per_worker == "auto" else tuning.cpus_per_worker
     if tuning.workers * cpus > resources.cpus or tuning.workers * gpus > resources.gpus:
         raise InputError(
@@ -93,12 +106,11 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
 
 
 def check_writable(folder: Path, field: str) -> None:
-    """Raise InputError when a folder cannot be made or written to."""
+    """Raise InputError when a folder cannot be made or written to; leaves nothing behind."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
     except OSError as error:
         raise InputError(f"{field}: {folder} cannot be written to ({error.strerror})") from None
 

@@ -1,0 +1,28 @@
+"""The method: prompts for new labels, tuned on text alone (arXiv 2403.01209). Plain PyTorch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prompt_tuning.artifact import Artifact as Artifact
+    from prompt_tuning.categories import Category as Category
+    from prompt_tuning.sentence_tuning import tune as tune
+    from prompt_tuning.vlm import VLMSettings as VLMSettings
+    from prompt_tuning.vlm import load_vlm as load_vlm
+
+_HOME = {
+    "Artifact": "artifact",
+    "Category": "categories",
+    "VLMSettings": "vlm",
+    "load_vlm": "vlm",
+    "tune": "sentence_tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up late: a command that only reads a config should not wait for PyTorch.
+    if name in _HOME:
+        return getattr(import_module(f"prompt_tuning.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'prompt_tuning' has no attribute {name!r}")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from prompt_tuning.categories import CategoryList
@@ -72,6 +74,22 @@ class Artifact:
             fusion=described["fusion"],
             vlm=VLMIdentity.model_validate(described["vlm"]),
         )
+
+    def tag(
+        self, vlm: VLM, images: Sequence[Image.Image], top: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """The `top` best categories of each picture with their scores, best first.
+
+        Raises:
+            ValueError: when `vlm` is not the one that the artifact was tuned for.
+        """
+        pixels = torch.stack([vlm.preprocess(image) for image in images]).to(vlm.device)
+        best = self.scores(vlm, pixels).topk(min(top, len(self.categories)))
+        names = self.categories.names
+        return [
+            [(names[c], score) for c, score in zip(row, values, strict=True)]
+            for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
 
     @torch.no_grad()
     def scores(self, vlm: VLM, pixels: torch.Tensor) -> torch.Tensor:

@@ -71,7 +71,7 @@ class CaptionFilter:
     def __init__(self, categories: CategoryList, settings: CaptionSettings) -> None:
         self._matcher = NounMatcher(categories)
         self._settings = settings
-        self._seen: set[str] = set()
+        self._seen: set[tuple[str, tuple[int, ...]]] = set()
 
     def sort(self, pairs: Iterable[tuple[Question, Answer]]) -> list[Caption | str]:
         """What becomes of each answer: the caption that it makes, or the reason to drop it."""
@@ -83,7 +83,7 @@ class CaptionFilter:
         reason = self._reason_to_drop(question, answer, text, labels)
         if reason:
             return reason
-        self._seen.add(_content_words(text))
+        self._seen.add((_content_words(text), labels))
         return Caption(text, labels, question.kind)
 
     def _reason_to_drop(
@@ -106,7 +106,8 @@ class CaptionFilter:
             return "does not name what was asked for"
         if _content_words(text) in {_content_words(example) for example in question.shown}:
             return "copies an example"
-        if _content_words(text) in self._seen:
+        # With the labels: a dog on the grass is no duplicate of a cow there.
+        if (_content_words(text), labels) in self._seen:
             return "duplicate or nearly"
         return None
 
@@ -135,7 +136,7 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
     """
     matcher = NounMatcher(categories)
     captions = []
-    for row, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for row, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
         text, _, labels_text = line.partition("\t")
         if not text.strip():
             continue
@@ -143,7 +144,7 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
         for name in names:
             if name not in categories.names:
                 raise ValueError(f"{path}, row {row}: {name!r} is no category of the list")
-        labels = tuple(sorted(categories.index(name) for name in names)) or matcher.find(text)
+        labels = tuple(sorted({categories.index(name) for name in names})) or matcher.find(text)
         if not labels:
             raise ValueError(f"{path}, row {row}: the sentence names no category; add <TAB>label")
         captions.append(Caption(text.strip(), labels, "file"))

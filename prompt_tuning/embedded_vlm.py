@@ -56,7 +56,7 @@ class EmbeddedVLM(VLM):
             dim=384,
         )
         self.image_tower = _image_tower(settings.model, image_weights)
-        self.text_tower = BertModel.from_pretrained(text_weights.parent, add_pooling_layer=False)
+        self.text_tower = BertModel.from_pretrained(text_weights.parent)
         self.context_width = self.text_tower.config.hidden_size
         self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent)
         anchors = self._imagenet_anchors(cache)

@@ -61,14 +61,16 @@ def parse_groups(tree: Any, categories: CategoryList, source: str) -> Hierarchy:
     """The hierarchy that a nested mapping (coarse -> fine -> names) describes.
 
     Raises:
-        ValueError: naming `source` and the group, for another shape, a name that is no category,
-            one listed twice, or a category in no group.
+        ValueError: naming `source` and the group, for another shape, an empty group, a name that
+            is no category, one listed twice, or a category in no group.
     """
     if not isinstance(tree, dict) or not all(isinstance(fines, dict) for fines in tree.values()):
         raise ValueError(f"{source}: must map coarse groups to fine groups to lists of categories")
     fine_names: list[str] = []
     place: dict[str, tuple[int, int]] = {}
     for c, (coarse, fines) in enumerate(tree.items()):
+        if not fines:
+            raise ValueError(f"{source}: group {coarse!r} has no fine groups")
         for fine, members in fines.items():
             if not isinstance(members, list) or not members:
                 raise ValueError(f"{source}: group {fine!r} of {coarse!r} must list its categories")
@@ -95,8 +97,9 @@ def cluster_groups(
 ) -> Hierarchy:
     """Balanced, nested groups from text features `(classes, dim)` of unit length.
 
-    First coarse groups over all categories, then fine groups inside each coarse one; counts above
-    what the categories can fill are cut. A group is named after its two most central members.
+    First coarse groups over all categories, then fine groups inside each coarse one, no fewer than
+    the coarse; counts above what the categories can fill are cut. A group is named after its two
+    most central members.
     """
     coarse_of = _balanced_clusters(features, min(coarse, len(features)))
     groups = range(int(coarse_of.max()) + 1)
@@ -104,7 +107,8 @@ def cluster_groups(
     fine_names: list[str] = []
     for c in groups:
         members = np.flatnonzero(coarse_of == c)
-        share = max(1, min(len(members), round(fine * len(members) / len(features))))
+        # Dealt out in turn like the seats of the coarse groups: all `fine` of them, each one filled.
+        share = len(range(c, min(fine, len(features)), len(groups)))
         inner = _balanced_clusters(features[members], share)
         fine_of[members] = inner + len(fine_names)
         for f in range(share):

@@ -12,27 +12,35 @@ _IRREGULAR = {
     "foot": "feet",
     "goose": "geese",
     "knife": "knives",
+    "leaf": "leaves",
+    "loaf": "loaves",
     "man": "men",
     "mouse": "mice",
     "ox": "oxen",
     "person": "people",
+    "potato": "potatoes",
     "scissors": "scissors",
     "sheep": "sheep",
     "shelf": "shelves",
     "skis": "skis",
+    "tomato": "tomatoes",
     "tooth": "teeth",
     "wolf": "wolves",
     "woman": "women",
 }
 
-# Compounds in which the first noun is not there to be seen: "a bus stop" shows no bus.
-_COMPOUNDS = """
+# Compounds in which neither noun is there to be seen: "a hot dog" shows no dog.
+_NEITHER_NOUN = """
+    hot dog|sea horse|sea lion|teddy bear|computer mouse|guinea pig|flower bed
+"""
+
+# Compounds in which only the last noun is: "an apple tree" shows a tree and no apple.
+_LAST_NOUN = """
     apple juice|apple orchard|apple pie|apple tree|bear skin|bird cage|bird house|bird nest
     boat house|bus driver|bus station|bus stop|cake stand|car park|car wash|chicken soup|corn field
-    cow shed|deer park|dog house|dog kennel|flower bed|flower pot|flower shop|hot dog|horse race
-    lemon juice|lemon tree|lion dance|pig sty|rabbit hole|sea horse|sea lion|sheep dog
-    teddy bear|tree house|tree trunk|train driver|train station|train track|turkey sandwich
-    computer mouse|guinea pig|christmas tree lights|palm of
+    cow shed|deer park|dog house|dog kennel|flower pot|flower shop|horse race|lemon juice|lemon tree
+    lion dance|pig sty|rabbit hole|sheep dog|tree house|tree trunk|train driver|train station
+    train track|turkey sandwich|christmas tree lights|palm of
 """
 
 
@@ -62,14 +70,16 @@ class NounMatcher:
 
     def __init__(self, categories: CategoryList) -> None:
         owner: dict[str, int | None] = {}
-        for compound in re.split(r"[|\n]", _COMPOUNDS):
-            if compound.strip():
-                owner[compound.strip()] = None
-                owner[plural(compound.strip())] = None
         for i, category in enumerate(categories.categories):
             for noun in (*category.names, *category.kinds):
                 for form in (noun, plural(noun)):
                     owner[_plain(form)] = i
+        for compound in _listed(_NEITHER_NOUN):
+            for form in (compound, plural(compound)):
+                owner.setdefault(form, None)
+        for compound in _listed(_LAST_NOUN):
+            for form in (compound, plural(compound)):
+                owner.setdefault(form, owner.get(form.split(" ")[-1]))
         self._owner = owner
         longest_first = sorted(owner, key=lambda noun: (-len(noun), noun))
         alternatives = "|".join(re.escape(noun).replace(r"\ ", r"[\s-]+") for noun in longest_first)
@@ -81,6 +91,10 @@ class NounMatcher:
             self._owner[_plain(match.group())] for match in self._pattern.finditer(text)
         }
         return tuple(sorted(i for i in found if i is not None))
+
+
+def _listed(compounds: str) -> list[str]:
+    return [compound.strip() for compound in re.split(r"[|\n]", compounds.strip())]
 
 
 def _plain(text: str) -> str:

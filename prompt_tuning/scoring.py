@@ -51,7 +51,8 @@ def region_scores(
     shape = (len(counts), cosines.shape[1])
     highest = cosines.detach().new_full(shape, -1.0)
     index = item[:, None].expand_as(cosines)
-    highest = highest.scatter_reduce(0, index, cosines.detach(), "amax")
+    # Noise may take cosines below -1: what the tensor is filled with must not count.
+    highest = highest.scatter_reduce(0, index, cosines.detach(), "amax", include_self=False)
     weights = torch.exp(geometry.local_temperature * (cosines - highest[item]))
     total = cosines.new_zeros(shape).index_add(0, item, weights)
     if geometry.aggregation == "softmax":

@@ -55,16 +55,15 @@ class NoiseSettings(Settings):
 
 
 class TuningSettings(Settings):
-    """The optimisation. `workers` Ray Train workers share each batch with DDP; `None` for their
-    resources takes a GPU where there is one and the CPUs shared out."""
+    """The optimisation, with defaults for the embedded model; `momentum` goes with `sgd`."""
 
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: Annotated[float, Field(gt=0, le=10)] = 0.002
+    optimizer: Literal["sgd", "adam"] = "adam"
+    lr: Annotated[float, Field(gt=0, le=10)] = 0.01
     momentum: Factor = 0.9
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0005
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 20
-    batch: Annotated[int, Field(ge=1, le=100_000)] = 512
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10, 15)
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 12
+    batch: Annotated[int, Field(ge=1, le=100_000)] = 256
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (8,)
     gamma: Factor = 0.1
     noise: NoiseSettings = NoiseSettings(relative=0.5)
 

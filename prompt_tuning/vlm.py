@@ -106,7 +106,9 @@ class VLM(nn.Module, ABC):
 
 
 def load_vlm(
-    settings: VLMSettings, device: str | torch.device = "cpu", cache: Path | None = None
+    settings: VLMSettings = VLMSettings(),
+    device: str | torch.device = "cpu",
+    cache: Path | None = None,
 ) -> VLM:
     """Load a backbone in evaluation mode with its weights frozen.
 

@@ -20,7 +20,6 @@ from prompt_tuning.scenes import (
     plan_scenes,
     stamp_files,
     stamps_hash,
-    stamps_source,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -35,15 +34,6 @@ SHAPES = {"scenes": (44, 14, 5), "coco": (80, 20, 9), "voc": (20, 10, 4)}
 
 def built_in(name: str) -> CategoryList:
     return CategoryList.model_validate_json(json.dumps(yaml.safe_load(built_in_text(name))))
-
-
-@pytest.fixture(scope="session")
-def stamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cache = tmp_path_factory.mktemp("cache")
-    try:
-        return stamps_source(cache) or fetch_stamps(cache)
-    except StampsUnavailable as error:
-        pytest.skip(f"no cut-outs to compose scenes from: {error}")
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

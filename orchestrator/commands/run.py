@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from rich.console import Console
@@ -16,5 +17,11 @@ def run(
     from orchestrator.pipeline import run as run_pipeline
 
     loaded = load_config(config, overrides, cache, runs)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _quieten_libraries()
     run_pipeline(loaded, Console(), dry_run)
+
+
+def _quieten_libraries() -> None:
+    """Their bars and notices would hide ours; errors still come through."""
+    os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
+    warnings.filterwarnings("ignore", module="torchvision")

@@ -1,0 +1,81 @@
+"""Zero-shot mAP of the embedded model on VOC photos, beside the figures of its first description.
+
+python benchmarks/zero_shot.py ../shared/data/voc2012_sample --split train_sample
+
+The photos only measure; nothing is tuned on them. Last line: JSON, mAP by model and branch, with
+the largest distance to the figures that VLM.md gives for the 528-photo sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import yaml
+from PIL import Image
+
+from prompt_tuning.categories import CategoryList, built_in_text
+from prompt_tuning.datasets import read_voc
+from prompt_tuning.evaluation import BRANCHES, ClassFeatures, arm_scores
+from prompt_tuning.features import concatenate
+from prompt_tuning.metrics import mean_average_precision
+from prompt_tuning.prompts import handcrafted_features
+from prompt_tuning.vlm import VLMSettings, load_vlm
+
+# The devkit's own class names, in the order of the built-in list.
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+DESCRIBED = {  # VLM.md: global, local, fused
+    ("efficientnet-lite0+minilm", 224): (71.7, 74.6, 74.0),
+    ("efficientnet-lite0+minilm", 320): (73.9, 76.6, 76.8),
+    ("efficientnet-lite2+minilm", 320): (74.9, 78.9, 78.2),
+}
+BATCH = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path, help="folder with VOCdevkit/")
+    parser.add_argument("--year", default="2012")
+    parser.add_argument("--split", default="train_sample")
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    options = parser.parse_args()
+
+    categories = CategoryList.model_validate_json(json.dumps(yaml.safe_load(built_in_text("voc"))))
+    photos = read_voc(options.root, options.year, options.split, VOC_CLASSES)
+    measured = {}
+    farthest = 0.0
+    for (model, resolution), described in DESCRIBED.items():
+        vlm = load_vlm(VLMSettings(model=model, resolution=resolution), cache=options.cache)
+        features = concatenate(
+            vlm.encode_image(
+                torch.stack([vlm.preprocess(Image.open(f)) for f in photos.files[i : i + BATCH]])
+            )
+            for i in range(0, len(photos.files), BATCH)
+        )
+        texts = F.normalize(handcrafted_features(vlm, categories), dim=-1)
+        scores = arm_scores(features, ClassFeatures(texts, texts), vlm.geometry, "mean")
+        maps = {b: 100 * mean_average_precision(scores[b], photos.labels) for b in BRANCHES}
+        measured[f"{model}@{resolution}"] = {b: round(value, 2) for b, value in maps.items()}
+        distances = [abs(maps[b] - d) for b, d in zip(BRANCHES, described, strict=True)]
+        farthest = max(farthest, *distances)
+        print(f"{model}@{resolution}: {measured[f'{model}@{resolution}']} described {described}")
+    print(
+        json.dumps(
+            {
+                "photos": len(photos.files),
+                "map": measured,
+                "farthest_from_described": round(farthest, 2),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

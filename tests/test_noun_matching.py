@@ -1,0 +1,165 @@
+"""Which categories a sentence names."""
+
+from __future__ import annotations
+
+import pytest
+
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.noun_matching import NounMatcher, plural
+
+CATEGORIES = CategoryList(
+    categories=(
+        Category(name="dog", kinds=("chihuahua", "sheepdog")),
+        Category(name="hot air balloon", synonyms=("hot-air balloon",)),
+        Category(name="bus", kinds=("school bus",)),
+        Category(name="car", kinds=("sports car",)),
+        Category(name="person", kinds=("man", "woman", "child")),
+        Category(name="mouse"),
+        Category(name="knife"),
+        Category(name="apple"),
+        Category(name="tree"),
+        Category(name="frog", kinds=("tree frog",)),
+        Category(name="sheep"),
+        Category(name="horse"),
+        Category(name="corn"),
+        Category(name="drum", kinds=("tom-tom",)),
+        Category(name="tomato"),
+        Category(name="sandwich"),
+    )
+)
+MATCHER = NounMatcher(CATEGORIES)
+
+
+def found(text: str) -> list[str]:
+    return [CATEGORIES.names[i] for i in MATCHER.find(text)]
+
+
+@pytest.mark.parametrize(
+    ("singular", "expected"),
+    [
+        ("traffic light", "traffic lights"),
+        ("bus", "buses"),
+        ("box", "boxes"),
+        ("bench", "benches"),
+        ("toothbrush", "toothbrushes"),
+        ("cherry", "cherries"),
+        ("toy", "toys"),
+        ("kitchen knife", "kitchen knives"),
+        ("mouse", "mice"),
+        ("pair of scissors", "pair of scissors"),
+        ("maple leaf", "maple leaves"),
+        ("potato", "potatoes"),
+        ("Granny Smith", "Granny Smiths"),
+    ],
+)
+def test_plurals(singular: str, expected: str) -> None:
+    assert plural(singular) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("A dog sleeps.", ["dog"]),
+        ("Two DOGS and a Chihuahua sleep", ["dog"]),
+        ("The dog's bowl", ["dog"]),
+        ("buses, knives and mice", ["bus", "mouse", "knife"]),
+        ("People, women and children", ["person"]),
+        ("Ripe tomatoes", ["tomato"]),
+        ("an apple beside a sports car", ["car", "apple"]),
+        ("car,bus;dog", ["dog", "bus", "car"]),
+    ],
+)
+def test_singular_plural_and_other_words_in_the_order_of_the_list(
+    text: str, names: list[str]
+) -> None:
+    assert found(text) == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a carpet in a concert hall",
+        "a scar, an oscar and a carton",
+        "a dogma",
+        "business and abuse",
+        "a pineapple and peppercorns",
+        "street performances",
+        "",
+    ],
+)
+def test_only_whole_words_count(text: str) -> None:
+    assert found(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a hot dog with mustard", []),
+        ("two hot dogs and a dog", ["dog"]),
+        ("people at a bus stop", ["person"]),
+        ("bus stops and a bus", ["bus"]),
+        ("a full car park", []),
+        ("a sea horse", []),
+        ("a computer mouse", []),
+        # The last noun of these is there to be seen; only the first is not.
+        ("an apple tree", ["tree"]),
+        ("three apple trees", ["tree"]),
+        ("a sheep dog", ["dog"]),
+    ],
+)
+def test_compounds_do_not_show_their_first_noun(text: str, names: list[str]) -> None:
+    assert found(text) == names
+
+
+def test_the_last_noun_of_a_compound_may_be_a_category() -> None:
+    foods = CategoryList(categories=(Category(name="turkey"), Category(name="sandwich")))
+    assert NounMatcher(foods).find("a turkey sandwich") == (1,)
+    assert NounMatcher(foods).find("turkey sandwiches") == (1,)
+
+
+def test_a_compound_that_is_itself_a_category_is_found() -> None:
+    categories = CategoryList(
+        categories=(
+            Category(name="dog"),
+            Category(name="hot dog"),
+            Category(name="mouse", kinds=("computer mouse",)),
+            Category(name="apple tree"),
+        )
+    )
+    matcher = NounMatcher(categories)
+    assert matcher.find("two hot dogs") == (1,)
+    assert matcher.find("a computer mouse") == (2,)
+    assert matcher.find("apple trees") == (3,)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a tree frog", ["frog"]),
+        ("a tree frog in a tree", ["tree", "frog"]),
+        ("tree frogs", ["frog"]),
+        ("a sheepdog", ["dog"]),
+        ("school buses", ["bus"]),
+    ],
+)
+def test_the_longest_name_at_a_place_wins(text: str, names: list[str]) -> None:
+    assert found(text) == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hot-air balloon", "hot air balloons", "Hot-Air  Balloon", "hot air\nballoon"],
+)
+def test_hyphens_and_spaces_are_alike(text: str) -> None:
+    assert found(f"a {text} rises") == ["hot air balloon"]
+
+
+@pytest.mark.parametrize("text", ["a tom-tom", "two tom toms"])
+def test_names_with_hyphens_are_found_without(text: str) -> None:
+    assert found(text) == ["drum"]
+
+
+def test_names_may_hold_characters_that_mean_something_in_patterns() -> None:
+    odd = CategoryList(categories=(Category(name="C++ book"), Category(name="cat (pet)")))
+    assert NounMatcher(odd).find("a C++ book") == (0,)
+    assert NounMatcher(odd).find("a cat, pet of all") == ()

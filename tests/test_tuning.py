@@ -1,0 +1,320 @@
+"""Tuning, on a handful of captions through the real embedded model."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pydantic import ValidationError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from prompt_tuning.captions import Caption
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.features import Features
+from prompt_tuning.hierarchy import parse_groups
+from prompt_tuning.losses import LossSettings, order_loss, ranking_loss
+from prompt_tuning.prompts import BranchSettings, PromptSettings
+from prompt_tuning.scoring import ScoringSettings, branch_scores
+from prompt_tuning.tuning import (
+    CaptionSet,
+    ClassPrompts,
+    NoiseSettings,
+    TuningRun,
+    TuningSettings,
+    caption_labels,
+)
+from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+
+NAMES = ("dog", "cat", "cow", "car", "bus")
+CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
+HIERARCHY = parse_groups(
+    {
+        "animals": {"pets": ["dog", "cat"], "farm": ["cow"]},
+        "things": {"small": ["car"], "large": ["bus"]},
+    },
+    CATEGORIES,
+    "test",
+)
+TRAIN = [
+    ("A puppy chews a bone on the sofa.", (0,)),
+    ("A kitten sleeps in a warm basket.", (1,)),
+    ("A puppy and a kitten share a bowl of milk.", (0, 1)),
+    ("A heifer grazes on a green meadow.", (2,)),
+    ("A red sedan waits at the crossing.", (3,)),
+    ("A double-decker carries tourists through town.", (4,)),
+    ("A sedan overtakes a double-decker on the motorway.", (3, 4)),
+]
+HELD_OUT = [
+    ("A hound runs after a stick.", (0,)),
+    ("A tabby looks at a bull behind the fence.", (1, 2)),
+    ("A taxi follows a coach.", (3, 4)),
+]
+TOKENS = BranchSettings(shared=2, coarse=1, fine=1, category=1)
+PROMPTS = PromptSettings(global_branch=TOKENS, local_branch=TOKENS)
+SETTINGS = TuningSettings(
+    optimizer="sgd", lr=0.05, epochs=4, batch=3, milestones=(2,), noise=NoiseSettings(relative=0.5)
+)
+
+
+@dataclass(frozen=True)
+class Data:
+    train: CaptionSet
+    held_out: CaptionSet
+
+
+def caption_set(vlm: VLM, captions: list[tuple[str, tuple[int, ...]]]) -> CaptionSet:
+    labels = caption_labels([Caption(*c, "test") for c in captions], len(NAMES))
+    return CaptionSet(vlm.encode_captions([text for text, _ in captions]), labels)
+
+
+@pytest.fixture(scope="module")
+def data(embedded_vlm: VLM) -> Data:
+    return Data(caption_set(embedded_vlm, TRAIN), caption_set(embedded_vlm, HELD_OUT))
+
+
+def class_prompts(
+    vlm: VLM, seed: int = 0, losses: LossSettings | None = None, depth: int = 4
+) -> ClassPrompts:
+    scoring = ScoringSettings()
+    losses = losses or LossSettings()
+    return ClassPrompts(vlm, CATEGORIES, HIERARCHY, depth, PROMPTS, scoring, losses, seed)
+
+
+def new_run(
+    vlm: VLM, data: Data, settings: TuningSettings = SETTINGS, seed: int = 0, parallel: bool = False
+) -> TuningRun:
+    prompts = class_prompts(vlm, seed)
+    model = DistributedDataParallel(prompts) if parallel else prompts
+    return TuningRun(prompts, model, data.train, data.held_out, settings, seed)
+
+
+def finish(run: TuningRun) -> TuningRun:
+    while run.epochs_done < run.settings.epochs:
+        run.run_epoch()
+    return run
+
+
+def result_bytes(run: TuningRun) -> bytes:
+    """All that a run leaves: the best class features, the last prompts, the history."""
+    history = torch.tensor([list(entry.values()) for entry in run.history], dtype=torch.float64)
+    last = {name: tensor.detach() for name, tensor in run.prompts.state_dict().items()}
+    return save({**run.best_class_features(), **last, "history": history})
+
+
+def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    loaded: dict[str, Any] = torch.load(buffer, weights_only=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def undisturbed(embedded_vlm: VLM, data: Data) -> TuningRun:
+    return finish(new_run(embedded_vlm, data))
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.02), ("adam", 0.005)])
+def test_the_loss_falls(embedded_vlm: VLM, data: Data, optimizer: str, lr: float) -> None:
+    settings = TuningSettings.model_validate(
+        {
+            "optimizer": optimizer,
+            "lr": lr,
+            "epochs": 6,
+            "batch": 4,
+            "milestones": (),
+            "noise": NoiseSettings(relative=0.0),
+        }
+    )
+    history = finish(new_run(embedded_vlm, data, settings)).history
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert min(entry["held_out_loss"] for entry in history[1:]) < history[0]["held_out_loss"]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
+    embedded_vlm: VLM, data: Data, undisturbed: TuningRun
+) -> None:
+    assert result_bytes(finish(new_run(embedded_vlm, data))) == result_bytes(undisturbed)
+    assert result_bytes(finish(new_run(embedded_vlm, data, seed=1))) != result_bytes(undisturbed)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_resumed_after_any_epoch_gives_the_same_bytes(
+    embedded_vlm: VLM, data: Data, stop_after: int, optimizer: str
+) -> None:
+    settings = SETTINGS.model_copy(update={"optimizer": optimizer, "lr": 0.02})
+    whole = new_run(embedded_vlm, data, settings)
+    state: dict[str, Any] = {}
+    while whole.epochs_done < settings.epochs:
+        whole.run_epoch()
+        if whole.epochs_done == stop_after:
+            state = saved_and_loaded(whole.state_dict())
+    resumed = new_run(embedded_vlm, data, settings)
+    resumed.load_state_dict(state)
+    assert resumed.epochs_done == stop_after
+    assert result_bytes(finish(resumed)) == result_bytes(whole)
+
+
+def test_the_best_epoch_is_the_one_with_the_lowest_held_out_loss(
+    embedded_vlm: VLM, data: Data
+) -> None:
+    # A rate this high makes later epochs worse than an early one.
+    run = new_run(embedded_vlm, data, SETTINGS.model_copy(update={"lr": 2.0}))
+    features = []
+    while run.epochs_done < run.settings.epochs:
+        run.run_epoch()
+        with torch.no_grad():
+            features.append(run.prompts.class_features())
+    losses = [entry["held_out_loss"] for entry in run.history]
+    best = losses.index(min(losses))
+    assert best < len(losses) - 1
+    chosen = run.best_class_features()
+    assert torch.equal(chosen["global"], features[best][0])
+    assert torch.equal(chosen["local"], features[best][1])
+    # Asking for the best must not take the last prompts away.
+    with torch.no_grad():
+        assert torch.equal(run.prompts.class_features()[0], features[-1][0])
+
+
+@pytest.mark.parametrize("part", ["pooled", "regions"])
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
+    embedded_vlm: VLM, data: Data, part: str
+) -> None:
+    run = new_run(embedded_vlm, data)
+    run.run_epoch()
+    features = run.train.features
+    poisoned = features._replace(**{part: torch.full_like(getattr(features, part), math.nan)})
+    run.train = replace(run.train, features=poisoned)
+    with pytest.raises(FloatingPointError, match="loss is nan at epoch 2, step 1"):
+        run.run_epoch()
+
+
+def test_the_loss_is_the_sum_of_its_weighted_parts(embedded_vlm: VLM, data: Data) -> None:
+    losses = LossSettings(
+        global_rank=2.0, local_rank=3.0, margin=0.5, order=0.7, order_on=("local",)
+    )
+    prompts = class_prompts(embedded_vlm, losses=losses)
+    class_global, class_local = prompts.class_features()
+    items, labels = data.train.features.float(), data.train.labels
+    of_global, of_local = branch_scores(items, class_global, class_local, embedded_vlm.geometry)
+    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    expected = (
+        2.0 * ranking_loss(of_global, labels, 0.5) / 7
+        + 3.0 * ranking_loss(of_local, labels, 0.5) / 7
+        + 0.7 * order_loss(class_local, handcrafted, 100.0)
+    )
+    torch.testing.assert_close(prompts(items, labels, 7), expected)
+
+
+def test_class_features_are_prompt_plus_handcrafted_of_unit_length(embedded_vlm: VLM) -> None:
+    prompts = class_prompts(embedded_vlm)
+    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    for branch, features in zip(
+        prompts.branches.values(), prompts.class_features(), strict=True
+    ):
+        encoded = embedded_vlm.encode_prompts(branch.context(), list(NAMES))
+        summed = encoded + handcrafted
+        torch.testing.assert_close(features, summed / summed.norm(dim=-1, keepdim=True))
+
+
+def test_the_checkpoint_holds_no_frozen_weights(undisturbed: TuningRun) -> None:
+    names = set(undisturbed.prompts.state_dict())
+    assert names == {
+        f"branches.{branch}.tokens.{level}"
+        for branch in ("global", "local")
+        for level in ("shared", "coarse", "fine", "category")
+    }
+
+
+def test_noise_has_the_size_that_was_asked_for() -> None:
+    assert NoiseSettings(std=0.1).component_std(1024) == 0.1
+    component = NoiseSettings(relative=0.5).component_std(384)
+    assert component * math.sqrt(384) == pytest.approx(0.5)
+    for wrong in ({}, {"std": 0.1, "relative": 0.5}):
+        with pytest.raises(ValidationError, match="exactly one of std and relative"):
+            NoiseSettings.model_validate(wrong)
+
+
+def test_noise_differs_between_steps_epochs_and_seeds(embedded_vlm: VLM, data: Data) -> None:
+    run, other = new_run(embedded_vlm, data), new_run(embedded_vlm, data, seed=1)
+    clean = data.train.features.float()
+    draws = [
+        run._add_noise(data.train.features, 0, 0),
+        run._add_noise(data.train.features, 0, 1),
+        run._add_noise(data.train.features, 1, 0),
+        other._add_noise(data.train.features, 0, 0),
+    ]
+    assert torch.equal(run._add_noise(data.train.features, 0, 0).regions, draws[0].regions)
+    for i, one in enumerate(draws):
+        lengths = torch.cat([one.pooled - clean.pooled, one.regions - clean.regions]).norm(dim=-1)
+        assert float(lengths.mean()) == pytest.approx(0.5, rel=0.05)
+        assert all(not torch.equal(one.pooled, another.pooled) for another in draws[:i])
+
+
+def test_splitting_keeps_each_caption_with_its_regions_and_labels(data: Data) -> None:
+    held_out = [False, True, False, False, True, False, False]
+    train, rest = data.train.split(held_out)
+    assert (len(train), len(rest)) == (5, 2)
+    assert torch.equal(rest.labels, data.train.labels[[1, 4]])
+    expected = data.train.features.take(torch.tensor([1, 4]))
+    assert all(torch.equal(a, b) for a, b in zip(rest.features, expected, strict=True))
+    assert data.train.labels.tolist()[2] == [True, True, False, False, False]
+
+
+def _tune_as_one_of(
+    rank: int, world: int, folder: str, settings: VLMSettings, cache: Path, batch: int
+) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
+    try:
+        vlm = load_vlm(settings, cache=cache)
+        data = Data(caption_set(vlm, TRAIN), caption_set(vlm, HELD_OUT))
+        run = finish(new_run(vlm, data, two_epochs(batch), parallel=True))
+        torch.save(
+            {"history": run.history, **run.best_class_features()}, f"{folder}/rank-{rank}.pt"
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def two_epochs(batch: int) -> TuningSettings:
+    return SETTINGS.model_copy(update={"epochs": 2, "batch": batch})
+
+
+def results_of(run: TuningRun) -> Iterator[Tensor]:
+    yield torch.tensor([list(entry.values()) for entry in run.history])
+    yield from run.best_class_features().values()
+
+
+# Seven captions: batches of 3, 3 and 1, the last of which leaves one of two processes none.
+def test_two_processes_tune_the_same_prompts_as_one(
+    embedded_vlm: VLM,
+    embedded_settings: VLMSettings,
+    data: Data,
+    lasting_cache: Path,
+    tmp_path: Path,
+) -> None:
+    mp.spawn(
+        _tune_as_one_of,
+        args=(2, str(tmp_path), embedded_settings, lasting_cache, 3),
+        nprocs=2,
+    )
+    alone = finish(new_run(embedded_vlm, data, two_epochs(3)))
+    for rank in range(2):
+        shared = torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True)
+        for entry, expected in zip(shared["history"], alone.history, strict=True):
+            assert entry == pytest.approx(expected, abs=1e-5)
+        for branch, features in alone.best_class_features().items():
+            torch.testing.assert_close(shared[branch], features, atol=1e-5, rtol=0)
