@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,16 +36,33 @@ class WorkerShare:
 
 
 def find_resources() -> Resources:
-    """Ask the cluster where there is one, else look at this machine without starting anything."""
-    if os.environ.get("RAY_ADDRESS"):
+    """Ask the cluster where there is one, else look at this machine without starting anything.
+
+    Raises:
+        InputError: when nothing answers at RAY_ADDRESS.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        import ray
+
         from orchestrator.cluster import connect
 
-        connect()
-        import ray
+        try:
+            _knock(address)
+            connect()
+        except OSError:
+            raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
 
         total = ray.cluster_resources()
         return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
     return local_resources()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError when nobody listens at host:port; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def local_resources() -> Resources:

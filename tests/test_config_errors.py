@@ -369,6 +369,39 @@ def test_no_such_config_file(cli: CommandLine) -> None:
     cli.refuses("run", "x" * 300, words="File name too long")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("tuning: {cpus_per_worker: lots}", "tuning.cpus_per_worker: must be a number or 'auto'"),
+        ("seeds: [a]", "seeds.0: must be a whole number"),
+        ("vlm: {pretrained: 3}", "vlm.pretrained: must be a text"),
+    ],
+)
+def test_a_field_that_may_be_several_things_gets_one_line(
+    cli: CommandLine, content: str, message: str
+) -> None:
+    cli.write("c.yaml", BASE + content)
+    err = cli.call("run", "c.yaml").err
+    assert err.partition(" (given")[0] == f"error: c.yaml: {message}"
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["categories: [cat, 3]", "categories: [cat, {name: dog}]"])
+def test_a_part_that_is_wrong_is_told_without_its_whole(cli: CommandLine, content: str) -> None:
+    cli.write("c.yaml", f"name: a\n{content}")
+    err = cli.call("run", "c.yaml").err
+    assert err.startswith("error: c.yaml: categories.1: must be a text")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "ray://127.0.0.1:9"])
+def test_no_cluster_where_ray_address_says(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    cli.refuses_config(BASE, f"RAY_ADDRESS: no Ray cluster answers at '{address}'")
+
+
 @pytest.mark.parametrize("folder", ["cache", "runs"])
 def test_a_file_where_results_belong(cli: CommandLine, folder: str) -> None:
     taken = cli.write("taken", "")

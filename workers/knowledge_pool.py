@@ -69,7 +69,7 @@ class KnowledgePool:
         `on_shard` is told of each shard with its answers, and whether they are fresh or were known.
 
         Raises:
-            RuntimeError: when engines keep dying on the same shard.
+            RuntimeError: when an engine cannot load, or engines keep dying on the same shard.
         """
         shards = cut_shards(questions, self._shard_size, self._identity)
         missing = []
@@ -107,6 +107,8 @@ class KnowledgePool:
             try:
                 answers = ray.get(done)
             except RayActorError as error:
+                if error.actor_init_failed:
+                    raise _load_failure(self._settings, error) from None
                 deaths[shard.key] = deaths.get(shard.key, 0) + 1
                 if deaths[shard.key] > _DEATHS_ALLOWED:
                     raise RuntimeError(
@@ -126,3 +128,12 @@ class KnowledgePool:
             num_cpus=self._placement.cpus, num_gpus=self._placement.gpus
         )
         return actor.remote(self._settings, self._model, self._placement.gpus > 0)
+
+
+def _load_failure(settings: EngineSettings, error: RayActorError) -> RuntimeError:
+    reason = str(error).strip().splitlines()[-1].strip()
+    failure = RuntimeError(
+        f"knowledge.llm.model {settings.model!r} cannot be loaded by vLLM: {reason}"
+    )
+    failure.add_note(str(error))
+    return failure

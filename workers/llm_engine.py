@@ -61,8 +61,8 @@ class LLMEngine:
             options = {
                 "enforce_eager": True,
                 # The default of 128 is longer than what short patterns share: nothing would be
-                # found in the prefix cache.
-                "block_size": 16,
+                # found in the prefix cache. 32 is the smallest that CPU kernels know.
+                "block_size": 32,
                 "enable_chunked_prefill": False,
                 "max_num_batched_tokens": max(2048, settings.max_model_len),
             }
