@@ -232,6 +232,13 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         updates["evaluation"] = config.evaluation.model_copy(update={"root": root})
     elif config.evaluation.root is not None:
         raise InputError("evaluation.root: only goes with evaluation.dataset: folder")
+    llm_folder = base / Path(config.knowledge.llm.model)
+    if llm_folder.is_dir():
+        llm = config.knowledge.llm.model_copy(update={"model": str(llm_folder.resolve())})
+        updates["knowledge"] = config.knowledge.model_copy(update={"llm": llm})
+    vlm_file = base / Path(config.vlm.pretrained or "")
+    if vlm_file.is_file():
+        updates["vlm"] = config.vlm.model_copy(update={"pretrained": str(vlm_file.resolve())})
     return config.model_copy(update=updates)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import find_resources
 from orchestrator.progress import status
 from orchestrator.stages import Stage, run_stage
+from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 
 
 def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
@@ -22,11 +24,14 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     Raises:
         InputError: for what a person has to change, before anything has started.
     """
-    stamps = _stamps(config, console, fetch=not dry_run)
+    stamps = stamps_source(Path(config.paths.cache).resolve())
     plan = make_plan(config, find_resources(), stamps)
     if dry_run:
         _print_plan(plan, console)
         return
+    if config.evaluation.dataset == "scenes" and not stamps:
+        stamps = _fetch_stamps(plan, console)
+        plan = make_plan(config, find_resources(), stamps)
     try:
         ran = _run_stages(plan, stamps, console)
     finally:
@@ -45,32 +50,24 @@ def _run_stages(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage
     from orchestrator.tuning_stages import write_caption_features, write_hierarchy, write_tuned
 
     work: dict[Stage, Callable[[Path], None]] = {
-        plan.knowledge: lambda staging: write_knowledge(plan, console, staging),
-        plan.captions: lambda staging: write_caption_features(plan, console, staging),
-        plan.hierarchy: lambda staging: write_hierarchy(plan, staging),
-        plan.evaluation: lambda staging: write_evaluation(plan, staging),
+        plan.knowledge: partial(write_knowledge, plan, console),
+        plan.captions: partial(write_caption_features, plan, console),
+        plan.hierarchy: partial(write_hierarchy, plan),
+        plan.evaluation: partial(write_evaluation, plan),
     }
     for seed, stage in plan.tuning.items():
-        work[stage] = lambda staging, seed=seed: write_tuned(plan, console, seed, staging)
+        work[stage] = partial(write_tuned, plan, console, seed)
     if plan.images and plan.image_features:
-        work[plan.images] = lambda staging: write_images(plan, stamps, staging)
-        work[plan.image_features] = lambda staging: write_image_features(plan, console, staging)
+        work[plan.images] = partial(write_images, plan, stamps)
+        work[plan.image_features] = partial(write_image_features, plan, console)
     return {stage: run_stage(stage, work[stage]) for stage in plan.stages}
 
 
-def _stamps(config: RunConfig, console: Console, fetch: bool) -> Path | None:
-    """The scenes' cut-outs: found, or fetched; None, with the reason printed, if not to be had."""
-    if config.evaluation.dataset != "scenes":
-        return None
-    from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
-
-    cache = Path(config.paths.cache).resolve()
-    found = stamps_source(cache)
-    if found or not fetch:
-        return found
+def _fetch_stamps(plan: Plan, console: Console) -> Path | None:
+    """Fetch the scenes' cut-outs; None, with the reason printed, where they are not to be had."""
     try:
         with status(console, "fetching the cut-outs of the scenes (Debian package, 161 MB) …"):
-            return fetch_stamps(cache)
+            return fetch_stamps(plan.cache)
     except StampsUnavailable as error:
         console.print(
             f"No scenes: {error}\nEvaluating on held-out captions instead; for photos of your own "
@@ -104,7 +101,8 @@ def _print_summary(
         console.print("Nothing to do: every stage was done before.")
     elif done_before:
         console.print(f"Done before: {', '.join(done_before)}.")
-    where = f"{metrics['images']} images of {metrics['dataset']}" if plan.images else "held-out text"
+    images = f"{metrics['images']} images of {metrics['dataset']}"
+    where = images if plan.images else "held-out captions"
     table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
     maps = metrics["map"]
     assert isinstance(maps, dict)
@@ -112,6 +110,8 @@ def _print_summary(
         table.add_row(arm, *(f"{of_arm[branch]:.1f}" for branch in ("global", "local", "fused")))
     console.print(table)
     if plan.config.vlm.kind == "embedded":
-        console.print("Figures of the embedded model, which is not CLIP (its image side saw ImageNet).")
+        console.print(
+            "Figures of the embedded model, which is not CLIP (its image side saw ImageNet)."
+        )
     for name in ("report.html", "artifact"):
         console.print(f"{name:<12} {plan.run_folder / name}", soft_wrap=True, highlight=False)

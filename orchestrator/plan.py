@@ -136,7 +136,9 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         cache,
         "hierarchy",
         ("prompt_tuning.hierarchy", *_VLM_MODULES),
-        groups=groups.tree(categories) if groups else config.hierarchy.model_dump(exclude={"depth"}),
+        groups=groups.tree(categories)
+        if groups
+        else config.hierarchy.model_dump(exclude={"depth"}),
         categories=list(categories.names),
         vlm=None if groups else vlm,
     )
@@ -214,7 +216,9 @@ def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
         key = digest([content, engine_versions()["transformers"]])
         return cache / "embedded_llm" / key[:20], content
     if Path(model).is_dir():
-        return Path(model).resolve(), folder_digest(Path(model))
+        if not Path(model, "config.json").is_file():
+            raise InputError(f"knowledge.llm.model: {model} has no config.json, so no checkpoint")
+        return Path(model), folder_digest(Path(model))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise InputError(
             f"knowledge.llm.model: {model!r} is no folder, nor a hub name such as "

@@ -66,9 +66,7 @@ class StageProgress:
         self._done += count
         if self._bar:
             self._bar.update(self._task, completed=self._done, note=note)
-        elif (
-            time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES or self._done >= self._total
-        ):
+        elif time.monotonic() - self._spoke > _SECONDS_BETWEEN_LINES or self._done >= self._total:
             self._spoke = time.monotonic()
             elapsed = self._spoke - self._started
             left = elapsed / max(self._done, 1) * (self._total - self._done)

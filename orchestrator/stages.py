@@ -49,7 +49,11 @@ class Stage:
 
 
 def plan_stage(
-    cache: Path, name: str, modules: tuple[str, ...], inputs: tuple[Stage, ...] = (), **settings: Any
+    cache: Path,
+    name: str,
+    modules: tuple[str, ...],
+    inputs: tuple[Stage, ...] = (),
+    **settings: Any,
 ) -> Stage:
     """A stage whose key hashes its settings, its modules' source and its inputs' keys."""
     key = digest(

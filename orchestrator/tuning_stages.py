@@ -112,9 +112,7 @@ def read_tuned(plan: Plan, seed: int) -> ClassFeatures:
 
 def read_history(plan: Plan, seed: int) -> list[dict[str, float]]:
     """One entry an epoch: epoch, loss, held_out_loss, held_out_map."""
-    history: list[dict[str, float]] = json.loads(
-        (plan.tuning[seed].folder / HISTORY).read_bytes()
-    )
+    history: list[dict[str, float]] = json.loads((plan.tuning[seed].folder / HISTORY).read_bytes())
     return history
 
 

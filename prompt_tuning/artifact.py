@@ -58,12 +58,12 @@ class Artifact:
         Raises:
             ValueError: when the folder holds none, a damaged one, or one of another version.
         """
-        if not is_published(Path(folder)):
+        if not is_published(Path(folder)) or not Path(folder, _DESCRIPTION).exists():
             raise ValueError(f"{folder}: no artifact, or one that was altered after it was written")
         described: dict[str, Any] = json.loads(Path(folder, _DESCRIPTION).read_text("utf-8"))
-        tensors = load_file(Path(folder, _FEATURES))
         if described.get("version") != _VERSION:
             raise ValueError(f"{folder}: artifact of version {described.get('version')}")
+        tensors = load_file(Path(folder, _FEATURES))
         return cls(
             categories=CategoryList.model_validate_json(
                 json.dumps({"categories": described["categories"]})

@@ -31,23 +31,27 @@ def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
     """One's own photos: `labels.csv` in their folder, rows `path,label;label`, no header.
 
     Raises:
-        ValueError: naming the row, for a missing file or a label that is no category of the list.
+        ValueError: naming the row, for a missing file or a label that is no category of the list,
+            or naming the table when it is missing, empty, not UTF-8 or no CSV.
     """
     table = folder / "labels.csv"
     if not table.is_file():
         raise ValueError(f"{table} is missing: rows of path,label;label for each photo")
     files: list[Path] = []
     labels: list[list[bool]] = []
-    with table.open(encoding="utf-8", newline="") as stream:
-        for number, row in enumerate(csv.reader(stream), start=1):
-            if len(row) != 2 or not (folder / row[0]).is_file():
-                raise ValueError(f"{table}, row {number}: must be path,label;label of a file there")
-            shown = {label.strip() for label in row[1].split(";") if label.strip()}
-            foreign = sorted(shown - set(categories.names))
-            if foreign:
-                raise ValueError(f"{table}, row {number}: no category: {', '.join(foreign)}")
-            files.append(folder / row[0])
-            labels.append([name in shown for name in categories.names])
+    try:
+        rows = list(csv.reader(table.read_text("utf-8-sig").splitlines()))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{table}: no CSV in UTF-8 ({error})") from None
+    for number, row in enumerate(rows, start=1):
+        if len(row) != 2 or not (folder / row[0]).is_file():
+            raise ValueError(f"{table}, row {number}: must be path,label;label of a file there")
+        shown = {label.strip() for label in row[1].split(";") if label.strip()}
+        foreign = sorted(shown - set(categories.names))
+        if foreign:
+            raise ValueError(f"{table}, row {number}: no category: {', '.join(foreign)}")
+        files.append(folder / row[0])
+        labels.append([name in shown for name in categories.names])
     if not files:
         raise ValueError(f"{table} lists no photo")
     return LabelledImages(tuple(files), np.array(labels))

@@ -11,6 +11,7 @@ import importlib.util
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,9 +41,10 @@ class EmbeddedVLM(VLM):
 
     centre: Tensor
     imagenet_texts: Tensor
+    image_tower: Any
 
     def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
-        """`cache`: folder that keeps the texts' embeddings of the 1,000 classes, which take long."""
+        """`cache`: a folder to keep the embeddings of the 1,000 class texts in; they take long."""
         super().__init__()
         from transformers import AutoTokenizer, BertModel
 

@@ -32,8 +32,9 @@ class ClassFeatures:
 def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[str, ClassFeatures]:
     """The arms that tuning must beat; each uses the same class features on both branches.
 
-    `zero_shot`: "a photo of a {name}.". `synonym_average`: mean over the category's names, synonyms
-    and kinds. `caption_average`: mean of the features of the captions of the class that tuning sees.
+    `zero_shot`: "a photo of a {name}.". `synonym_average`: mean over the category's names,
+    synonyms and kinds. `caption_average`: mean of the features of those captions of the class that
+    tuning sees.
     """
     words = [[*category.names, *category.kinds] for category in categories.categories]
     flat = [f"a photo of a {word}." for of_class in words for word in of_class]

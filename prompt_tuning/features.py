@@ -29,9 +29,7 @@ class Features(NamedTuple):
         counts = self.counts[rows]
         new_starts = F.pad(counts.cumsum(0), (1, 0))[:-1]
         shifts = torch.repeat_interleave(starts[rows] - new_starts, counts)
-        return Features(
-            self.pooled[rows], self.regions[shifts + torch.arange(len(shifts))], counts
-        )
+        return Features(self.pooled[rows], self.regions[shifts + torch.arange(len(shifts))], counts)
 
     def float(self) -> Features:
         """In single precision, as computations want them."""

@@ -50,9 +50,7 @@ class Hierarchy:
     def tree(self, categories: CategoryList) -> dict[str, dict[str, list[str]]]:
         """Coarse group -> fine group -> names of its categories."""
         tree: dict[str, dict[str, list[str]]] = {name: {} for name in self.coarse_names}
-        for name, fine, coarse in zip(
-            categories.names, self.fine_of, self.coarse_of, strict=True
-        ):
+        for name, fine, coarse in zip(categories.names, self.fine_of, self.coarse_of, strict=True):
             tree[self.coarse_names[coarse]].setdefault(self.fine_names[fine], []).append(name)
         return tree
 
@@ -107,7 +105,7 @@ def cluster_groups(
     fine_names: list[str] = []
     for c in groups:
         members = np.flatnonzero(coarse_of == c)
-        # Dealt out in turn like the seats of the coarse groups: all `fine` of them, each one filled.
+        # Dealt out in turn, as the seats of the coarse groups are: each of the `fine` is filled.
         share = len(range(c, min(fine, len(features)), len(groups)))
         inner = _balanced_clusters(features[members], share)
         fine_of[members] = inner + len(fine_names)

@@ -87,9 +87,7 @@ class NounMatcher:
 
     def find(self, text: str) -> tuple[int, ...]:
         """Indices of the categories that `text` names, ascending."""
-        found = {
-            self._owner[_plain(match.group())] for match in self._pattern.finditer(text)
-        }
+        found = {self._owner[_plain(match.group())] for match in self._pattern.finditer(text)}
         return tuple(sorted(i for i in found if i is not None))
 
 

@@ -10,7 +10,8 @@ class Settings(BaseModel):
     object is hashable through and through. NaN and infinity are refused.
 
     Raises:
-        pydantic.ValidationError: naming each field that is unknown, of another type or out of range.
+        pydantic.ValidationError: naming each field that is unknown, of another type
+            or out of range.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)

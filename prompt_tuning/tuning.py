@@ -1,7 +1,8 @@
 """Tuning prompts on captions that stand in for images: one process of possibly several.
 
 Every number that is drawn comes from the seed and the place in the global batch, never from the
-rank, and every loss is a mean over the global batch: any number of processes tunes the same prompts.
+rank, and every loss is a mean over the global batch: however many processes there are, they tune
+the same prompts.
 """
 
 from __future__ import annotations
@@ -99,6 +100,8 @@ def caption_labels(captions: Sequence[Caption], classes: int) -> Tensor:
 class ClassPrompts(nn.Module):
     """The prompts of both branches and what the losses need; `forward` gives a batch's loss."""
 
+    handcrafted: Tensor
+
     def __init__(
         self,
         vlm: VLM,
@@ -118,9 +121,7 @@ class ClassPrompts(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.branches = nn.ModuleDict(
             {
-                branch: PromptBranch(
-                    vlm, hierarchy, depth, settings, prompts.init_std, generator
-                )
+                branch: PromptBranch(vlm, hierarchy, depth, settings, prompts.init_std, generator)
                 for branch, settings in (
                     ("global", prompts.global_branch),
                     ("local", prompts.local_branch),
@@ -144,6 +145,7 @@ class ClassPrompts(nn.Module):
         (vlm,) = self._vlm
         features = []
         for branch in self.branches.values():
+            assert isinstance(branch, PromptBranch)
             encoded = vlm.encode_prompts(branch.context()[mine], [self.names[c] for c in mine])
             if world > 1:
                 encoded = torch.cat(dist_autograd.all_gather(encoded))[:classes]
@@ -219,9 +221,7 @@ class TuningRun:
             FloatingPointError: for a loss that is not finite, naming epoch and step.
         """
         epoch = self.epochs_done
-        order = torch.randperm(
-            len(self.train), generator=_generator(self.seed, epoch, -1)
-        )
+        order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch, -1))
         losses = [
             self._step(rows, epoch, step)
             for step, rows in enumerate(order.split(self.settings.batch))
@@ -276,9 +276,7 @@ class TuningRun:
         scores = branch_scores(self.held_out.features.float(), class_global, class_local, geometry)
         loss = sum(
             weight * float(ranking_loss(branch, self.held_out.labels, losses.margin))
-            for branch, weight in zip(
-                scores, (losses.global_rank, losses.local_rank), strict=True
-            )
+            for branch, weight in zip(scores, (losses.global_rank, losses.local_rank), strict=True)
         ) / len(self.held_out)
         fused = fuse(*scores, geometry, self.prompts.fusion)
         return loss, 100 * mean_average_precision(fused.numpy(), self.held_out.labels.numpy())
@@ -286,7 +284,8 @@ class TuningRun:
     @torch.no_grad()
     def best_class_features(self) -> dict[str, Tensor]:
         """Class features of the epoch with the lowest held-out loss: "global" and "local"."""
-        last = self.prompts.state_dict()
+        # Copies, because loading writes into the very tensors that `state_dict` gives.
+        last = {k: v.clone() for k, v in self.prompts.state_dict().items()}
         self.prompts.load_state_dict(self.best)
         class_global, class_local = self.prompts.class_features()
         self.prompts.load_state_dict(last)

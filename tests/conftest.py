@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+
+# Tensors here are small: threads that wait for each other on a busy machine cost most of the time.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

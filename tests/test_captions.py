@@ -152,7 +152,9 @@ def test_own_sentences_of_an_editor_that_marks_its_files(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize("captions", [[], [Caption("A dög.", (0, 2), "file"), Caption("-", (), "x")]])
+@pytest.mark.parametrize(
+    "captions", [[], [Caption("A dög.", (0, 2), "file"), Caption("-", (), "x")]]
+)
 def test_captions_read_back_as_written(tmp_path: Path, captions: list[Caption]) -> None:
     write_captions(tmp_path / "captions.parquet", captions)
     assert read_captions(tmp_path / "captions.parquet") == captions

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -498,8 +497,8 @@ def test_usage_errors(cli: CommandLine, arguments: list[str]) -> None:
 
 
 def datafree(*arguments: str, **environment: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """The installed command in a process of its own, and how long it took."""
-    started = time.monotonic()
+    """The installed command in a process of its own, and the seconds of CPU time that it took."""
+    before = os.times()
     done = subprocess.run(
         [Path(sys.executable).parent / "datafree", *arguments],
         capture_output=True,
@@ -507,13 +506,16 @@ def datafree(*arguments: str, **environment: str) -> tuple[subprocess.CompletedP
         env={**os.environ, **environment},
         timeout=60,
     )
-    return done, time.monotonic() - started
+    after = os.times()
+    spent = after.children_user + after.children_system
+    return done, spent - before.children_user - before.children_system
 
 
 def test_help_takes_less_than_a_second() -> None:
+    # CPU time, for on a busy machine a clock tells of the others.
     calls = [datafree("--help") for _ in range(3)]
     assert all(call.returncode == 0 and "doctor" in call.stdout for call, _ in calls)
-    assert min(seconds for _, seconds in calls) < 1
+    assert min(seconds for _, seconds in calls) < 0.9
 
 
 def test_version() -> None:
@@ -531,4 +533,4 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path: Path) -> None:
         f"error: {config}: tuning.epoch: unknown field; did you mean tuning.epochs?\n"
     )
     assert done.stdout == ""
-    assert seconds < 20  # on a busy machine; 4 on an idle one
+    assert seconds < 10

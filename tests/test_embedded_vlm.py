@@ -198,7 +198,8 @@ def test_zero_shot_ranks_the_right_one_of_44_categories_high(
     classes = larger_vlm.encode_text([f"a photo of a {name}." for name in names])
     pixels = torch.stack([larger_vlm.preprocess(photo) for photo in photos.values()])
     images = larger_vlm.encode_image(pixels)
-    scores = fuse(*branch_scores(images, classes, classes, larger_vlm.geometry), larger_vlm.geometry)
+    geometry = larger_vlm.geometry
+    scores = fuse(*branch_scores(images, classes, classes, geometry), geometry)
     ranks = (scores > scores.diag()[:, None]).sum(1) + 1
     assert int((ranks <= 3).sum()) >= 38
     assert int((ranks == 1).sum()) >= 30

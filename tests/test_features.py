@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
-from torch import Tensor
 
 from prompt_tuning.features import Features, concatenate, load_features, save_features
 
@@ -43,9 +41,8 @@ def test_taking_all_in_order_changes_nothing() -> None:
     assert same(ragged(2, 1, 3).take(torch.arange(3)), ragged(2, 1, 3))
 
 
-@pytest.mark.parametrize("rows", [torch.arange(0), torch.zeros(3, dtype=torch.bool).nonzero()[:, 0]])
-def test_taking_nothing_gives_empty_features(rows: Tensor) -> None:
-    taken = ragged(2, 1, 3).take(rows)
+def test_taking_nothing_gives_empty_features() -> None:
+    taken = ragged(2, 1, 3).take(torch.arange(0))
     assert [part.shape for part in taken] == [(0, 3), (0, 3), (0,)]
 
 

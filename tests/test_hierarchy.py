@@ -112,9 +112,9 @@ def test_clustering_repeats() -> None:
 
 def test_obvious_clusters_are_found() -> None:
     draw = np.random.default_rng(0)
-    # Two far apart coarse directions, each with two fine ones, interleaved in the list.
+    # Two far apart coarse directions, each with two fine ones, in no order.
     fine_centres = np.eye(8)[:4] + np.eye(8)[[4, 4, 5, 5]] * 2
-    truth = np.arange(16) % 4
+    truth = draw.permutation(np.arange(16) % 4)
     features = fine_centres[truth] + draw.normal(0, 0.05, (16, 8))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     hierarchy = cluster_groups(features, many(16), 2, 4)

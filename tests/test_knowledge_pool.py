@@ -47,9 +47,7 @@ def pool(model: Path, ledger: Path, shard_size: int) -> KnowledgePool:
     settings = EngineSettings(model=str(model), max_model_len=1024, max_num_seqs=16)
     placement = Placement(engines=1, cpus=2, gpus=0)
     identity = {"model": "tiny"}
-    return KnowledgePool(
-        settings, SAMPLING, placement, model, identity, shard_size, Ledger(ledger)
-    )
+    return KnowledgePool(settings, SAMPLING, placement, model, identity, shard_size, Ledger(ledger))
 
 
 def test_answers_are_kept_and_repeat(tiny_llm: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_a_seed_decides_the_start_and_std_its_distance(embedded_vlm: VLM) -> Non
     assert torch.equal(first, same)
     assert not (first == other).any()
     start = embedded_vlm.initial_context(12)
-    assert float((first - start).std()) == pytest.approx(0.02, rel=0.1)
+    assert (first - start).std().item() == pytest.approx(0.02, rel=0.1)
     undisturbed = branch(embedded_vlm, std=0.0).context()
     torch.testing.assert_close(undisturbed, start.expand_as(undisturbed))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pydantic import ValidationError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import save
 from torch.nn.parallel import DistributedDataParallel
 
 from prompt_tuning.captions import Caption
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.features import Features
 from prompt_tuning.hierarchy import parse_groups
 from prompt_tuning.losses import LossSettings, order_loss, ranking_loss
 from prompt_tuning.prompts import BranchSettings, PromptSettings
@@ -62,7 +59,7 @@ HELD_OUT = [
 TOKENS = BranchSettings(shared=2, coarse=1, fine=1, category=1)
 PROMPTS = PromptSettings(global_branch=TOKENS, local_branch=TOKENS)
 SETTINGS = TuningSettings(
-    optimizer="sgd", lr=0.05, epochs=4, batch=3, milestones=(2,), noise=NoiseSettings(relative=0.5)
+    optimizer="sgd", lr=0.05, epochs=3, batch=3, milestones=(2,), noise=NoiseSettings(relative=0.5)
 )
 
 
@@ -124,7 +121,7 @@ def undisturbed(embedded_vlm: VLM, data: Data) -> TuningRun:
     return finish(new_run(embedded_vlm, data))
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.02), ("adam", 0.005)])
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adam", 0.005)])
 def test_the_loss_falls(embedded_vlm: VLM, data: Data, optimizer: str, lr: float) -> None:
     settings = TuningSettings.model_validate(
         {
@@ -149,29 +146,28 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(
     assert result_bytes(finish(new_run(embedded_vlm, data, seed=1))) != result_bytes(undisturbed)
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_run_resumed_after_any_epoch_gives_the_same_bytes(
-    embedded_vlm: VLM, data: Data, stop_after: int, optimizer: str
+    embedded_vlm: VLM, data: Data, optimizer: str
 ) -> None:
     settings = SETTINGS.model_copy(update={"optimizer": optimizer, "lr": 0.02})
     whole = new_run(embedded_vlm, data, settings)
-    state: dict[str, Any] = {}
-    while whole.epochs_done < settings.epochs:
+    states = []
+    for _ in range(settings.epochs):
+        states.append(saved_and_loaded(whole.state_dict()))
         whole.run_epoch()
-        if whole.epochs_done == stop_after:
-            state = saved_and_loaded(whole.state_dict())
-    resumed = new_run(embedded_vlm, data, settings)
-    resumed.load_state_dict(state)
-    assert resumed.epochs_done == stop_after
-    assert result_bytes(finish(resumed)) == result_bytes(whole)
+    for epochs_done, state in list(enumerate(states))[1:]:
+        # Another start: what the state does not bring would show.
+        resumed = new_run(embedded_vlm, data, settings)
+        for parameter in resumed.prompts.parameters():
+            torch.nn.init.zeros_(parameter)
+        resumed.load_state_dict(state)
+        assert resumed.epochs_done == epochs_done
+        assert result_bytes(finish(resumed)) == result_bytes(whole)
 
 
-def test_the_best_epoch_is_the_one_with_the_lowest_held_out_loss(
-    embedded_vlm: VLM, data: Data
-) -> None:
-    # A rate this high makes later epochs worse than an early one.
-    run = new_run(embedded_vlm, data, SETTINGS.model_copy(update={"lr": 2.0}))
+def best_epoch(run: TuningRun) -> int:
+    """Checks that the run chose the epoch with the lowest held-out loss, and tells which it is."""
     features = []
     while run.epochs_done < run.settings.epochs:
         run.run_epoch()
@@ -179,13 +175,24 @@ def test_the_best_epoch_is_the_one_with_the_lowest_held_out_loss(
             features.append(run.prompts.class_features())
     losses = [entry["held_out_loss"] for entry in run.history]
     best = losses.index(min(losses))
-    assert best < len(losses) - 1
     chosen = run.best_class_features()
     assert torch.equal(chosen["global"], features[best][0])
     assert torch.equal(chosen["local"], features[best][1])
     # Asking for the best must not take the last prompts away.
     with torch.no_grad():
         assert torch.equal(run.prompts.class_features()[0], features[-1][0])
+    return best
+
+
+def test_the_best_epoch_is_the_one_with_the_lowest_held_out_loss(
+    embedded_vlm: VLM, data: Data
+) -> None:
+    # The captions that are trained on, held out too, make each epoch better than the one before,
+    # and held-out captions with others' labels make each one worse.
+    seen_in_training = replace(data, held_out=data.train)
+    assert best_epoch(new_run(embedded_vlm, seen_in_training)) == SETTINGS.epochs - 1
+    labels_of_others = replace(data.held_out, labels=data.held_out.labels.roll(2, dims=1))
+    assert best_epoch(new_run(embedded_vlm, replace(data, held_out=labels_of_others))) == 0
 
 
 @pytest.mark.parametrize("part", ["pooled", "regions"])
@@ -290,12 +297,7 @@ def _tune_as_one_of(
 
 
 def two_epochs(batch: int) -> TuningSettings:
-    return SETTINGS.model_copy(update={"epochs": 2, "batch": batch})
-
-
-def results_of(run: TuningRun) -> Iterator[Tensor]:
-    yield torch.tensor([list(entry.values()) for entry in run.history])
-    yield from run.best_class_features().values()
+    return SETTINGS.model_copy(update={"epochs": 2, "batch": batch, "lr": 0.01})
 
 
 # Seven captions: batches of 3, 3 and 1, the last of which leaves one of two processes none.

@@ -97,9 +97,7 @@ class KnowledgePool:
                 busy = sum(1 for engine, _ in running.values() if engine == index)
                 while waiting and busy < _SHARDS_IN_FLIGHT:
                     shard = waiting.pop()
-                    task = self._engines[index].answer.remote(
-                        list(shard.questions), self._sampling
-                    )
+                    task = self._engines[index].answer.remote(list(shard.questions), self._sampling)
                     running[task] = (index, shard)
                     busy += 1
             (done, *_), _ = ray.wait(list(running))

@@ -18,7 +18,7 @@ _ANSWERS = "answers.parquet"
 
 @dataclass(frozen=True)
 class Shard:
-    """Questions that are answered in one call; `key` hashes them with all that forms the answers."""
+    """Questions that are answered in one call; `key` hashes all that forms the answers."""
 
     key: str
     questions: tuple[Question, ...]

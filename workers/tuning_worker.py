@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import threading
 from collections.abc import Callable
@@ -37,7 +38,7 @@ _RESULT = "class_features.safetensors"
 
 
 class DistributedTuningSettings(TuningSettings):
-    """`workers` share each batch. `auto`: a GPU each where there are enough, and at most one CPU."""
+    """`workers` share each batch. `auto`: a GPU each where there are enough, at most one CPU."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Literal["auto"] = "auto"
@@ -110,8 +111,6 @@ def _watch(
     progress: Path, on_epoch: Callable[[dict[str, float]], None], finished: threading.Event
 ) -> None:
     """Tell of each epoch that rank 0 has written down, until the job has finished."""
-    import json
-
     told = 0
     last_look = False
     while not last_look:
@@ -172,7 +171,5 @@ def _report(
 def _caption_sets(job: TuningJob) -> tuple[CaptionSet, CaptionSet]:
     """Training and held-out captions with their features."""
     captions = read_captions(job.captions)
-    whole = CaptionSet(
-        load_features(job.features), caption_labels(captions, len(job.categories))
-    )
+    whole = CaptionSet(load_features(job.features), caption_labels(captions, len(job.categories)))
     return whole.split([is_held_out(caption, job.held_out) for caption in captions])
