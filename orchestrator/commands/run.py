@@ -13,15 +13,14 @@ def run(
     config: Path, overrides: list[str], dry_run: bool, cache: str | None, runs: str | None
 ) -> None:
     """Check the config, then run it or print its plan."""
+    _quieten_libraries()
     from orchestrator.config import load_config
     from orchestrator.pipeline import run as run_pipeline
 
-    loaded = load_config(config, overrides, cache, runs)
-    _quieten_libraries()
-    run_pipeline(loaded, Console(), dry_run)
+    run_pipeline(load_config(config, overrides, cache, runs), Console(), dry_run)
 
 
 def _quieten_libraries() -> None:
-    """Their bars and notices would hide ours; errors still come through."""
+    """Their bars and notices would hide ours; errors come through. tqdm looks once, at import."""
     os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
     warnings.filterwarnings("ignore", module="torchvision")

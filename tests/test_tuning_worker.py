@@ -1,0 +1,126 @@
+"""Ray Train with two real workers: as one worker would, and the same after a worker is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from orchestrator.cluster import connect, disconnect
+from prompt_tuning.captions import Caption, write_captions
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.features import save_features
+from prompt_tuning.hierarchy import parse_groups
+from prompt_tuning.losses import LossSettings
+from prompt_tuning.prompts import PromptSettings
+from prompt_tuning.scoring import ScoringSettings
+from prompt_tuning.vlm import VLM, VLMSettings
+from workers.tuning_worker import DistributedTuningSettings, TuningJob, tune
+
+NAMES = ("dog", "bicycle", "violin", "lemon", "car")
+CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
+HIERARCHY = parse_groups(
+    {"alive": {"animals": ["dog"], "fruit": ["lemon"]}, "made": {"rides": ["bicycle", "car"],
+     "music": ["violin"]}},
+    CATEGORIES,
+    "test",
+)  # fmt: skip
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster() -> Iterator[None]:
+    connect()
+    yield
+    disconnect()
+
+
+@pytest.fixture
+def job(
+    tmp_path: Path, embedded_vlm: VLM, embedded_settings: VLMSettings, lasting_cache: Path
+) -> TuningJob:
+    captions = [
+        Caption(f"A {look} {name} stands {place}.", (index,), "file")
+        for index, name in enumerate(NAMES)
+        for look in ("small", "old", "bright", "wet")
+        for place in ("in the park", "near a wall", "by the road")
+    ]
+    write_captions(tmp_path / "captions.parquet", captions)
+    features = embedded_vlm.encode_captions([caption.text for caption in captions])
+    save_features(tmp_path / "features.safetensors", features)
+    return TuningJob(
+        captions=tmp_path / "captions.parquet",
+        features=tmp_path / "features.safetensors",
+        held_out=0.2,
+        categories=CATEGORIES,
+        hierarchy=HIERARCHY,
+        depth=4,
+        vlm=embedded_settings,
+        prompts=PromptSettings(),
+        scoring=ScoringSettings(),
+        losses=LossSettings(),
+        tuning=DistributedTuningSettings(epochs=EPOCHS, batch=17, workers=2, milestones=(4,)),
+        seed=0,
+        cache=lasting_cache,
+        progress=tmp_path / "progress.json",
+    )
+
+
+def run(job: TuningJob, storage: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    job = replace(job, progress=storage / "progress.json")
+    return tune(job, storage, "run", gpus=0, cpus=0.5, on_epoch=lambda entry: None)
+
+
+def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_path: Path) -> None:
+    told: list[dict[str, float]] = []
+    two, history = tune(
+        replace(job, progress=tmp_path / "two" / "progress.json"),
+        tmp_path / "two",
+        "run",
+        gpus=0,
+        cpus=0.5,
+        on_epoch=told.append,
+    )
+    assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
+    assert told == history
+    assert history[-1]["held_out_loss"] < history[0]["held_out_loss"]
+    assert two["global"].shape == two["local"].shape == (len(NAMES), 384)
+
+    alone = replace(job, tuning=job.tuning.model_copy(update={"workers": 1}))
+    one, _ = run(alone, tmp_path / "one")
+    for branch in ("global", "local"):
+        assert torch.allclose(one[branch], two[branch], atol=1e-5)
+
+    killed_at: list[int] = []
+    killer = threading.Thread(
+        target=_kill_a_worker, args=(tmp_path / "killed" / "progress.json", killed_at), daemon=True
+    )
+    killer.start()
+    disturbed, disturbed_history = run(job, tmp_path / "killed")
+    assert killed_at and killed_at[0] < EPOCHS, "no worker was killed in the middle"
+    assert disturbed_history == history
+    for branch in ("global", "local"):
+        assert torch.equal(disturbed[branch], two[branch])
+
+
+def _kill_a_worker(progress: Path, killed_at: list[int]) -> None:
+    """SIGKILL one of the two workers once two epochs are done."""
+    while not killed_at:
+        time.sleep(0.01)
+        epochs = len(json.loads(progress.read_bytes())) if progress.exists() else 0
+        if epochs < 2:
+            continue
+        for process in psutil.process_iter(["cmdline"]):
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                os.kill(process.pid, signal.SIGKILL)
+                killed_at.append(epochs)
+                return
