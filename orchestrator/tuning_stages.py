@@ -71,6 +71,7 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
     from workers.tuning_worker import TuningJob, tune
 
     config, stage = plan.config, plan.tuning[seed]
+    read_caption_sets(plan)  # refuses too few captions here, before any worker starts
     storage = plan.run_folder.parent / ".ray"
     job = TuningJob(
         captions=plan.knowledge.folder / CAPTIONS,

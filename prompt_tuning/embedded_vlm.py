@@ -61,7 +61,7 @@ class EmbeddedVLM(VLM):
         self.text_tower = BertModel.from_pretrained(text_weights.parent)
         self.context_width = self.text_tower.config.hidden_size
         self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent)
-        anchors = self._imagenet_anchors(cache)
+        anchors = self._imagenet_anchors(file_digest(text_weights), cache)
         self.register_buffer("centre", anchors.mean(0))
         self.register_buffer("imagenet_texts", F.normalize(anchors - self.centre, dim=-1))
 
@@ -112,7 +112,7 @@ class EmbeddedVLM(VLM):
         embeddings = torch.cat([words[:, :1], context, words[:, 1:]], dim=1)
         mask = F.pad(tokens.attention_mask, (context.shape[1], 0), value=1).to(context.device)
         hidden = self.text_tower(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
-        return F.normalize(_mean_pool(hidden, mask) - self.centre, dim=-1)
+        return F.normalize(_sentence_embeddings(hidden, mask) - self.centre, dim=-1)
 
     def initial_context(self, tokens: int) -> Tensor:
         ids = self.tokenizer(CAPTION.format(""), add_special_tokens=False).input_ids[:-1]
@@ -134,12 +134,12 @@ class EmbeddedVLM(VLM):
                 return_tensors="pt",
             ).to(self.device)
             hidden = self.text_tower(**tokens).last_hidden_state
-            embedded[rows] = F.normalize(_mean_pool(hidden, tokens.attention_mask), dim=-1)
+            embedded[rows] = _sentence_embeddings(hidden, tokens.attention_mask)
         return embedded
 
-    def _imagenet_anchors(self, cache: Path | None) -> Tensor:
+    def _imagenet_anchors(self, text_weights_digest: str, cache: Path | None) -> Tensor:
         """A text embedding of each ImageNet class: `(1000, dim)`."""
-        key = digest([self.identity.weights, source_digest(__name__)])
+        key = digest([text_weights_digest, source_digest(__name__)])
         kept = cache / "imagenet_anchors" / key if cache else None
         if kept and is_published(kept):
             return load_file(kept / "anchors.safetensors")["anchors"]
@@ -156,9 +156,9 @@ class EmbeddedVLM(VLM):
         return anchors
 
 
-def _mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.unsqueeze(-1).to(hidden.dtype)
-    return (hidden * weights).sum(1) / weights.sum(1)
+def _sentence_embeddings(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Unit means `(texts, dim)` of the tokens' `(texts, tokens, dim)` that the mask keeps."""
+    return F.normalize((hidden * mask.unsqueeze(-1)).sum(1), dim=-1)
 
 
 def _image_tower(model: str, weights: Path) -> torch.nn.Module:

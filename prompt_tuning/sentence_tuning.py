@@ -42,8 +42,7 @@ def tune(
     Groups are clustered on text features. `on_epoch` is told of each epoch's figures.
 
     Raises:
-        ValueError: for a label that is no category, or when no sentence is left to tune on or
-            to hold out.
+        ValueError: for a label that is no category, or too few sentences to hold some out.
     """
     listed = CategoryList(
         categories=tuple(Category(name=c) if isinstance(c, str) else c for c in categories)
@@ -54,10 +53,6 @@ def tune(
         caption_labels(captions, len(listed)),
     )
     train, validation = whole.split([is_held_out(caption, held_out) for caption in captions])
-    if not len(train) or not len(validation):
-        raise ValueError(
-            f"{len(train)} sentences to tune on and {len(validation)} held out: neither may be 0"
-        )
     unit = F.normalize(handcrafted_features(vlm, listed), dim=-1).cpu().numpy()
     groups = cluster_groups(unit, listed, hierarchy.coarse, hierarchy.fine)
     class_prompts = ClassPrompts(

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_autograd
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -84,9 +83,19 @@ class CaptionSet:
         return CaptionSet(self.features.take(rows), self.labels[rows])
 
     def split(self, held_out: Sequence[bool]) -> tuple[CaptionSet, CaptionSet]:
-        """Training captions and those that are held out."""
-        chosen = torch.tensor(held_out)
-        return self.take((~chosen).nonzero()[:, 0]), self.take(chosen.nonzero()[:, 0])
+        """Training captions and those that are held out.
+
+        Raises:
+            ValueError: when one of the two would be empty.
+        """
+        chosen = torch.tensor(held_out, dtype=torch.bool)
+        train, validation = (self.take(rows.nonzero()[:, 0]) for rows in (~chosen, chosen))
+        if not len(train) or not len(validation):
+            raise ValueError(
+                f"of {len(self)} captions {len(train)} are to tune on and {len(validation)} held "
+                "out; neither may be none: add captions, or change the share held out"
+            )
+        return train, validation
 
 
 def caption_labels(captions: Sequence[Caption], classes: int) -> Tensor:
@@ -148,7 +157,7 @@ class ClassPrompts(nn.Module):
             assert isinstance(branch, PromptBranch)
             encoded = vlm.encode_prompts(branch.context()[mine], [self.names[c] for c in mine])
             if world > 1:
-                encoded = torch.cat(dist_autograd.all_gather(encoded))[:classes]
+                encoded = _GatherClasses.apply(encoded)[:classes]
             features.append(F.normalize(encoded + self.handcrafted, dim=-1))
         return features[0], features[1]
 
@@ -307,6 +316,22 @@ class TuningRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.best = state["history"], state["best"]
+
+
+class _GatherClasses(torch.autograd.Function):
+    """Rows of all processes, `(world · rows, dim)`; each row's gradient comes back summed."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(gathered, rows.contiguous())
+        return torch.cat(gathered)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def _place_in_group() -> tuple[int, int]:
