@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 
-def connect() -> None:
-    """Start or join Ray, once; quiet, for the run prints its own progress."""
+def connect(cpus: int | None = None, gpus: int | None = None) -> None:
+    """Join the cluster, or start Ray here with what the plan counts on; once.
+
+    `RAY_ADDRESS` decides, and only that: a Ray that somebody left running here is not joined.
+    """
     import ray
 
     if ray.is_initialized():
         return
-    # Worker processes shall read models from where we say, never ask a hub behind one's back.
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "120")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    # Ray Train looks at its workers each 2 s: until then a checkpoint can be lost with its worker,
+    # and a finished seed waits.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=address or "local",
+        num_cpus=None if address else cpus,
+        num_gpus=None if address else gpus,
+        # Quiet, for the run prints its own progress.
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def disconnect() -> None:
     """Leave Ray if it was joined; a local cluster ends with it."""
-    import sys
-
     if "ray" in sys.modules:
         import ray
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
 
@@ -80,6 +80,15 @@ class RunConfig(Settings):
                 "letter or digit"
             )
         return name
+
+    @model_validator(mode="after")
+    def _captions_come_from_somewhere(self) -> RunConfig:
+        if not self.knowledge.questions.asks_something and not self.captions.files:
+            raise ValueError(
+                "knowledge.questions: per_category and relationships are 0, and captions.files "
+                "names no file: there would be no captions"
+            )
+        return self
 
     @field_validator("seeds")
     @classmethod

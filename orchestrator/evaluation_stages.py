@@ -51,7 +51,7 @@ def write_image_features(plan: Plan, console: Console, staging: Path) -> None:
 
     assert plan.image_features is not None
     files = read_images(plan).files
-    connect()
+    connect(plan.resources.cpus, plan.resources.gpus)
     with StageProgress(console, "image features", len(files)) as progress:
         features = encode_images(
             files, plan.config.vlm, plan.cache, plan.image_features.parts, progress.advance
@@ -94,7 +94,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         },
         **comparison,
     }
-    (staging / METRICS).write_text(json.dumps(metrics), "utf-8")
+    (staging / METRICS).write_text(json.dumps(metrics, allow_nan=False), "utf-8")
     (staging / IDENTITY).write_text(vlm.identity.model_dump_json(), "utf-8")
     (staging / GEOMETRY).write_text(geometry.model_dump_json(), "utf-8")
     if plan.images:

@@ -19,12 +19,16 @@ def root_cause(error: BaseException) -> BaseException:
     while id(error) not in seen:
         seen.add(id(error))
         worker_failures = getattr(error, "worker_failures", None)
-        inner = (
-            next(iter(worker_failures.values()), None)
-            if worker_failures
-            else getattr(error, "cause", None) or error.__cause__ or error.__context__
-        )
+        chained = None if error.__suppress_context__ else error.__context__
+        inner = getattr(error, "cause", None) or error.__cause__ or chained
+        if worker_failures:
+            # When one worker fails, the others fail too, of the broken connection to it.
+            inner = min(worker_failures.values(), key=lambda e: _is_collateral(root_cause(e)))
         if not isinstance(inner, BaseException):
             return error
         error = inner
     return error
+
+
+def _is_collateral(error: BaseException) -> bool:
+    return isinstance(error, ConnectionError) or "onnection" in str(error)

@@ -28,15 +28,19 @@ from workers.ledger import Ledger, Shard
 CAPTIONS = "captions.parquet"
 SUMMARY = "summary.json"
 
-_SHARD_SIZE = 192
+# Large, for the last answers of a shard keep an engine half idle; on a CPU small enough that a
+# killed run loses seconds.
+_SHARD_SIZE_ON_CPU = 192
+_SHARD_SIZE_ON_GPU = 4096
 
 
 def write_knowledge(plan: Plan, console: Console, staging: Path) -> None:
     """Fill the stage's folder: captions, every answer with its fate, and a summary of counts."""
     config = plan.config
     writer = QuestionWriter(plan.categories, config.knowledge.questions)
-    _prepare_model(plan, console)
-    connect()
+    if config.knowledge.questions.asks_something:
+        _prepare_model(plan, console)
+        connect(plan.resources.cpus, plan.resources.gpus)
     with _pool(plan) as pool:
         attribute_pairs = pool.answers(list(writer.attribute_questions()), lambda *_: None)
         attributes = parse_attributes(
@@ -88,7 +92,7 @@ def _pool(plan: Plan) -> KnowledgePool:
         plan.engines,
         plan.llm_path,
         plan.llm_identity,
-        _SHARD_SIZE,
+        _SHARD_SIZE_ON_GPU if plan.engines.gpus else _SHARD_SIZE_ON_CPU,
         Ledger(plan.cache / "answers"),
     )
 

@@ -12,8 +12,9 @@ from rich.table import Table
 from orchestrator.cluster import disconnect
 from orchestrator.config import RunConfig
 from orchestrator.plan import Plan, make_plan
-from orchestrator.preflight import find_resources
+from orchestrator.preflight import check_folder, find_resources
 from orchestrator.progress import status
+from orchestrator.run_lock import only_driver
 from orchestrator.stages import Stage, run_stage
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 
@@ -24,21 +25,24 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     Raises:
         InputError: for what a person has to change, before anything has started.
     """
-    stamps = stamps_source(Path(config.paths.cache).resolve())
+    wants_scenes = config.evaluation.dataset == "scenes"
+    cache = check_folder(config.paths.cache, "paths.cache")
+    stamps = stamps_source(cache) if wants_scenes else None
     plan = make_plan(config, find_resources(), stamps)
     if dry_run:
         _print_plan(plan, console)
         return
-    if config.evaluation.dataset == "scenes" and not stamps:
-        stamps = _fetch_stamps(plan, console)
-        plan = make_plan(config, find_resources(), stamps)
-    try:
-        ran = _run_stages(plan, stamps, console)
-    finally:
-        disconnect()
-    from orchestrator.results import write_results
+    with only_driver(plan.run_folder):
+        if wants_scenes and not stamps:
+            stamps = _fetch_stamps(plan, console)
+            plan = make_plan(config, plan.resources, stamps)
+        try:
+            ran = _run_stages(plan, stamps, console)
+        finally:
+            disconnect()
+        from orchestrator.results import write_results
 
-    metrics = write_results(plan, ran)
+        metrics = write_results(plan, ran)
     _print_summary(plan, metrics, ran, console)
 
 

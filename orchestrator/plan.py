@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -11,17 +11,18 @@ from orchestrator.config_file import InputError
 from orchestrator.preflight import (
     Resources,
     WorkerShare,
-    check_writable,
+    check_folder,
     place_engines,
     place_workers,
 )
 from orchestrator.stages import Stage, plan_stage
 from prompt_tuning.captions import read_caption_file
-from prompt_tuning.categories import CategoryList
+from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_folder
 from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.image_files import check_image
 from prompt_tuning.scenes import stamps_hash
-from prompt_tuning.store import digest, file_digest, folder_digest
+from prompt_tuning.store import digest, file_digest, folder_digest, source_digest
 from prompt_tuning.vlm import check_vlm, weight_files
 from workers import embedded_llm
 from workers.knowledge_pool import Placement
@@ -36,11 +37,13 @@ _TEXT_MODULES = (
 _VLM_MODULES = (
     "prompt_tuning.embedded_vlm",
     "prompt_tuning.features",
+    "prompt_tuning.image_files",
     "prompt_tuning.open_clip_vlm",
     "prompt_tuning.phrases",
     "prompt_tuning.vlm",
     "workers.feature_workers",
 )
+_VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
 _TUNING_MODULES = (
     "prompt_tuning.losses",
     "prompt_tuning.metrics",
@@ -56,6 +59,7 @@ class Plan:
     """All that a run has decided before it starts; `images` is None when there are none."""
 
     config: RunConfig
+    resources: Resources
     categories: CategoryList
     groups: Hierarchy | None
     cache: Path
@@ -103,42 +107,46 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     except ValueError as error:
         raise InputError(str(error)) from None
     engines, share = place_engines(config, resources), place_workers(config, resources)
-    cache, runs = Path(config.paths.cache).resolve(), Path(config.paths.runs).resolve()
-    check_writable(cache, "paths.cache")
-    check_writable(runs, "paths.runs")
+    cache = check_folder(config.paths.cache, "paths.cache")
+    runs = check_folder(config.paths.runs, "paths.runs")
     llm_path, llm_content = _llm(config, cache)
-    torch_version = version("torch")
-    device = "cpu" if resources.gpus == 0 else "gpu"
 
     llm_identity: dict[str, object] = {
         "model": llm_content,
-        "engine": config.knowledge.llm.model_dump(
-            include={"adapter", "tensor_parallel", "max_model_len", "max_num_seqs"}
-        ),
+        "engine": config.knowledge.llm.model_dump(exclude={"model", "engines", "cpus_per_engine"}),
         "sampling": config.knowledge.sampling.model_dump(),
         "cpus": engines.cpus,
-        "device": device,
+        "gpus": engines.gpus,
         "versions": engine_versions(),
+        "source": source_digest("workers.llm_engine", "workers.embedded_llm"),
     }
     knowledge = plan_stage(
         cache,
         "knowledge",
-        (*_TEXT_MODULES, "workers.llm_engine", "workers.ledger", "workers.knowledge_pool"),
+        (
+            *_TEXT_MODULES,
+            "orchestrator.knowledge_stage",
+            "workers.ledger",
+            "workers.knowledge_pool",
+        ),
         llm=llm_identity,
+        templates=built_in_text("questions"),
         categories=categories.model_dump(mode="json"),
         questions=config.knowledge.questions.model_dump(),
         captions=config.captions.model_dump(exclude={"files", "held_out"}),
         files=[file_digest(Path(file)) for file in config.captions.files],
     )
-    vlm = {"settings": config.vlm.model_dump(), "weights": vlm_weights, "torch": torch_version}
+    vlm = {
+        "settings": config.vlm.model_dump(),
+        "weights": vlm_weights,
+        "versions": {package: version(package) for package in _VLM_PACKAGES},
+    }
     captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge,), vlm=vlm)
     hierarchy = plan_stage(
         cache,
         "hierarchy",
-        ("prompt_tuning.hierarchy", *_VLM_MODULES),
-        groups=groups.tree(categories)
-        if groups
-        else config.hierarchy.model_dump(exclude={"depth"}),
+        ("prompt_tuning.hierarchy", "prompt_tuning.prompts", *_VLM_MODULES),
+        groups=asdict(groups) if groups else config.hierarchy.model_dump(exclude={"depth"}),
         categories=list(categories.names),
         vlm=None if groups else vlm,
     )
@@ -154,9 +162,8 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
             prompts=config.prompts.model_dump(),
             scoring=config.scoring.model_dump(),
             losses=config.losses.model_dump(),
-            tuning=config.tuning.model_dump(),
-            cpus=share.cpus,
-            device=device,
+            tuning=config.tuning.model_dump(exclude={"gpus_per_worker", "cpus_per_worker"}),
+            share=asdict(share),
         )
         for seed in config.seeds
     }
@@ -167,13 +174,19 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     evaluation = plan_stage(
         cache,
         "evaluation",
-        ("prompt_tuning.evaluation", "prompt_tuning.datasets", *_TUNING_MODULES),
+        (
+            "orchestrator.evaluation_stages",
+            "prompt_tuning.evaluation",
+            "prompt_tuning.datasets",
+            *_TUNING_MODULES,
+        ),
         (captions, *tuning.values(), *([image_features] if image_features else [])),
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
     )
     return Plan(
         config=config,
+        resources=resources,
         categories=categories,
         groups=groups,
         cache=cache,
@@ -213,7 +226,8 @@ def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
             content = embedded_llm.content_digest()
         except FileNotFoundError as error:
             raise InputError(str(error)) from None
-        key = digest([content, engine_versions()["transformers"]])
+        versions = [engine_versions()["transformers"], version("gguf")]
+        key = digest([content, versions, source_digest("workers.embedded_llm")])
         return cache / "embedded_llm" / key[:20], content
     if Path(model).is_dir():
         if not Path(model, "config.json").is_file():
@@ -242,11 +256,14 @@ def _images_stage(
             ("prompt_tuning.scenes",),
             scenes=settings.scenes.model_dump(),
             stamps=stamps_hash(stamps),
+            categories=built_in_text("scenes_stamps"),
         )
     assert settings.root is not None
     try:
         photos = read_folder(Path(settings.root), categories)
-    except ValueError as error:
+        for file in photos.files:
+            check_image(file)
+    except (ValueError, OSError) as error:
         raise InputError(f"evaluation.root: {error}") from None
     return plan_stage(
         cache,

@@ -6,8 +6,11 @@ import os
 import socket
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from joblib import cpu_count
 
 from orchestrator.config_file import InputError
 
@@ -20,11 +23,39 @@ _LEAST_CPUS_A_WORKER = 0.25
 
 
 @dataclass(frozen=True)
-class Resources:
-    """CPUs and GPUs of this machine, or of the cluster that RAY_ADDRESS names."""
+class Node:
+    """The CPUs and GPUs of one machine."""
 
     cpus: int
     gpus: int
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many actors of this need fit here at once."""
+        by_cpu = int(self.cpus / cpus)
+        return min(by_cpu, int(self.gpus / gpus)) if gpus else by_cpu
+
+
+@dataclass(frozen=True)
+class Resources:
+    """This machine, or the nodes of the cluster that RAY_ADDRESS names."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def cpus(self) -> int:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> int:
+        return sum(node.gpus for node in self.nodes)
+
+    def holds(self, cpus: float, gpus: float) -> int:
+        """How many actors of this need, none of which spans nodes, fit at once."""
+        return sum(node.holds(cpus, gpus) for node in self.nodes)
+
+    def __str__(self) -> str:
+        on = f" on {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
+        return f"there are {self.cpus} CPUs and {self.gpus} GPUs{on}"
 
 
 @dataclass(frozen=True)
@@ -42,20 +73,19 @@ def find_resources() -> Resources:
         InputError: when nothing answers at RAY_ADDRESS.
     """
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        import ray
+    if not address:
+        return Resources((local_node(),))
+    import ray
 
-        from orchestrator.cluster import connect
+    from orchestrator.cluster import connect
 
-        try:
-            _knock(address)
-            connect()
-        except OSError:
-            raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
-
-        total = ray.cluster_resources()
-        return Resources(int(total.get("CPU", 0)), int(total.get("GPU", 0)))
-    return local_resources()
+    try:
+        _knock(address)
+        connect()
+    except OSError:
+        raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Resources(tuple(Node(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for r in resources))
 
 
 def _knock(address: str) -> None:
@@ -65,14 +95,16 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def local_resources() -> Resources:
-    """What this machine lets this process use."""
+def local_node() -> Node:
+    """What this machine lets this process use; no GPU where torch is built for CPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
+    if version("torch").endswith("+cpu"):
+        gpus = 0
+    elif visible is None:
         gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     else:
         gpus = len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return Resources(len(os.sched_getaffinity(0)), gpus)
+    return Node(cpu_count(), gpus)
 
 
 def place_engines(config: RunConfig, resources: Resources) -> Placement:
@@ -85,21 +117,25 @@ def place_engines(config: RunConfig, resources: Resources) -> Placement:
     from workers.knowledge_pool import Placement
 
     llm = config.knowledge.llm
-    on_gpu = resources.gpus > 0
-    if llm.tensor_parallel > 1 and resources.gpus < llm.tensor_parallel:
+    gpus = llm.tensor_parallel if resources.gpus else 0
+    if llm.tensor_parallel > max(1, *(node.gpus for node in resources.nodes)):
         raise InputError(
-            f"knowledge.llm.tensor_parallel: {llm.tensor_parallel} GPUs an engine, "
-            f"but {_have(resources)}"
+            f"knowledge.llm.tensor_parallel: {llm.tensor_parallel} GPUs of one machine an engine, "
+            f"but {resources}"
         )
-    gpus = llm.tensor_parallel if on_gpu else 0
-    by_gpu = resources.gpus // gpus if gpus else 1
-    engines = by_gpu if llm.engines == "auto" else llm.engines
-    alone = 1 if on_gpu else max(1, resources.cpus // engines)
-    cpus = alone if llm.cpus_per_engine == "auto" else llm.cpus_per_engine
-    if engines * cpus > resources.cpus or engines * gpus > resources.gpus:
+    if llm.cpus_per_engine != "auto":
+        cpus = llm.cpus_per_engine
+    elif gpus:
+        cpus = 1
+    else:
+        wanted = 1 if llm.engines == "auto" else llm.engines
+        cpus = max(1, max(node.cpus for node in resources.nodes) // wanted)
+    room = resources.holds(cpus, gpus)
+    engines = (room if gpus else min(1, room)) if llm.engines == "auto" else llm.engines
+    if not 0 < engines <= room:
         raise InputError(
-            f"knowledge.llm.engines: {engines} with {cpus} CPUs and {gpus} GPUs each can never be "
-            f"scheduled: {_have(resources)}; lower engines or cpus_per_engine"
+            f"knowledge.llm.engines: {max(engines, 1)} with {cpus} CPUs and {gpus} GPUs each can "
+            f"never be scheduled: {resources}; lower engines or cpus_per_engine"
         )
     return Placement(engines, cpus, gpus)
 
@@ -115,23 +151,31 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
     share = max(_LEAST_CPUS_A_WORKER, min(1.0, resources.cpus / tuning.workers))
     cpus = share if tuning.cpus_per_worker == "auto" else tuning.cpus_per_worker
-    if tuning.workers * cpus > resources.cpus or tuning.workers * gpus > resources.gpus:
+    if tuning.workers > resources.holds(cpus, gpus):
         raise InputError(
             f"tuning.workers: {tuning.workers} with {cpus:g} CPUs and {gpus:g} GPUs each can never "
-            f"be scheduled: {_have(resources)}; lower workers, cpus_per_worker or gpus_per_worker"
+            f"be scheduled: {resources}; lower workers, cpus_per_worker or gpus_per_worker"
         )
     return WorkerShare(cpus, gpus)
 
 
-def check_writable(folder: Path, field: str) -> None:
-    """Raise InputError when a folder cannot be made or written to; leaves nothing behind."""
+def check_folder(name: str, field: str) -> Path:
+    """A folder for results as an absolute path, which can be made and written to.
+
+    Raises:
+        InputError: when it cannot, or when it is relative although the run is in a cluster.
+    """
     try:
+        folder = Path(name).expanduser()
+        if os.environ.get("RAY_ADDRESS") and not folder.is_absolute():
+            raise InputError(
+                f"{field}: {name!r} must be absolute on a cluster, where every node sees it: the "
+                "working directory of a Ray job is a temporary copy"
+            )
+        folder = folder.resolve()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise InputError(f"{field}: {folder} cannot be written to ({error.strerror})") from None
-
-
-def _have(resources: Resources) -> str:
-    return f"there are {resources.cpus} CPUs and {resources.gpus} GPUs"
+            return folder
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{field}: {name[:80]} cannot be written to ({reason})") from None

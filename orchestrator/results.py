@@ -5,20 +5,28 @@ from __future__ import annotations
 import io
 import json
 import platform
+import shutil
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import yaml
-from PIL import Image
 
 from orchestrator.evaluation_stages import EXAMPLES, GEOMETRY, IDENTITY, read_images, read_metrics
 from orchestrator.knowledge_stage import CAPTIONS, SUMMARY
 from orchestrator.plan import Plan
 from orchestrator.report import Example, ReportData, render
 from orchestrator.stages import Stage
-from orchestrator.tuning_stages import best_seed, read_hierarchy, read_history, read_tuned
+from orchestrator.tuning_stages import (
+    RAY_STORAGE,
+    best_seed,
+    read_hierarchy,
+    read_history,
+    read_tuned,
+)
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.captions import read_captions
+from prompt_tuning.image_files import open_image
 from prompt_tuning.store import write_atomic
 from prompt_tuning.vlm import Geometry, VLMIdentity
 
@@ -33,15 +41,14 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
         plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
     )
     metrics = read_metrics(plan)
-    stages = [
-        {
-            "stage": stage.name if stage not in plan.tuning.values() else _tuning_name(plan, stage),
+    stages = {
+        _shown_name(plan, stage): {
             "key": stage.key,
             "seconds": stage.seconds(),
             "cached": not ran[stage],
         }
         for stage in plan.stages
-    ]
+    }
     run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
     _write_artifact(plan)
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
@@ -49,6 +56,8 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     write_atomic(plan.run_folder / "metrics.json", _json(metrics))
     report = render(_report_data(plan, config_yaml, run, metrics))
     write_atomic(plan.run_folder / "report.html", report.encode())
+    # Every seed is tuned and published: nobody resumes from its checkpoints any more.
+    shutil.rmtree(plan.run_folder / RAY_STORAGE, ignore_errors=True)
     return metrics
 
 
@@ -85,7 +94,7 @@ def _report_data(
         config_yaml=config_yaml,
         vlm=f"{plan.config.vlm.kind} {plan.config.vlm.model}",
         embedded=plan.config.vlm.kind == "embedded",
-        stages=run["stages"],
+        stages=[{"stage": name, **told} for name, told in run["stages"].items()],
         versions=run["versions"],
         metrics=metrics if plan.images else None,
         held_out=None if plan.images else {a: m["fused"] for a, m in metrics["map"].items()},
@@ -112,18 +121,17 @@ def _examples(plan: Plan) -> list[Example]:
     ]
 
 
-def _small_jpeg(file: Any) -> bytes:
-    with Image.open(file) as image:
-        small = image.convert("RGB")
-        small.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
-        stream = io.BytesIO()
-        small.save(stream, "JPEG", quality=85)
-        return stream.getvalue()
+def _small_jpeg(file: Path) -> bytes:
+    small = open_image(file)
+    small.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
-def _tuning_name(plan: Plan, stage: Stage) -> str:
-    seed = next(seed for seed, tuning in plan.tuning.items() if tuning == stage)
-    return f"tuning, seed {seed}"
+def _shown_name(plan: Plan, stage: Stage) -> str:
+    seeds = [seed for seed, tuning in plan.tuning.items() if tuning == stage]
+    return f"tuning, seed {seeds[0]}" if seeds else stage.name
 
 
 def _versions() -> dict[str, str]:

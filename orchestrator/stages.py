@@ -6,6 +6,7 @@ Resuming, sharing between runs and "same config, same bytes" are this one mechan
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,4 +76,5 @@ def run_stage(stage: Stage, work: Callable[[Path], None]) -> bool:
         work(staging)
         seconds = round(time.monotonic() - started, 1)
         (staging / _TIMING).write_text(canonical_json({"seconds": seconds}), "utf-8")
+    shutil.rmtree(stage.parts, ignore_errors=True)
     return True

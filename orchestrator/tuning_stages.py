@@ -13,18 +13,19 @@ from orchestrator.cluster import connect
 from orchestrator.knowledge_stage import CAPTIONS
 from orchestrator.plan import Plan
 from orchestrator.progress import StageProgress
-from prompt_tuning.captions import is_held_out, read_captions
+from prompt_tuning.captions import read_captions
 from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.features import load_features, save_features
+from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups
 from prompt_tuning.prompts import handcrafted_features
 from prompt_tuning.store import canonical_json
-from prompt_tuning.tuning import CaptionSet, caption_labels
+from prompt_tuning.tuning import CaptionSet, load_caption_sets
 
 FEATURES = "features.safetensors"
 CLASSES = "class_features.safetensors"
 HISTORY = "history.json"
 GROUPS = "hierarchy.json"
+RAY_STORAGE = ".ray"
 
 
 def write_caption_features(plan: Plan, console: Console, staging: Path) -> None:
@@ -34,7 +35,7 @@ def write_caption_features(plan: Plan, console: Console, staging: Path) -> None:
     captions = read_captions(plan.knowledge.folder / CAPTIONS)
     if not captions:
         raise RuntimeError("knowledge: no caption survived the filters; see its answers.parquet")
-    connect()
+    connect(plan.resources.cpus, plan.resources.gpus)
     with StageProgress(console, "caption features", len(captions)) as progress:
         features = encode_captions(
             [caption.text for caption in captions],
@@ -72,7 +73,7 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
 
     config, stage = plan.config, plan.tuning[seed]
     read_caption_sets(plan)  # refuses too few captions here, before any worker starts
-    storage = plan.run_folder.parent / ".ray"
+    storage = plan.run_folder / RAY_STORAGE
     job = TuningJob(
         captions=plan.knowledge.folder / CAPTIONS,
         features=plan.captions.folder / FEATURES,
@@ -89,7 +90,7 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
         cache=plan.cache,
         progress=storage / f"{stage.key}.progress.json",
     )
-    connect()
+    connect(plan.resources.cpus, plan.resources.gpus)
     with StageProgress(console, f"tuning seed {seed}", config.tuning.epochs) as progress:
         classes, history = tune(
             job,
@@ -127,9 +128,9 @@ def best_seed(plan: Plan) -> int:
 
 def read_caption_sets(plan: Plan) -> tuple[CaptionSet, CaptionSet]:
     """Training and held-out captions with their features."""
-    captions = read_captions(plan.knowledge.folder / CAPTIONS)
-    whole = CaptionSet(
-        load_features(plan.captions.folder / FEATURES),
-        caption_labels(captions, len(plan.categories)),
+    return load_caption_sets(
+        plan.knowledge.folder / CAPTIONS,
+        plan.captions.folder / FEATURES,
+        len(plan.categories),
+        plan.config.captions.held_out,
     )
-    return whole.split([is_held_out(c, plan.config.captions.held_out) for c in captions])

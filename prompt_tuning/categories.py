@@ -46,11 +46,16 @@ class CategoryList(Settings):
 
     @model_validator(mode="after")
     def _no_doubles(self) -> CategoryList:
-        seen: set[str] = set()
+        owner: dict[str, str] = {}
         for category in self.categories:
-            if category.name.lower() in seen:
+            if category.name.lower() in map(str.lower, owner.values()):
                 raise ValueError(f"category {category.name!r} is listed twice")
-            seen.add(category.name.lower())
+            for word in {word.lower() for word in (*category.names, *category.kinds)}:
+                if word in owner:
+                    raise ValueError(
+                        f"{word!r} stands for two categories: {owner[word]} and {category.name}"
+                    )
+                owner[word] = category.name
         return self
 
     def __len__(self) -> int:

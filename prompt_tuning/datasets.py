@@ -54,6 +54,8 @@ def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
         labels.append([name in shown for name in categories.names])
     if not files:
         raise ValueError(f"{table} lists no photo")
+    if not any(map(any, labels)):
+        raise ValueError(f"{table}: no photo shows any category, so there is nothing to measure")
     return LabelledImages(tuple(files), np.array(labels))
 
 

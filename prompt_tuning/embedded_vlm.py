@@ -8,8 +8,8 @@ CLIP: its image side saw ImageNet's labels, and whatever prints its figures must
 from __future__ import annotations
 
 import importlib.util
-import os
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,10 @@ from torch import Tensor
 from prompt_tuning.features import Features
 from prompt_tuning.phrases import noun_phrases
 from prompt_tuning.store import digest, file_digest, is_published, publishing, source_digest
-from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry, VLMIdentity, VLMSettings
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-CAPTION = "a photo of a {}."
 _TEXT_BATCH = 256
-_PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1; texts centred on 1000 ImageNet anchors"
+_PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1"
 
 
 class EmbeddedVLM(VLM):
@@ -49,19 +46,21 @@ class EmbeddedVLM(VLM):
         from transformers import AutoTokenizer, BertModel
 
         image_weights, text_weights = weight_files(settings)
+        anchor_texts = _anchor_texts()
         self.identity = VLMIdentity(
             kind="embedded",
             model=settings.model,
             weights=digest([file_digest(image_weights), file_digest(text_weights)]),
             preprocessing=_PREPROCESSING,
+            centring=f"mean of ImageNet anchors {digest(anchor_texts)}",
             resolution=settings.resolution,
             dim=384,
         )
         self.image_tower = _image_tower(settings.model, image_weights)
-        self.text_tower = BertModel.from_pretrained(text_weights.parent)
+        self.text_tower = BertModel.from_pretrained(text_weights.parent, local_files_only=True)
         self.context_width = self.text_tower.config.hidden_size
-        self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent)
-        anchors = self._imagenet_anchors(file_digest(text_weights), cache)
+        self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent, local_files_only=True)
+        anchors = self._imagenet_anchors(anchor_texts, cache)
         self.register_buffer("centre", anchors.mean(0))
         self.register_buffer("imagenet_texts", F.normalize(anchors - self.centre, dim=-1))
 
@@ -115,7 +114,7 @@ class EmbeddedVLM(VLM):
         return F.normalize(_sentence_embeddings(hidden, mask) - self.centre, dim=-1)
 
     def initial_context(self, tokens: int) -> Tensor:
-        ids = self.tokenizer(CAPTION.format(""), add_special_tokens=False).input_ids[:-1]
+        ids = self.tokenizer(HANDCRAFTED.format(""), add_special_tokens=False).input_ids[:-1]
         words = self.text_tower.embeddings.word_embeddings.weight[ids]
         return words.repeat(-(-tokens // len(ids)), 1)[:tokens].clone()
 
@@ -137,23 +136,36 @@ class EmbeddedVLM(VLM):
             embedded[rows] = _sentence_embeddings(hidden, tokens.attention_mask)
         return embedded
 
-    def _imagenet_anchors(self, text_weights_digest: str, cache: Path | None) -> Tensor:
+    def _imagenet_anchors(self, texts: list[tuple[str, str]], cache: Path | None) -> Tensor:
         """A text embedding of each ImageNet class: `(1000, dim)`."""
-        key = digest([text_weights_digest, source_digest(__name__)])
-        kept = cache / "imagenet_anchors" / key if cache else None
+        key = digest([self.identity.weights, texts, _versions(), source_digest(__name__)])
+        kept = cache / "imagenet_anchors" / key[:20] if cache else None
         if kept and is_published(kept):
             return load_file(kept / "anchors.safetensors")["anchors"]
-        from timm.data import ImageNetInfo
-
-        info = ImageNetInfo("imagenet-1k")
-        lemmas = [info.index_to_description(k).split(",")[0] for k in range(1000)]
-        definitions = [info.index_to_description(k, detailed=True) for k in range(1000)]
-        short = self._embed([CAPTION.format(lemma) for lemma in lemmas])
-        anchors = F.normalize(short + self._embed(definitions), dim=-1)
+        short, detailed = (self._embed(list(of_kind)) for of_kind in zip(*texts, strict=True))
+        anchors = F.normalize(short + detailed, dim=-1)
         if kept:
             with publishing(kept) as staging:
                 save_file({"anchors": anchors}, staging / "anchors.safetensors")
         return anchors
+
+
+def _anchor_texts() -> list[tuple[str, str]]:
+    """Two texts of each ImageNet class: its first lemma, and all lemmas with the definition."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return [
+        (
+            HANDCRAFTED.format(info.index_to_description(k).split(",")[0]),
+            info.index_to_description(k, detailed=True),
+        )
+        for k in range(1000)
+    ]
+
+
+def _versions() -> list[str]:
+    return [version("torch"), version("transformers")]
 
 
 def _sentence_embeddings(hidden: Tensor, mask: Tensor) -> Tensor:

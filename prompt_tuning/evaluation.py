@@ -16,7 +16,7 @@ from prompt_tuning.metrics import average_precisions, chance_map, mean_average_p
 from prompt_tuning.prompts import handcrafted_features
 from prompt_tuning.scoring import branch_scores, fuse
 from prompt_tuning.tuning import CaptionSet
-from prompt_tuning.vlm import VLM, Geometry
+from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry
 
 BRANCHES = ("global", "local", "fused")
 
@@ -37,7 +37,7 @@ def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[
     tuning sees.
     """
     words = [[*category.names, *category.kinds] for category in categories.categories]
-    flat = [f"a photo of a {word}." for of_class in words for word in of_class]
+    flat = [HANDCRAFTED.format(word) for of_class in words for word in of_class]
     encoded = F.normalize(vlm.encode_text(flat), dim=-1).split([len(w) for w in words])
     synonyms = torch.stack([of_class.mean(0) for of_class in encoded])
     captions = train.labels.float().T @ train.features.pooled.float()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.settings import Settings
-from prompt_tuning.vlm import VLM
+from prompt_tuning.vlm import HANDCRAFTED, VLM
 
 Level = Literal["shared", "fine", "coarse", "category"]
 
@@ -102,4 +102,4 @@ class PromptBranch(nn.Module):
 
 def handcrafted_features(vlm: VLM, categories: CategoryList) -> Tensor:
     """The features of "a photo of a {name}.", as they are added up: `(classes, dim)`."""
-    return vlm.encode_text([f"a photo of a {name}." for name in categories.names])
+    return vlm.encode_text([HANDCRAFTED.format(name) for name in categories.names])

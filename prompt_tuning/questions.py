@@ -52,9 +52,12 @@ class QuestionSettings(Settings):
     def _shares_make_a_whole(self) -> QuestionSettings:
         if not math.isclose(sum(self.set_shares), 1, abs_tol=1e-6):
             raise ValueError(f"set_shares add up to {sum(self.set_shares):g}, not to 1")
-        if self.per_category + self.relationships == 0:
-            raise ValueError("per_category and relationships are both 0: nothing would be asked")
         return self
+
+    @property
+    def asks_something(self) -> bool:
+        """Whether a language model is needed at all."""
+        return self.per_category + self.relationships > 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class QuestionWriter:
 
     def attribute_questions(self) -> Iterator[Question]:
         """A few questions for attributes, each over another draw of the categories."""
-        if self.settings.attributes == 0:
+        if self.settings.attributes == 0 or self.settings.per_category == 0:
             return
         draws = random.Random(f"{self.settings.seed}/attributes")
         for i in range(8):

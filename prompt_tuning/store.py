@@ -125,13 +125,18 @@ def _inventory(folder: Path) -> dict[str, dict[str, int | str]]:
     }
 
 
+def _host() -> str:
+    """Where this process's number means something: containers may share a host's name."""
+    return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
+
+
 def _writer() -> str:
-    return f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+    return f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
 def _remove_abandoned(target: Path) -> None:
     """Remove what killed processes of this host have left of the same target."""
-    for path in target.parent.glob(f".{target.name}.{socket.gethostname()}-*.tmp*"):
+    for path in target.parent.glob(f".{target.name}.{_host()}-*.tmp*"):
         pid = path.name.removesuffix(".old").rsplit("-", 2)[-2]
         if not Path("/proc", pid).exists():
             shutil.rmtree(path, ignore_errors=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,9 +19,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prompt_tuning.captions import Caption
+from prompt_tuning.captions import Caption, is_held_out, read_captions
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.features import Features
+from prompt_tuning.features import Features, load_features
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.losses import LossSettings, order_loss, ranking_loss
 from prompt_tuning.metrics import mean_average_precision
@@ -104,6 +105,19 @@ def caption_labels(captions: Sequence[Caption], classes: int) -> Tensor:
     for row, caption in enumerate(captions):
         labels[row, list(caption.labels)] = True
     return labels
+
+
+def load_caption_sets(
+    captions: Path, features: Path, classes: int, held_out: float
+) -> tuple[CaptionSet, CaptionSet]:
+    """Training and held-out captions with their features, from the files of earlier stages.
+
+    Raises:
+        ValueError: as `CaptionSet.split` does.
+    """
+    listed = read_captions(captions)
+    whole = CaptionSet(load_features(features), caption_labels(listed, classes))
+    return whole.split([is_held_out(caption, held_out) for caption in listed])
 
 
 class ClassPrompts(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from prompt_tuning.features import Features
 from prompt_tuning.settings import Settings
 
+HANDCRAFTED = "a photo of a {}."
 EMBEDDED_MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 
 
@@ -57,6 +58,7 @@ class VLMIdentity(Settings):
     model: str
     weights: str
     preprocessing: str
+    centring: str = "none"
     resolution: int
     dim: int
 

@@ -132,7 +132,7 @@ def test_killed_run_goes_on_to_the_same_bytes(config: Path, tmp_path: Path) -> N
 
 
 def _progress_files(place: Path) -> list[Path]:
-    return list((place / "runs/.ray").glob("*.progress.json"))
+    return list((place / "runs/own/.ray").glob("*.progress.json"))
 
 
 def _epochs(progress: Path) -> int:

@@ -147,9 +147,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_live_one_writes_stays(
         folder.mkdir()
         (folder / "data.txt").write_text("half")
     publish(tmp_path / "key")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        ["key", *(p.name for p in staying)]
-    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["key", *(p.name for p in staying)])
 
 
 def test_a_publisher_killed_midway_leaves_no_target_and_the_next_one_cleans_up(

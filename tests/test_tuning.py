@@ -228,9 +228,7 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(embedded_vlm: VLM, data: Data
 def test_class_features_are_prompt_plus_handcrafted_of_unit_length(embedded_vlm: VLM) -> None:
     prompts = class_prompts(embedded_vlm)
     handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
-    for branch, features in zip(
-        prompts.branches.values(), prompts.class_features(), strict=True
-    ):
+    for branch, features in zip(prompts.branches.values(), prompts.class_features(), strict=True):
         encoded = embedded_vlm.encode_prompts(branch.context(), list(NAMES))
         summed = encoded + handcrafted
         torch.testing.assert_close(features, summed / summed.norm(dim=-1, keepdim=True))

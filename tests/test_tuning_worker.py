@@ -92,7 +92,7 @@ def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_pat
     )
     assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
     assert told == history
-    assert history[-1]["held_out_loss"] < history[0]["held_out_loss"]
+    assert history[-1]["loss"] < history[0]["loss"]
     assert two["global"].shape == two["local"].shape == (len(NAMES), 384)
 
     alone = replace(job, tuning=job.tuning.model_copy(update={"workers": 1}))

@@ -9,9 +9,9 @@ from typing import Any
 
 import ray
 import torch
-from PIL import Image
 
 from prompt_tuning.features import Features, concatenate, load_features, save_features
+from prompt_tuning.image_files import open_image
 from prompt_tuning.store import is_published, publishing
 from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
 
@@ -84,14 +84,10 @@ def _image_part(files: Sequence[Path], vlm: VLMSettings, cache: Path, part: Path
     with publishing(part) as staging:
         batches = []
         for start in range(0, len(files), _IMAGES_A_BATCH):
-            pixels = [_pixels(model, file) for file in files[start : start + _IMAGES_A_BATCH]]
+            batch = files[start : start + _IMAGES_A_BATCH]
+            pixels = [model.preprocess(open_image(file)) for file in batch]
             batches.append(model.encode_image(torch.stack(pixels)))
         save_features(staging / _FEATURES, concatenate(batches))
-
-
-def _pixels(model: VLM, file: Path) -> torch.Tensor:
-    with Image.open(file) as image:
-        return model.preprocess(image)
 
 
 @lru_cache(maxsize=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +94,12 @@ class KnowledgePool:
         running: dict[Any, tuple[int, Shard]] = {}
         deaths: dict[str, int] = {}
         while waiting or running:
-            for index in range(len(self._engines)):
-                busy = sum(1 for engine, _ in running.values() if engine == index)
-                while waiting and busy < _SHARDS_IN_FLIGHT:
-                    shard = waiting.pop()
-                    task = self._engines[index].answer.remote(list(shard.questions), self._sampling)
-                    running[task] = (index, shard)
-                    busy += 1
+            while waiting and len(running) < _SHARDS_IN_FLIGHT * len(self._engines):
+                busy = Counter(engine for engine, _ in running.values())
+                index = min(range(len(self._engines)), key=lambda engine: busy[engine])
+                shard = waiting.pop()
+                task = self._engines[index].answer.remote(list(shard.questions), self._sampling)
+                running[task] = (index, shard)
             (done, *_), _ = ray.wait(list(running))
             index, shard = running.pop(done)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable
@@ -16,20 +17,17 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
-from prompt_tuning.captions import is_held_out, read_captions
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.features import load_features
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
 from prompt_tuning.scoring import ScoringSettings
 from prompt_tuning.store import canonical_json, write_atomic
 from prompt_tuning.tuning import (
-    CaptionSet,
     ClassPrompts,
     TuningRun,
     TuningSettings,
-    caption_labels,
+    load_caption_sets,
 )
 from prompt_tuning.vlm import VLMSettings, load_vlm
 
@@ -78,6 +76,7 @@ def tune(
     Returns:
         class features of the best epoch ("global" and "local", `(classes, dim)`), and the history.
     """
+    _discard_torn_snapshot(storage / name)
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
         train_loop_config={"job": job},
@@ -105,6 +104,18 @@ def tune(
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, _STATE), weights_only=True)
         return load_file(Path(folder, _RESULT)), state["history"]
+
+
+def _discard_torn_snapshot(folder: Path) -> None:
+    """Start a seed afresh whose list of checkpoints was being written when its driver was killed.
+
+    Ray Train writes that list in place and refuses to start with half of one.
+    """
+    snapshot = folder / "checkpoint_manager_snapshot.json"
+    try:
+        json.loads(snapshot.read_bytes() if snapshot.exists() else b"{}")
+    except ValueError:
+        shutil.rmtree(folder)
 
 
 def _watch(
@@ -138,7 +149,9 @@ def _train_loop(config: dict[str, Any]) -> None:
         job.losses,
         job.seed,
     ).to(device)
-    train, held_out = _caption_sets(job)
+    train, held_out = load_caption_sets(
+        job.captions, job.features, len(job.categories), job.held_out
+    )
     model = ray.train.torch.prepare_model(prompts)
     run = TuningRun(prompts, model, train, held_out, job.tuning, job.seed)
     checkpoint = ray.train.get_checkpoint()
@@ -166,10 +179,3 @@ def _report(
         if result is not None:
             save_file(result, Path(folder, _RESULT))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def _caption_sets(job: TuningJob) -> tuple[CaptionSet, CaptionSet]:
-    """Training and held-out captions with their features."""
-    captions = read_captions(job.captions)
-    whole = CaptionSet(load_features(job.features), caption_labels(captions, len(job.categories)))
-    return whole.split([is_held_out(caption, job.held_out) for caption in captions])

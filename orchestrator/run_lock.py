@@ -1,0 +1,28 @@
+"""One driver a run: two at once would write over each other's checkpoints."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from orchestrator.config_file import InputError
+
+
+@contextmanager
+def only_driver(run_folder: Path) -> Iterator[None]:
+    """Hold the run for this process; the kernel lets go of it however the process ends.
+
+    Raises:
+        InputError: when another process holds it.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with (run_folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"name: another process is at work on {run_folder}; wait for it, or choose another"
+            ) from None
+        yield
