@@ -6,7 +6,7 @@ import os
 import socket
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,16 +95,21 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
+def visible_gpus() -> int:
+    """GPUs of this machine that this process may see, whether its software can use them or not."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return len(list(Path("/dev").glob("nvidia[0-9]*")))
+    return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+
+
 def local_node() -> Node:
     """What this machine lets this process use; no GPU where torch is built for CPUs."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if version("torch").endswith("+cpu"):
-        gpus = 0
-    elif visible is None:
-        gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    else:
-        gpus = len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
-    return Node(cpu_count(), gpus)
+    try:
+        torch_uses_gpus = not version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        torch_uses_gpus = False
+    return Node(cpu_count(), visible_gpus() if torch_uses_gpus else 0)
 
 
 def place_engines(config: RunConfig, resources: Resources) -> Placement:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from PIL import Image
 
 from orchestrator.cli import main
 from orchestrator.config import load_config
@@ -165,7 +166,7 @@ VALUES = [
     ),
     (
         BASE + "knowledge: {questions: {per_category: 0, relationships: 0}}",
-        "knowledge.questions: per_category and relationships are both 0",
+        "knowledge.questions: per_category and relationships are 0",
     ),
     (BASE + "tuning: {lr: 0, epochs: 0}", ["tuning.lr: must", "tuning.epochs: must"]),
 ]
@@ -330,6 +331,8 @@ OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
         (OWN_PHOTOS, "photos/labels.csv", "a.jpg,cat\n", ["evaluation.root", "labels.csv, row 1"]),
         (OWN_PHOTOS, "photos/labels.csv", "labels.csv,cow\n", ["row 1", "no category: cow"]),
         (OWN_PHOTOS, "photos/labels.csv", "labels.csv\n", ["row 1", "must be path,label;label"]),
+        (OWN_PHOTOS, "photos/labels.csv", "labels.csv,cat\n", "cannot be read as an image"),
+        (OWN_PHOTOS, "photos/labels.csv", "labels.csv,\n", "no photo shows any category"),
         (OWN_PHOTOS, "photos/labels.csv", b"caf\xe9.jpg,cat\n", "evaluation.root"),
     ],
     ids=lambda value: str(value)[-40:],
@@ -398,7 +401,9 @@ def test_no_cluster_where_ray_address_says(
     cli: CommandLine, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    cli.refuses_config(BASE, f"RAY_ADDRESS: no Ray cluster answers at '{address}'")
+    cli.refuses_config(BASE, "paths.cache: 'cache' must be absolute on a cluster")
+    folders = ("--cache", str(cli.folder / "cache"), "--runs", str(cli.folder / "runs"))
+    cli.refuses_config(BASE, f"RAY_ADDRESS: no Ray cluster answers at '{address}'", *folders)
 
 
 @pytest.mark.parametrize("folder", ["cache", "runs"])
@@ -453,7 +458,8 @@ def test_accepted_with_input_files_beside_the_config(cli: CommandLine) -> None:
     cli.write("own/list.yaml", "categories: [cat, {name: hot dog, synonyms: [frankfurter]}]")
     cli.write("own/groups.yaml", "food: {fast: [hot dog]}\nanimals: {pets: [cat]}")
     cli.write("own/captions.tsv", "A cat sleeps.\nLunch is served.\thot dog;cat\n")
-    cli.write("own/photos/labels.csv", "labels.csv,cat;hot dog\nlabels.csv,\n")
+    cli.write("own/photos/labels.csv", "a.png,cat;hot dog\na.png,\n")
+    Image.new("RGB", (8, 8)).save(cli.folder / "own/photos/a.png")
     for categories in ("list.txt", "list.yaml"):
         cli.write(
             "own/c.yaml",

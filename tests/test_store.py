@@ -135,7 +135,7 @@ def test_what_a_dead_process_left_is_removed_and_what_a_live_one_writes_stays(
 ) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = socket.gethostname()
+    host = f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
     abandoned = tmp_path / f".key.{host}-{dead.pid}-0123abcd.tmp"
     half_replaced = tmp_path / f".key.{host}-{dead.pid}-4567abcd.tmp.old"
     staying = [

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.config_file import InputError
-from orchestrator.preflight import Node, check_folder, local_node
+from orchestrator.preflight import Node, check_folder, local_node, visible_gpus
 from prompt_tuning.scenes import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.scenes import stamps_source
 from workers import embedded_llm
@@ -79,17 +79,24 @@ def doctor(cache: str | None) -> None:
 
 def _machine(node: Node) -> list[Finding]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    gpus = f"{node.gpus}{_gpu_names()}" if node.gpus else "none: the CPU does all the work"
     return [
         Finding("Python", f"{platform.python_version()} on {platform.system()}"),
         Finding("CPU cores", f"{node.cpus} usable"),
         Finding(
             "memory",
             f"{memory / _GIB:.1f} GiB",
-            "" if memory >= _MEMORY_NEEDED else "a machine with 4 GiB or more",
+            "" if memory >= _MEMORY_NEEDED else "a machine with 9 GiB or more",
         ),
-        Finding("GPUs", gpus),
+        _gpus(node),
     ]
+
+
+def _gpus(node: Node) -> Finding:
+    seen = visible_gpus()
+    if seen and not node.gpus:
+        return Finding("GPUs", f"{seen}, but torch is built for CPUs", _INSTALL_GPU, needed=False)
+    used = f"{seen}{_gpu_names()}" if seen else "none: the CPU does all the work"
+    return Finding("GPUs", used)
 
 
 def _gpu_names() -> str:
