@@ -44,6 +44,15 @@ class KnowledgeSettings(Settings):
     questions: QuestionSettings = QuestionSettings()
     sampling: SamplingSettings = SamplingSettings()
 
+    @model_validator(mode="after")
+    def _answers_fit(self) -> KnowledgeSettings:
+        if self.sampling.max_tokens >= self.llm.max_model_len:
+            raise ValueError(
+                f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a question in "
+                f"llm.max_model_len {self.llm.max_model_len}"
+            )
+        return self
+
 
 class EvaluationSettings(Settings):
     """What the prompts are measured on: composed `scenes`, photos of one's own in a `folder`

@@ -102,3 +102,12 @@ def test_killed_engine_is_replaced(tiny_llm: Path, tmp_path: Path) -> None:
     with pool(tiny_llm, tmp_path / "calm", shard_size=40) as engines:
         calm = engines.answers(asked, lambda *_: None)
     assert disturbed == calm
+
+
+def test_a_model_that_cannot_be_loaded_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}', "utf-8")
+    with (
+        pool(tmp_path, tmp_path / "ledger", shard_size=4) as engines,
+        pytest.raises(RuntimeError, match=r"^knowledge.llm.model .* cannot be loaded by vLLM: \S"),
+    ):
+        engines.answers(questions(2), lambda *_: None)

@@ -31,7 +31,7 @@ class EngineSettings(Settings):
     engines: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     cpus_per_engine: Annotated[int, Field(ge=1)] | Auto = "auto"
-    max_model_len: Annotated[int, Field(ge=64)] = 1024
+    max_model_len: Annotated[int, Field(ge=256)] = 1024
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 128
     trust_remote_code: bool = False
 
@@ -53,9 +53,11 @@ class LLMEngine:
             assemble(Path(model))
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        if settings.tensor_parallel == 1:
+            # One process: when the engine dies, so does the actor, and the pool replaces it.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         options: dict[str, Any] = {}
         if not on_gpu:
-            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
             # A prefill cut in two breaks seeded sampling on CPUs, so none may be cut.
             options = {
