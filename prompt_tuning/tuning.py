@@ -62,9 +62,9 @@ class TuningSettings(Settings):
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
     momentum: Factor = 0.9
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
-    epochs: Annotated[int, Field(ge=1, le=1000)] = 12
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 10
     batch: Annotated[int, Field(ge=1, le=100_000)] = 256
-    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (8,)
+    milestones: tuple[Annotated[int, Field(ge=1)], ...] = (7,)
     gamma: Factor = 0.1
     noise: NoiseSettings = NoiseSettings(relative=0.5)
 
