@@ -81,6 +81,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     metrics = {
         "dataset": config.evaluation.dataset if plan.images else "held_out_captions",
         "images": len(labels) if plan.images else 0,
+        "held_out_captions": len(held_out),
         "protocol": {
             "average_precision": "all points, not interpolated",
             "mean": "over the classes that have a positive",

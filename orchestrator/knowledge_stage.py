@@ -79,8 +79,9 @@ def _prepare_model(plan: Plan, console: Console) -> None:
     if plan.config.knowledge.llm.model != embedded_llm.EMBEDDED_MODEL:
         return
     folder = Path(plan.llm_path)
-    if not folder.exists():
-        console.print(embedded_llm.TERMS)
+    if folder.exists():  # the engine puts it together again should it be damaged
+        return
+    console.print(embedded_llm.TERMS)
     with status(console, "assembling the embedded language model (once, about a minute) …"):
         embedded_llm.assemble(folder)
 

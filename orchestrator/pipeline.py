@@ -11,6 +11,7 @@ from rich.table import Table
 
 from orchestrator.cluster import disconnect
 from orchestrator.config import RunConfig
+from orchestrator.config_file import InputError
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check_folder, find_resources
 from orchestrator.progress import status
@@ -36,6 +37,7 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
         if wants_scenes and not stamps:
             stamps = _fetch_stamps(plan, console)
             plan = make_plan(config, plan.resources, stamps)
+        _fetch_weights(plan, console)
         try:
             ran = _run_stages(plan, stamps, console)
         finally:
@@ -82,6 +84,19 @@ def _fetch_stamps(plan: Plan, console: Console) -> Path | None:
         return None
 
 
+def _fetch_weights(plan: Plan, console: Console) -> None:
+    """Have the weights before the language model works for hours: InputError if they cannot be."""
+    if plan.config.vlm.kind != "open_clip" or plan.captions.done():
+        return
+    from prompt_tuning.vlm import fetch_weights
+
+    try:
+        with status(console, "looking for the weights of the image–text model …"):
+            fetch_weights(plan.config.vlm)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def _print_plan(plan: Plan, console: Console) -> None:
     table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
     for stage in plan.stages:
@@ -106,7 +121,7 @@ def _print_summary(
     elif done_before:
         console.print(f"Done before: {', '.join(done_before)}.")
     images = f"{metrics['images']} images of {metrics['dataset']}"
-    where = images if plan.images else "held-out captions"
+    where = images if plan.images else f"{metrics['held_out_captions']} held-out captions"
     table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
     maps = metrics["map"]
     assert isinstance(maps, dict)

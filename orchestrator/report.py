@@ -204,7 +204,10 @@ def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]
     """One sentence in plain language; says so where tuning did not help."""
     sentences = sum(data.knowledge.get("kept", {}).values())
     text = f"Prompts tuned on {sentences:,} sentences" if sentences else "Prompts tuned on text"
-    text += f" written by {data.knowledge['model']}" if data.knowledge.get("model") else ""
+    own = data.knowledge.get("kept", {}).get("file", 0)
+    if data.knowledge.get("model") and own < sentences:
+        text += f" written by {data.knowledge['model']}"
+        text += f" ({own:,} of them your own)" if own else ""
     if "tuned" not in scores:
         return text + " were not evaluated."
     text += f" reach {fixed(scores['tuned'])} mAP on {evaluated_on(data.metrics)}"
@@ -222,6 +225,20 @@ def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]
     doubt = spread(by_seed) or 0.0
     within = f", a lead within the spread over seeds (± {fixed(doubt)})" if gap <= doubt else ""
     return f"{text}, {fixed(gap)} above {named}{within}."
+
+
+def local_caveat(metrics: dict[str, Any]) -> str:
+    """Says so where the local branch alone is better than the fused scores that are quoted."""
+    maps = metrics.get("map", {})
+    local = {arm: row["local"] for arm, row in maps.items()}
+    if not local or max(local.values()) <= max(row["fused"] for row in maps.values()):
+        return ""
+    best = max(local, key=lambda arm: local[arm])
+    return (
+        f"The local branch alone does better here than both together: {best} reaches "
+        f"{fixed(local[best])}, tuned {fixed(local['tuned'])}. Fused is quoted because it was "
+        "chosen before measuring, not on these images."
+    )
 
 
 def render(data: ReportData) -> str:
@@ -245,6 +262,7 @@ def render(data: ReportData) -> str:
         scores=scores,
         arms=sorted(scores, key=lambda arm: [*ARMS, arm].index(arm)),
         summary=summary(data, scores, by_seed.get("fused", [])),
+        caveat=local_caveat(metrics),
         where=evaluated_on(data.metrics),
         untuned=untuned,
         by_seed=by_seed,

@@ -78,6 +78,7 @@ def _report_data(
     plan: Plan, config_yaml: str, run: dict[str, Any], metrics: dict[str, Any]
 ) -> ReportData:
     knowledge = json.loads((plan.knowledge.folder / SUMMARY).read_bytes())
+    del knowledge["asked"]["attributes"]  # their answers are no sentences; the list is shown
     captions = read_captions(plan.knowledge.folder / CAPTIONS)
     step = max(1, len(captions) // _SAMPLE_CAPTIONS)
     samples = [

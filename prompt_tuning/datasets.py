@@ -44,8 +44,10 @@ def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{table}: no CSV in UTF-8 ({error})") from None
     for number, row in enumerate(rows, start=1):
-        if len(row) != 2 or not (folder / row[0]).is_file():
-            raise ValueError(f"{table}, row {number}: must be path,label;label of a file there")
+        if len(row) != 2:
+            raise ValueError(f"{table}, row {number}: must be path,label;label")
+        if not (folder / row[0]).is_file():
+            raise ValueError(f"{table}, row {number}: {row[0]} is not there")
         shown = {label.strip() for label in row[1].split(";") if label.strip()}
         foreign = sorted(shown - set(categories.names))
         if foreign:

@@ -88,6 +88,8 @@ def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
         yield staging
         write_atomic(staging / MANIFEST, canonical_json(_inventory(staging)).encode())
         for path in staging.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # some libraries write for their owner only; caches are shared
             _fsync(path)
         _rename_folder(staging, target, replace)
         _fsync(target.parent)

@@ -151,6 +151,26 @@ def check_vlm(settings: VLMSettings) -> None:
         raise ValueError("vlm.pretrained and vlm.quick_gelu: only go with vlm.kind: open_clip")
 
 
+def fetch_weights(settings: VLMSettings) -> None:
+    """Download what a backbone needs from its hub, unless it is on this machine.
+
+    Raises:
+        ValueError: when it cannot be had.
+    """
+    if settings.kind == "open_clip" and not weight_files(settings):
+        import open_clip
+
+        tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained)
+        try:
+            open_clip.download_pretrained(tag)
+        except Exception as error:  # whatever the hub's client and the network raise
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"vlm.pretrained: {settings.pretrained!r} of {settings.model} cannot be "
+                f"downloaded ({reason}); name the path of a checkpoint that you have"
+            ) from None
+
+
 def weight_files(settings: VLMSettings) -> list[Path]:
     """The local files whose content decides what a backbone computes (none for a hub's tag)."""
     if settings.kind == "embedded":

@@ -6,6 +6,7 @@ import os
 import warnings
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 
@@ -17,7 +18,12 @@ def run(
     from orchestrator.config import load_config
     from orchestrator.pipeline import run as run_pipeline
 
-    run_pipeline(load_config(config, overrides, cache, runs), Console(), dry_run)
+    loaded = load_config(config, overrides, cache, runs)
+    try:
+        run_pipeline(loaded, Console(), dry_run)
+    except KeyboardInterrupt:
+        typer.echo("\nStopped. The same command goes on from what is finished.", err=True)
+        raise typer.Exit(130) from None
 
 
 def _quieten_libraries() -> None:
