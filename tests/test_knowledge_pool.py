@@ -65,12 +65,10 @@ def test_answers_are_kept_and_repeat(tiny_llm: Path, tmp_path: Path) -> None:
     assert len({answer.text for _, answer in first}) > 12, "each question has a seed of its own"
 
     told.clear()
-    started = time.monotonic()
     with pool(tiny_llm, tmp_path / "one", shard_size=10) as engines:
         again = engines.answers(asked, on_shard)
     assert told == [False] * 3
     assert again == first
-    assert time.monotonic() - started < 5, "no engine starts for what the ledger has"
 
     # Another order of work: the last shard is asked first, and alone.
     with pool(tiny_llm, tmp_path / "two", shard_size=10) as engines:
