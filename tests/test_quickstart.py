@@ -31,7 +31,7 @@ def test_quickstart_on_a_small_scale(tmp_path: Path, stamps: Path, lasting_cache
     metrics = json.loads((run / "metrics.json").read_bytes())
     assert metrics["images"] == 132
     assert metrics["map"]["zero_shot"]["fused"] > 8 * metrics["chance_map"]
-    # A tenth of the sentences makes no gain; prompts that were broken would lose far more.
+    # A fifth of the sentences makes no gain; prompts that were broken would lose far more.
     assert metrics["map"]["tuned"]["fused"] > metrics["map"]["zero_shot"]["fused"] - 3
     report = (run / "report.html").read_text("utf-8")
     assert "not CLIP" in report
