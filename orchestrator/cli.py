@@ -50,6 +50,26 @@ def run(
 
 
 @app.command()
+def knowledge(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="override, e.g. knowledge.llm.engines=4"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan only")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="exit 1 when a question could not be answered")
+    ] = False,
+    cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
+    runs: Annotated[str | None, typer.Option(help="folder of runs")] = None,
+) -> None:
+    """Sentences about the categories and their labels, from a language model, as Parquet."""
+    from orchestrator.commands.knowledge import knowledge as knowledge_command
+
+    knowledge_command(config, set_ or [], dry_run, strict, cache, runs)
+
+
+@app.command()
 def doctor(
     cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
 ) -> None:

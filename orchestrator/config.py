@@ -18,6 +18,7 @@ from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
 from prompt_tuning.hierarchy import Hierarchy, HierarchySettings, parse_groups
 from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
+from prompt_tuning.question_templates import Template, built_in_templates
 from prompt_tuning.questions import QuestionSettings
 from prompt_tuning.scenes import SceneSettings, stamp_files
 from prompt_tuning.scoring import ScoringSettings
@@ -96,6 +97,15 @@ class RunConfig(Settings):
             raise ValueError(
                 "knowledge.questions: per_category and relationships are 0, and captions.files "
                 "names no file: there would be no captions"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _llm_groups_come_from_answers(self) -> RunConfig:
+        if self.hierarchy.groups == "llm" and not self.knowledge.questions.asks_something:
+            raise ValueError(
+                "hierarchy.groups: llm needs a language model's answers, but knowledge.questions "
+                "asks nothing; auto clusters the names instead"
             )
         return self
 
@@ -238,7 +248,7 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
     updates: dict[str, Any] = {}
     if isinstance(config.categories, str) and config.categories not in BUILT_IN:
         updates["categories"] = _existing(config.categories, base, "categories")
-    if config.hierarchy.groups not in ("auto", "builtin"):
+    if config.hierarchy.groups not in ("auto", "builtin", "llm"):
         groups = _existing(config.hierarchy.groups, base, "hierarchy.groups")
         updates["hierarchy"] = config.hierarchy.model_copy(update={"groups": groups})
     files = tuple(_existing(file, base, "captions.files") for file in config.captions.files)
@@ -250,10 +260,13 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         updates["evaluation"] = config.evaluation.model_copy(update={"root": root})
     elif config.evaluation.root is not None:
         raise InputError("evaluation.root: only goes with evaluation.dataset: folder")
-    llm_folder = base / Path(config.knowledge.llm.model)
-    if llm_folder.is_dir():
-        llm = config.knowledge.llm.model_copy(update={"model": str(llm_folder.resolve())})
-        updates["knowledge"] = config.knowledge.model_copy(update={"llm": llm})
+    llm, questions = config.knowledge.llm, config.knowledge.questions
+    if (base / Path(llm.model)).is_dir():
+        llm = llm.model_copy(update={"model": str((base / Path(llm.model)).resolve())})
+    if questions.templates is not None:
+        file = _existing(questions.templates, base, "knowledge.questions.templates")
+        questions = questions.model_copy(update={"templates": file})
+    updates["knowledge"] = config.knowledge.model_copy(update={"llm": llm, "questions": questions})
     vlm_file = base / Path(config.vlm.pretrained or "")
     if vlm_file.is_file():
         updates["vlm"] = config.vlm.model_copy(update={"pretrained": str(vlm_file.resolve())})
@@ -311,6 +324,24 @@ def _as_categories(listed: list[Any]) -> dict[str, Any]:
     return {"categories": [{"name": c} if not isinstance(c, dict) else c for c in listed]}
 
 
+def load_templates(config: RunConfig) -> dict[str, Template]:
+    """The built-in templates of questions, with those of the config's own file over and after them.
+
+    Raises:
+        InputError: naming the file, the template and what is wrong with it.
+    """
+    templates = built_in_templates()
+    file = config.knowledge.questions.templates
+    if file is None:
+        return templates
+    own = read_yaml(Path(file))
+    if not isinstance(own, dict):
+        raise InputError(f"{file}: must map names to templates of questions")
+    for name, raw in own.items():
+        templates[name] = validate(Template, raw, f"{file}: {name}")
+    return templates
+
+
 def load_groups(config: RunConfig, categories: CategoryList) -> Hierarchy | None:
     """The hierarchy that the config names, or None where it is to be clustered.
 
@@ -318,7 +349,7 @@ def load_groups(config: RunConfig, categories: CategoryList) -> Hierarchy | None
         InputError: naming the file and the group.
     """
     groups = config.hierarchy.groups
-    if groups == "auto":
+    if groups in ("auto", "llm"):
         return None
     try:
         if groups != "builtin":

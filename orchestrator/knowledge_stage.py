@@ -2,79 +2,99 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from orchestrator.cluster import connect
-from orchestrator.plan import Plan
+from orchestrator.knowledge_plan import KnowledgePlan
 from orchestrator.progress import StageProgress, status
-from prompt_tuning.captions import (
-    Answer,
-    Caption,
-    CaptionFilter,
-    read_caption_file,
-    write_captions,
-)
-from prompt_tuning.questions import KINDS, Question, QuestionWriter, parse_attributes
+from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter, read_caption_file
+from prompt_tuning.premises import Premises, confirm_kinds, read_premises
+from prompt_tuning.question_templates import PREMISES, SENTENCES
+from prompt_tuning.questions import Question, QuestionWriter
+from prompt_tuning.row_writer import RowWriter
 from prompt_tuning.store import canonical_json
 from workers import embedded_llm
 from workers.knowledge_pool import KnowledgePool
-from workers.ledger import Ledger, Shard
+from workers.ledger import Ledger, Shard, cut_shards
 
 CAPTIONS = "captions.parquet"
 SUMMARY = "summary.json"
+_ANSWERS = "answers.parquet"
+_PREMISES = "lists.json"
+RESULTS = (CAPTIONS, _ANSWERS, _PREMISES, SUMMARY)
+_SCRATCH = "seen.sqlite"
 
 # Large, for the last answers of a shard keep an engine half idle; on a CPU small enough that a
 # killed run loses seconds.
-_SHARD_SIZE_ON_CPU = 192
-_SHARD_SIZE_ON_GPU = 4096
+_BLOCK_SIZE_ON_CPU = 192
+_BLOCK_SIZE_ON_GPU = 4096
+_QUARANTINED_SHOWN = 20
 
 
-def write_knowledge(plan: Plan, console: Console, staging: Path) -> None:
-    """Fill the stage's folder: captions, every answer with its fate, and a summary of counts."""
-    config = plan.config
-    writer = QuestionWriter(plan.categories, config.knowledge.questions)
-    if config.knowledge.questions.asks_something:
+def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> None:
+    """Fill the stage's folder: captions, every answer with its fate, the lists, and a summary."""
+    writer, ledger = question_writer(plan), Ledger(plan.cache / "answers")
+    # Blocks have `block_size` questions on average, so most are one shard.
+    cut = partial(cut_shards, size=2 * writer.block_size, identity=plan.llm_identity)
+    if plan.config.knowledge.questions.asks_something:
         _prepare_model(plan, console)
         connect(plan.resources.cpus, plan.resources.gpus)
-    with _pool(plan) as pool:
-        attribute_pairs = pool.answers(list(writer.attribute_questions()), lambda *_: None)
-        attributes = parse_attributes(
-            [answer.text for _, answer in attribute_pairs], config.knowledge.questions.attributes
+    with KnowledgePool(
+        plan.config.knowledge.llm,
+        plan.config.knowledge.sampling,
+        plan.engines,
+        plan.llm_path,
+        ledger,
+    ) as pool:
+        with StageProgress(console, "lists", writer.count(PREMISES)) as progress:
+            pool.answer(cut(writer.premises()), _Teller(progress).on_shard)
+        answered = _pairs(cut(writer.premises()), ledger)
+        attributes = plan.config.knowledge.questions.attributes
+        premises = read_premises(plan.categories, answered, attributes)
+        pool.answer(cut(writer.checks(premises)), lambda *_: None)
+        checked = _pairs(cut(writer.checks(premises)), ledger)
+        premises = confirm_kinds(premises, plan.categories, checked)
+        kept = CaptionFilter(
+            plan.categories, plan.config.captions, premises.kinds, staging / _SCRATCH
         )
-        questions = [*writer.specific_questions(attributes), *writer.relationship_questions()]
-        with StageProgress(console, "knowledge", len(questions)) as progress:
-            pairs = pool.answers(questions, _Rate(progress).on_shard)
+        with StageProgress(console, "sentences", writer.count(SENTENCES)) as progress:
+            pool.answer(cut(writer.sentences(premises)), _Teller(progress, kept).on_shard)
+    (staging / _SCRATCH).unlink()
 
-    own = [
-        caption
-        for file in config.captions.files
-        for caption in read_caption_file(Path(file), plan.categories)
-    ]
-    fates = CaptionFilter(plan.categories, config.captions).sort(pairs)
-    captions = own + [fate for fate in fates if isinstance(fate, Caption)]
-    write_captions(staging / CAPTIONS, captions)
-    _write_answers(staging / "answers.parquet", pairs, fates)
-    summary = {
-        "model": config.knowledge.llm.model,
-        "asked": {kind: sum(q.kind == kind for q, _ in attribute_pairs + pairs) for kind in KINDS},
-        "kept": dict(Counter(caption.kind for caption in captions)),
-        "dropped": dict(Counter(fate for fate in fates if isinstance(fate, str))),
-        "captions_per_category": {
-            name: sum(index in caption.labels for caption in captions)
-            for index, name in enumerate(plan.categories.names)
-        },
-        "attributes": attributes,
-        "tokens": sum(answer.tokens for _, answer in attribute_pairs + pairs),
-    }
-    (staging / SUMMARY).write_text(canonical_json(summary), "utf-8")
+    (staging / _PREMISES).write_text(premises.model_dump_json(), "utf-8")
+    summary = _Summary(plan, premises)
+    for question, answer in _pairs(cut(writer.premises()), ledger):
+        summary.count_answer(question, answer)
+    _write_captions(plan, premises, cut(writer.sentences(premises)), ledger, summary, staging)
+    (staging / SUMMARY).write_text(canonical_json(summary.told()), "utf-8")
 
 
-def _prepare_model(plan: Plan, console: Console) -> None:
+def question_writer(plan: KnowledgePlan) -> QuestionWriter:
+    """The writer of the plan's questions, in blocks that suit its engines."""
+    size = _BLOCK_SIZE_ON_GPU if plan.engines.gpus else _BLOCK_SIZE_ON_CPU
+    return QuestionWriter(plan.categories, plan.config.knowledge.questions, plan.templates, size)
+
+
+def read_premises_file(plan: KnowledgePlan) -> Premises:
+    """The lists that the stage wrote."""
+    return Premises.model_validate_json((plan.stage.folder / _PREMISES).read_bytes())
+
+
+def read_summary(plan: KnowledgePlan) -> dict[str, Any]:
+    """The counts that the stage wrote."""
+    summary: dict[str, Any] = json.loads((plan.stage.folder / SUMMARY).read_bytes())
+    return summary
+
+
+def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
     """Assemble the embedded model before engines ask for it; its terms are shown that once."""
     if plan.config.knowledge.llm.model != embedded_llm.EMBEDDED_MODEL:
         return
@@ -86,42 +106,114 @@ def _prepare_model(plan: Plan, console: Console) -> None:
         embedded_llm.assemble(folder)
 
 
-def _pool(plan: Plan) -> KnowledgePool:
-    return KnowledgePool(
-        plan.config.knowledge.llm,
-        plan.config.knowledge.sampling,
-        plan.engines,
-        plan.llm_path,
-        plan.llm_identity,
-        _SHARD_SIZE_ON_GPU if plan.engines.gpus else _SHARD_SIZE_ON_CPU,
-        Ledger(plan.cache / "answers"),
-    )
+def _pairs(shards: Iterator[Shard], ledger: Ledger) -> Iterator[tuple[Question, Answer]]:
+    for shard in shards:
+        yield from zip(shard.questions, ledger.read(shard), strict=True)
 
 
-class _Rate:
-    """Tells the progress of shards, with the tokens a second over all engines."""
+class _Teller:
+    """Tells the progress of shards: sentences kept, tokens a second over all engines, engines."""
 
-    def __init__(self, progress: StageProgress) -> None:
-        self._progress, self._tokens = progress, 0
+    def __init__(self, progress: StageProgress, captions: CaptionFilter | None = None) -> None:
+        self._progress, self._captions = progress, captions
+        self._tokens, self._kept = 0, 0
 
-    def on_shard(self, shard: Shard, answers: list[Answer], fresh: bool) -> None:
+    def on_shard(self, shard: Shard, answers: list[Answer], fresh: bool, engines: int) -> None:
         if fresh:
             self._tokens += sum(answer.tokens for answer in answers)
-        rate = self._tokens / self._progress.elapsed()
-        self._progress.advance(len(shard.questions), f"{rate:.0f} tokens/s")
+        notes = [
+            f"{self._tokens / self._progress.elapsed():.0f} tokens/s",
+            f"{engines} engine{'' if engines == 1 else 's'}",
+        ]
+        if self._captions:
+            fates = map(self._captions.judge, shard.questions, answers)
+            self._kept += sum(isinstance(fate, Caption) for fate in fates)
+            notes.insert(0, f"{self._kept} kept")
+        self._progress.advance(len(shard.questions), ", ".join(notes))
 
 
-def _write_answers(
-    path: Path, pairs: list[tuple[Question, Answer]], fates: list[Caption | str]
+def _write_captions(
+    plan: KnowledgePlan,
+    premises: Premises,
+    shards: Iterator[Shard],
+    ledger: Ledger,
+    summary: _Summary,
+    staging: Path,
 ) -> None:
-    """Every answer with what became of it: `kept`, or the reason why not."""
-    rows = [
-        {
-            "kind": question.kind,
-            "question": question.pattern.splitlines()[-1],
-            "answer": answer.text,
-            "fate": fate if isinstance(fate, str) else "kept",
+    """Write the captions, one's own first, and every answer with what became of it."""
+    config = plan.config
+    scratch = staging / _SCRATCH
+    captions = CaptionFilter(plan.categories, config.captions, premises.kinds, scratch)
+    columns = {name: pa.string() for name in ("kind", "question", "answer", "fate")}
+    with (
+        CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
+        RowWriter(staging / _ANSWERS, pa.schema(columns)) as answers,
+    ):
+        for file in config.captions.files:
+            for caption in read_caption_file(Path(file), plan.categories):
+                kept.write_caption(caption)
+                summary.count_caption(caption)
+        for shard in shards:
+            for question, answer in zip(shard.questions, ledger.read(shard), strict=True):
+                fate = captions.judge(question, answer)
+                summary.count_answer(question, answer)
+                if isinstance(fate, Caption):
+                    kept.write_caption(
+                        fate,
+                        question=question.line,
+                        model=config.knowledge.llm.model,
+                        seed=question.seed,
+                        key=shard.key,
+                    )
+                    summary.count_caption(fate)
+                    fate = "kept"
+                else:
+                    summary.dropped[fate] += 1
+                answers.write(
+                    kind=question.kind, question=question.line, answer=answer.text, fate=fate
+                )
+    scratch.unlink()
+
+
+class _Summary:
+    """Counts what the language model has said and what was kept of it."""
+
+    def __init__(self, plan: KnowledgePlan, premises: Premises) -> None:
+        self._plan, self._premises = plan, premises
+        self.dropped: Counter[str] = Counter()
+        self._asked: Counter[str] = Counter()
+        self._kept: Counter[str] = Counter()
+        self._of_category = [0] * len(plan.categories)
+        self._tokens = 0
+        self._quarantined: list[dict[str, str]] = []
+        self._failures = 0
+
+    def count_answer(self, question: Question, answer: Answer) -> None:
+        self._asked[question.kind] += 1
+        self._tokens += answer.tokens
+        if answer.failure is not None:
+            self._failures += 1
+            if self._failures <= _QUARANTINED_SHOWN:
+                self._quarantined.append({"question": question.line, "reason": answer.failure})
+
+    def count_caption(self, caption: Caption) -> None:
+        self._kept[caption.kind] += 1
+        for label in caption.labels:
+            self._of_category[label] += 1
+
+    def told(self) -> dict[str, Any]:
+        """The summary as JSON values; `quarantined` lists the first of `not_answered`."""
+        return {
+            "model": self._plan.config.knowledge.llm.model,
+            "asked": dict(self._asked),
+            "kept": dict(self._kept),
+            "dropped": dict(self.dropped),
+            "not_answered": self._failures,
+            "quarantined": self._quarantined,
+            "captions_per_category": dict(
+                zip(self._plan.categories.names, self._of_category, strict=True)
+            ),
+            "attributes": list(self._premises.attributes),
+            "kinds": {name: kinds for name, kinds in self._premises.kinds.items() if kinds},
+            "tokens": self._tokens,
         }
-        for (question, answer), fate in zip(pairs, fates, strict=True)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), path)

@@ -42,9 +42,12 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
             ran = _run_stages(plan, stamps, console)
         finally:
             disconnect()
+        from orchestrator.knowledge_job import warn_of_unanswered
+        from orchestrator.knowledge_stage import read_summary
         from orchestrator.results import write_results
 
         metrics = write_results(plan, ran)
+    warn_of_unanswered(read_summary(plan.knowledge), console)
     _print_summary(plan, metrics, ran, console)
 
 
@@ -56,7 +59,7 @@ def _run_stages(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage
     from orchestrator.tuning_stages import write_caption_features, write_hierarchy, write_tuned
 
     work: dict[Stage, Callable[[Path], None]] = {
-        plan.knowledge: partial(write_knowledge, plan, console),
+        plan.knowledge.stage: partial(write_knowledge, plan.knowledge, console),
         plan.captions: partial(write_caption_features, plan, console),
         plan.hierarchy: partial(write_hierarchy, plan),
         plan.evaluation: partial(write_evaluation, plan),
@@ -104,7 +107,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     if plan.config.evaluation.dataset == "scenes" and not plan.images:
         console.print("The cut-outs of the scenes are not here yet; a run fetches them first.")
-    engines, share = plan.engines, plan.share
+    engines, share = plan.knowledge.engines, plan.share
     console.print(
         f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs; "
         f"tuning workers: {plan.config.tuning.workers}, "

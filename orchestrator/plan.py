@@ -6,34 +6,19 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.config import RunConfig, load_categories, load_groups
+from orchestrator.config import RunConfig, load_groups
 from orchestrator.config_file import InputError
-from orchestrator.preflight import (
-    Resources,
-    WorkerShare,
-    check_folder,
-    place_engines,
-    place_workers,
-)
+from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
+from orchestrator.preflight import Resources, WorkerShare, place_workers
 from orchestrator.stages import Stage, plan_stage
-from prompt_tuning.captions import read_caption_file
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_folder
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.image_files import check_image
 from prompt_tuning.scenes import stamps_hash
-from prompt_tuning.store import digest, file_digest, folder_digest, source_digest
+from prompt_tuning.store import file_digest
 from prompt_tuning.vlm import check_vlm, weight_files
-from workers import embedded_llm
-from workers.knowledge_pool import Placement
-from workers.llm_engine import engine_versions
 
-_TEXT_MODULES = (
-    "prompt_tuning.captions",
-    "prompt_tuning.categories",
-    "prompt_tuning.noun_matching",
-    "prompt_tuning.questions",
-)
 _VLM_MODULES = (
     "prompt_tuning.embedded_vlm",
     "prompt_tuning.features",
@@ -64,11 +49,8 @@ class Plan:
     groups: Hierarchy | None
     cache: Path
     run_folder: Path
-    engines: Placement
     share: WorkerShare
-    llm_identity: dict[str, object]
-    llm_path: Path | str
-    knowledge: Stage
+    knowledge: KnowledgePlan
     captions: Stage
     hierarchy: Stage
     tuning: dict[int, Stage]
@@ -81,7 +63,7 @@ class Plan:
         """In the order in which they run."""
         optional = (self.images, self.image_features)
         return [
-            self.knowledge,
+            self.knowledge.stage,
             self.captions,
             self.hierarchy,
             *self.tuning.values(),
@@ -98,57 +80,29 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     Raises:
         InputError: for what a person has to change.
     """
-    categories = load_categories(config)
+    knowledge = plan_knowledge(config, resources)
+    categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
-    _check_caption_files(config, categories)
     try:
         check_vlm(config.vlm)
         vlm_weights = [file_digest(path) for path in weight_files(config.vlm)]
     except ValueError as error:
         raise InputError(str(error)) from None
-    engines, share = place_engines(config, resources), place_workers(config, resources)
-    cache = check_folder(config.paths.cache, "paths.cache")
-    runs = check_folder(config.paths.runs, "paths.runs")
-    llm_path, llm_content = _llm(config, cache)
-
-    llm_identity: dict[str, object] = {
-        "model": llm_content,
-        "engine": config.knowledge.llm.model_dump(exclude={"model", "engines", "cpus_per_engine"}),
-        "sampling": config.knowledge.sampling.model_dump(),
-        "cpus": engines.cpus,
-        "gpus": engines.gpus,
-        "versions": engine_versions(),
-        "source": source_digest("workers.llm_engine", "workers.embedded_llm"),
-    }
-    knowledge = plan_stage(
-        cache,
-        "knowledge",
-        (
-            *_TEXT_MODULES,
-            "orchestrator.knowledge_stage",
-            "workers.ledger",
-            "workers.knowledge_pool",
-        ),
-        llm=llm_identity,
-        templates=built_in_text("questions"),
-        categories=categories.model_dump(mode="json"),
-        questions=config.knowledge.questions.model_dump(),
-        captions=config.captions.model_dump(exclude={"files", "held_out"}),
-        files=[file_digest(Path(file)) for file in config.captions.files],
-    )
+    share = place_workers(config, resources)
     vlm = {
         "settings": config.vlm.model_dump(),
         "weights": vlm_weights,
         "versions": {package: version(package) for package in _VLM_PACKAGES},
     }
-    captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge,), vlm=vlm)
+    captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge.stage,), vlm=vlm)
+    clustered_on = {"auto": vlm, "llm": knowledge.stage.key}.get(config.hierarchy.groups)
     hierarchy = plan_stage(
         cache,
         "hierarchy",
         ("prompt_tuning.hierarchy", "prompt_tuning.prompts", *_VLM_MODULES),
         groups=asdict(groups) if groups else config.hierarchy.model_dump(exclude={"depth"}),
         categories=list(categories.names),
-        vlm=None if groups else vlm,
+        clustered_on=clustered_on,
     )
     tuning = {
         seed: plan_stage(
@@ -190,11 +144,8 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         categories=categories,
         groups=groups,
         cache=cache,
-        run_folder=runs / config.name,
-        engines=engines,
+        run_folder=knowledge.run_folder,
         share=share,
-        llm_identity=llm_identity,
-        llm_path=llm_path,
         knowledge=knowledge,
         captions=captions,
         hierarchy=hierarchy,
@@ -203,42 +154,6 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         image_features=image_features,
         evaluation=evaluation,
     )
-
-
-def _check_caption_files(config: RunConfig, categories: CategoryList) -> None:
-    """Refuse a file of captions that the knowledge stage would stumble over at its end."""
-    for file in config.captions.files:
-        try:
-            read_caption_file(Path(file), categories)
-        except UnicodeDecodeError as error:
-            raise InputError(f"captions.files: {file}: not UTF-8 (byte {error.start})") from None
-        except OSError as error:
-            raise InputError(f"captions.files: {file}: {error.strerror}") from None
-        except ValueError as error:
-            raise InputError(f"captions.files: {error}") from None
-
-
-def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
-    """Where the language model is, and what stands for its content in keys."""
-    model = config.knowledge.llm.model
-    if model == embedded_llm.EMBEDDED_MODEL:
-        try:
-            content = embedded_llm.content_digest()
-        except FileNotFoundError as error:
-            raise InputError(str(error)) from None
-        versions = [engine_versions()["transformers"], version("gguf")]
-        key = digest([content, versions, source_digest("workers.embedded_llm")])
-        return cache / "embedded_llm" / key[:20], content
-    if Path(model).is_dir():
-        if not Path(model, "config.json").is_file():
-            raise InputError(f"knowledge.llm.model: {model} has no config.json, so no checkpoint")
-        return Path(model), folder_digest(Path(model))
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise InputError(
-            f"knowledge.llm.model: {model!r} is no folder, nor a hub name such as "
-            f"zai-org/GLM-4-9B-0414, nor {embedded_llm.EMBEDDED_MODEL!r}"
-        )
-    return model, model
 
 
 def _images_stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tempfile
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ _LEAST_CPUS_A_WORKER = 0.25
 
 @dataclass(frozen=True)
 class Node:
-    """The CPUs and GPUs of one machine."""
+    """The CPUs and GPUs of one machine; `accelerator`: what those GPUs are."""
 
     cpus: int
     gpus: int
+    accelerator: str = ""
 
     def holds(self, cpus: float, gpus: float) -> int:
         """How many actors of this need fit here at once."""
@@ -84,8 +86,14 @@ def find_resources() -> Resources:
         connect()
     except OSError:
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Resources(tuple(Node(int(r.get("CPU", 0)), int(r.get("GPU", 0))) for r in resources))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Resources(tuple(_ray_node(resources) for resources in nodes))
+
+
+def _ray_node(resources: dict[str, float]) -> Node:
+    kinds = [name for name in resources if name.startswith("accelerator_type:")]
+    accelerator = kinds[0].partition(":")[2] if kinds else ""
+    return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), accelerator)
 
 
 def _knock(address: str) -> None:
@@ -109,7 +117,10 @@ def local_node() -> Node:
         torch_uses_gpus = not version("torch").endswith("+cpu")
     except PackageNotFoundError:
         torch_uses_gpus = False
-    return Node(cpu_count(), visible_gpus() if torch_uses_gpus else 0)
+    gpus = visible_gpus() if torch_uses_gpus else 0
+    told = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) if gpus else []
+    models = re.findall(r"^Model:\s*(.+)$", told[0].read_text(), re.M) if told else []
+    return Node(cpu_count(), gpus, *models)
 
 
 def place_engines(config: RunConfig, resources: Resources) -> Placement:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from orchestrator.evaluation_stages import EXAMPLES, GEOMETRY, IDENTITY, read_images, read_metrics
-from orchestrator.knowledge_stage import CAPTIONS, SUMMARY
+from orchestrator.knowledge_stage import CAPTIONS, read_summary
 from orchestrator.plan import Plan
 from orchestrator.report import Example, ReportData, render
 from orchestrator.stages import Stage
@@ -27,6 +27,7 @@ from orchestrator.tuning_stages import (
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.captions import read_captions
 from prompt_tuning.image_files import open_image
+from prompt_tuning.question_templates import SENTENCES
 from prompt_tuning.store import write_atomic
 from prompt_tuning.vlm import Geometry, VLMIdentity
 
@@ -77,9 +78,11 @@ def _write_artifact(plan: Plan) -> None:
 def _report_data(
     plan: Plan, config_yaml: str, run: dict[str, Any], metrics: dict[str, Any]
 ) -> ReportData:
-    knowledge = json.loads((plan.knowledge.folder / SUMMARY).read_bytes())
-    del knowledge["asked"]["attributes"]  # their answers are no sentences; the list is shown
-    captions = read_captions(plan.knowledge.folder / CAPTIONS)
+    stage = plan.knowledge.stage
+    knowledge = read_summary(plan.knowledge)
+    # Of the lists the report shows what came of them; their answers are no sentences.
+    knowledge["asked"] = {kind: knowledge["asked"].get(kind, 0) for kind in SENTENCES}
+    captions = read_captions(stage.folder / CAPTIONS, plan.categories)
     step = max(1, len(captions) // _SAMPLE_CAPTIONS)
     samples = [
         {
@@ -105,7 +108,7 @@ def _report_data(
             for c, fines in tree.items()
         ],
         examples=_examples(plan) if plan.images else [],
-        knowledge={**knowledge, "samples": samples, "seconds": plan.knowledge.seconds()},
+        knowledge={**knowledge, "samples": samples, "seconds": stage.seconds()},
     )
 
 

@@ -10,13 +10,13 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from orchestrator.cluster import connect
-from orchestrator.knowledge_stage import CAPTIONS
+from orchestrator.knowledge_stage import CAPTIONS, read_premises_file
 from orchestrator.plan import Plan
 from orchestrator.progress import StageProgress
 from prompt_tuning.captions import read_captions
 from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.features import save_features
-from prompt_tuning.hierarchy import Hierarchy, cluster_groups
+from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
 from prompt_tuning.prompts import handcrafted_features
 from prompt_tuning.store import canonical_json
 from prompt_tuning.tuning import CaptionSet, load_caption_sets
@@ -32,9 +32,12 @@ def write_caption_features(plan: Plan, console: Console, staging: Path) -> None:
     """Encode all captions once, in Ray tasks."""
     from workers.feature_workers import encode_captions
 
-    captions = read_captions(plan.knowledge.folder / CAPTIONS)
+    captions = read_captions(plan.knowledge.stage.folder / CAPTIONS, plan.categories)
     if not captions:
-        raise RuntimeError("knowledge: no caption survived the filters; see its answers.parquet")
+        raise RuntimeError(
+            "knowledge: no caption survived the filters; see answers.parquet in "
+            f"{plan.knowledge.stage.folder}"
+        )
     connect(plan.resources.cpus, plan.resources.gpus)
     with StageProgress(console, "caption features", len(captions)) as progress:
         features = encode_captions(
@@ -48,15 +51,17 @@ def write_caption_features(plan: Plan, console: Console, staging: Path) -> None:
 
 
 def write_hierarchy(plan: Plan, staging: Path) -> None:
-    """Write the groups that the config gives, or cluster the categories by their text features."""
-    hierarchy = plan.groups
-    if hierarchy is None:
+    """Write the groups that the config gives, or cluster the categories by answers or features."""
+    hierarchy, settings = plan.groups, plan.config.hierarchy
+    if settings.groups == "llm":
+        premises = read_premises_file(plan.knowledge)
+        hierarchy = group_by_answers(premises, plan.categories, settings.coarse, settings.fine)
+    elif hierarchy is None:
         from prompt_tuning.vlm import load_vlm
 
         vlm = load_vlm(plan.config.vlm, cache=plan.cache)
         texts = handcrafted_features(vlm, plan.categories)
         unit = (texts / texts.norm(dim=-1, keepdim=True)).numpy()
-        settings = plan.config.hierarchy
         hierarchy = cluster_groups(unit, plan.categories, settings.coarse, settings.fine)
     (staging / GROUPS).write_text(canonical_json(asdict(hierarchy)), "utf-8")
 
@@ -75,7 +80,7 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
     read_caption_sets(plan)  # refuses too few captions here, before any worker starts
     storage = plan.run_folder / RAY_STORAGE
     job = TuningJob(
-        captions=plan.knowledge.folder / CAPTIONS,
+        captions=plan.knowledge.stage.folder / CAPTIONS,
         features=plan.captions.folder / FEATURES,
         held_out=config.captions.held_out,
         categories=plan.categories,
@@ -129,8 +134,8 @@ def best_seed(plan: Plan) -> int:
 def read_caption_sets(plan: Plan) -> tuple[CaptionSet, CaptionSet]:
     """Training and held-out captions with their features."""
     return load_caption_sets(
-        plan.knowledge.folder / CAPTIONS,
+        plan.knowledge.stage.folder / CAPTIONS,
         plan.captions.folder / FEATURES,
-        len(plan.categories),
+        plan.categories,
         plan.config.captions.held_out,
     )

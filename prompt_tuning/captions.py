@@ -6,9 +6,12 @@ for loses that label. Every sentence that is dropped is counted under one reason
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable
+import sqlite3
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +22,7 @@ from pydantic import Field, model_validator
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.noun_matching import NounMatcher
 from prompt_tuning.questions import Question
+from prompt_tuning.row_writer import RowWriter
 from prompt_tuning.settings import Settings
 from prompt_tuning.store import digest
 
@@ -52,69 +56,138 @@ class Caption:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote to a question; `finished` is false when the token limit cut it."""
+    """What the model wrote to a question; `finished` is false when the token limit cut it.
+
+    `failure`: why the engine could not answer at all, then the text is empty.
+    """
 
     text: str
     finished: bool
     tokens: int
+    failure: str | None = None
 
 
 _SCHEMA = pa.schema(
-    [("text", pa.string()), ("labels", pa.list_(pa.int32())), ("kind", pa.string())]
+    {
+        "text": pa.string(),
+        "labels": pa.list_(pa.string()),
+        "kind": pa.string(),
+        "question": pa.string(),
+        "model": pa.string(),
+        "seed": pa.int64(),
+        "key": pa.string(),
+    }
 )
-_REFUSAL = re.compile(r"\b(as an ai|i am sorry|i'm sorry|i cannot|i can't|language model)\b", re.I)
+
+_REFUSAL = re.compile(
+    r"\b(as an ai|i am sorry|i'm sorry|sorry,|i cannot|i can't|i am unable|language model)\b", re.I
+)
+_LIST_OR_MARKUP = re.compile(r"(:|\||_|[#*<>{}\[\]]|\d\.|,.*,.*,.*,)")
+_TYPOGRAPHY = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ")
+_ENGLISH = frozenset(
+    """
+    a an the of in on at with and or is are was its it to from by for under over near next beside
+    behind against above below between through into has have that this two three
+    """.split()
+)
+_COPIED_RUN = 5
 
 
 class CaptionFilter:
-    """Turns answers into captions, remembering what it has kept."""
+    """Turns answers into captions, remembering what it has kept.
 
-    def __init__(self, categories: CategoryList, settings: CaptionSettings) -> None:
-        self._matcher = NounMatcher(categories)
+    `kinds`: unreviewed words by category name, which count as naming the category. `scratch`: a
+    file that what was kept is remembered in, where there may be more of it than fits in memory.
+    """
+
+    def __init__(
+        self,
+        categories: CategoryList,
+        settings: CaptionSettings,
+        kinds: Mapping[str, Sequence[str]] | None = None,
+        scratch: Path | None = None,
+    ) -> None:
+        self._names = categories.names
+        self._matcher = NounMatcher(categories.categories, kinds)
         self._settings = settings
-        self._seen: set[tuple[str, tuple[int, ...]]] = set()
+        self._seen = sqlite3.connect(scratch or ":memory:", isolation_level=None)
+        self._seen.execute("PRAGMA journal_mode = OFF")
+        self._seen.execute("PRAGMA synchronous = OFF")
+        self._seen.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY)")
+        self._example = lru_cache(maxsize=1024)(
+            lambda text: (_runs(text), set(self._matcher.find(text)), _content_words(text))
+        )
 
-    def sort(self, pairs: Iterable[tuple[Question, Answer]]) -> list[Caption | str]:
-        """What becomes of each answer: the caption that it makes, or the reason to drop it."""
-        return [self._judge(question, answer) for question, answer in pairs]
-
-    def _judge(self, question: Question, answer: Answer) -> Caption | str:
-        text = " ".join(answer.text.split()).strip("\"' ")
+    def judge(self, question: Question, answer: Answer) -> Caption | str:
+        """The caption that an answer makes, or the reason to drop it."""
+        if answer.failure is not None:
+            return "not answered"
+        text = " ".join(answer.text.translate(_TYPOGRAPHY).split()).strip("\"' ")
         labels = self._matcher.find(text)
-        reason = self._reason_to_drop(question, answer, text, labels)
+        asked = {self._names.index(name) for name in question.categories}
+        reason = self._reason_to_drop(question, answer, text, labels, asked)
         if reason:
             return reason
-        self._seen.add((_content_words(text), labels))
+        # With the labels: a dog on the grass is no duplicate of a cow there.
+        if not self._is_new(f"{_content_words(text)}/{labels}"):
+            return "duplicate or nearly"
         return Caption(text, labels, question.kind)
 
     def _reason_to_drop(
-        self, question: Question, answer: Answer, text: str, labels: tuple[int, ...]
+        self,
+        question: Question,
+        answer: Answer,
+        text: str,
+        labels: tuple[int, ...],
+        asked: set[int],
     ) -> str | None:
         words = text.split()
         if not self._settings.min_words <= len(words) <= self._settings.max_words:
             return "too short or too long"
         if not answer.finished or not text.endswith((".", "!")):
             return "truncated"
-        if not text.isascii():
-            return "not plain English"
+        if _is_foreign(text):
+            return "not English"
         if _REFUSAL.search(text):
             return "refusal"
-        if re.search(r"(:|\||_|\d\.|,.*,.*,.*,)", text):
+        if _LIST_OR_MARKUP.search(text):
             return "list or markup"
         if _repeats_itself(words):
             return "repeats itself"
-        if not set(question.categories) & set(labels):
+        if not asked & set(labels):
             return "does not name what was asked for"
-        if _content_words(text) in {_content_words(example) for example in question.shown}:
-            return "copies an example"
-        # With the labels: a dog on the grass is no duplicate of a cow there.
-        if (_content_words(text), labels) in self._seen:
-            return "duplicate or nearly"
+        for runs, named, content in map(self._example, question.shown):
+            if (
+                runs & _runs(text)
+                or named & (set(labels) - asked)
+                or content == _content_words(text)
+            ):
+                return "copies an example"
         return None
+
+    def _is_new(self, what: str) -> bool:
+        hashed = int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), signed=True)
+        added = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?)", (hashed,))
+        return added.rowcount == 1
+
+
+def _is_foreign(text: str) -> bool:
+    """Whether a sentence is in no Latin letters, or has none of English's small words."""
+    if any(letter.isalpha() and not letter.isascii() and letter > "\u024f" for letter in text):
+        return True
+    return not _ENGLISH & set(re.findall(r"[a-z]+", text.lower()))
 
 
 def _content_words(text: str) -> str:
     """What makes two sentences near duplicates: the same longer words, whatever their order."""
     return " ".join(sorted({w for w in re.findall(r"[a-z]+", text.lower()) if len(w) > 3}))
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    """Runs of words so telling that two sentences share one only when one copies the other."""
+    words = re.findall(r"[a-z']+", text.lower())
+    runs = (tuple(words[i : i + _COPIED_RUN]) for i in range(len(words) - _COPIED_RUN + 1))
+    return {run for run in runs if len({word for word in run if len(word) > 3}) >= 3}
 
 
 def _repeats_itself(words: list[str]) -> bool:
@@ -134,7 +207,7 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
     Raises:
         ValueError: naming file and row, for a label that is no category or a sentence without.
     """
-    matcher = NounMatcher(categories)
+    matcher = NounMatcher(categories.categories)
     captions = []
     for row, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
         text, _, labels_text = line.partition("\t")
@@ -151,15 +224,28 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
     return captions
 
 
-def write_captions(path: Path, captions: list[Caption]) -> None:
-    """Write captions as Parquet (text, labels, kind)."""
-    rows = [{"text": c.text, "labels": list(c.labels), "kind": c.kind} for c in captions]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), path)
+class CaptionWriter(RowWriter):
+    """Writes captions to a Parquet file as they come, with where each is from.
+
+    Columns: text, labels (names of the categories), kind; for those of a language model also the
+    question, model, the seed of its sampling and the key of its shard.
+    """
+
+    def __init__(self, path: Path, categories: CategoryList) -> None:
+        super().__init__(path, _SCHEMA)
+        self._names = categories.names
+
+    def write_caption(self, caption: Caption, **source: str | int) -> None:
+        """Add one caption; `source` fills the columns question, model, seed and key."""
+        labels = [self._names[label] for label in caption.labels]
+        self.write(text=caption.text, labels=labels, kind=caption.kind, **source)
 
 
-def read_captions(path: Path) -> list[Caption]:
-    """Read what `write_captions` wrote."""
+def read_captions(path: Path, categories: CategoryList) -> list[Caption]:
+    """Read what a `CaptionWriter` wrote."""
+    index = {name: i for i, name in enumerate(categories.names)}
+    rows = pq.read_table(path, columns=["text", "labels", "kind"]).to_pylist()
     return [
-        Caption(row["text"], tuple(row["labels"]), row["kind"])
-        for row in pq.read_table(path).to_pylist()
+        Caption(row["text"], tuple(index[name] for name in row["labels"]), row["kind"])
+        for row in rows
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from pydantic import Field, model_validator
 from scipy.optimize import linear_sum_assignment
 
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.premises import Premises, Votes
 from prompt_tuning.settings import Settings
 
 _ROUNDS = 20
@@ -20,7 +22,9 @@ class HierarchySettings(Settings):
 
     `depth`: 1 shared tokens only, 2 with category tokens, 3 with fine groups too, 4 with coarse
     groups too. `groups`: `builtin` (our own lists for coco and voc), `auto` (clustered on text
-    features into `coarse` and `fine` groups), or a YAML file: coarse group -> fine group -> names.
+    features into `coarse` and `fine` groups), `llm` (clustered so on the language model's answers
+    about what categories are and what they are seen with), or a YAML file: coarse group -> fine
+    group -> names.
     """
 
     depth: Annotated[int, Field(ge=1, le=4)] = 4
@@ -119,6 +123,57 @@ def cluster_groups(
         fine_of=tuple(int(f) for f in fine_of),
         coarse_of=tuple(int(c) for c in coarse_of),
     )
+
+
+def group_by_answers(
+    premises: Premises, categories: CategoryList, coarse: int, fine: int
+) -> Hierarchy:
+    """Balanced, nested groups of categories for which the language model's lists are alike.
+
+    Two categories are near when the same words were given for what they are and for what they are
+    seen with, rare words counting more; a category is among its own company. Groups are named after
+    the word that was given most for what their members are, where there is one.
+    """
+    company = {
+        name: {**premises.company.get(name, {}), **premises.together.get(name, {}), name: 1}
+        for name in categories.names
+    }
+    features = np.concatenate(
+        [_word_features(premises.classes, categories), _word_features(company, categories)], axis=1
+    )
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    groups = cluster_groups(features, categories, coarse, fine)
+    return replace(
+        groups,
+        fine_names=_class_names(groups.fine_of, groups.fine_names, premises, categories),
+        coarse_names=_class_names(groups.coarse_of, groups.coarse_names, premises, categories),
+    )
+
+
+def _word_features(votes: dict[str, Votes], categories: CategoryList) -> np.ndarray:
+    """Unit vectors `(classes, words)`: votes times the word's inverse document frequency."""
+    words = sorted({word for of_category in votes.values() for word in of_category})
+    counts = np.array(
+        [[votes.get(name, {}).get(word, 0) for word in words] for name in categories.names],
+        dtype=float,
+    ).reshape(len(categories), len(words))
+    weighted = counts * np.log(len(categories) / np.maximum((counts > 0).sum(0), 1) + 1)
+    return weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
+
+
+def _class_names(
+    group_of: tuple[int, ...], names: tuple[str, ...], premises: Premises, categories: CategoryList
+) -> tuple[str, ...]:
+    """Each group's most given class word with the group's central members, to tell like ones."""
+    titles = []
+    for group, central in enumerate(names):
+        votes: Counter[str] = Counter()
+        for name, of_category in zip(categories.names, group_of, strict=True):
+            if of_category == group:
+                votes.update(premises.classes.get(name, {}))
+        word = max(sorted(votes), key=lambda word: votes[word]) if votes else ""
+        titles.append(f"{word}: {central}" if word else central)
+    return tuple(titles)
 
 
 def _balanced_clusters(features: np.ndarray, groups: int) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 
-from prompt_tuning.categories import CategoryList
+from prompt_tuning.categories import Category
 
 _IRREGULAR = {
     "child": "children",
@@ -68,12 +69,20 @@ class NounMatcher:
     So "hot dog" is no dog, and a "tree frog" is a frog and no tree when it is listed as a kind.
     """
 
-    def __init__(self, categories: CategoryList) -> None:
+    def __init__(
+        self, categories: Sequence[Category], kinds: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """`kinds`: unreviewed words by category name; those of two categories stand for none."""
         owner: dict[str, int | None] = {}
-        for i, category in enumerate(categories.categories):
+        for i, category in enumerate(categories):
             for noun in (*category.names, *category.kinds):
                 for form in (noun, plural(noun)):
                     owner[_plain(form)] = i
+        reviewed = set(owner)
+        for i, category in enumerate(categories):
+            for noun in (kinds or {}).get(category.name, ()):
+                for form in {_plain(noun), _plain(plural(noun))} - reviewed:
+                    owner[form] = i if owner.get(form, i) == i else None
         for compound in _listed(_NEITHER_NOUN):
             for form in (compound, plural(compound)):
                 owner.setdefault(form, None)

@@ -73,6 +73,20 @@ def write_atomic(path: Path, data: bytes) -> None:
     _fsync(path.parent)
 
 
+def copy_atomic(source: Path, target: Path) -> None:
+    """Copy a file of any size as `write_atomic` writes one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{_writer()}")
+    try:
+        shutil.copyfile(source, temporary)
+        _fsync(temporary)
+        os.rename(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync(target.parent)
+
+
 @contextmanager
 def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
     """Give a private folder to fill; on success it becomes `target`, on failure it goes away.

@@ -108,15 +108,15 @@ def caption_labels(captions: Sequence[Caption], classes: int) -> Tensor:
 
 
 def load_caption_sets(
-    captions: Path, features: Path, classes: int, held_out: float
+    captions: Path, features: Path, categories: CategoryList, held_out: float
 ) -> tuple[CaptionSet, CaptionSet]:
     """Training and held-out captions with their features, from the files of earlier stages.
 
     Raises:
         ValueError: as `CaptionSet.split` does.
     """
-    listed = read_captions(captions)
-    whole = CaptionSet(load_features(features), caption_labels(listed, classes))
+    listed = read_captions(captions, categories)
+    whole = CaptionSet(load_features(features), caption_labels(listed, len(categories)))
     return whole.split([is_held_out(caption, held_out) for caption in listed])
 
 

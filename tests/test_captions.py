@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
@@ -12,10 +13,10 @@ from prompt_tuning.captions import (
     Caption,
     CaptionFilter,
     CaptionSettings,
+    CaptionWriter,
     is_held_out,
     read_caption_file,
     read_captions,
-    write_captions,
 )
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.questions import Question
@@ -27,13 +28,14 @@ CATEGORIES = CategoryList(
 SHOWN = ("A red umbrella lies on the wooden bench.",)
 
 
-def question(*categories: int) -> Question:
-    return Question("relationship", categories, "Describe.", "dog:", SHOWN, seed=0)
+def question(*asked: int) -> Question:
+    names = tuple(CATEGORIES.names[category] for category in asked)
+    return Question("relationship", names, names, "Describe.", "dog:", SHOWN, seed=0)
 
 
 def judge(*texts: str, asked: tuple[int, ...] = (DOG, CAR), finished: bool = True) -> list[object]:
     fresh = CaptionFilter(CATEGORIES, CaptionSettings(min_words=4, max_words=12))
-    return list(fresh.sort((question(*asked), Answer(text, finished, 9)) for text in texts))
+    return [fresh.judge(question(*asked), Answer(text, finished, 9)) for text in texts]
 
 
 def test_a_good_answer_becomes_a_caption_with_its_kind() -> None:
@@ -48,7 +50,8 @@ def test_a_good_answer_becomes_a_caption_with_its_kind() -> None:
         ("A dog.", "too short or too long"),
         (f"A dog {'very ' * 12}slowly sits.", "too short or too long"),
         ("A dog sits in the", "truncated"),
-        ("A dog sits in a café.", "not plain English"),
+        ("Un dog muy grande corre.", "not English"),
+        ("A dog sits in the 公园 now.", "not English"),
         ("As an AI I see no dog.", "refusal"),
         ("Things seen here: a dog.", "list or markup"),
         ("A dog, a bone, a ball, a leash, a bowl.", "list or markup"),
@@ -56,6 +59,7 @@ def test_a_good_answer_becomes_a_caption_with_its_kind() -> None:
         ("A bird sits in a tree.", "does not name what was asked for"),
         ("A cat sits in a tree.", "does not name what was asked for"),
         ("A red umbrella lies on the wooden dog bench.", "copies an example"),
+        ("A dog sees how an umbrella lies on the wooden chair.", "copies an example"),
     ],
 )
 def test_each_reason_to_drop_an_answer(text: str, reason: str) -> None:
@@ -93,7 +97,7 @@ def test_sentences_that_differ_in_a_short_name_are_no_duplicates() -> None:
 def test_a_dropped_sentence_does_not_make_a_later_one_a_duplicate() -> None:
     fresh = CaptionFilter(CATEGORIES, CaptionSettings())
     answer = Answer("A brown dog sleeps under the table.", True, 9)
-    dropped, kept = fresh.sort([(question(CAR), answer), (question(DOG), answer)])
+    dropped, kept = (fresh.judge(question(asked), answer) for asked in (CAR, DOG))
     assert dropped == "does not name what was asked for"
     assert isinstance(kept, Caption)
 
@@ -101,8 +105,58 @@ def test_a_dropped_sentence_does_not_make_a_later_one_a_duplicate() -> None:
 def test_a_filter_remembers_earlier_answers() -> None:
     fresh = CaptionFilter(CATEGORIES, CaptionSettings())
     pair = (question(DOG), Answer("A brown dog sleeps under the table.", True, 9))
-    assert isinstance(fresh.sort([pair])[0], Caption)
-    assert fresh.sort([pair]) == ["duplicate or nearly"]
+    assert isinstance(fresh.judge(*pair), Caption)
+    assert fresh.judge(*pair) == "duplicate or nearly"
+
+
+def test_what_was_kept_is_remembered_in_a_file(tmp_path: Path) -> None:
+    fresh = CaptionFilter(CATEGORIES, CaptionSettings(), scratch=tmp_path / "seen")
+    for n in range(1000):
+        assert isinstance(fresh.judge(question(DOG), sentence(n)), Caption)
+    assert {fresh.judge(question(DOG), sentence(n)) for n in range(1000)} == {"duplicate or nearly"}
+    assert (tmp_path / "seen").stat().st_size > 8 * 1000
+
+
+def sentence(number: int) -> Answer:
+    letters = "".join(chr(ord("a") + int(digit)) for digit in f"{number:05d}")
+    return Answer(f"A dog called {letters} sits on the grass.", True, 9)
+
+
+def test_an_example_that_names_a_category_does_not_leak_it() -> None:
+    shown = ("A black cat sleeps on the sofa.",)
+    asked = Question("specific", ("dog",), ("dog",), "Describe.", "dog:", shown, seed=0)
+    fresh = CaptionFilter(CATEGORIES, CaptionSettings())
+    leaked = fresh.judge(asked, Answer("A dog chases a cat in the park.", True, 9))
+    assert leaked == "copies an example"
+    kept = fresh.judge(asked, Answer("A dog chases a car in the park.", True, 9))
+    assert isinstance(kept, Caption)
+
+
+def test_unreviewed_kinds_count_as_naming_their_category() -> None:
+    kinds = {"dog": ("beagle", "spitz"), "car": ("beetle", "spitz"), "cat": ("car",)}
+    fresh = CaptionFilter(CATEGORIES, CaptionSettings(), kinds)
+    beagle, spitz, car = (
+        fresh.judge(question(DOG, CAR), Answer(f"A small {word} is in the park.", True, 9))
+        for word in ("beagle", "spitz", "car")
+    )
+    assert isinstance(beagle, Caption)
+    assert beagle.labels == (DOG,)
+    # A word of two categories stands for none, a reviewed one for its own.
+    assert spitz == "does not name what was asked for"
+    assert isinstance(car, Caption)
+    assert car.labels == (CAR,)
+
+
+def test_typographic_quotes_and_dashes_are_plain_text() -> None:
+    (kept,) = judge("\u201cA dog\u2019s car \u2013 a caf\u00e9 car \u2013 is in the park.\u201d")
+    assert isinstance(kept, Caption)
+    assert kept.text == "A dog's car - a caf\u00e9 car - is in the park."
+
+
+def test_what_no_engine_could_answer_is_no_caption() -> None:
+    fresh = CaptionFilter(CATEGORIES, CaptionSettings())
+    answer = Answer("", False, 0, failure="ValueError: too long")
+    assert fresh.judge(question(DOG), answer) == "not answered"
 
 
 def test_impossible_lengths_are_refused() -> None:
@@ -156,8 +210,31 @@ def test_own_sentences_of_an_editor_that_marks_its_files(tmp_path: Path) -> None
     "captions", [[], [Caption("A dög.", (0, 2), "file"), Caption("-", (), "x")]]
 )
 def test_captions_read_back_as_written(tmp_path: Path, captions: list[Caption]) -> None:
-    write_captions(tmp_path / "captions.parquet", captions)
-    assert read_captions(tmp_path / "captions.parquet") == captions
+    with CaptionWriter(tmp_path / "captions.parquet", CATEGORIES) as writer:
+        for caption in captions:
+            writer.write_caption(caption)
+    assert read_captions(tmp_path / "captions.parquet", CATEGORIES) == captions
+
+
+def test_many_captions_keep_where_they_are_from(tmp_path: Path) -> None:
+    with CaptionWriter(tmp_path / "captions.parquet", CATEGORIES) as writer:
+        for n in range(10_000):
+            caption = Caption(f"Sentence {n}.", (n % 3,), "specific")
+            writer.write_caption(caption, question="dog:", model="tiny", seed=n, key="abc")
+    table = pq.read_table(tmp_path / "captions.parquet")
+    assert table.column_names == ["text", "labels", "kind", "question", "model", "seed", "key"]
+    assert table.num_rows == 10_000
+    assert table.slice(8500, 1).to_pylist() == [
+        {
+            "text": "Sentence 8500.",
+            "labels": ["car"],
+            "kind": "specific",
+            "question": "dog:",
+            "model": "tiny",
+            "seed": 8500,
+            "key": "abc",
+        }
+    ]
 
 
 def test_what_is_held_out_depends_on_the_text_alone_and_grows_with_the_share() -> None:

@@ -255,6 +255,15 @@ MODELS_AND_MACHINE = [
     (BASE + f"knowledge: {{llm: {{cpus_per_engine: {CORES + 1}}}}}", "knowledge.llm.engines"),
     (BASE + f"knowledge: {{llm: {{engines: {CORES + 1}}}}}", "knowledge.llm.engines"),
     (BASE + "knowledge: {llm: {tensor_parallel: 8}}", ["knowledge.llm.tensor_parallel", "0 GPUs"]),
+    (
+        BASE + "knowledge: {questions: {templates: t.yaml}}",
+        "knowledge.questions.templates: 't.yaml' is no file",
+    ),
+    (
+        BASE + "hierarchy: {groups: llm}\ncaptions: {files: [own.tsv]}\n"
+        "knowledge: {questions: {per_category: 0, relationships: 0}}",
+        "hierarchy.groups: llm needs a language model's answers",
+    ),
     (BASE + "hierarchy: {groups: builtin}", "hierarchy.groups: builtin goes with categories"),
     ("name: a\ncategories: scenes\nhierarchy: {groups: builtin}", "hierarchy.groups: builtin"),
     (BASE + "hierarchy: {groups: g.yaml}", "hierarchy.groups: 'g.yaml' is no file"),
@@ -298,6 +307,7 @@ def test_refused(cli: CommandLine, content: str | bytes, words: str | list[str])
 
 GROUPS = BASE + "hierarchy: {groups: in.yaml}"
 OWN_CAPTIONS = BASE + "captions: {files: [in.tsv]}"
+TEMPLATES = BASE + "knowledge: {questions: {templates: in.yaml}}"
 OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
 
 
@@ -327,6 +337,15 @@ OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
         (OWN_CAPTIONS, "in.tsv", "A cat.\nIt sits.\tcow\n", ["captions.files", "row 2", "'cow'"]),
         (OWN_CAPTIONS, "in.tsv", "A cat.\n\nIt sits.\n", ["captions.files", "in.tsv, row 3"]),
         (OWN_CAPTIONS, "in.tsv", b"A caf\xe9 cat.\n", ["captions.files", "in.tsv: not UTF-8"]),
+        (TEMPLATES, "in.yaml", "[a, b]", "in.yaml: must map names to templates"),
+        (TEMPLATES, "in.yaml", "look: {kind: specific}", "in.yaml: look: instruction: is missing"),
+        (
+            TEMPLATES,
+            "in.yaml",
+            "own: {kind: specific, instruction: '{name}', heading: h, "
+            "line: 'a {nam}:', examples: []}",
+            ["in.yaml: own: line has {nam}; a", "kind specific can fill {attribute}, {name}"],
+        ),
         (OWN_PHOTOS, "photos/labels.csv", "", ["evaluation.root", "lists no photo"]),
         (OWN_PHOTOS, "photos/labels.csv", "a.jpg,cat\n", ["evaluation.root", "labels.csv, row 1"]),
         (OWN_PHOTOS, "photos/labels.csv", "labels.csv,cow\n", ["row 1", "no category: cow"]),

@@ -14,8 +14,10 @@ from prompt_tuning.hierarchy import (
     Hierarchy,
     HierarchySettings,
     cluster_groups,
+    group_by_answers,
     parse_groups,
 )
+from prompt_tuning.premises import Premises
 
 
 def named(*names: str) -> CategoryList:
@@ -143,3 +145,36 @@ def test_groups_are_named_after_their_most_central_member() -> None:
     hierarchy = cluster_groups(features, names, 2, 2)
     first_names = sorted(name.split(", ")[0] for name in hierarchy.coarse_names)
     assert first_names == ["between", "there"]
+
+
+def test_groups_by_answers_are_nested_named_and_hold_every_category_once() -> None:
+    categories = named("dog", "car", "cat", "apple", "bus", "pear")
+    classes = {
+        "dog": {"pet": 2, "animal": 2},
+        "cat": {"pet": 1, "animal": 1},
+        "car": {"vehicle": 2},
+        "bus": {"vehicle": 1, "animal": 1},
+        "apple": {"fruit": 1, "food": 2},
+        "pear": {"fruit": 2, "food": 1},
+    }
+    together = {"dog": {"cat": 3}, "cat": {"dog": 3}, "car": {"bus": 1}, "bus": {"car": 1}}
+    premises = Premises(classes=classes, together=together)
+    tree = group_by_answers(premises, categories, 3, 3).tree(categories)
+    assert sorted(names for fines in tree.values() for names in fines.values()) == [
+        ["apple", "pear"],
+        ["car", "bus"],
+        ["dog", "cat"],
+    ]
+    assert sorted(name.partition(":")[0] for name in tree) == ["animal", "food", "vehicle"]
+
+
+@pytest.mark.parametrize(("coarse", "fine"), [(1, 1), (2, 4), (3, 5), (9, 20)])
+def test_groups_by_answers_cover_categories_of_which_nothing_is_known(
+    coarse: int, fine: int
+) -> None:
+    categories = many(7)
+    known = Premises(classes={"thing 0": {"animal": 1}, "thing 1": {"animal": 1}})
+    for premises in (Premises(), known):
+        tree = group_by_answers(premises, categories, coarse, fine).tree(categories)
+        listed = [name for fines in tree.values() for names in fines.values() for name in names]
+        assert sorted(listed) == sorted(categories.names)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,16 +18,55 @@ from tiny_llm import write_tiny_llm
 
 from orchestrator.cluster import connect, disconnect
 from prompt_tuning.captions import Answer
-from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.questions import Question, QuestionSettings, QuestionWriter
+from prompt_tuning.questions import Question
 from workers.knowledge_pool import KnowledgePool, Placement
-from workers.ledger import Ledger, Shard
-from workers.llm_engine import EngineSettings, SamplingSettings
+from workers.ledger import Ledger, Shard, cut_shards
+from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings
 
-CATEGORIES = CategoryList(
-    categories=tuple(Category(name=name) for name in ("dog", "bicycle", "violin"))
-)
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=24)
+LETHAL = "a question that kills"
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+
+class MortalEngine(LLMEngine):
+    """An engine that some questions kill, without a word, as a kernel or want of memory would."""
+
+    def answer(self, questions: list[Question], sampling: SamplingSettings) -> list[Answer]:
+        if any(question.instruction == LETHAL for question in questions):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().answer(questions, sampling)
+
+
+class WaitsForAnother(LLMEngine):
+    """Answers nothing until two of its kind are loaded, so that both have to."""
+
+    def __init__(self, settings: EngineSettings, model: Path, on_gpu: bool) -> None:
+        super().__init__(settings, model, on_gpu)
+        self._model = model
+        (model / f"loaded-{os.getpid()}").touch()
+
+    def answer(self, questions: list[Question], sampling: SamplingSettings) -> list[Answer]:
+        while len(list(self._model.glob("loaded-*"))) < 2:
+            time.sleep(0.1)
+        return super().answer(questions, sampling)
+
+
+class CacheWatcher(LLMEngine):
+    """Tells of each answer how many tokens of its prompt vLLM found in its prefix cache."""
+
+    def answer(self, questions: list[Question], sampling: SamplingSettings) -> list[Answer]:
+        found: list[int] = []
+        generate = self._llm.generate
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            outputs = generate(*arguments, **options)
+            found.extend(output.num_cached_tokens for output in outputs)
+            return outputs
+
+        self._llm.generate = watched
+        super().answer(questions, sampling)
+        self._llm.generate = generate
+        return [Answer("", True, tokens) for tokens in found]
 
 
 @pytest.fixture(scope="module")
@@ -32,80 +75,161 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_cluster():
-    connect()
-    yield
-    disconnect()
+def ray_cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))  # workers import this file
+        connect(cpus=2)
+        yield
+        disconnect()
 
 
-def questions(per_category: int) -> list[Question]:
-    settings = QuestionSettings(per_category=per_category, relationships=0)
-    return list(QuestionWriter(CATEGORIES, settings).specific_questions(["colour", "size"]))
+def questions(count: int) -> list[Question]:
+    heading = "Sentences about things, one a line."
+    lines = [f"Sentence {i} about a {('dog', 'bicycle', 'violin')[i % 3]}:" for i in range(count)]
+    return [
+        Question(
+            kind="specific",
+            categories=(),
+            words=(),
+            instruction=line,
+            pattern=f"{heading}\n{line}",
+            shown=(),
+            seed=i,
+        )
+        for i, line in enumerate(lines)
+    ]
 
 
-def pool(model: Path, ledger: Path, shard_size: int) -> KnowledgePool:
+def shards(asked: list[Question], size: int, model: str = "tiny") -> list[Shard]:
+    return list(cut_shards([asked], size, {"model": model}))
+
+
+def pool(model: Path, ledger: Path, engines: int = 1, engine: type = LLMEngine) -> KnowledgePool:
     settings = EngineSettings(model=str(model), max_model_len=1024, max_num_seqs=16)
-    placement = Placement(engines=1, cpus=2, gpus=0)
-    identity = {"model": "tiny"}
-    return KnowledgePool(settings, SAMPLING, placement, model, identity, shard_size, Ledger(ledger))
+    placement = Placement(engines, cpus=1, gpus=0)
+    return KnowledgePool(settings, SAMPLING, placement, model, Ledger(ledger), engine)
 
 
-def test_answers_are_kept_and_repeat(tiny_llm: Path, tmp_path: Path) -> None:
-    asked = questions(8)
-    told: list[bool] = []
+def answers(ledger: Path, of: list[Shard]) -> list[Answer]:
+    return [answer for shard in of for answer in Ledger(ledger).read(shard)]
 
-    def on_shard(shard: Shard, answers: list[Answer], fresh: bool) -> None:
-        told.append(fresh)
 
-    with pool(tiny_llm, tmp_path / "one", shard_size=10) as engines:
-        first = engines.answers(asked, on_shard)
-    assert told == [True] * 3
-    assert [question for question, _ in first] == asked
-    assert all(answer.tokens > 0 for _, answer in first)
-    assert len({answer.text for _, answer in first}) > 12, "each question has a seed of its own"
+def contents(ledger: Path) -> dict[str, bytes]:
+    """The bytes of what was published, by path."""
+    return {str(f.relative_to(ledger)): f.read_bytes() for f in ledger.rglob("*") if f.is_file()}
 
-    told.clear()
-    with pool(tiny_llm, tmp_path / "one", shard_size=10) as engines:
-        again = engines.answers(asked, on_shard)
-    assert told == [False] * 3
-    assert again == first
+
+def no_matter(*_: object) -> None: ...
+
+
+WORK = shards(questions(120), size=40)
+
+
+@pytest.fixture(scope="module")
+def calm(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ledger of `WORK`, answered by one engine that nothing disturbed."""
+    ledger = tmp_path_factory.mktemp("calm")
+    with pool(tiny_llm, ledger) as engines:
+        engines.answer(WORK, no_matter)
+    return ledger
+
+
+def test_answers_are_kept_and_repeat(tiny_llm: Path, calm: Path, tmp_path: Path) -> None:
+    told: list[tuple[str, int, bool, int]] = []
+
+    def on_shard(shard: Shard, given: list[Answer], fresh: bool, engines_alive: int) -> None:
+        told.append((shard.key, len(given), fresh, engines_alive))
 
     # Another order of work: the last shard is asked first, and alone.
-    with pool(tiny_llm, tmp_path / "two", shard_size=10) as engines:
-        last = engines.answers(asked[20:], on_shard)
-        whole = engines.answers(asked, on_shard)
-    assert whole == first
-    assert last == first[20:]
+    with pool(tiny_llm, tmp_path) as engines:
+        engines.answer(WORK[2:], on_shard)
+        engines.answer(WORK[:2], on_shard)
+    assert told == [(shard.key, 40, True, 1) for shard in (WORK[2], WORK[0], WORK[1])]
+    given = answers(tmp_path, WORK)
+    assert all(answer.tokens > 0 and answer.failure is None for answer in given)
+    assert len({answer.text for answer in given}) > 110, "each question has a seed of its own"
+    assert contents(tmp_path) == contents(calm)
+
+    told.clear()
+    with pool(tiny_llm, tmp_path) as engines:
+        engines.answer(WORK, on_shard)
+    assert told == [(shard.key, 40, False, 0) for shard in WORK]
 
 
-def test_killed_engine_is_replaced(tiny_llm: Path, tmp_path: Path) -> None:
-    asked = questions(40)
-    fresh_pids: list[int] = []
+def test_two_engines_write_the_same_bytes_as_one(
+    tiny_llm: Path, calm: Path, tmp_path: Path
+) -> None:
+    with pool(tiny_llm, tmp_path, engines=2, engine=WaitsForAnother) as engines:
+        engines.answer(WORK, no_matter)
+    assert contents(tmp_path) == contents(calm)
+
+
+def test_killed_engine_is_replaced(tiny_llm: Path, calm: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
 
     def kill_first_engine() -> None:
-        while not fresh_pids:
+        while not killed:
             for process in psutil.process_iter(["cmdline"]):
                 if "ray::LLMEngine.answer" in " ".join(process.info["cmdline"] or []):
-                    fresh_pids.append(process.pid)
+                    killed.append(process.pid)
                     os.kill(process.pid, signal.SIGKILL)
                     return
             time.sleep(0.01)
 
     killer = threading.Thread(target=kill_first_engine, daemon=True)
     killer.start()
-    with pool(tiny_llm, tmp_path / "killed", shard_size=40) as engines:
-        disturbed = engines.answers(asked, lambda *_: None)
+    with pool(tiny_llm, tmp_path) as engines:
+        engines.answer(WORK, no_matter)
     killer.join(timeout=1)
-    assert fresh_pids, "the engine was never seen at work"
-    with pool(tiny_llm, tmp_path / "calm", shard_size=40) as engines:
-        calm = engines.answers(asked, lambda *_: None)
-    assert disturbed == calm
+    assert killed, "the engine was never seen at work"
+    assert contents(tmp_path) == contents(calm)
+
+
+def test_a_prompt_that_is_too_long_is_named_and_spoils_nothing(
+    tiny_llm: Path, calm: Path, tmp_path: Path
+) -> None:
+    long = replace(questions(1)[0], pattern="A dog. " * 200)
+    first, *others = WORK
+    spoilt = shards([*first.questions[:7], long, *first.questions[7:]], size=41)
+    alone = shards([long], size=1)
+    with pool(tiny_llm, tmp_path) as engines:
+        engines.answer([*spoilt, *alone, *others], no_matter)
+    given = answers(tmp_path, spoilt)
+    failed = given.pop(7)
+    assert failed.failure is not None
+    assert re.match(r"VLLMValidationError: .* maximum context length is 1024", failed.failure)
+    assert given == answers(calm, [first])
+    assert answers(tmp_path, alone) == [failed]
+    assert answers(tmp_path, others) == answers(calm, others)
+
+
+@pytest.mark.slow
+def test_a_question_that_kills_is_named_and_spoils_nothing(
+    tiny_llm: Path, calm: Path, tmp_path: Path
+) -> None:
+    lethal = replace(questions(1)[0], instruction=LETHAL)
+    spoilt = shards([lethal, *questions(2)], size=3)
+    with pool(tiny_llm, tmp_path, engine=MortalEngine) as engines:
+        engines.answer([*spoilt, WORK[0]], no_matter)
+    failed, *given = answers(tmp_path, spoilt)
+    assert failed == Answer("", False, 0, failure="the engine died of it")
+    assert all(answer.tokens > 0 for answer in given)
+    assert answers(tmp_path, [WORK[0]]) == answers(calm, [WORK[0]])
+
+
+def test_each_shard_finds_an_empty_prefix_cache(tiny_llm: Path, tmp_path: Path) -> None:
+    first, second = (shards(questions(8), 8, model) for model in ("first", "second"))
+    with pool(tiny_llm, tmp_path, engine=CacheWatcher) as engines:
+        engines.answer([*first, *second], no_matter)
+    found = [answer.tokens for answer in answers(tmp_path, first)]
+    assert found[0] == 0
+    assert [answer.tokens for answer in answers(tmp_path, second)] == found
 
 
 def test_a_model_that_cannot_be_loaded_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}', "utf-8")
     with (
-        pool(tmp_path, tmp_path / "ledger", shard_size=4) as engines,
-        pytest.raises(RuntimeError, match=r"^knowledge.llm.model .* cannot be loaded by vLLM: \S"),
+        pool(tmp_path, tmp_path / "ledger") as engines,
+        pytest.raises(RuntimeError, match=r"^knowledge.llm.model: .*vLLM says: \S"),
     ):
-        engines.answers(questions(2), lambda *_: None)
+        engines.answer(WORK, no_matter)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_quickstart_on_a_small_scale(tmp_path: Path, stamps: Path, lasting_cache: Path) -> None:
-    small = ("per_category=6", "relationships=60")
+    small = ("per_category=8", "relationships=88")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "orchestrator", "run", str(ROOT / "configs/quickstart.yaml")),

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from orchestrator.cluster import connect, disconnect
-from prompt_tuning.captions import Caption, write_captions
+from prompt_tuning.captions import Caption, CaptionWriter
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import parse_groups
@@ -54,7 +54,9 @@ def job(
         for look in ("small", "old", "bright", "wet")
         for place in ("in the park", "near a wall", "by the road")
     ]
-    write_captions(tmp_path / "captions.parquet", captions)
+    with CaptionWriter(tmp_path / "captions.parquet", CATEGORIES) as writer:
+        for caption in captions:
+            writer.write_caption(caption)
     features = embedded_vlm.encode_captions([caption.text for caption in captions])
     save_features(tmp_path / "features.safetensors", features)
     return TuningJob(

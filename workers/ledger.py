@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,14 @@ from prompt_tuning.questions import Question
 from prompt_tuning.store import digest, is_published, publishing
 
 _ANSWERS = "answers.parquet"
+_SCHEMA = pa.schema(
+    [
+        ("text", pa.string()),
+        ("finished", pa.bool_()),
+        ("tokens", pa.int32()),
+        ("failure", pa.string()),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -24,15 +36,17 @@ class Shard:
     questions: tuple[Question, ...]
 
 
-def cut_shards(questions: list[Question], size: int, identity: dict[str, Any]) -> list[Shard]:
-    """Shards of at most `size` questions of one kind, in order."""
-    shards = []
-    for kind in dict.fromkeys(question.kind for question in questions):
-        of_kind = [question for question in questions if question.kind == kind]
-        for start in range(0, len(of_kind), size):
-            part = tuple(of_kind[start : start + size])
-            shards.append(Shard(digest([identity, [asdict(q) for q in part]]), part))
-    return shards
+def cut_shards(
+    blocks: Iterable[Iterable[Question]], size: int, identity: dict[str, Any]
+) -> Iterator[Shard]:
+    """Shards of at most `size` questions, in order, made as they are taken.
+
+    A shard never holds questions of two blocks, so that what is new in one changes only its own.
+    """
+    for block in blocks:
+        questions = iter(block)
+        while part := tuple(islice(questions, size)):
+            yield Shard(digest([identity, [asdict(question) for question in part]]), part)
 
 
 class Ledger:
@@ -43,16 +57,29 @@ class Ledger:
 
     def has(self, shard: Shard) -> bool:
         """Whether the shard's answers are there, whole and unaltered."""
-        return is_published(self._folder / shard.key)
+        return is_published(self._place(shard))
 
     def write(self, shard: Shard, answers: list[Answer]) -> None:
-        """Publish a shard's answers."""
+        """Publish a shard's answers, in the order of its questions.
+
+        Raises:
+            OSError: naming folder and reason, when they cannot be kept; nothing is left then.
+        """
         assert len(answers) == len(shard.questions)
-        with publishing(self._folder / shard.key) as staging:
-            table = pa.Table.from_pylist([asdict(answer) for answer in answers])
-            pq.write_table(table, staging / _ANSWERS)
+        table = pa.Table.from_pylist([asdict(answer) for answer in answers], schema=_SCHEMA)
+        try:
+            with publishing(self._place(shard)) as staging:
+                pq.write_table(table, staging / _ANSWERS)
+        except OSError as error:
+            # Arrow's own say neither where nor, in a word, why.
+            number = error.errno or errno.EIO
+            raise OSError(number, os.strerror(number), str(self._place(shard))) from error
 
     def read(self, shard: Shard) -> list[Answer]:
         """The answers of a shard that is there."""
-        rows = pq.read_table(self._folder / shard.key / _ANSWERS).to_pylist()
+        rows = pq.read_table(self._place(shard) / _ANSWERS).to_pylist()
         return [Answer(**row) for row in rows]
+
+    def _place(self, shard: Shard) -> Path:
+        # A folder of a hundred thousand folders is slow to search.
+        return self._folder / shard.key[:2] / shard.key

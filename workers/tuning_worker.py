@@ -149,9 +149,7 @@ def _train_loop(config: dict[str, Any]) -> None:
         job.losses,
         job.seed,
     ).to(device)
-    train, held_out = load_caption_sets(
-        job.captions, job.features, len(job.categories), job.held_out
-    )
+    train, held_out = load_caption_sets(job.captions, job.features, job.categories, job.held_out)
     model = ray.train.torch.prepare_model(prompts)
     run = TuningRun(prompts, model, train, held_out, job.tuning, job.seed)
     checkpoint = ray.train.get_checkpoint()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -14,19 +16,26 @@ def run(
     config: Path, overrides: list[str], dry_run: bool, cache: str | None, runs: str | None
 ) -> None:
     """Check the config, then run it or print its plan."""
-    _quieten_libraries()
+    quieten_libraries()
     from orchestrator.config import load_config
     from orchestrator.pipeline import run as run_pipeline
 
     loaded = load_config(config, overrides, cache, runs)
-    try:
+    with resumable():
         run_pipeline(loaded, Console(), dry_run)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Say after Ctrl-C that nothing is lost."""
+    try:
+        yield
     except KeyboardInterrupt:
         typer.echo("\nStopped. The same command goes on from what is finished.", err=True)
         raise typer.Exit(130) from None
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Their bars and notices would hide ours; errors come through. tqdm looks once, at import."""
     os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
     warnings.filterwarnings("ignore", module="torchvision")

@@ -1,0 +1,189 @@
+"""What the pool itself costs with 64 engines: an engine is a sleep, all else is real.
+
+python benchmarks/knowledge_scale.py
+
+200,000 questions, made as they are taken, go in shards to 64 actors that sleep instead of thinking
+(log-normal, mean 2 s); answers are published to a real ledger. `overhead` compares the wall time,
+from when all actors are ready until the last shard is published, with the sleeps shared out
+perfectly; `tail` is the part of it that no pool can save, for at the end engines run out of shards.
+`driver_busy_ms` is what the driver does for a shard besides waiting; its inverse
+`limit_shards_s` is what the pool can do at most on this machine. Last line: JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+import ray
+
+from prompt_tuning.captions import Answer
+from prompt_tuning.questions import Question
+from workers.knowledge_pool import KnowledgePool, Placement
+from workers.ledger import Ledger, Shard, cut_shards
+from workers.llm_engine import EngineSettings, SamplingSettings
+
+MEAN_S, SIGMA = 2.0, 0.5
+WORDS = "a small brown dog sleeps on old grass near the wall of red bricks today".split()
+
+
+class SleepingEngine:
+    """Sleeps as long as the shard's first seed says; before, until all engines are there."""
+
+    def __init__(self, settings: EngineSettings, folder: Path, on_gpu: bool) -> None:
+        self._folder, self._engines = folder, int(settings.model)
+        (folder / f"{os.getpid()}").touch()
+
+    def answer(self, questions: list[Question], sampling: SamplingSettings) -> list[Answer]:
+        while len(os.listdir(self._folder)) < self._engines:
+            time.sleep(0.5)
+        time.sleep(sleep_s(questions[0].seed))
+        return [Answer(" ".join([*WORDS, str(q.seed)]) + ".", True, 24) for q in questions]
+
+
+def sleep_s(seed: int) -> float:
+    """Seconds that the shard takes whose first question has this seed."""
+    return random.Random(seed).lognormvariate(math.log(MEAN_S) - SIGMA**2 / 2, SIGMA)
+
+
+def greedy_s(sleeps_s: list[float], engines: int) -> float:
+    """Seconds it takes when engines take the next shard at once, and nothing else costs time."""
+    free_at = [0.0] * engines
+    for seconds in sleeps_s:
+        heapq.heapreplace(free_at, free_at[0] + seconds)
+    return max(free_at)
+
+
+def questions(first: int, count: int) -> Iterator[Question]:
+    """Questions of about 1 KB each."""
+    example = "dog, bicycle: A small brown dog runs beside a bicycle on the gravel path.\n"
+    for seed in range(first, first + count):
+        line = f"violin, lemon, number {seed}:"
+        pattern = f"Sentences about things.\n{example * 12}{line}"
+        yield Question(
+            kind="relationship",
+            categories=("violin", "lemon"),
+            words=("violin", "lemon"),
+            instruction=f"Write about {line}",
+            pattern=pattern,
+            shown=(example,) * 4,
+            seed=seed,
+        )
+
+
+class Waits:
+    """Measures how long the driver waits in `ray.wait`; the rest of its time it is busy."""
+
+    def __init__(self) -> None:
+        self.seconds, self._wait = 0.0, ray.wait
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return self._wait(*arguments, **options)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--questions", type=int, default=200_000)
+    parser.add_argument("--shards", type=int, default=5_000)
+    parser.add_argument("--engines", type=int, default=64)
+    options = parser.parse_args()
+    size = options.questions // options.shards
+    driver = psutil.Process()
+
+    def rss_mib() -> float:
+        return driver.memory_info().rss / 2**20
+
+    sleeps_s: list[float] = []
+    rss: dict[int, float] = {}  # shards published → MiB
+    published = 0
+    peak_mib = 0.0
+
+    def on_shard(shard: Shard, *_: object) -> None:
+        nonlocal published, peak_mib
+        sleeps_s.append(sleep_s(shard.questions[0].seed))
+        published += 1
+        if published % (options.shards // 100) == 0:
+            rss[published] = rss_mib()
+            peak_mib = max(peak_mib, rss[published])
+        if published % (options.shards // 10) == 0:
+            print(f"{published} shards, driver {rss_mib():.0f} MiB", flush=True)
+
+    ray.init(
+        address="local",
+        num_cpus=options.engines,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "ready").mkdir()
+        settings = EngineSettings(model=str(options.engines))
+        with KnowledgePool(
+            settings,
+            SamplingSettings(),
+            Placement(options.engines, cpus=1, gpus=0),
+            Path(folder) / "ready",
+            Ledger(Path(folder) / "ledger"),
+            SleepingEngine,
+        ) as pool:
+            start = time.perf_counter()
+            first = options.questions  # other ones than those that are measured
+            pool.answer(cut_shards([questions(first, options.engines)], 1, {}), lambda *_: None)
+            startup_s = time.perf_counter() - start
+
+            waits = Waits()
+            ray.wait = waits
+            cpu_before = driver.cpu_times()
+            psutil.cpu_percent()
+            start = time.perf_counter()
+            shards = cut_shards([questions(0, options.questions)], size, {"model": "sleep"})
+            pool.answer(shards, on_shard)
+            wall_s = time.perf_counter() - start
+            machine_percent = psutil.cpu_percent()
+    cpu = driver.cpu_times()
+    ray.shutdown()
+
+    ideal_s = sum(sleeps_s) / options.engines
+    busy_s = wall_s - waits.seconds
+    cpu_s = cpu.user + cpu.system - cpu_before.user - cpu_before.system
+    measured = list(rss.values())
+    print(
+        json.dumps(
+            {
+                "overhead": round(wall_s / ideal_s - 1, 4),
+                "tail": round(greedy_s(sleeps_s, options.engines) / ideal_s - 1, 4),
+                "wall_s": round(wall_s, 2),
+                "ideal_s": round(ideal_s, 2),
+                "startup_s": round(startup_s, 1),
+                "peak_mib": round(peak_mib, 1),
+                "growth_mib": round(measured[-1] - measured[len(measured) // 10], 1),
+                "driver_busy_ms": round(1000 * busy_s / published, 2),
+                "driver_cpu_ms": round(1000 * cpu_s / published, 2),
+                "limit_shards_s": round(published / busy_s, 1),
+                "machine_cpu_percent": machine_percent,
+                "cores": os.cpu_count(),
+                "shards": published,
+                "questions": options.questions,
+                "engines": options.engines,
+                "sleep_mean_s": MEAN_S,
+                "sleep_sigma": SIGMA,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

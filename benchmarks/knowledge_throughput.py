@@ -1,0 +1,153 @@
+"""Tokens a second of our pool and of plain `vllm.LLM.generate`, on the same questions.
+
+python benchmarks/knowledge_throughput.py
+
+Both sides hold one engine of the same class, options and CPUs (so also threads), in a Ray actor of
+its own, loaded and warmed by the same call before anything is measured. Ours answers shards
+through the pool and publishes them to a ledger, and its whole wall time counts. Plain is one
+`generate` of all prompts, tokenized beforehand, with the same sampling and a seed for each request;
+only that call counts. The two take turns. Last line: JSON; `ratio` is ours ÷ plain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from importlib.metadata import version
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from prompt_tuning.captions import Answer
+from prompt_tuning.categories import CategoryList, built_in_text
+from prompt_tuning.premises import Premises
+from prompt_tuning.question_templates import built_in_templates
+from prompt_tuning.questions import Question, QuestionSettings, QuestionWriter
+from prompt_tuning.store import digest, source_digest
+from workers import embedded_llm
+from workers.knowledge_pool import KnowledgePool, Placement
+from workers.ledger import Ledger, Shard, cut_shards
+from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, engine_versions
+
+ROUNDS = 2
+SHARD_SIZE = 192  # as the knowledge stage takes on a CPU
+SHARDS = 10
+WARM_UP = 16
+
+
+class PlainEngine(LLMEngine):
+    """The same engine; its `generate` is called directly, once."""
+
+    def generate(self, questions: list[Question], sampling: SamplingSettings) -> tuple[int, float]:
+        """Tokens and seconds of one call."""
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": self._adapter.prompt_ids(q)} for q in questions]
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=1.0 if sampling.top_p is None else sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=question.seed,
+                **self._adapter.sampling_options,
+            )
+            for question in questions
+        ]
+        self._llm.reset_prefix_cache()  # of the round before
+        start = time.perf_counter()
+        outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
+        seconds = time.perf_counter() - start
+        return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
+
+
+def asked_questions(count: int) -> list[Question]:
+    """The sentences about VOC's categories that a run would ask for, as many as there should be."""
+    categories = CategoryList.model_validate_json(json.dumps(yaml.safe_load(built_in_text("voc"))))
+    each = 1 + count // len(categories)
+    settings = QuestionSettings(per_category=each, relationships=each)
+    writer = QuestionWriter(categories, settings, built_in_templates(), SHARD_SIZE)
+    return list(islice(chain.from_iterable(writer.sentences(Premises())), count))
+
+
+def embedded_model() -> Path:
+    """The embedded model's checkpoint, where runs with the default cache keep it."""
+    versions = [engine_versions()["transformers"], version("gguf")]
+    content = embedded_llm.content_digest()
+    key = digest([content, versions, source_digest("workers.embedded_llm")])
+    folder = Path("cache", "embedded_llm", key[:20]).absolute()
+    embedded_llm.assemble(folder)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=embedded_llm.EMBEDDED_MODEL)
+    parser.add_argument("--questions", type=int, default=SHARDS * SHARD_SIZE)
+    options = parser.parse_args()
+    embedded = options.model == embedded_llm.EMBEDDED_MODEL
+    model = embedded_model() if embedded else options.model
+    settings, sampling = EngineSettings(model=options.model), SamplingSettings()
+    questions = asked_questions(options.questions)
+    size = min(SHARD_SIZE, options.questions // SHARDS)
+    cpus = os.cpu_count() or 1
+    tokens = 0
+
+    def count_tokens(shard: Shard, answers: list[Answer], *_: object) -> None:
+        nonlocal tokens
+        tokens += sum(answer.tokens for answer in answers)
+
+    measured: dict[str, list[tuple[int, float]]] = {"ours": [], "plain": []}
+    # Room for both, although only one of them works at a time.
+    ray.init(address="local", num_cpus=2 * cpus, include_dashboard=False, log_to_driver=False)
+    with (
+        tempfile.TemporaryDirectory() as ledger,
+        KnowledgePool(
+            settings, sampling, Placement(1, cpus, 0), model, Ledger(Path(ledger))
+        ) as pool,
+    ):
+        actor: Any = ray.remote(PlainEngine).options(num_cpus=cpus)
+        plain: Any = actor.remote(settings, model, False)
+        ray.get(plain.generate.remote(questions[:WARM_UP], sampling))
+        pool.answer(cut_shards([questions[:WARM_UP]], WARM_UP, {"turn": "warm up"}), count_tokens)
+        for turn in range(ROUNDS):
+            tokens, start = 0, time.perf_counter()
+            pool.answer(cut_shards([questions], size, {"turn": turn}), count_tokens)
+            measured["ours"].append((tokens, time.perf_counter() - start))
+            measured["plain"].append(ray.get(plain.generate.remote(questions, sampling)))
+            for side, rounds in measured.items():
+                print(f"{side}: {rounds[-1][0]} tokens in {rounds[-1][1]:.2f} s", flush=True)
+    ray.shutdown()
+    rate = {
+        side: sum(tokens for tokens, _ in rounds) / sum(seconds for _, seconds in rounds)
+        for side, rounds in measured.items()
+    }
+    print(
+        json.dumps(
+            {
+                "ratio": round(rate["ours"] / rate["plain"], 4),
+                "ours_tokens_s": round(rate["ours"], 1),
+                "plain_tokens_s": round(rate["plain"], 1),
+                "rounds": {
+                    side: [[tokens, round(seconds, 2)] for tokens, seconds in rounds]
+                    for side, rounds in measured.items()
+                },
+                "model": options.model,
+                "questions": len(questions),
+                "shards": -(-len(questions) // size),
+                "shard_size": size,
+                "cpus": cpus,
+                "engine": settings.model_dump(),
+                "sampling": sampling.model_dump(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

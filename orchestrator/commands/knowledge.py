@@ -1,0 +1,27 @@
+"""`datafree knowledge`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.commands.run import quieten_libraries, resumable
+
+
+def knowledge(
+    config: Path,
+    overrides: list[str],
+    dry_run: bool,
+    strict: bool,
+    cache: str | None,
+    runs: str | None,
+) -> None:
+    """Check the config, then ask the language model or print the plan."""
+    quieten_libraries()
+    from orchestrator.config import load_config
+    from orchestrator.knowledge_job import run_knowledge
+
+    loaded = load_config(config, overrides, cache, runs)
+    with resumable():
+        run_knowledge(loaded, Console(), dry_run, strict)

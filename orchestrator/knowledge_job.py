@@ -1,0 +1,94 @@
+"""`knowledge`: plan, ask the language model what is not answered yet, summarise."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cluster import disconnect
+from orchestrator.config import RunConfig
+from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
+from orchestrator.preflight import find_resources
+from orchestrator.run_lock import only_driver
+from orchestrator.stages import run_stage
+from prompt_tuning.store import copy_atomic
+
+_FEWEST_SHOWN = 5
+
+
+def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bool) -> None:
+    """Fill `runs/<name>/knowledge/` with captions, answers and a summary, or print the plan.
+
+    Raises:
+        InputError: for what a person has to change, before anything has started.
+        RuntimeError: under `strict`, when a question could not be answered; the rest is kept.
+    """
+    plan = plan_knowledge(config, find_resources())
+    if dry_run:
+        _print_plan(plan, console)
+        return
+    from orchestrator.knowledge_stage import RESULTS, read_summary, write_knowledge
+
+    with only_driver(plan.run_folder):
+        try:
+            ran = run_stage(plan.stage, partial(write_knowledge, plan, console))
+        finally:
+            disconnect()
+        results = plan.run_folder / "knowledge"
+        for name in RESULTS:
+            copy_atomic(plan.stage.folder / name, results / name)
+    summary = read_summary(plan)
+    if not ran:
+        console.print("Nothing to do: every question was answered before.")
+    _print_summary(summary, results, console)
+    if strict and summary["not_answered"]:
+        raise RuntimeError(_not_answered(summary))
+
+
+def warn_of_unanswered(summary: dict[str, Any], console: Console) -> None:
+    """Name the questions that no engine could answer, if there are any."""
+    if summary["not_answered"]:
+        console.print(f"warning: {_not_answered(summary)}", style="yellow", markup=False)
+
+
+def _not_answered(summary: dict[str, Any]) -> str:
+    first = summary["quarantined"][0]
+    return (
+        f"knowledge: {summary['not_answered']} questions are in quarantine, for no engine could "
+        f"answer them; the first: {first['question']!r} ({first['reason']})"
+    )
+
+
+def _print_plan(plan: KnowledgePlan, console: Console) -> None:
+    from orchestrator.knowledge_stage import question_writer
+    from prompt_tuning.question_templates import PREMISES, SENTENCES
+
+    writer = question_writer(plan)
+    table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
+    table.add_row(plan.stage.name, plan.stage.key, "done" if plan.stage.done() else "to do")
+    console.print(table)
+    console.print(
+        f"questions: {writer.count(PREMISES)} for lists, {writer.count(SENTENCES)} for sentences\n"
+        f"engines: {plan.engines.engines}, each {plan.engines.cpus} CPUs and "
+        f"{plan.engines.gpus} GPUs"
+    )
+
+
+def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> None:
+    kept, dropped = sum(summary["kept"].values()), sum(summary["dropped"].values())
+    table = Table("", "sentences", title=f"knowledge of {summary['model']}")
+    table.add_row("kept", str(kept))
+    for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):
+        table.add_row(f"dropped: {reason}", str(count))
+    console.print(table)
+    by_count = sorted(summary["captions_per_category"].items(), key=lambda item: item[1])
+    fewest = ", ".join(f"{name} {count}" for name, count in by_count[:_FEWEST_SHOWN])
+    share = f"{100 * kept / max(1, kept + dropped):.0f} % kept; " if dropped else ""
+    console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
+    warn_of_unanswered(summary, console)
+    for file in sorted(results.iterdir()):
+        console.print(f"{file.name:<18} {file}", soft_wrap=True, highlight=False)

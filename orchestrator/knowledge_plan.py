@@ -1,0 +1,138 @@
+"""The plan of the knowledge stage: which model answers which questions, and under which keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from orchestrator.config import RunConfig, load_categories, load_templates
+from orchestrator.config_file import InputError
+from orchestrator.preflight import Resources, check_folder, place_engines
+from orchestrator.stages import Stage, plan_stage
+from prompt_tuning.captions import read_caption_file
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.question_templates import Template
+from prompt_tuning.store import digest, file_digest, folder_digest, source_digest
+from workers import embedded_llm
+from workers.knowledge_pool import Placement
+from workers.llm_engine import engine_versions
+
+_MODULES = (
+    "orchestrator.knowledge_stage",
+    "prompt_tuning.captions",
+    "prompt_tuning.categories",
+    "prompt_tuning.noun_matching",
+    "prompt_tuning.premises",
+    "prompt_tuning.question_templates",
+    "prompt_tuning.questions",
+    "prompt_tuning.row_writer",
+    "prompt_tuning.stable_draws",
+    "workers.knowledge_pool",
+    "workers.ledger",
+)
+
+
+@dataclass(frozen=True)
+class KnowledgePlan:
+    """What has been decided about the text side of a run before it starts.
+
+    `llm_identity`: all that forms an answer beside its question; part of every shard's key.
+    """
+
+    config: RunConfig
+    resources: Resources
+    categories: CategoryList
+    templates: dict[str, Template]
+    cache: Path
+    run_folder: Path
+    engines: Placement
+    llm_identity: dict[str, object]
+    llm_path: Path | str
+    stage: Stage
+
+
+def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
+    """Check what the knowledge stage needs, and key it.
+
+    Raises:
+        InputError: for what a person has to change.
+    """
+    categories = load_categories(config)
+    templates = load_templates(config)
+    _check_caption_files(config, categories)
+    engines = place_engines(config, resources)
+    cache = check_folder(config.paths.cache, "paths.cache")
+    runs = check_folder(config.paths.runs, "paths.runs")
+    llm_path, llm_content = _llm(config, cache)
+    llm_identity: dict[str, object] = {
+        "model": llm_content,
+        "engine": config.knowledge.llm.model_dump(exclude={"model", "engines", "cpus_per_engine"}),
+        "sampling": config.knowledge.sampling.model_dump(),
+        "cpus": engines.cpus,
+        "gpus": engines.gpus,
+        "accelerators": sorted({node.accelerator for node in resources.nodes if node.gpus}),
+        "versions": engine_versions(),
+        "source": source_digest(
+            "workers.llm_engine", "workers.llm_adapters", "workers.embedded_llm"
+        ),
+    }
+    stage = plan_stage(
+        cache,
+        "knowledge",
+        _MODULES,
+        llm=llm_identity,
+        templates={name: template.model_dump() for name, template in templates.items()},
+        categories=categories.model_dump(mode="json"),
+        questions=config.knowledge.questions.model_dump(exclude={"templates"}),
+        captions=config.captions.model_dump(exclude={"files", "held_out"}),
+        files=[file_digest(Path(file)) for file in config.captions.files],
+    )
+    return KnowledgePlan(
+        config=config,
+        resources=resources,
+        categories=categories,
+        templates=templates,
+        cache=cache,
+        run_folder=runs / config.name,
+        engines=engines,
+        llm_identity=llm_identity,
+        llm_path=llm_path,
+        stage=stage,
+    )
+
+
+def _check_caption_files(config: RunConfig, categories: CategoryList) -> None:
+    """Refuse a file of captions that the knowledge stage would stumble over at its end."""
+    for file in config.captions.files:
+        try:
+            read_caption_file(Path(file), categories)
+        except UnicodeDecodeError as error:
+            raise InputError(f"captions.files: {file}: not UTF-8 (byte {error.start})") from None
+        except OSError as error:
+            raise InputError(f"captions.files: {file}: {error.strerror}") from None
+        except ValueError as error:
+            raise InputError(f"captions.files: {error}") from None
+
+
+def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
+    """Where the language model is, and what stands for its content in keys."""
+    model = config.knowledge.llm.model
+    if model == embedded_llm.EMBEDDED_MODEL:
+        try:
+            content = embedded_llm.content_digest()
+        except FileNotFoundError as error:
+            raise InputError(str(error)) from None
+        versions = [engine_versions()["transformers"], version("gguf")]
+        key = digest([content, versions, source_digest("workers.embedded_llm")])
+        return cache / "embedded_llm" / key[:20], content
+    if Path(model).is_dir():
+        if not Path(model, "config.json").is_file():
+            raise InputError(f"knowledge.llm.model: {model} has no config.json, so no checkpoint")
+        return Path(model), folder_digest(Path(model))
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise InputError(
+            f"knowledge.llm.model: {model!r} is no folder, nor a hub name such as "
+            f"zai-org/GLM-4-9B-0414, nor {embedded_llm.EMBEDDED_MODEL!r}"
+        )
+    return model, model

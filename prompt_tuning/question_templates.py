@@ -1,0 +1,73 @@
+"""Templates of questions: what is asked of a chat model, and the pattern a base model completes."""
+
+from __future__ import annotations
+
+import string
+from importlib import resources
+from typing import Literal, get_args
+
+import yaml
+from pydantic import model_validator
+
+from prompt_tuning.settings import Settings
+
+Premise = Literal["attributes", "aspects", "kinds", "classes", "together"]
+Sentence = Literal["specific", "relationship"]
+Kind = Literal[Premise, Sentence]
+PREMISES: tuple[Premise, ...] = get_args(Premise)
+SENTENCES: tuple[Sentence, ...] = get_args(Sentence)
+
+_FIELDS: dict[Kind, set[str]] = {
+    "attributes": {"count"},
+    "aspects": {"name"},
+    "kinds": {"name"},
+    "classes": {"name"},
+    "together": {"name"},
+    "specific": {"name", "attribute"},
+    "relationship": {"names"},
+}
+
+
+class Template(Settings):
+    """One way to ask.
+
+    `kind`: what the answers serve for. Lists come from `attributes` (asked once, of no category),
+    `aspects` (which of them matter for a category), `kinds`, `classes` (what a category is) and
+    `together` (what it is seen with); sentences from `specific` (one category under an attribute)
+    and `relationship` (a set of categories). `instruction` is for chat models. Base models get
+    `heading`, a few of the `examples` and `line` to go on with, on lines of their own.
+    """
+
+    kind: Kind
+    instruction: str
+    heading: str
+    line: str
+    examples: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _names_its_fields(self) -> Template:
+        fields = _FIELDS[self.kind]
+        for part in ("instruction", "line"):
+            text = getattr(self, part)
+            used = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+            if used - fields:
+                raise ValueError(
+                    f"{part} has {{{min(used - fields)}}}; a template of kind {self.kind} can fill "
+                    f"{', '.join(f'{{{field}}}' for field in sorted(fields))}"
+                )
+            subject = {"name", "names"} & fields
+            if subject - used:
+                raise ValueError(f"{part} must have {{{min(subject)}}}, the thing that is asked of")
+        for example in self.examples:
+            if ": " not in example:
+                raise ValueError(f"example {example[:60]!r} must be `what is asked: the answer`")
+        return self
+
+
+def built_in_templates() -> dict[str, Template]:
+    """The templates of `data/questions.yaml`, by name."""
+    text = (resources.files("prompt_tuning") / "data" / "questions.yaml").read_text("utf-8")
+    return {
+        name: Template.model_validate({**raw, "examples": tuple(raw["examples"])})
+        for name, raw in yaml.safe_load(text).items()
+    }
