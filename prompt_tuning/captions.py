@@ -82,6 +82,7 @@ _SCHEMA = pa.schema(
 _REFUSAL = re.compile(
     r"\b(as an ai|i am sorry|i'm sorry|sorry,|i cannot|i can't|i am unable|language model)\b", re.I
 )
+_DEFINITION = re.compile(r"^(an?|the)? ?([\w-]+ ){1,4}(is|are) (an?|one|the|known|called)\b", re.I)
 _LIST_OR_MARKUP = re.compile(r"(:|\||_|[#*<>{}\[\]]|\d\.|,.*,.*,.*,)")
 _TYPOGRAPHY = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ")
 _ENGLISH = frozenset(
@@ -152,6 +153,8 @@ class CaptionFilter:
             return "refusal"
         if _LIST_OR_MARKUP.search(text):
             return "list or markup"
+        if _DEFINITION.search(text):
+            return "defines instead of describing"
         if _repeats_itself(words):
             return "repeats itself"
         if not asked & set(labels):

@@ -32,7 +32,7 @@ Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 # How often each list is asked for: a model's agreement with itself says what to believe.
 _SAMPLES: dict[Kind, int] = {"attributes": 8, "aspects": 2, "kinds": 4, "classes": 2, "together": 4}
-_EXAMPLES_SHOWN = 4
+_EXAMPLES_SHOWN = 8
 _EXAMPLE_SETS = 6
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 

@@ -55,6 +55,7 @@ def test_a_good_answer_becomes_a_caption_with_its_kind() -> None:
         ("As an AI I see no dog.", "refusal"),
         ("Things seen here: a dog.", "list or markup"),
         ("A dog, a bone, a ball, a leash, a bowl.", "list or markup"),
+        ("The large dog is an animal of the home.", "defines instead of describing"),
         ("A dog sits and a dog sits and a dog.", "repeats itself"),
         ("A bird sits in a tree.", "does not name what was asked for"),
         ("A cat sits in a tree.", "does not name what was asked for"),

@@ -166,7 +166,7 @@ def test_examples_never_name_what_is_asked_and_vary() -> None:
         *before, _ = q.pattern.splitlines()
         asked = [c for c in CATEGORIES.categories if c.name in q.categories]
         assert NounMatcher(asked).find("\n".join(before)) == ()
-        assert len(q.shown) == len(before) - 1 == 4
+        assert len(q.shown) == len(before) - 1 > 3
         assert all(line.endswith(text) for text, line in zip(q.shown, before[1:], strict=True))
         shown.setdefault(q.kind, set()).add(q.shown)
     assert all(len(sets) > 1 for sets in shown.values())
