@@ -30,7 +30,7 @@ import ray
 from prompt_tuning.captions import Answer
 from prompt_tuning.questions import Question
 from workers.knowledge_pool import KnowledgePool, Placement
-from workers.ledger import Ledger, Shard, cut_shards
+from workers.ledger import Ledger, cut_shards
 from workers.llm_engine import EngineSettings, SamplingSettings
 
 MEAN_S, SIGMA = 2.0, 0.5
@@ -107,14 +107,13 @@ def main() -> None:
     def rss_mib() -> float:
         return driver.memory_info().rss / 2**20
 
-    sleeps_s: list[float] = []
+    sleeps_s = [sleep_s(first) for first in range(0, options.questions, size)]
     rss: dict[int, float] = {}  # shards published → MiB
     published = 0
     peak_mib = 0.0
 
-    def on_shard(shard: Shard, *_: object) -> None:
+    def on_shard(*_: object) -> None:
         nonlocal published, peak_mib
-        sleeps_s.append(sleep_s(shard.questions[0].seed))
         published += 1
         if published % (options.shards // 100) == 0:
             rss[published] = rss_mib()

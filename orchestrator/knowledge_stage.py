@@ -34,7 +34,7 @@ _SCRATCH = "seen.sqlite"
 
 # Large, for the last answers of a shard keep an engine half idle; on a CPU small enough that a
 # killed run loses seconds.
-_BLOCK_SIZE_ON_CPU = 192
+_BLOCK_SIZE_ON_CPU = 384
 _BLOCK_SIZE_ON_GPU = 4096
 _QUARANTINED_SHOWN = 20
 
