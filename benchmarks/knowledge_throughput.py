@@ -35,8 +35,7 @@ from workers.knowledge_pool import KnowledgePool, Placement
 from workers.ledger import Ledger, Shard, cut_shards
 from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, engine_versions
 
-ROUNDS = 2
-SHARD_SIZE = 192  # as the knowledge stage takes on a CPU
+SHARD_SIZE = 384  # as the knowledge stage takes on a CPU
 SHARDS = 10
 WARM_UP = 16
 
@@ -89,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=embedded_llm.EMBEDDED_MODEL)
     parser.add_argument("--questions", type=int, default=SHARDS * SHARD_SIZE)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     embedded = options.model == embedded_llm.EMBEDDED_MODEL
     model = embedded_model() if embedded else options.model
@@ -115,7 +115,7 @@ def main() -> None:
         plain: Any = actor.remote(settings, model, False)
         ray.get(plain.generate.remote(questions[:WARM_UP], sampling))
         pool.answer(cut_shards([questions[:WARM_UP]], WARM_UP, {"turn": "warm up"}), count_tokens)
-        for turn in range(ROUNDS):
+        for turn in range(options.rounds):
             tokens, start = 0, time.perf_counter()
             pool.answer(cut_shards([questions], size, {"turn": turn}), count_tokens)
             measured["ours"].append((tokens, time.perf_counter() - start))

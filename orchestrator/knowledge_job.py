@@ -87,7 +87,8 @@ def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> 
     console.print(table)
     by_count = sorted(summary["captions_per_category"].items(), key=lambda item: item[1])
     fewest = ", ".join(f"{name} {count}" for name, count in by_count[:_FEWEST_SHOWN])
-    share = f"{100 * kept / max(1, kept + dropped):.0f} % kept; " if dropped else ""
+    answers = kept - summary["kept"].get("file", 0)
+    share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
     console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
     warn_of_unanswered(summary, console)
     for file in sorted(results.iterdir()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,7 @@ from prompt_tuning.question_templates import Template
 from prompt_tuning.store import digest, file_digest, folder_digest, source_digest
 from workers import embedded_llm
 from workers.knowledge_pool import Placement
-from workers.llm_engine import engine_versions
+from workers.llm_engine import GPU_DEFAULT, engine_versions
 
 _MODULES = (
     "orchestrator.knowledge_stage",
@@ -31,6 +32,10 @@ _MODULES = (
     "workers.knowledge_pool",
     "workers.ledger",
 )
+
+
+# What of a person's environment reaches the engines and can change the sums of their numbers.
+_ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     Raises:
         InputError: for what a person has to change.
     """
+    config = _with_model(config, resources)
     categories = load_categories(config)
     templates = load_templates(config)
     _check_caption_files(config, categories)
@@ -72,6 +78,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         "cpus": engines.cpus,
         "gpus": engines.gpus,
         "accelerators": sorted({node.accelerator for node in resources.nodes if node.gpus}),
+        "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
         "versions": engine_versions(),
         "source": source_digest(
             "workers.llm_engine", "workers.llm_adapters", "workers.embedded_llm"
@@ -100,6 +107,16 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         llm_path=llm_path,
         stage=stage,
     )
+
+
+def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
+    """The config with the model that `auto` means here."""
+    llm = config.knowledge.llm
+    if llm.model != "auto":
+        return config
+    model = GPU_DEFAULT if resources.gpus else embedded_llm.EMBEDDED_MODEL
+    chosen = config.knowledge.model_copy(update={"llm": llm.model_copy(update={"model": model})})
+    return config.model_copy(update={"knowledge": chosen})
 
 
 def _check_caption_files(config: RunConfig, categories: CategoryList) -> None:

@@ -30,7 +30,6 @@ SUMMARY = "summary.json"
 _ANSWERS = "answers.parquet"
 _PREMISES = "lists.json"
 RESULTS = (CAPTIONS, _ANSWERS, _PREMISES, SUMMARY)
-_SCRATCH = "seen.sqlite"
 
 # Large, for the last answers of a shard keep an engine half idle; on a CPU small enough that a
 # killed run loses seconds.
@@ -59,20 +58,19 @@ def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> Non
         answered = _pairs(cut(writer.premises()), ledger)
         attributes = plan.config.knowledge.questions.attributes
         premises = read_premises(plan.categories, answered, attributes)
-        pool.answer(cut(writer.checks(premises)), lambda *_: None)
-        checked = _pairs(cut(writer.checks(premises)), ledger)
-        premises = confirm_kinds(premises, plan.categories, checked)
-        kept = CaptionFilter(
-            plan.categories, plan.config.captions, premises.kinds, staging / _SCRATCH
-        )
+        claimed = premises
+        with StageProgress(console, "kinds", writer.count_checks(claimed)) as progress:
+            pool.answer(cut(writer.checks(claimed)), _Teller(progress).on_shard)
+        checked = _pairs(cut(writer.checks(claimed)), ledger)
+        premises = confirm_kinds(claimed, plan.categories, checked)
+        kept = CaptionFilter(plan.categories, plan.config.captions, premises.kinds)
         with StageProgress(console, "sentences", writer.count(SENTENCES)) as progress:
             pool.answer(cut(writer.sentences(premises)), _Teller(progress, kept).on_shard)
-    (staging / _SCRATCH).unlink()
-
     (staging / _PREMISES).write_text(premises.model_dump_json(), "utf-8")
     summary = _Summary(plan, premises)
-    for question, answer in _pairs(cut(writer.premises()), ledger):
-        summary.count_answer(question, answer)
+    for lists in (writer.premises(), writer.checks(claimed)):
+        for question, answer in _pairs(cut(lists), ledger):
+            summary.count_answer(question, answer)
     _write_captions(plan, premises, cut(writer.sentences(premises)), ledger, summary, staging)
     (staging / SUMMARY).write_text(canonical_json(summary.told()), "utf-8")
 
@@ -142,8 +140,7 @@ def _write_captions(
 ) -> None:
     """Write the captions, one's own first, and every answer with what became of it."""
     config = plan.config
-    scratch = staging / _SCRATCH
-    captions = CaptionFilter(plan.categories, config.captions, premises.kinds, scratch)
+    captions = CaptionFilter(plan.categories, config.captions, premises.kinds)
     columns = {name: pa.string() for name in ("kind", "question", "answer", "fate")}
     with (
         CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
@@ -172,7 +169,6 @@ def _write_captions(
                 answers.write(
                     kind=question.kind, question=question.line, answer=answer.text, fate=fate
                 )
-    scratch.unlink()
 
 
 class _Summary:

@@ -81,6 +81,7 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         InputError: for what a person has to change.
     """
     knowledge = plan_knowledge(config, resources)
+    config = knowledge.config
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
     try:

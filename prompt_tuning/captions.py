@@ -80,25 +80,34 @@ _SCHEMA = pa.schema(
 )
 
 _REFUSAL = re.compile(
-    r"\b(as an ai|i am sorry|i'm sorry|sorry,|i cannot|i can't|i am unable|language model)\b", re.I
+    r"^sorry\b|\bas an ai\b|\blanguage model\b|\bi('m| am) (sorry|unable)\b|\bapologi[sz]e\b"
+    r"|\bi can ?('t|not)\b|^describe\b",
+    re.I,
 )
-_DEFINITION = re.compile(r"^(an?|the)? ?([\w-]+ ){1,4}(is|are) (an?|one|the|known|called)\b", re.I)
-_LIST_OR_MARKUP = re.compile(r"(:|\||_|[#*<>{}\[\]]|\d\.|,.*,.*,.*,)")
+_NEGATION = re.compile(
+    r"\bthere (is|are) no\b|\bwithout (an?|any)\b|\b(is|are|do|does)( not|n't)\b", re.I
+)
+_DEFINITION = re.compile(r"^(an?|the) ([\w-]+ ){1,4}(is|are) (an?|one|the|known|called)\b", re.I)
+_MARKUP = re.compile(r":(?!\d)|\||_|[#*<>{}\[\]]|\d\.\s")
+_COMMAS_ALLOWED = 3
 _TYPOGRAPHY = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ")
-_ENGLISH = frozenset(
+# Small words of the languages that models slip into; two of them make a sentence foreign.
+_FOREIGN = frozenset(
     """
-    a an the of in on at with and or is are was its it to from by for under over near next beside
-    behind against above below between through into has have that this two three
+    der das den dem und ist ein eine einer mit auf el los las una unos con en del muy y le les un
+    une des dans est avec sur et la il lo gli della uno che uma com na os e
     """.split()
 )
+_SMALL = frozenset("a an the of in on at with and or is are was its it to from by for".split())
+# May well be said twice.
+_PLACE = re.compile(r"\b(in front of|on top of|next to) an?\b")
 _COPIED_RUN = 5
 
 
 class CaptionFilter:
     """Turns answers into captions, remembering what it has kept.
 
-    `kinds`: unreviewed words by category name, which count as naming the category. `scratch`: a
-    file that what was kept is remembered in, where there may be more of it than fits in memory.
+    `kinds`: unreviewed words by category name, which count as naming the category.
     """
 
     def __init__(
@@ -106,14 +115,12 @@ class CaptionFilter:
         categories: CategoryList,
         settings: CaptionSettings,
         kinds: Mapping[str, Sequence[str]] | None = None,
-        scratch: Path | None = None,
     ) -> None:
         self._names = categories.names
         self._matcher = NounMatcher(categories.categories, kinds)
         self._settings = settings
-        self._seen = sqlite3.connect(scratch or ":memory:", isolation_level=None)
-        self._seen.execute("PRAGMA journal_mode = OFF")
-        self._seen.execute("PRAGMA synchronous = OFF")
+        # A private database that SQLite moves to a temporary file when it grows.
+        self._seen = sqlite3.connect("", isolation_level=None)
         self._seen.execute("CREATE TABLE seen (hash INTEGER PRIMARY KEY)")
         self._example = lru_cache(maxsize=1024)(
             lambda text: (_runs(text), set(self._matcher.find(text)), _content_words(text))
@@ -151,11 +158,13 @@ class CaptionFilter:
             return "not English"
         if _REFUSAL.search(text):
             return "refusal"
-        if _LIST_OR_MARKUP.search(text):
+        if _NEGATION.search(text):
+            return "says what is not there"
+        if _MARKUP.search(text) or text.count(",") > max(_COMMAS_ALLOWED, len(asked)):
             return "list or markup"
         if _DEFINITION.search(text):
             return "defines instead of describing"
-        if _repeats_itself(words):
+        if _repeats_itself(text):
             return "repeats itself"
         if not asked & set(labels):
             return "does not name what was asked for"
@@ -175,15 +184,15 @@ class CaptionFilter:
 
 
 def _is_foreign(text: str) -> bool:
-    """Whether a sentence is in no Latin letters, or has none of English's small words."""
-    if any(letter.isalpha() and not letter.isascii() and letter > "\u024f" for letter in text):
+    """Whether a sentence has other letters than Latin ones, or small words of other languages."""
+    if any(letter.isalpha() and letter > "\u024f" for letter in text):
         return True
-    return not _ENGLISH & set(re.findall(r"[a-z]+", text.lower()))
+    return len(_FOREIGN & set(re.findall(r"\w+", text.lower()))) > 1
 
 
 def _content_words(text: str) -> str:
-    """What makes two sentences near duplicates: the same longer words, whatever their order."""
-    return " ".join(sorted({w for w in re.findall(r"[a-z]+", text.lower()) if len(w) > 3}))
+    """What makes two sentences near duplicates: the same telling words, whatever their order."""
+    return " ".join(sorted(set(re.findall(r"[a-z]+", text.lower())) - _SMALL))
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
@@ -193,8 +202,9 @@ def _runs(text: str) -> set[tuple[str, ...]]:
     return {run for run in runs if len({word for word in run if len(word) > 3}) >= 3}
 
 
-def _repeats_itself(words: list[str]) -> bool:
-    triples = [tuple(w.lower() for w in words[i : i + 3]) for i in range(len(words) - 2)]
+def _repeats_itself(text: str) -> bool:
+    words = _PLACE.sub("before", text.lower()).split()
+    triples = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
     return len(set(triples)) < len(triples)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.noun_matching import NounMatcher
+from prompt_tuning.noun_matching import NounMatcher, plural
 from prompt_tuning.settings import Settings
 
 if TYPE_CHECKING:
@@ -73,8 +73,9 @@ def read_premises(
         if question.kind == "aspects":
             aspects[name].update(item for item in items if re.fullmatch(r"[a-z]{3,14}", item))
         elif question.kind == "kinds":
-            copied = ", ".join(question.shown)
-            kinds[name].update(item for item in items if item not in copied and item != name)
+            copied = {item for shown in question.shown for item in shown.split(", ")}
+            own = {name, plural(name)}
+            kinds[name].update({_singular(item, matcher) for item in items} - copied - own)
         elif question.kind == "classes":
             classes[name].update(items)
         elif question.kind == "together":
@@ -101,11 +102,20 @@ def read_premises(
 
 def _items(answer: Answer) -> list[str]:
     """The items of a comma-separated list, each once, without the last where it was cut."""
-    items = [re.sub(r"\s+", " ", item).strip(" .").lower() for item in answer.text.split(",")]
+    items = [" ".join(item.split()).lower() for item in re.split(r"[,;\n]", answer.text)]
     if not answer.finished:
         items.pop()
-    plain = [re.sub(r"^(an?|the|and) ", "", item) for item in items]
+    plain = [re.sub(r"^(\d+[.)]|[-*])? ?((an?|the|and) )?", "", item).strip(" .") for item in items]
     return list(dict.fromkeys(item for item in plain if re.fullmatch(r"[a-z][a-z' -]{1,39}", item)))
+
+
+def _singular(item: str, matcher: NounMatcher) -> str:
+    """A kind that was given in the plural, but for words such as "kitchen scissors"."""
+    if matcher.find(item) or not re.search(r"[^sui]s$", item):
+        return item
+    if item.endswith("ies"):
+        return f"{item[:-3]}y"
+    return item[:-2] if re.search(r"(ch|sh|x|ss)es$", item) else item[:-1]
 
 
 def confirm_kinds(
@@ -117,7 +127,7 @@ def confirm_kinds(
         (name, kind)
         for question, answer in pairs
         for name, kind in zip(question.categories, question.words, strict=True)
-        if categories.index(name) not in matcher.find(answer.text)
+        if answer.failure is None and categories.index(name) not in matcher.find(answer.text)
     }
     kinds = {
         name: tuple(kind for kind in listed if (name, kind) not in doubted)
@@ -138,7 +148,7 @@ def _aspects(votes: Counter[str], common: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _kinds(category: int, votes: Counter[str], matcher: NounMatcher) -> tuple[str, ...]:
-    """Kinds that answers agree on, without parts ("car door") and what names another category."""
+    """Kinds that answers agree on, without "car door", "dog house" and other categories."""
     return tuple(
         kind
         for kind in _ranked(votes)
@@ -146,4 +156,5 @@ def _kinds(category: int, votes: Counter[str], matcher: NounMatcher) -> tuple[st
         and len(kind.split()) <= 3
         and matcher.find(kind) in ((), (category,))
         and matcher.find(kind) == matcher.find(kind.split()[-1])
+        and not matcher.find(" ".join(kind.split()[:-1]))
     )

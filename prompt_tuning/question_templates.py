@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import defaultdict
 from importlib import resources
 from typing import Literal, get_args
 
@@ -49,7 +50,11 @@ class Template(Settings):
         fields = _FIELDS[self.kind]
         for part in ("instruction", "line"):
             text = getattr(self, part)
-            used = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+            try:
+                used = {field for _, field, _, _ in string.Formatter().parse(text) if field}
+                text.format_map(defaultdict(str))
+            except (ValueError, LookupError) as error:
+                raise ValueError(f"{part} has braces that cannot be filled ({error})") from None
             if used - fields:
                 raise ValueError(
                     f"{part} has {{{min(used - fields)}}}; a template of kind {self.kind} can fill "

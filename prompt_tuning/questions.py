@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -42,9 +41,9 @@ class QuestionSettings(Settings):
 
     `attributes`: how many attributes are asked for and used at most. `per_category`: sentences
     about each category, from each template of that kind. `relationships`: sentences about sets,
-    from each template of that kind; each category begins an equal number of them (so the total is
-    rounded up), and the sizes 1 to 5 come in the shares of `set_shares`. `templates`: a YAML file
-    of templates that replace the built-in ones of their name or are asked besides.
+    from each template of that kind; each category begins an equal number of them, rounded up to
+    four binary digits, and the sizes 1 to 5 come in the shares of `set_shares`. `templates`: a YAML
+    file of templates that replace the built-in ones of their name or are asked besides.
     """
 
     attributes: Annotated[int, Field(ge=0, le=1000)] = 12
@@ -105,7 +104,15 @@ class QuestionWriter:
         self._categories = {category.name: category for category in categories.categories}
         self._settings, self.block_size = settings, block_size
         self._templates = templates
-        self._examples = cache(self._choose_examples)
+        matcher = NounMatcher(categories.categories)
+        # Of each template, each example with the categories that it names.
+        self._examples = {
+            name: {
+                example: {categories.names[i] for i in matcher.find(example)}
+                for example in template.examples
+            }
+            for name, template in templates.items()
+        }
 
     def count(self, kinds: tuple[Kind, ...]) -> int:
         """How many questions of these kinds there are."""
@@ -115,6 +122,11 @@ class QuestionWriter:
             for template in self._templates.values()
             if template.kind in kinds
         )
+
+    def count_checks(self, premises: Premises) -> int:
+        """How many questions `checks` makes."""
+        templates = sum(template.kind == "classes" for template in self._templates.values())
+        return templates * _SAMPLES["classes"] * sum(map(len, premises.kinds.values()))
 
     def premises(self) -> Iterator[Iterator[Question]]:
         """Blocks of questions for the lists."""
@@ -160,7 +172,7 @@ class QuestionWriter:
         if kind == "specific":
             return settings.per_category
         if kind == "relationship":
-            return math.ceil(settings.relationships / len(self._categories))
+            return _rounded_up(settings.relationships / len(self._categories))
         if not settings.asks_something or (
             kind in ("attributes", "aspects")
             and (settings.attributes == 0 or settings.per_category == 0)
@@ -233,7 +245,12 @@ class QuestionWriter:
     ) -> Question:
         template = self._templates[name]
         line = template.line.format(**fields)
-        examples = self._examples(name, asked, number % _EXAMPLE_SETS)
+        # Examples that name what is asked would leak their words.
+        examples = [
+            example
+            for example in shuffled(template.examples, name, number % _EXAMPLE_SETS)
+            if not self._examples[name][example] & set(asked)
+        ][:_EXAMPLES_SHOWN]
         return Question(
             kind=template.kind,
             categories=asked,
@@ -244,10 +261,8 @@ class QuestionWriter:
             seed=int(digest([self._settings.seed, name, asked, words, number])[:8], 16),
         )
 
-    def _choose_examples(self, name: str, asked: tuple[str, ...], number: int) -> list[str]:
-        """A set of examples that names none of what is asked: their words would leak."""
-        examples = shuffled(self._templates[name].examples, name, number)
-        if asked:
-            matcher = NounMatcher([self._categories[category] for category in asked])
-            examples = [example for example in examples if not matcher.find(example)]
-        return examples[:_EXAMPLES_SHOWN]
+
+def _rounded_up(share: float) -> int:
+    """To four binary digits: a longer list hardly ever changes how many sets a category begins."""
+    step = 2 ** max(0, math.ceil(share).bit_length() - 4)
+    return step * math.ceil(share / step)

@@ -70,6 +70,15 @@ def test_a_kind_counts_when_two_answers_agree_on_it() -> None:
     assert premises.kinds["tree"] == ()
 
 
+def test_lists_are_read_however_they_are_set() -> None:
+    premises = read(
+        pair("kinds", "dog", "1. Golden Retrievers\n2. Huskies\n3. Boxes"),
+        pair("kinds", "dog", "- golden retriever; husky; dog house; dogs"),
+        pair("kinds", "dog", "Husky, box, dog house, dogs, dog house"),
+    )
+    assert premises.kinds["dog"] == ("husky", "box", "golden retriever")
+
+
 def test_no_kind_names_another_category_or_a_part_of_its_own() -> None:
     answers = ["sports car, car door, tree car, dog, roadster"] * 2
     premises = read(*(pair("kinds", "car", answer) for answer in answers))
@@ -125,5 +134,5 @@ def test_a_kind_is_kept_when_the_model_says_that_it_is_one() -> None:
 
 def test_what_the_examples_show_is_no_kind() -> None:
     question = Question("kinds", ("tree",), ("tree",), "?", "?", ("top hat, fedora",), seed=0)
-    premises = read(*[(question, Answer("oak, fedora, hat, tree", True, 5))] * 2)
+    premises = read(*[(question, Answer("oak, fedora, top hat, tree", True, 5))] * 2)
     assert premises.kinds["tree"] == ("oak",)

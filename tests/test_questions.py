@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
-from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in_text
 from prompt_tuning.noun_matching import NounMatcher
 from prompt_tuning.premises import Premises
 from prompt_tuning.question_templates import PREMISES, SENTENCES, Template, built_in_templates
@@ -160,6 +162,15 @@ def test_every_attribute_of_a_category_is_asked_about() -> None:
     assert lines == {"lantern, light:": 12, "lantern, shape:": 12}
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_examples_of_sentences_name_no_category_of_a_built_in_list(name: str) -> None:
+    raw = yaml.safe_load(built_in_text(name))["categories"]
+    matcher = NounMatcher([Category.model_validate_json(json.dumps(category)) for category in raw])
+    for template in built_in_templates().values():
+        if template.kind in SENTENCES:
+            assert [e for e in template.examples if matcher.find(e)] == []
+
+
 def test_examples_never_name_what_is_asked_and_vary() -> None:
     shown: dict[str, set[tuple[str, ...]]] = {}
     for q in all_questions(relationships=60):
@@ -219,6 +230,16 @@ def test_another_category_changes_only_the_shards_that_contain_it(place: int) ->
     assert len(before) > 20
 
 
+def test_a_longer_list_changes_the_count_of_sets_only_now_and_then() -> None:
+    counts = []
+    for length in range(40, 80):
+        listed = tuple(Category(name=f"thing {n}") for n in range(length))
+        some = writer(CategoryList(categories=listed), per_category=0, relationships=4000)
+        counts.append(some.count(("relationship",)) // length)
+        assert 4000 <= length * counts[-1] < 4000 * 1.15
+    assert len(set(counts)) < 10
+
+
 def test_another_template_changes_no_shard_of_the_others() -> None:
     before = keys(writer(per_category=20), PREMISES_READ)
     after = keys(writer(per_category=20, templates={"sound": OWN}), PREMISES_READ)
@@ -238,6 +259,8 @@ def test_a_template_of_a_known_name_replaces_it() -> None:
     ("change", "complaint"),
     [
         ({"line": "{names}:"}, r"line has \{names\}; .* specific can fill \{attribute\}, \{name\}"),
+        ({"line": "{name:d}:"}, "line has braces that cannot be filled"),
+        ({"line": "{name!q}:"}, "line has braces that cannot be filled"),
         ({"instruction": "Describe it."}, r"instruction must have \{name\}"),
         ({"examples": ["A bell rings."]}, r"example 'A bell rings.' must be"),
         ({"kind": "sound"}, "Input should be 'attributes'"),

@@ -33,6 +33,7 @@ _CALLS_IN_FLIGHT = 2
 _FAILURES_TO_BELIEVE = 2
 # Hunts that find nobody guilty, after which a shard is given up and the run with it.
 _FRUITLESS_HUNTS = 2
+_LOST_ALLOWED = 2
 # As many questions of a shard may fail, or a tenth of them if that is more.
 _GUILTY_ALLOWED = 3
 
@@ -133,6 +134,7 @@ class KnowledgePool:
         self._engines: list[_Engine] = []
         self._wanted = placement.engines
         self._some_loaded = False
+        self._lost_while_loading = 0
         self._queue: deque[_Call] = deque()
 
     def __enter__(self) -> KnowledgePool:
@@ -213,6 +215,11 @@ class KnowledgePool:
             ray.get(loaded)
         except RayError as error:
             self._dismiss(engine)
+            # A node or process that has gone meanwhile says nothing of the model.
+            if not getattr(error, "actor_init_failed", False):
+                self._lost_while_loading += 1
+                if self._lost_while_loading <= _LOST_ALLOWED:
+                    return
             self._wanted -= 1
             if not self._some_loaded or not self._engines:
                 raise load_failure(self._settings, error) from None
@@ -271,6 +278,8 @@ class KnowledgePool:
             raise job.failure(error, what) from error
         hunt = _Hunt(job, engine, error, guilty_before=len(job.guilty))
         rest = job.innocent()
+        if not rest:
+            raise job.failure(error, "the engine fails at no question at all") from error
         hunt.by_halves = len(rest) <= _GUILTY_ALLOWED  # so few are soon asked one by one
         apart = [(len(rest) - 1) * i // _GUILTY_ALLOWED for i in range(_GUILTY_ALLOWED + 1)]
         parts = _halves(rest) if hunt.by_halves else [rest[i : i + 1] for i in apart]

@@ -25,18 +25,21 @@ from workers.llm_adapters import AdapterName, choose_adapter
 
 Auto = Literal["auto"]
 
+GPU_DEFAULT = "zai-org/GLM-4-9B-0414"
+
 
 class EngineSettings(Settings):
     """Which model answers, on how many engines.
 
-    `model`: the embedded one, a folder, or a name that vLLM can load. `adapter`: `chat` asks by
+    `model`: the embedded one, a folder, or a name that vLLM can load; `auto` is GLM-4-9B-0414 on
+    GPUs and the embedded one without. `adapter`: `chat` asks by
     the model's own chat template, `chatglm3` in ChatGLM3's token layout, `base` lets it complete
     patterns; `auto` goes by the checkpoint's architecture, then by whether its tokenizer has a
     chat template. `engines: auto`: GPUs ÷ `tensor_parallel`, or one on the CPU.
     `cpus_per_engine: auto`: one beside a GPU, all of a machine without.
     """
 
-    model: Annotated[str, Field(min_length=1)] = EMBEDDED_MODEL
+    model: Annotated[str, Field(min_length=1)] = "auto"
     adapter: AdapterName | Auto = "auto"
     engines: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
