@@ -146,7 +146,7 @@ def _processes(settings: EngineSettings) -> dict[str, Any]:
 def _cpu_options(settings: EngineSettings) -> dict[str, Any]:
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
     # Threads that spin while they wait for each other: on a machine that does something else too,
-    # answers take ten times as long.
+    # answers take three to ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Bound, the threads of each engine on a machine would sit on the same cores.
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
