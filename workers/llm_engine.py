@@ -32,11 +32,11 @@ class EngineSettings(Settings):
     """Which model answers, on how many engines.
 
     `model`: the embedded one, a folder, or a name that vLLM can load; `auto` is GLM-4-9B-0414 on
-    GPUs and the embedded one without. `adapter`: `chat` asks by
-    the model's own chat template, `chatglm3` in ChatGLM3's token layout, `base` lets it complete
-    patterns; `auto` goes by the checkpoint's architecture, then by whether its tokenizer has a
-    chat template. `engines: auto`: GPUs ÷ `tensor_parallel`, or one on the CPU.
-    `cpus_per_engine: auto`: one beside a GPU, all of a machine without.
+    GPUs and the embedded one without. `adapter`: `chat` asks by the model's own chat template,
+    `chatglm3` in ChatGLM3's token layout, `base` lets it complete patterns; `auto` goes by the
+    checkpoint's architecture, then by whether its tokenizer has a chat template. `engines: auto`:
+    GPUs ÷ `tensor_parallel`, or one on the CPU. `cpus_per_engine: auto`: one beside a GPU, all of
+    a machine without.
     """
 
     model: Annotated[str, Field(min_length=1)] = "auto"
