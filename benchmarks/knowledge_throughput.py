@@ -16,7 +16,6 @@ import json
 import os
 import tempfile
 import time
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,11 +28,10 @@ from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.premises import Premises
 from prompt_tuning.question_templates import built_in_templates
 from prompt_tuning.questions import Question, QuestionSettings, QuestionWriter
-from prompt_tuning.store import digest, source_digest
 from workers import embedded_llm
 from workers.knowledge_pool import KnowledgePool, Placement
 from workers.ledger import Ledger, Shard, cut_shards
-from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, engine_versions
+from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings
 
 SHARD_SIZE = 384  # as the knowledge stage takes on a CPU
 SHARDS = 10
@@ -45,19 +43,7 @@ class PlainEngine(LLMEngine):
 
     def generate(self, questions: list[Question], sampling: SamplingSettings) -> tuple[int, float]:
         """Tokens and seconds of one call."""
-        from vllm import SamplingParams
-
-        prompts = [{"prompt_token_ids": self._adapter.prompt_ids(q)} for q in questions]
-        parameters = [
-            SamplingParams(
-                temperature=sampling.temperature,
-                top_p=1.0 if sampling.top_p is None else sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                seed=question.seed,
-                **self._adapter.sampling_options,
-            )
-            for question in questions
-        ]
+        prompts, parameters = self._requests(questions, sampling)
         self._llm.reset_prefix_cache()  # of the round before
         start = time.perf_counter()
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
@@ -76,10 +62,7 @@ def asked_questions(count: int) -> list[Question]:
 
 def embedded_model() -> Path:
     """The embedded model's checkpoint, where runs with the default cache keep it."""
-    versions = [engine_versions()["transformers"], version("gguf")]
-    content = embedded_llm.content_digest()
-    key = digest([content, versions, source_digest("workers.embedded_llm")])
-    folder = Path("cache", "embedded_llm", key[:20]).absolute()
+    folder = embedded_llm.checkpoint_folder(Path("cache").absolute())
     embedded_llm.assemble(folder)
     return folder
 

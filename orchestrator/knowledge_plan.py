@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.config import RunConfig, load_categories, load_templates
@@ -14,7 +13,7 @@ from orchestrator.stages import Stage, plan_stage
 from prompt_tuning.captions import read_caption_file
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.question_templates import Template
-from prompt_tuning.store import digest, file_digest, folder_digest, source_digest
+from prompt_tuning.store import file_digest, folder_digest, source_digest
 from workers import embedded_llm
 from workers.knowledge_pool import Placement
 from workers.llm_engine import GPU_DEFAULT, engine_versions
@@ -140,9 +139,7 @@ def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
             content = embedded_llm.content_digest()
         except FileNotFoundError as error:
             raise InputError(str(error)) from None
-        versions = [engine_versions()["transformers"], version("gguf")]
-        key = digest([content, versions, source_digest("workers.embedded_llm")])
-        return cache / "embedded_llm" / key[:20], content
+        return embedded_llm.checkpoint_folder(cache), content
     if Path(model).is_dir():
         if not Path(model, "config.json").is_file():
             raise InputError(f"knowledge.llm.model: {model} has no config.json, so no checkpoint")

@@ -11,10 +11,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.store import digest, file_digest, is_published, publishing
+from prompt_tuning.store import digest, file_digest, is_published, publishing, source_digest
 
 EMBEDDED_MODEL = "embedded:gemma-3-270m"
 
@@ -53,6 +54,13 @@ def chunks() -> list[Path]:
 def content_digest() -> str:
     """SHA-256 (hex) over the contents of the packaged parts."""
     return digest([file_digest(chunk) for chunk in chunks()])
+
+
+def checkpoint_folder(cache: Path) -> Path:
+    """Where `assemble` should put the checkpoint: named by all that forms it."""
+    versions = [version("transformers"), version("gguf")]
+    key = digest([content_digest(), versions, source_digest("workers.embedded_llm")])
+    return cache / "embedded_llm" / key[:20]
 
 
 def assemble(folder: Path) -> None:

@@ -96,25 +96,11 @@ class LLMEngine:
         Raises:
             VLLMValidationError: when vLLM refuses a question before it begins.
         """
-        from vllm import SamplingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             self._llm.reset_prefix_cache()
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": self._adapter.prompt_ids(q)} for q in questions],
-                [
-                    SamplingParams(
-                        temperature=sampling.temperature,
-                        top_p=1.0 if sampling.top_p is None else sampling.top_p,
-                        max_tokens=sampling.max_tokens,
-                        seed=question.seed,
-                        **self._adapter.sampling_options,
-                    )
-                    for question in questions
-                ],
-                use_tqdm=False,
-            )
+            outputs = self._llm.generate(*self._requests(questions, sampling), use_tqdm=False)
         except Exception as error:
             if isinstance(error, EngineDeadError) or self._llm.llm_engine.has_unfinished_requests():
                 traceback.print_exc()
@@ -125,6 +111,25 @@ class LLMEngine:
             Answer(self._adapter.text(done), done.finish_reason == "stop", len(done.token_ids))
             for done in completions
         ]
+
+    def _requests(
+        self, questions: list[Question], sampling: SamplingSettings
+    ) -> tuple[list[Any], list[Any]]:
+        """Prompts and sampling parameters, one of each a question, as `vllm.LLM.generate` wants."""
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": self._adapter.prompt_ids(q)} for q in questions]
+        parameters = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=1.0 if sampling.top_p is None else sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=question.seed,
+                **self._adapter.sampling_options,
+            )
+            for question in questions
+        ]
+        return prompts, parameters
 
 
 def _end_with_children() -> None:
