@@ -57,8 +57,7 @@ def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> Non
             pool.answer(cut(writer.premises()), _Teller(progress).on_shard)
         answered = _pairs(cut(writer.premises()), ledger)
         attributes = plan.config.knowledge.questions.attributes
-        premises = read_premises(plan.categories, answered, attributes)
-        claimed = premises
+        claimed = read_premises(plan.categories, answered, attributes)
         with StageProgress(console, "kinds", writer.count_checks(claimed)) as progress:
             pool.answer(cut(writer.checks(claimed)), _Teller(progress).on_shard)
         checked = _pairs(cut(writer.checks(claimed)), ledger)
