@@ -22,6 +22,7 @@ from orchestrator.report import (
     curves,
     duration,
     fixed,
+    local_caveat,
     render,
     signed,
     ticks,
@@ -357,3 +358,11 @@ def test_figures_in_words() -> None:
     ]
     assert [signed(v) for v in (1.24, -0.41, -0.04, None)] == ["+1.2", "−0.4", "0.0", "–"]
     assert [fixed(-1.0), fixed(None), fixed(0.125, 2)] == ["−1.0", "–", "0.12"]
+
+
+def test_what_the_local_branch_does_alone_is_told_against_the_best_untuned_arm() -> None:
+    rows = {"zero_shot": (60.3, 70.8), "synonym_average": (59.7, 71.0), "tuned": (63.5, 74.0)}
+    maps = {arm: {"fused": fused, "local": local} for arm, (fused, local) in rows.items()}
+    assert "synonym_average reaches 71.0, tuned 74.0." in local_caveat({"map": maps})
+    maps["tuned"] = {"fused": 80.0, "local": 74.0}
+    assert local_caveat({"map": maps}) == ""
