@@ -223,7 +223,8 @@ def test_questions_that_raise_are_found_and_named(model: Path, tmp_path: Path) -
         answers = Ledger(tmp_path / "ledger").read(shard)
         assert answers == [expected[seed] for seed in seeds_of(shard)]
     assert Ledger(tmp_path / "ledger").read(alone[0]) == [named[17]]
-    assert len(diary(model, "loaded")) == 2, "an engine that raises need not load again"
+    # One engine may have done it all before the second had loaded.
+    assert len(diary(model, "loaded")) <= 2, "an engine that raises need not load again"
 
 
 def test_one_death_is_nobody_s_fault(model: Path, tmp_path: Path) -> None:
