@@ -67,7 +67,8 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     config = plan.config
     vlm = load_vlm(config.vlm, cache=plan.cache)
     geometry = config.scoring.resolve(vlm.geometry)
-    train, held_out = read_caption_sets(plan)
+    train, validation = read_caption_sets(plan)
+    held_out = validation.load()
     items, labels = _items(plan, held_out.features, held_out.labels.numpy())
     comparison = compare_arms(
         items,

@@ -23,8 +23,10 @@ _VLM_MODULES = (
     "prompt_tuning.embedded_vlm",
     "prompt_tuning.features",
     "prompt_tuning.image_files",
+    "prompt_tuning.open_clip_checkpoint",
     "prompt_tuning.open_clip_vlm",
     "prompt_tuning.phrases",
+    "prompt_tuning.siglip_vlm",
     "prompt_tuning.vlm",
     "workers.feature_workers",
 )
@@ -90,13 +92,15 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     except ValueError as error:
         raise InputError(str(error)) from None
     share = place_workers(config, resources)
-    vlm = {
-        "settings": config.vlm.model_dump(),
+    vlm_text = {
+        "settings": config.vlm.model_dump(exclude={"resolution"}),  # no text depends on that
         "weights": vlm_weights,
         "versions": {package: version(package) for package in _VLM_PACKAGES},
+        "device": "cuda" if resources.gpus else "cpu",
     }
-    captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge.stage,), vlm=vlm)
-    clustered_on = {"auto": vlm, "llm": knowledge.stage.key}.get(config.hierarchy.groups)
+    vlm = {**vlm_text, "resolution": config.vlm.resolution}
+    captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge.stage,), vlm=vlm_text)
+    clustered_on = {"auto": vlm_text, "llm": knowledge.stage.key}.get(config.hierarchy.groups)
     hierarchy = plan_stage(
         cache,
         "hierarchy",
@@ -136,6 +140,7 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
             *_TUNING_MODULES,
         ),
         (captions, *tuning.values(), *([image_features] if image_features else [])),
+        vlm=vlm,
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
     )

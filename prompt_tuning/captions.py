@@ -31,9 +31,11 @@ class CaptionSettings(Settings):
     """Which sentences are kept, and the share that is held out to choose checkpoints on.
 
     `files`: one's own sentences, one a line: `sentence` or `sentence<TAB>label;label`.
+    `templates`: whether CLIP's 80 prompt templates of each category are captions too.
     """
 
     files: tuple[str, ...] = ()
+    templates: bool = False
     min_words: Annotated[int, Field(ge=1)] = 4
     max_words: Annotated[int, Field(ge=1)] = 60
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1

@@ -40,10 +40,11 @@ def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[
     flat = [HANDCRAFTED.format(word) for of_class in words for word in of_class]
     encoded = F.normalize(vlm.encode_text(flat), dim=-1).split([len(w) for w in words])
     synonyms = torch.stack([of_class.mean(0) for of_class in encoded])
-    captions = train.labels.float().T @ train.features.pooled.float()
+    labels = train.labels[train.rows].float()
+    captions = labels.T @ train.features.pooled[train.rows].float()
     # A class without captions has no average of them; its hand-crafted prompt stands in.
     handcrafted = handcrafted_features(vlm, categories)
-    captions = torch.where(train.labels.any(0)[:, None], captions, handcrafted)
+    captions = torch.where((labels > 0).any(0)[:, None], captions, handcrafted)
     return {
         name: ClassFeatures(F.normalize(features, dim=-1), F.normalize(features, dim=-1))
         for name, features in (

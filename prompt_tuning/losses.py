@@ -50,7 +50,18 @@ def order_loss(tuned: Tensor, handcrafted: Tensor, temperature: float) -> Tensor
     `p = softmax(temperature · t_i·t_j)` of the tuned class features, `q` the same of the
     hand-crafted ones; both `(classes, dim)`, of unit length (arXiv 2403.01209, §3.4).
     """
-    i, j = torch.triu_indices(len(tuned), len(tuned), offset=1, device=tuned.device)
-    log_p = F.log_softmax(temperature * (tuned @ tuned.T)[i, j], dim=0)
-    log_q = F.log_softmax(temperature * (handcrafted @ handcrafted.T)[i, j], dim=0)
+    log_p = _log_shares(temperature * (tuned @ tuned.T))
+    log_q = _log_shares(temperature * (handcrafted @ handcrafted.T))
     return F.kl_div(log_p, log_q, reduction="sum", log_target=True)
+
+
+def _log_shares(similarities: Tensor) -> Tensor:
+    """Log of the softmax over all pairs i≠j of `(classes, classes)`.
+
+    Each pair is there twice with half its share, which leaves the divergence as it is and needs no
+    list of the pairs.
+    """
+    classes = len(similarities)
+    # Past the first entry, each row of classes + 1 ends with an entry of the diagonal.
+    pairs = similarities.flatten()[1:].view(classes - 1, classes + 1)[:, :-1]
+    return F.log_softmax(pairs.flatten(), dim=0)

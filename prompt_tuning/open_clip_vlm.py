@@ -1,16 +1,13 @@
 """CLIP through open_clip: OpenAI's ResNets and ViTs and those trained after their pattern.
 
 CLIP: Radford et al., 2021, arXiv 2103.00020. Only its own two kinds of image tower and its causal
-text transformer are supported; other towers of open_clip (SigLIP, CoCa, timm's, Hugging Face's)
-are refused.
+text transformer are supported; other towers of open_clip (CoCa, timm's, Hugging Face's) are
+refused. SigLIP has a module of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +16,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from prompt_tuning.store import file_digest
-from prompt_tuning.vlm import VLM, Features, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.open_clip_checkpoint import (
+    check_checkpoint,
+    load_model,
+    load_tokenizer,
+    model_config,
+)
+from prompt_tuning.prompt_tree import PromptTree
+from prompt_tuning.vlm import CausalVLM, Features, Geometry, VLMIdentity, VLMSettings
 
 _TEXT_BATCH = 256
 _RESNET_STRIDE = 32
@@ -48,12 +51,7 @@ def check(settings: VLMSettings) -> None:
             nor a file; for QuickGELU that is not stated or is another than the model's; for a
             resolution that the image tower cannot divide.
     """
-    import open_clip
-
-    name, pretrained = settings.model, settings.pretrained
-    config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
-    if config is None:
-        raise ValueError(f"vlm.model {name!r} is no model of open_clip{_did_you_mean(name)}")
+    name, config = settings.model, model_config(settings.model)
     foreign = _foreign_parts(config)
     if foreign:
         raise ValueError(
@@ -65,15 +63,10 @@ def check(settings: VLMSettings) -> None:
             f"vlm.resolution {settings.resolution} is no multiple of {stride}, as {name} needs; "
             f"it was trained at {config['vision_cfg']['image_size']}"
         )
-    if not pretrained:
-        raise ValueError(f"vlm.pretrained is missing: {_choices(name)}")
-    tag = open_clip.get_pretrained_cfg(name, pretrained)
-    if not tag and not Path(pretrained).is_file():
-        raise ValueError(f"vlm.pretrained {pretrained!r} is no file and no tag: {_choices(name)}")
-    _check_quick_gelu(settings, tag, bool(config.get("quick_gelu", False)))
+    check_checkpoint(settings, config)
 
 
-class OpenCLIPVLM(VLM):
+class OpenCLIPVLM(CausalVLM):
     """A CLIP of open_clip's in float32, its weights from a hub's tag or a local checkpoint.
 
     A local checkpoint is normalised with OpenAI's mean and deviation, as open_clip does: the file
@@ -91,10 +84,8 @@ class OpenCLIPVLM(VLM):
 
     def __init__(self, settings: VLMSettings) -> None:
         super().__init__()
-        import open_clip
-
         check(settings)
-        self.model, weights = _load(settings)
+        self.model, weights = load_model(settings)
         visual, resolution = self.model.visual, settings.resolution
         # Not buffers: pictures are prepared on the CPU wherever the model is.
         self.mean = torch.tensor(visual.image_mean).view(3, 1, 1)
@@ -110,13 +101,13 @@ class OpenCLIPVLM(VLM):
             resolution=resolution,
             dim=self.model.text_projection.shape[1],
         )
-        config = open_clip.get_model_config(settings.model)
+        config = model_config(settings.model)
         self.is_resnet = _is_resnet(config)
         _resize_positions(
             visual.attnpool if self.is_resnet else visual, resolution // _stride(config)
         )
         self.context_width = self.model.token_embedding.embedding_dim
-        self.tokenizer = open_clip.get_tokenizer(settings.model)
+        self.tokenizer = load_tokenizer(settings.model)
         self.eval().requires_grad_(False)
 
     def preprocess(self, image: Image.Image) -> Tensor:
@@ -200,15 +191,41 @@ class OpenCLIPVLM(VLM):
         """
         ids, ends = self._tokenize([f"{name}." for name in names])
         tokens = context.shape[1]
-        lengths = ends + tokens + 1
-        if lengths.max() > self.model.context_length:
-            raise ValueError(
-                f"prompts: {tokens} context tokens and the category {names[lengths.argmax()]!r} "
-                f"exceed the {self.model.context_length} tokens that {self.identity.model} reads"
-            )
+        longest = int(ends.argmax())
+        self.check_prompt_length(int(ends[longest]) + tokens + 1, names[longest])
         words = self.model.token_embedding(ids)
         embeddings = torch.cat([words[:, :1], context, words[:, 1:]], dim=1)
         return _at(self._text_tower(embeddings), ends + tokens)
+
+    def prompt_words(self, names: list[str]) -> tuple[list[int], list[list[int]]]:
+        ids, ends = self._tokenize([f"{name}." for name in names])
+        start = int(ids[0, 0])
+        return [start], [
+            row[1 : end + 1] for row, end in zip(ids.tolist(), ends.tolist(), strict=True)
+        ]
+
+    def embed_words(self, ids: Tensor) -> Tensor:
+        return self.model.token_embedding(ids)
+
+    def check_prompt_length(self, tokens: int, name: str) -> None:
+        if tokens > self.model.context_length:
+            raise ValueError(
+                f"prompts: {tokens} tokens with the category {name!r} exceed the "
+                f"{self.model.context_length} that {self.identity.model} reads"
+            )
+
+    def encode_tree(self, tokens: Tensor, tree: PromptTree) -> Tensor:
+        mask = torch.zeros_like(tree.seen, dtype=tokens.dtype).masked_fill_(~tree.seen, -math.inf)
+        hidden = (tokens + self.model.positional_embedding[tree.positions])[None]
+        *earlier, last = self.model.transformer.resblocks
+        for block in earlier:
+            hidden = block(hidden, attn_mask=mask)
+        # Of the last block only the ends are read, which attend to all.
+        normed = last.ln_1(hidden)
+        attended = last.attention(normed[:, tree.ends], normed, normed, mask[tree.ends])
+        ends = hidden[:, tree.ends] + last.ls_1(attended)
+        ends = ends + last.ls_2(last.mlp(last.ln_2(ends)))
+        return self.model.ln_final(ends[0]) @ self.model.text_projection
 
     def initial_context(self, tokens: int) -> Tensor:
         return torch.zeros(tokens, self.context_width, device=self.device)
@@ -240,42 +257,6 @@ class OpenCLIPVLM(VLM):
 def _at(features: Tensor, positions: Tensor) -> Tensor:
     """Of `(texts, tokens, dim)` the row at each text's position: `(texts, dim)`."""
     return features[torch.arange(len(features), device=features.device), positions]
-
-
-def _load(settings: VLMSettings) -> tuple[nn.Module, str]:
-    """open_clip's model on the CPU and the digest of its weights."""
-    import open_clip
-
-    is_tag = bool(open_clip.get_pretrained_cfg(settings.model, settings.pretrained))
-    try:
-        model = open_clip.create_model(
-            settings.model,
-            pretrained=settings.pretrained,
-            precision="fp32",
-            require_pretrained=True,
-            weights_only=True,
-        )
-    except Exception as error:  # a file that is no checkpoint makes loaders raise anything
-        if is_tag:
-            raise
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"vlm.pretrained {settings.pretrained!r} is no safe checkpoint of {settings.model} "
-            f"(a plain state dict in .safetensors or .pt): {reason}"
-        ) from error
-    if is_tag:
-        return model, _state_digest(model.state_dict())
-    return model, file_digest(Path(settings.pretrained or ""))
-
-
-def _state_digest(state: dict[str, Tensor]) -> str:
-    """SHA-256 (hex) over the names and values of a state dict, in the order of the names."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].cpu()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _resize_positions(tower: nn.Module, side: int) -> None:
@@ -311,54 +292,3 @@ def _foreign_parts(config: dict[str, Any]) -> list[str]:
         | {f"text {part}" for part in config["text_cfg"].keys() - _CLIP_TEXT}
         | {f"vision {part}" for part in config["vision_cfg"].keys() - _CLIP_VISION}
     )
-
-
-def _did_you_mean(name: str) -> str:
-    import open_clip
-
-    known = {model.lower(): model for model in open_clip.list_models()}
-    close = get_close_matches(name.lower(), known, n=1)
-    return f"; did you mean {known[close[0]]!r}?" if close else ""
-
-
-def _choices(name: str) -> str:
-    import open_clip
-
-    tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
-    return f"give the path of a checkpoint or a tag of {name}: {tags or 'there is none'}"
-
-
-def _check_quick_gelu(settings: VLMSettings, tag: dict[str, Any], models: bool) -> None:
-    """Compare the activation that the weights were trained with to the model's.
-
-    With the wrong one features come out plausible and worse, and open_clip only warns (for a local
-    path not even that).
-    """
-    import open_clip
-
-    name = settings.model
-    if tag:
-        trained = bool(tag.get("quick_gelu", False))
-        if settings.quick_gelu not in (None, trained):
-            raise ValueError(
-                f"vlm.quick_gelu {settings.quick_gelu} is wrong: the weights "
-                f"{settings.pretrained!r} of {name} were trained {_with(trained)} QuickGELU"
-            )
-    elif settings.quick_gelu is None:
-        raise ValueError(
-            "vlm.quick_gelu is missing: a local checkpoint does not say whether it was trained "
-            "with QuickGELU (OpenAI's were: true)"
-        )
-    else:
-        trained = settings.quick_gelu
-    if trained != models:
-        right = f"{name}-quickgelu" if trained else name.removesuffix("-quickgelu")
-        hint = f"; use vlm.model: {right}" if right in open_clip.list_models() else ""
-        raise ValueError(
-            f"vlm.quick_gelu: the weights {settings.pretrained!r} were trained {_with(trained)} "
-            f"QuickGELU, but vlm.model {name!r} computes {_with(models)} it{hint}"
-        )
-
-
-def _with(quick_gelu: bool) -> str:
-    return "with" if quick_gelu else "without"

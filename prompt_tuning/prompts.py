@@ -33,9 +33,11 @@ TokenCount = Annotated[int, Field(ge=0, le=64)]
 class BranchSettings(Settings):
     """The tokens of one branch: how many of each level, in which order.
 
-    Without `hierarchical`, the branch has shared tokens only, whatever the depth.
+    Without `hierarchical`, the branch has shared tokens only, whatever the depth. To learn
+    `vectors` is to have no prompt at all: a free vector a class takes the encoded prompt's place.
     """
 
+    learn: Literal["tokens", "vectors"] = "tokens"
     hierarchical: bool = True
     shared: Annotated[int, Field(ge=1, le=64)] = 4
     coarse: TokenCount = 2
@@ -52,16 +54,26 @@ class BranchSettings(Settings):
 
 
 class PromptSettings(Settings):
-    """The tokens of the global and the local branch; `init_std`: of the normal noise they start
-    with, around where the backbone says that tokens may start."""
+    """The tokens of the global and the local branch.
+
+    `init_std`: of the normal noise that tokens start with, around where the backbone says that
+    they may start. `memory_gib`: what encoding both branches may keep for the backward pass; above
+    it, prompts are encoded part by part and computed anew there, for half as much again in time.
+    """
 
     global_branch: BranchSettings = BranchSettings()
     local_branch: BranchSettings = BranchSettings()
     init_std: Annotated[float, Field(ge=0, le=10)] = 0.02
+    memory_gib: Annotated[float, Field(gt=0, le=1024)] = 2.0
 
 
 class PromptBranch(nn.Module):
-    """One branch's context tokens: a `(groups, tokens, context_width)` parameter a level."""
+    """One branch's context tokens: a `(groups, tokens, context_width)` parameter a level.
+
+    `rows`: `(classes, tokens)`, the tokens of each class's prompt as rows of `table()`.
+    """
+
+    rows: Tensor
 
     def __init__(
         self,
@@ -87,17 +99,38 @@ class PromptBranch(nn.Module):
         counts = [getattr(settings, level) for level in self.levels]
         starts = vlm.initial_context(sum(counts)).split(counts)
         self.tokens = nn.ParameterDict()
+        rows, first = [], 0
         for level, start in zip(self.levels, starts, strict=True):
-            self.register_buffer(f"{level}_of", torch.tensor(group_of[level]), persistent=False)
             groups = max(group_of[level]) + 1
             noise = torch.randn(groups, *start.shape, generator=generator)
             self.tokens[level] = nn.Parameter(start.cpu() + init_std * noise)
+            group = torch.tensor(group_of[level])[:, None]
+            rows.append(first + group * len(start) + torch.arange(len(start)))
+            first += groups * len(start)
+        # Each class's prompt as rows of the table: (classes, tokens).
+        self.register_buffer("rows", torch.cat(rows, dim=1), persistent=False)
 
     def context(self) -> Tensor:
         """Context tokens of each class's prompt: `(classes, tokens, context_width)`."""
-        return torch.cat(
-            [self.tokens[level][self.get_buffer(f"{level}_of")] for level in self.levels], dim=1
-        )
+        return self.table()[self.rows]
+
+    def table(self) -> Tensor:
+        """All tokens of all groups, level after level: `(Σ groups · tokens, context_width)`."""
+        return torch.cat([self.tokens[level].flatten(0, 1) for level in self.levels])
+
+
+class FreeVectors(nn.Module):
+    """The control without prompts: a vector a class, which starts as its hand-crafted feature."""
+
+    def __init__(self, start: Tensor, init_std: float, generator: torch.Generator) -> None:
+        """`start`: `(classes, dim)`."""
+        super().__init__()
+        noise = torch.randn(start.shape, generator=generator)
+        self.vectors = nn.Parameter(start.cpu() + init_std * noise)
+
+    def forward(self) -> Tensor:
+        """`(classes, dim)`, what encoded prompts are elsewhere."""
+        return self.vectors
 
 
 def handcrafted_features(vlm: VLM, categories: CategoryList) -> Tensor:

@@ -48,7 +48,7 @@ def tune(
         categories=tuple(Category(name=c) if isinstance(c, str) else c for c in categories)
     )
     captions = [_caption(listed, text, labels) for text, labels in sentences]
-    whole = CaptionSet(
+    whole = CaptionSet.of_all(
         vlm.encode_captions([caption.text for caption in captions]),
         caption_labels(captions, len(listed)),
     )

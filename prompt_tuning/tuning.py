@@ -8,7 +8,7 @@ the same prompts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,7 +25,8 @@ from prompt_tuning.features import Features, load_features
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.losses import LossSettings, order_loss, ranking_loss
 from prompt_tuning.metrics import mean_average_precision
-from prompt_tuning.prompts import PromptBranch, PromptSettings, handcrafted_features
+from prompt_tuning.prompt_encoder import PromptEncoder, place_in_group
+from prompt_tuning.prompts import FreeVectors, PromptBranch, PromptSettings, handcrafted_features
 from prompt_tuning.scoring import ScoringSettings, branch_scores, fuse
 from prompt_tuning.settings import Settings
 from prompt_tuning.store import digest
@@ -71,17 +72,29 @@ class TuningSettings(Settings):
 
 @dataclass(frozen=True)
 class CaptionSet:
-    """Captions as tuning sees them: features, and labels `(captions, classes)`, bool."""
+    """Captions as tuning sees them: those `rows` of features, which may stay on disk
+    (memory-mapped), and of labels `(all captions, classes)`, bool."""
 
     features: Features
     labels: Tensor
+    rows: Tensor
+
+    @classmethod
+    def of_all(cls, features: Features, labels: Tensor) -> CaptionSet:
+        """The set of all captions."""
+        return cls(features, labels, torch.arange(len(labels)))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.rows)
 
-    def take(self, rows: Tensor) -> CaptionSet:
-        """The captions of these rows, with their regions."""
-        return CaptionSet(self.features.take(rows), self.labels[rows])
+    def take(self, places: Tensor) -> CaptionSet:
+        """The captions at these places of the set, in memory, with their regions."""
+        rows = self.rows[places]
+        return CaptionSet.of_all(self.features.take(rows), self.labels[rows])
+
+    def load(self) -> CaptionSet:
+        """All captions of the set, in memory."""
+        return self.take(torch.arange(len(self)))
 
     def split(self, held_out: Sequence[bool]) -> tuple[CaptionSet, CaptionSet]:
         """Training captions and those that are held out.
@@ -90,7 +103,10 @@ class CaptionSet:
             ValueError: when one of the two would be empty.
         """
         chosen = torch.tensor(held_out, dtype=torch.bool)
-        train, validation = (self.take(rows.nonzero()[:, 0]) for rows in (~chosen, chosen))
+        train, validation = (
+            CaptionSet(self.features, self.labels, self.rows[of_set])
+            for of_set in (~chosen, chosen)
+        )
         if not len(train) or not len(validation):
             raise ValueError(
                 f"of {len(self)} captions {len(train)} are to tune on and {len(validation)} held "
@@ -116,7 +132,7 @@ def load_caption_sets(
         ValueError: as `CaptionSet.split` does.
     """
     listed = read_captions(captions, categories)
-    whole = CaptionSet(load_features(features), caption_labels(listed, len(categories)))
+    whole = CaptionSet.of_all(load_features(features), caption_labels(listed, len(categories)))
     return whole.split([is_held_out(caption, held_out) for caption in listed])
 
 
@@ -137,50 +153,43 @@ class ClassPrompts(nn.Module):
         seed: int,
     ) -> None:
         super().__init__()
-        self.names = list(categories.names)
         self.geometry = scoring.resolve(vlm.geometry)
         self.fusion = scoring.fusion
         self.losses = losses
         generator = torch.Generator().manual_seed(seed)
-        self.branches = nn.ModuleDict(
-            {
-                branch: PromptBranch(vlm, hierarchy, depth, settings, prompts.init_std, generator)
-                for branch, settings in (
-                    ("global", prompts.global_branch),
-                    ("local", prompts.local_branch),
-                )
-            }
-        )
-        self.register_buffer("handcrafted", handcrafted_features(vlm, categories), persistent=False)
-        # A frozen tower is no part of the checkpoint, and DDP has nothing to do with it.
-        self._vlm = (vlm,)
+        handcrafted = handcrafted_features(vlm, categories)
+        self.register_buffer("handcrafted", handcrafted, persistent=False)
+        self.branches = nn.ModuleDict()
+        # Encoders have the frozen towers, which are no part of the checkpoint; nor has DDP, which
+        # looks at modules, anything to do with them.
+        self._encoded: list[Callable[[], Tensor]] = []
+        memory = prompts.memory_gib * 2**30 / 2
+        for name, settings in (("global", prompts.global_branch), ("local", prompts.local_branch)):
+            if settings.learn == "vectors":
+                vectors = FreeVectors(handcrafted, prompts.init_std, generator)
+                self.branches[name] = vectors
+                self._encoded.append(vectors.forward)
+            else:
+                branch = PromptBranch(
+                    vlm, hierarchy, depth, settings, prompts.init_std, generator
+                ).to(vlm.device)
+                self.branches[name] = branch
+                encoder = PromptEncoder(vlm, branch, list(categories.names), memory)
+                self._encoded.append(encoder.__call__)
 
     def class_features(self) -> tuple[Tensor, Tensor]:
-        """Unit features of all classes, global and local, each `(classes, dim)`.
-
-        With several processes each encodes its share of the classes and gathers the others'.
-        """
-        rank, world = _place_in_group()
-        classes = len(self.names)
-        share = -(-classes // world)
-        # The last processes may repeat the last class, so that all gather equally many.
-        mine = [min(c, classes - 1) for c in range(rank * share, (rank + 1) * share)]
-        (vlm,) = self._vlm
-        features = []
-        for branch in self.branches.values():
-            assert isinstance(branch, PromptBranch)
-            encoded = vlm.encode_prompts(branch.context()[mine], [self.names[c] for c in mine])
-            if world > 1:
-                encoded = _GatherClasses.apply(encoded)[:classes]
-            features.append(F.normalize(encoded + self.handcrafted, dim=-1))
-        return features[0], features[1]
+        """Unit features of all classes, global and local, each `(classes, dim)`."""
+        pooled, local = (
+            F.normalize(encoded() + self.handcrafted, dim=-1) for encoded in self._encoded
+        )
+        return pooled, local
 
     def forward(self, features: Features, labels: Tensor, batch: int) -> Tensor:
         """This process's share of the loss over a global batch of `batch` captions.
 
         DDP averages over processes, so the share is scaled for the average to be the whole.
         """
-        _, world = _place_in_group()
+        _, world = place_in_group()
         class_global, class_local = self.class_features()
         scores = branch_scores(features, class_global, class_local, self.geometry)
         weights = (self.losses.global_rank, self.losses.local_rank)
@@ -194,6 +203,14 @@ class ClassPrompts(nn.Module):
                 order = order_loss(tuned, reference, self.losses.order_temperature)
                 loss = loss + self.losses.order * order
         return loss
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss that is no number any more; `rows` of the captions in the batch that made it so."""
+
+    def __init__(self, what: str, epoch: int, step: int, rows: list[int]) -> None:
+        super().__init__(f"{what} at epoch {epoch + 1}, step {step + 1}")
+        self.rows = rows
 
 
 class TuningRun:
@@ -241,16 +258,18 @@ class TuningRun:
             epoch, loss, held_out_loss, held_out_map (0-100, captions in place of images).
 
         Raises:
-            FloatingPointError: for a loss that is not finite, naming epoch and step.
+            NotFiniteError: for a loss that is not finite.
         """
         epoch = self.epochs_done
         order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch, -1))
-        losses = [
-            self._step(rows, epoch, step)
-            for step, rows in enumerate(order.split(self.settings.batch))
-        ]
+        batches = order.split(self.settings.batch)
+        losses = [self._step(places, epoch, step) for step, places in enumerate(batches)]
         self.scheduler.step()
         held_out_loss, held_out_map = self._validate()
+        if not math.isfinite(held_out_loss):  # the last step has spoilt the prompts
+            rows = self.train.rows[batches[-1]].tolist()
+            what = f"the held-out loss is {held_out_loss}"
+            raise NotFiniteError(what, epoch, len(losses) - 1, rows)
         entry = {
             "epoch": epoch + 1,
             "loss": sum(losses) / len(losses),
@@ -262,14 +281,14 @@ class TuningRun:
         self.history.append(entry)
         return entry
 
-    def _step(self, rows: Tensor, epoch: int, step: int) -> float:
-        rank, world = _place_in_group()
+    def _step(self, places: Tensor, epoch: int, step: int) -> float:
+        rank, world = place_in_group()
         device = self.prompts.handcrafted.device
-        batch = self.train.take(rows)
-        noisy = self._add_noise(batch.features, epoch, step)
-        share = CaptionSet(noisy, batch.labels).take(torch.arange(rank, len(rows), world))
-        features = Features(*(part.to(device) for part in share.features))
-        loss = self.model(features, share.labels.to(device), len(rows))
+        share = places[rank::world]
+        captions = self.train.take(share)
+        noisy = self._add_noise(captions.features, share, epoch)
+        features = Features(*(part.to(device) for part in noisy))
+        loss = self.model(features, captions.labels.to(device), len(places))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -278,31 +297,42 @@ class TuningRun:
             dist.all_reduce(total)
         mean = float(total) / world
         if not math.isfinite(mean):
-            raise FloatingPointError(f"the loss is {mean} at epoch {epoch + 1}, step {step + 1}")
+            raise NotFiniteError(
+                f"the loss is {mean}", epoch, step, self.train.rows[places].tolist()
+            )
         return mean
 
-    def _add_noise(self, features: Features, epoch: int, step: int) -> Features:
-        """The same noise for a global batch, however many processes share it."""
-        std = self.settings.noise.component_std(features.pooled.shape[1])
-        generator = _generator(self.seed, epoch, step)
-
-        def noisy(part: Tensor) -> Tensor:
-            return part.float() + std * torch.randn(part.shape, generator=generator)
-
-        return Features(noisy(features.pooled), noisy(features.regions), features.counts)
+    def _add_noise(self, features: Features, places: Tensor, epoch: int) -> Features:
+        """Noise that depends on the caption and the epoch alone, not on who draws it."""
+        dim = features.pooled.shape[1]
+        std = self.settings.noise.component_std(dim)
+        noise = [
+            std * torch.randn(1 + count, dim, generator=_generator(self.seed, epoch, place))
+            for place, count in zip(places.tolist(), features.counts.tolist(), strict=True)
+        ]
+        if not noise:  # the last batch may leave a process no caption
+            return features.float()
+        return Features(
+            features.pooled + torch.stack([of_caption[0] for of_caption in noise]),
+            features.regions + torch.cat([of_caption[1:] for of_caption in noise]),
+            features.counts,
+        )
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
         """Ranking loss and fused mAP on the held-out captions."""
         class_global, class_local = (part.cpu() for part in self.prompts.class_features())
         geometry, losses = self.prompts.geometry, self.prompts.losses
-        scores = branch_scores(self.held_out.features.float(), class_global, class_local, geometry)
-        loss = sum(
-            weight * float(ranking_loss(branch, self.held_out.labels, losses.margin))
-            for branch, weight in zip(scores, (losses.global_rank, losses.local_rank), strict=True)
-        ) / len(self.held_out)
-        fused = fuse(*scores, geometry, self.prompts.fusion)
-        return loss, 100 * mean_average_precision(fused.numpy(), self.held_out.labels.numpy())
+        total, fused, labels = 0.0, [], []
+        for places in torch.arange(len(self.held_out)).split(self.settings.batch):
+            part = self.held_out.take(places)
+            scores = branch_scores(part.features.float(), class_global, class_local, geometry)
+            for branch, weight in zip(scores, (losses.global_rank, losses.local_rank), strict=True):
+                total += weight * float(ranking_loss(branch, part.labels, losses.margin))
+            fused.append(fuse(*scores, geometry, self.prompts.fusion))
+            labels.append(part.labels)
+        held_out_map = mean_average_precision(torch.cat(fused).numpy(), torch.cat(labels).numpy())
+        return total / len(self.held_out), 100 * held_out_map
 
     @torch.no_grad()
     def best_class_features(self) -> dict[str, Tensor]:
@@ -330,27 +360,6 @@ class TuningRun:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.best = state["history"], state["best"]
-
-
-class _GatherClasses(torch.autograd.Function):
-    """Rows of all processes, `(world · rows, dim)`; each row's gradient comes back summed."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        gathered = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
-        dist.all_gather(gathered, rows.contiguous())
-        return torch.cat(gathered)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def _place_in_group() -> tuple[int, int]:
-    """This process's rank and the number of processes that tune together."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _generator(*place: int) -> torch.Generator:

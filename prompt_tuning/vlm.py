@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prompt_tuning.features import Features
+from prompt_tuning.prompt_tree import PromptTree
 from prompt_tuning.settings import Settings
 
 HANDCRAFTED = "a photo of a {}."
@@ -26,9 +27,10 @@ EMBEDDED_MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 class VLMSettings(Settings):
     """Which vision-language model encodes texts and images.
 
-    `embedded` models come from packages (VLM.md). `open_clip` takes a model of open_clip's with
-    `pretrained`: a tag that open_clip downloads from its hub, or the path of a checkpoint. A local
-    checkpoint says whether it was trained with QuickGELU, because nothing in the file does.
+    `embedded` models come from packages (VLM.md). `open_clip` takes a CLIP or SigLIP of open_clip's
+    with `pretrained`: a tag that open_clip downloads from its hub, or the path of a checkpoint. A
+    local checkpoint says whether it was trained with QuickGELU, because nothing in the file does.
+    SigLIP's tokenizers come from Hugging Face's hub too; its models read one resolution only.
     """
 
     kind: Literal["embedded", "open_clip"] = "embedded"
@@ -107,6 +109,29 @@ class VLM(nn.Module, ABC):
         """Where learnable tokens start, before noise: `(tokens, context_width)`."""
 
 
+class CausalVLM(VLM):
+    """A VLM whose text tower is causal: prompts are encoded as a tree (prompt_tree.py)."""
+
+    @abstractmethod
+    def prompt_words(self, names: list[str]) -> tuple[list[int], list[list[int]]]:
+        """Ids of the words around the context: before it, and after it for each name."""
+
+    @abstractmethod
+    def embed_words(self, ids: Tensor) -> Tensor:
+        """Input embeddings of words `(words,)`: `(words, context_width)`."""
+
+    @abstractmethod
+    def check_prompt_length(self, tokens: int, name: str) -> None:
+        """Raises ValueError for a prompt of more tokens than the tower reads."""
+
+    @abstractmethod
+    def encode_tree(self, tokens: Tensor, tree: PromptTree) -> Tensor:
+        """Packed prompts to `(classes, dim)`, differentiable in the tokens.
+
+        `tokens`: `(tokens, context_width)`, in the order of the tree.
+        """
+
+
 def load_vlm(
     settings: VLMSettings = VLMSettings(),
     device: str | torch.device = "cpu",
@@ -125,6 +150,10 @@ def load_vlm(
         from prompt_tuning.embedded_vlm import EmbeddedVLM
 
         vlm = EmbeddedVLM(settings, cache)
+    elif _is_siglip(settings.model):
+        from prompt_tuning.siglip_vlm import SigLIPVLM
+
+        vlm = SigLIPVLM(settings)
     else:
         from prompt_tuning.open_clip_vlm import OpenCLIPVLM
 
@@ -138,10 +167,14 @@ def check_vlm(settings: VLMSettings) -> None:
     Raises:
         ValueError: naming the field and what would be right.
     """
-    if settings.kind == "open_clip":
-        from prompt_tuning.open_clip_vlm import check
+    if settings.kind == "open_clip" and _is_siglip(settings.model):
+        from prompt_tuning import siglip_vlm
 
-        check(settings)
+        siglip_vlm.check(settings)
+    elif settings.kind == "open_clip":
+        from prompt_tuning import open_clip_vlm
+
+        open_clip_vlm.check(settings)
     elif settings.model not in EMBEDDED_MODELS:
         raise ValueError(
             f"vlm.model: {settings.model!r} is no embedded model; there are: "
@@ -151,24 +184,22 @@ def check_vlm(settings: VLMSettings) -> None:
         raise ValueError("vlm.pretrained and vlm.quick_gelu: only go with vlm.kind: open_clip")
 
 
+def _is_siglip(model: str) -> bool:
+    from prompt_tuning.open_clip_checkpoint import is_siglip, model_config
+
+    return is_siglip(model_config(model))
+
+
 def fetch_weights(settings: VLMSettings) -> None:
     """Download what a backbone needs from its hub, unless it is on this machine.
 
     Raises:
         ValueError: when it cannot be had.
     """
-    if settings.kind == "open_clip" and not weight_files(settings):
-        import open_clip
+    if settings.kind == "open_clip":
+        from prompt_tuning.open_clip_checkpoint import fetch
 
-        tag = open_clip.get_pretrained_cfg(settings.model, settings.pretrained)
-        try:
-            open_clip.download_pretrained(tag)
-        except Exception as error:  # whatever the hub's client and the network raise
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"vlm.pretrained: {settings.pretrained!r} of {settings.model} cannot be "
-                f"downloaded ({reason}); name the path of a checkpoint that you have"
-            ) from None
+        fetch(settings)
 
 
 def weight_files(settings: VLMSettings) -> list[Path]:

@@ -110,6 +110,26 @@ def test_global_feature_is_open_clips_own(pair: tuple[OpenCLIPVLM, Any]) -> None
         close(vlm.encode_image(pixels).pooled, reference.encode_image(pixels, normalize=True))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["RN50", "RN101", "ViT-B-16", "ViT-L-14"])
+def test_openais_architectures_are_open_clips_own(architecture: str, tmp_path: Path) -> None:
+    """The sizes of the released models, with random weights."""
+    name = f"{architecture}-quickgelu"
+    reference = random_model(name)
+    save_file(reference.state_dict(), tmp_path / f"{name}.safetensors")
+    vlm = load_vlm(settings(tmp_path, name, resolution=224))
+    (tmp_path / f"{name}.safetensors").unlink()  # up to 1.7 GB
+    pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        image = reference.encode_image(pixels, normalize=True)
+        text = reference.encode_text(open_clip.get_tokenizer(name)(CAPTIONS))
+    features = vlm.encode_image(pixels)
+    close(features.pooled, image)
+    locations = {"RN50": 49, "RN101": 49, "ViT-B-16": 196, "ViT-L-14": 256}
+    assert features.counts.tolist() == [locations[architecture]] * 2
+    torch.testing.assert_close(vlm.encode_text(CAPTIONS), text, rtol=1e-4, atol=1e-5)
+
+
 def test_local_features_are_the_value_path(pair: tuple[OpenCLIPVLM, Any]) -> None:
     vlm, reference = pair
     pixels = pixels_for(vlm)
@@ -257,7 +277,7 @@ def test_gradient_reaches_every_context_token(pair: tuple[OpenCLIPVLM, Any]) -> 
 def test_too_long_prompt_names_the_category(pair: tuple[OpenCLIPVLM, Any]) -> None:
     vlm, _ = pair
     vlm.encode_prompts(vlm.initial_context(73).expand(1, -1, -1), ["dog"])
-    with pytest.raises(ValueError, match="prompts: 73 context tokens and the category 'hot dog'"):
+    with pytest.raises(ValueError, match="prompts: 78 tokens with the category 'hot dog' exceed"):
         vlm.encode_prompts(vlm.initial_context(73).expand(2, -1, -1), ["dog", "hot dog"])
 
 

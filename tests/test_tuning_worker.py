@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import threading
@@ -16,9 +17,9 @@ import pytest
 import torch
 
 from orchestrator.cluster import connect, disconnect
-from prompt_tuning.captions import Caption, CaptionWriter
+from prompt_tuning.captions import Caption, CaptionWriter, read_captions
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.features import save_features
+from prompt_tuning.features import load_features, save_features
 from prompt_tuning.hierarchy import parse_groups
 from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
@@ -112,6 +113,34 @@ def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_pat
     assert disturbed_history == history
     for branch in ("global", "local"):
         assert torch.equal(disturbed[branch], two[branch])
+
+
+def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
+    job: TuningJob, tmp_path: Path
+) -> None:
+    storage = tmp_path / "not finite"
+    two_epochs = job.tuning.model_copy(update={"epochs": 2, "workers": 1})
+    _, history = run(replace(job, tuning=two_epochs), storage)
+    features = load_features(job.features)
+    spoilt = features.pooled.clone()
+    spoilt[5] = math.nan
+    save_features(tmp_path / "spoilt.safetensors", features._replace(pooled=spoilt))
+    on = replace(
+        job,
+        features=tmp_path / "spoilt.safetensors",
+        tuning=two_epochs.model_copy(update={"epochs": EPOCHS}),
+    )
+    with pytest.raises(RuntimeError, match=r"tuning: the loss is nan at epoch 3, step \d") as told:
+        run(on, storage)
+    assert "in a batch of 17 captions" in str(told.value)
+    listed = (storage / "progress.not_finite.txt").read_text("utf-8").splitlines()
+    assert len(listed) == 17
+    assert read_captions(job.captions, CATEGORIES)[5].text in listed
+    assert len(json.loads((storage / "progress.json").read_bytes())) == 2
+    # The last good checkpoint is kept: on sound features the run goes on from it.
+    _, longer = run(replace(on, features=job.features), storage)
+    assert longer[:2] == history
+    assert len(longer) == EPOCHS
 
 
 def _kill_a_worker(progress: Path, killed_at: list[int]) -> None:

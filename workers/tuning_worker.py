@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 
+from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.losses import LossSettings
@@ -25,6 +26,7 @@ from prompt_tuning.scoring import ScoringSettings
 from prompt_tuning.store import canonical_json, write_atomic
 from prompt_tuning.tuning import (
     ClassPrompts,
+    NotFiniteError,
     TuningRun,
     TuningSettings,
     load_caption_sets,
@@ -33,6 +35,7 @@ from prompt_tuning.vlm import VLMSettings, load_vlm
 
 _STATE = "state.pt"
 _RESULT = "class_features.safetensors"
+_CAPTIONS_SHOWN = 3
 
 
 class DistributedTuningSettings(TuningSettings):
@@ -62,6 +65,11 @@ class TuningJob:
     cache: Path
     progress: Path
 
+    @property
+    def not_finite(self) -> Path:
+        """Where rank 0 writes down the batch whose loss was not finite."""
+        return self.progress.with_suffix(".not_finite.json")
+
 
 def tune(
     job: TuningJob,
@@ -75,8 +83,13 @@ def tune(
 
     Returns:
         class features of the best epoch ("global" and "local", `(classes, dim)`), and the history.
+
+    Raises:
+        RuntimeError: for a loss that is not finite, with the step and the captions of its batch;
+            the last good checkpoint stays in `storage`.
     """
     _discard_torn_snapshot(storage / name)
+    job.not_finite.unlink(missing_ok=True)
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
         train_loop_config={"job": job},
@@ -100,10 +113,23 @@ def tune(
     finally:
         finished.set()
         watcher.join()
+    if job.not_finite.exists():
+        raise RuntimeError(f"tuning: {_not_finite(job)}; checkpoints are in {storage / name}")
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, _STATE), weights_only=True)
         return load_file(Path(folder, _RESULT)), state["history"]
+
+
+def _not_finite(job: TuningJob) -> str:
+    """What rank 0 has told of the batch whose loss was not finite, with its captions."""
+    told = json.loads(job.not_finite.read_bytes())
+    captions = read_captions(job.captions, job.categories)
+    texts = [captions[row].text for row in told["rows"]]
+    listed = job.not_finite.with_suffix(".txt")
+    write_atomic(listed, ("\n".join(texts) + "\n").encode())
+    shown = " | ".join(texts[:_CAPTIONS_SHOWN])
+    return f"{told['what']}, in a batch of {len(texts)} captions (all in {listed}): {shown}"
 
 
 def _discard_torn_snapshot(folder: Path) -> None:
@@ -150,14 +176,25 @@ def _train_loop(config: dict[str, Any]) -> None:
         job.seed,
     ).to(device)
     train, held_out = load_caption_sets(job.captions, job.features, job.categories, job.held_out)
-    model = ray.train.torch.prepare_model(prompts)
+    # Without the search for unused parameters DDP would sort its buckets anew after the first step,
+    # and three or more processes add up in another order after a resume than before it.
+    model = ray.train.torch.prepare_model(
+        prompts, parallel_strategy_kwargs={"find_unused_parameters": True}
+    )
     run = TuningRun(prompts, model, train, held_out, job.tuning, job.seed)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
             run.load_state_dict(torch.load(Path(folder, _STATE), weights_only=True))
     while run.epochs_done < job.tuning.epochs:
-        entry = run.run_epoch()
+        try:
+            entry = run.run_epoch()
+        except NotFiniteError as error:
+            # It would fail again, so this is no failure to Ray, which would start again.
+            if rank == 0:
+                told = {"what": str(error), "rows": error.rows}
+                write_atomic(job.not_finite, canonical_json(told).encode())
+            return
         if rank == 0:
             write_atomic(job.progress, canonical_json(run.history).encode())
         _report(entry, run, rank, result=None)
