@@ -93,10 +93,11 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _captions_come_from_somewhere(self) -> RunConfig:
-        if not self.knowledge.questions.asks_something and not self.captions.files:
+        given = self.captions.files or self.captions.templates
+        if not self.knowledge.questions.asks_something and not given:
             raise ValueError(
-                "knowledge.questions: per_category and relationships are 0, and captions.files "
-                "names no file: there would be no captions"
+                "knowledge.questions: per_category and relationships are 0, captions.files names "
+                "no file and captions.templates is false: there would be no captions"
             )
         return self
 

@@ -54,7 +54,12 @@ def write_image_features(plan: Plan, console: Console, staging: Path) -> None:
     connect(plan.resources.cpus, plan.resources.gpus)
     with StageProgress(console, "image features", len(files)) as progress:
         features = encode_images(
-            files, plan.config.vlm, plan.cache, plan.image_features.parts, progress.advance
+            files,
+            plan.config.vlm,
+            plan.cache,
+            plan.image_features.parts,
+            progress.advance,
+            gpus=1 if plan.resources.gpus else 0,
         )
     save_features(staging / FEATURES, features)
 

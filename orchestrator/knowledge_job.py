@@ -87,7 +87,8 @@ def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> 
     console.print(table)
     by_count = sorted(summary["captions_per_category"].items(), key=lambda item: item[1])
     fewest = ", ".join(f"{name} {count}" for name, count in by_count[:_FEWEST_SHOWN])
-    answers = kept - summary["kept"].get("file", 0)
+    written = {"file", "template"}  # not by the language model
+    answers = sum(count for kind, count in summary["kept"].items() if kind not in written)
     share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
     console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
     warn_of_unanswered(summary, console)

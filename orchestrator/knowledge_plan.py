@@ -28,6 +28,7 @@ _MODULES = (
     "prompt_tuning.questions",
     "prompt_tuning.row_writer",
     "prompt_tuning.stable_draws",
+    "prompt_tuning.template_captions",
     "workers.knowledge_pool",
     "workers.ledger",
 )

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prompt_tuning.question_templates import PREMISES, SENTENCES
 from prompt_tuning.questions import Question, QuestionWriter
 from prompt_tuning.row_writer import RowWriter
 from prompt_tuning.store import canonical_json
+from prompt_tuning.template_captions import template_captions
 from workers import embedded_llm
 from workers.knowledge_pool import KnowledgePool
 from workers.ledger import Ledger, Shard, cut_shards
@@ -137,7 +139,7 @@ def _write_captions(
     summary: _Summary,
     staging: Path,
 ) -> None:
-    """Write the captions, one's own first, and every answer with what became of it."""
+    """Write the captions, one's own and templates first, and every answer with its fate."""
     config = plan.config
     captions = CaptionFilter(plan.categories, config.captions, premises.kinds)
     columns = {name: pa.string() for name in ("kind", "question", "answer", "fate")}
@@ -145,10 +147,11 @@ def _write_captions(
         CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
         RowWriter(staging / _ANSWERS, pa.schema(columns)) as answers,
     ):
-        for file in config.captions.files:
-            for caption in read_caption_file(Path(file), plan.categories):
-                kept.write_caption(caption)
-                summary.count_caption(caption)
+        own = [read_caption_file(Path(file), plan.categories) for file in config.captions.files]
+        templates = template_captions(plan.categories) if config.captions.templates else ()
+        for caption in chain(*own, templates):
+            kept.write_caption(caption)
+            summary.count_caption(caption)
         for shard in shards:
             for question, answer in zip(shard.questions, ledger.read(shard), strict=True):
                 fate = captions.judge(question, answer)

@@ -17,7 +17,7 @@ from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.image_files import check_image
 from prompt_tuning.scenes import stamps_hash
 from prompt_tuning.store import file_digest
-from prompt_tuning.vlm import check_vlm, weight_files
+from prompt_tuning.vlm import check_prompt_length, check_vlm, weight_files
 
 _VLM_MODULES = (
     "prompt_tuning.embedded_vlm",
@@ -34,6 +34,8 @@ _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
 _TUNING_MODULES = (
     "prompt_tuning.losses",
     "prompt_tuning.metrics",
+    "prompt_tuning.prompt_encoder",
+    "prompt_tuning.prompt_tree",
     "prompt_tuning.prompts",
     "prompt_tuning.scoring",
     "prompt_tuning.tuning",
@@ -88,6 +90,9 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     groups = load_groups(config, categories)
     try:
         check_vlm(config.vlm)
+        branches = (config.prompts.global_branch, config.prompts.local_branch)
+        tokens = max(branch.context_tokens(config.hierarchy.depth) for branch in branches)
+        check_prompt_length(config.vlm, tokens, list(categories.names))
         vlm_weights = [file_digest(path) for path in weight_files(config.vlm)]
     except ValueError as error:
         raise InputError(str(error)) from None

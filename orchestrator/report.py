@@ -202,12 +202,18 @@ def evaluated_on(metrics: dict[str, Any] | None) -> str:
 
 def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]) -> str:
     """One sentence in plain language; says so where tuning did not help."""
-    sentences = sum(data.knowledge.get("kept", {}).values())
+    kept = data.knowledge.get("kept", {})
+    sentences = sum(kept.values())
     text = f"Prompts tuned on {sentences:,} sentences" if sentences else "Prompts tuned on text"
-    own = data.knowledge.get("kept", {}).get("file", 0)
-    if data.knowledge.get("model") and own < sentences:
+    given = {"your own": kept.get("file", 0), "from CLIP's templates": kept.get("template", 0)}
+    if data.knowledge.get("model") and sum(given.values()) < sentences:
         text += f" written by {data.knowledge['model']}"
-        text += f" ({own:,} of them your own)" if own else ""
+    told = [
+        f"{'all' if count == sentences else f'{count:,}'} of them {what}"
+        for what, count in given.items()
+        if count
+    ]
+    text += f" ({', '.join(told)})" if told else ""
     if "tuned" not in scores:
         return text + " were not evaluated."
     text += f" reach {fixed(scores['tuned'])} mAP on {evaluated_on(data.metrics)}"

@@ -1,4 +1,4 @@
-"""What a run leaves in `runs/<name>/`: config, run.json, metrics.json, artifact, report."""
+"""What a run leaves in `runs/<name>/`: config, run.json, metrics.json, artifact, curves, report."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from orchestrator.tuning_stages import (
     read_hierarchy,
     read_history,
     read_tuned,
+    write_missing_curves,
 )
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.captions import read_captions
@@ -52,6 +53,7 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     }
     run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
     _write_artifact(plan)
+    write_missing_curves(plan)
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
     write_atomic(plan.run_folder / "run.json", _json(run))
     write_atomic(plan.run_folder / "metrics.json", _json(metrics))

@@ -10,6 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from orchestrator.cluster import connect
+from orchestrator.curves import curves_folder, has_curves, new_curves
 from orchestrator.knowledge_stage import CAPTIONS, read_premises_file
 from orchestrator.plan import Plan
 from orchestrator.progress import StageProgress
@@ -46,6 +47,7 @@ def write_caption_features(plan: Plan, console: Console, staging: Path) -> None:
             plan.cache,
             plan.captions.parts,
             progress.advance,
+            gpus=1 if plan.resources.gpus else 0,
         )
     save_features(staging / FEATURES, features)
 
@@ -96,17 +98,17 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
         progress=storage / f"{stage.key}.progress.json",
     )
     connect(plan.resources.cpus, plan.resources.gpus)
-    with StageProgress(console, f"tuning seed {seed}", config.tuning.epochs) as progress:
-        classes, history = tune(
-            job,
-            storage,
-            stage.key,
-            plan.share.gpus,
-            plan.share.cpus,
-            lambda entry: progress.advance(
-                1, f"loss {entry['loss']:.3f}, held out {entry['held_out_loss']:.3f}"
-            ),
-        )
+    with (
+        StageProgress(console, f"tuning seed {seed}", config.tuning.epochs) as progress,
+        # A resumed seed tells of all its epochs again.
+        new_curves(curves_folder(plan.run_folder, seed), stage.key) as add_epoch,
+    ):
+
+        def on_epoch(entry: dict[str, float]) -> None:
+            add_epoch(entry)
+            progress.advance(1, f"loss {entry['loss']:.3f}, held out {entry['held_out_loss']:.3f}")
+
+        classes, history = tune(job, storage, stage.key, plan.share.gpus, plan.share.cpus, on_epoch)
     save_file(classes, staging / CLASSES)
     (staging / HISTORY).write_text(canonical_json(history), "utf-8")
 
@@ -121,6 +123,16 @@ def read_history(plan: Plan, seed: int) -> list[dict[str, float]]:
     """One entry an epoch: epoch, loss, held_out_loss, held_out_map."""
     history: list[dict[str, float]] = json.loads((plan.tuning[seed].folder / HISTORY).read_bytes())
     return history
+
+
+def write_missing_curves(plan: Plan) -> None:
+    """Write the curves of seeds that another run has tuned: this one has no events of them."""
+    for seed, stage in plan.tuning.items():
+        folder = curves_folder(plan.run_folder, seed)
+        if not has_curves(folder, stage.key):
+            with new_curves(folder, stage.key) as add_epoch:
+                for entry in read_history(plan, seed):
+                    add_epoch(entry)
 
 
 def best_seed(plan: Plan) -> int:

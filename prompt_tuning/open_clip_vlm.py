@@ -66,6 +66,26 @@ def check(settings: VLMSettings) -> None:
     check_checkpoint(settings, config)
 
 
+def check_prompt_length(settings: VLMSettings, tokens: int, names: list[str]) -> None:
+    """Refuse context tokens that leave the longest name no room; loads no weights.
+
+    Raises:
+        ValueError: in one line with the category's name.
+    """
+    ids = load_tokenizer(settings.model)([f"{name}." for name in names])
+    longest = int(ids.argmax(-1).argmax())
+    length = model_config(settings.model)["text_cfg"]["context_length"]
+    _refuse_longer(int(ids[longest].argmax()) + 1 + tokens, length, names[longest], settings.model)
+
+
+def _refuse_longer(tokens: int, most: int, name: str, model: str) -> None:
+    if tokens > most:
+        raise ValueError(
+            f"prompts: {tokens} tokens with the category {name!r} exceed the {most} that {model} "
+            "reads"
+        )
+
+
 class OpenCLIPVLM(CausalVLM):
     """A CLIP of open_clip's in float32, its weights from a hub's tag or a local checkpoint.
 
@@ -208,11 +228,7 @@ class OpenCLIPVLM(CausalVLM):
         return self.model.token_embedding(ids)
 
     def check_prompt_length(self, tokens: int, name: str) -> None:
-        if tokens > self.model.context_length:
-            raise ValueError(
-                f"prompts: {tokens} tokens with the category {name!r} exceed the "
-                f"{self.model.context_length} that {self.identity.model} reads"
-            )
+        _refuse_longer(tokens, self.model.context_length, name, self.identity.model)
 
     def encode_tree(self, tokens: Tensor, tree: PromptTree) -> Tensor:
         mask = torch.zeros_like(tree.seen, dtype=tokens.dtype).masked_fill_(~tree.seen, -math.inf)

@@ -52,6 +52,17 @@ class BranchSettings(Settings):
             raise ValueError(f"must list each of {', '.join(get_args(Level))} once")
         return order
 
+    def levels(self, depth: int) -> list[Level]:
+        """The levels that have tokens at a depth of the hierarchy, in their order."""
+        wanted = _LEVELS_BY_DEPTH[depth if self.hierarchical else 1]
+        return [level for level in self.order if level in wanted and getattr(self, level) > 0]
+
+    def context_tokens(self, depth: int) -> int:
+        """How many context tokens each prompt has."""
+        if self.learn == "vectors":
+            return 0
+        return sum(getattr(self, level) for level in self.levels(depth))
+
 
 class PromptSettings(Settings):
     """The tokens of the global and the local branch.
@@ -92,10 +103,7 @@ class PromptBranch(nn.Module):
             "fine": list(hierarchy.fine_of),
             "category": list(range(classes)),
         }
-        wanted = _LEVELS_BY_DEPTH[depth if settings.hierarchical else 1]
-        self.levels = [
-            level for level in settings.order if level in wanted and getattr(settings, level) > 0
-        ]
+        self.levels = settings.levels(depth)
         counts = [getattr(settings, level) for level in self.levels]
         starts = vlm.initial_context(sum(counts)).split(counts)
         self.tokens = nn.ParameterDict()

@@ -184,6 +184,18 @@ def check_vlm(settings: VLMSettings) -> None:
         raise ValueError("vlm.pretrained and vlm.quick_gelu: only go with vlm.kind: open_clip")
 
 
+def check_prompt_length(settings: VLMSettings, tokens: int, names: list[str]) -> None:
+    """Refuse more context tokens than fit beside the names, where no download is needed to know.
+
+    Raises:
+        ValueError: naming the category.
+    """
+    if settings.kind == "open_clip" and not _is_siglip(settings.model):
+        from prompt_tuning import open_clip_vlm
+
+        open_clip_vlm.check_prompt_length(settings, tokens, names)
+
+
 def _is_siglip(model: str) -> bool:
     from prompt_tuning.open_clip_checkpoint import is_siglip, model_config
 

@@ -20,6 +20,7 @@ from prompt_tuning.captions import (
 )
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.questions import Question
+from prompt_tuning.template_captions import template_captions
 
 DOG, CAR, CAT = range(3)
 CATEGORIES = CategoryList(
@@ -231,6 +232,16 @@ def test_own_sentences_of_an_editor_that_marks_its_files(tmp_path: Path) -> None
         ("A dog in a car.", (DOG, CAR)),
         ("A cat.", (CAT,)),
     ]
+
+
+def test_template_captions_are_eighty_sentences_about_each_category() -> None:
+    captions = list(template_captions(CATEGORIES))
+    assert len({caption.text for caption in captions}) == 80 * len(CATEGORIES)
+    for index, name in enumerate(CATEGORIES.names):
+        of_category = [c.text for c in captions if c.labels == (index,)]
+        assert len(of_category) == 80
+        assert all(f" {name}" in text and text.endswith(".") for text in of_category)
+    assert captions[0] == Caption("a bad photo of a dog.", (DOG,), "template")
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,13 @@ MODELS_AND_MACHINE = [
         ["vlm.pretrained", "opnai"],
     ),
     (
+        BASE
+        + "vlm: {kind: open_clip, model: RN50-quickgelu, pretrained: openai, resolution: 224}\n"
+        + "prompts: {local_branch: {hierarchical: false, shared: 64}, global_branch: {shared: 64, "
+        + "category: 10}}",
+        "prompts: 82 tokens with the category 'cat' exceed the 77 that RN50-quickgelu reads",
+    ),
+    (
         BASE + "vlm: {kind: open_clip, model: RN50-quickgelu, pretrained: openai, resolution: 99}",
         "vlm.resolution",
     ),
@@ -264,6 +271,11 @@ MODELS_AND_MACHINE = [
         "knowledge: {questions: {per_category: 0, relationships: 0}}",
         "hierarchy.groups: llm needs a language model's answers",
     ),
+    (
+        BASE + "knowledge: {questions: {per_category: 0, relationships: 0}}",
+        "captions.files names no file and captions.templates is false: there would be no captions",
+    ),
+    (BASE + "captions: {templates: 80}", "captions.templates: must be true or false (given: 80)"),
     (BASE + "hierarchy: {groups: builtin}", "hierarchy.groups: builtin goes with categories"),
     ("name: a\ncategories: scenes\nhierarchy: {groups: builtin}", "hierarchy.groups: builtin"),
     (BASE + "hierarchy: {groups: g.yaml}", "hierarchy.groups: 'g.yaml' is no file"),
@@ -462,6 +474,8 @@ def test_where_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folde
         "name: v1.2_b-3\ncategories: coco\nhierarchy: {groups: builtin}",
         "name: a\ncategories: voc\nhierarchy: {groups: builtin}",
         BASE + "evaluation: {dataset: scenes}",
+        BASE + "captions: {templates: true}\n"
+        "knowledge: {questions: {per_category: 0, relationships: 0}}",
         BASE + "vlm: {kind: open_clip, model: RN50-quickgelu, pretrained: openai, resolution: 224}",
     ],
 )

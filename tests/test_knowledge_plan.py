@@ -1,27 +1,37 @@
-"""What the key of an answer is made of."""
+"""What the keys of answers and of what is made of texts depend on, and what needs no model."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
-from orchestrator.config import load_config
+from orchestrator.config import RunConfig, load_config
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
+from orchestrator.knowledge_stage import CAPTIONS, read_summary, write_knowledge
+from orchestrator.plan import make_plan
 from orchestrator.preflight import Node, Resources
+from orchestrator.stages import run_stage
 from workers.llm_engine import GPU_DEFAULT
 
 ON_CPU = Resources((Node(8, 0),))
+NOTHING_ASKED = ("knowledge.questions.per_category=0", "knowledge.questions.relationships=0")
 
 
-def plan(folder: Path, *overrides: str, resources: Resources = ON_CPU) -> KnowledgePlan:
+def config(folder: Path, *overrides: str) -> RunConfig:
     (folder / "llm").mkdir(exist_ok=True)
     (folder / "llm/config.json").write_text(json.dumps({"architectures": ["Llama"]}), "utf-8")
     text = "name: a\ncategories: [dog, car]\nknowledge: {llm: {model: llm}}"
     (folder / "a.yaml").write_text(text, "utf-8")
     cache, runs = str(folder / "cache"), str(folder / "runs")
-    return plan_knowledge(load_config(folder / "a.yaml", list(overrides), cache, runs), resources)
+    return load_config(folder / "a.yaml", list(overrides), cache, runs)
+
+
+def plan(folder: Path, *overrides: str, resources: Resources = ON_CPU) -> KnowledgePlan:
+    return plan_knowledge(config(folder, *overrides), resources)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +92,35 @@ def test_the_default_model_is_glm_on_gpus_and_the_embedded_one_without(tmp_path:
     default = "knowledge.llm.model=auto"
     assert plan(tmp_path, default, resources=on_gpus).config.knowledge.llm.model == GPU_DEFAULT
     assert plan(tmp_path, default).config.knowledge.llm.model == "embedded:gemma-3-270m"
+
+
+def test_templates_are_captions_without_any_engine(tmp_path: Path) -> None:
+    (tmp_path / "own.tsv").write_text("My dog sleeps.\tdog\n", "utf-8")
+    own = ("captions.files=[own.tsv]", *NOTHING_ASKED)
+    planned, without = plan(tmp_path, *own, "captions.templates=true"), plan(tmp_path, *own)
+    assert planned.stage.key != without.stage.key
+    run_stage(planned.stage, lambda staging: write_knowledge(planned, Console(quiet=True), staging))
+    rows = pq.read_table(planned.stage.folder / CAPTIONS).to_pylist()
+    assert [(row["kind"], row["labels"]) for row in rows] == [
+        ("file", ["dog"]),
+        *[("template", ["dog"])] * 80,
+        *[("template", ["car"])] * 80,
+    ]
+    assert rows[1]["text"] == "a bad photo of a dog."
+    summary = read_summary(planned)
+    assert summary["kept"] == {"file": 1, "template": 160}
+    assert summary["captions_per_category"] == {"dog": 81, "car": 80}
+
+
+def test_only_what_sees_images_depends_on_their_resolution(tmp_path: Path) -> None:
+    small, large = (
+        make_plan(config(tmp_path, f"vlm.resolution={pixels}"), ON_CPU, None)
+        for pixels in (224, 320)
+    )
+    assert small.captions == large.captions
+    assert small.hierarchy == large.hierarchy
+    assert small.tuning == large.tuning
+    assert small.evaluation != large.evaluation
+    other = make_plan(config(tmp_path, "vlm.model=efficientnet-lite0+minilm"), ON_CPU, None)
+    assert other.captions != large.captions
+    assert other.hierarchy != large.hierarchy

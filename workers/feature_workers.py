@@ -27,9 +27,13 @@ def encode_captions(
     cache: Path,
     parts: Path,
     on_items: Callable[[int], None],
+    gpus: float = 0,
 ) -> Features:
-    """Features of captions, in order. `on_items` is told how many more are done."""
-    return _encode(_caption_part, captions, _CAPTIONS_A_PART, vlm, cache, parts, on_items)
+    """Features of captions, in order, by tasks that take `gpus` each.
+
+    `on_items` is told how many more are done.
+    """
+    return _encode(_caption_part, captions, _CAPTIONS_A_PART, vlm, cache, parts, on_items, gpus)
 
 
 def encode_images(
@@ -38,9 +42,13 @@ def encode_images(
     cache: Path,
     parts: Path,
     on_items: Callable[[int], None],
+    gpus: float = 0,
 ) -> Features:
-    """Features of image files, in order. `on_items` is told how many more are done."""
-    return _encode(_image_part, files, _IMAGES_A_PART, vlm, cache, parts, on_items)
+    """Features of image files, in order, by tasks that take `gpus` each.
+
+    `on_items` is told how many more are done.
+    """
+    return _encode(_image_part, files, _IMAGES_A_PART, vlm, cache, parts, on_items, gpus)
 
 
 def _encode(
@@ -51,7 +59,9 @@ def _encode(
     cache: Path,
     parts: Path,
     on_items: Callable[[int], None],
+    gpus: float,
 ) -> Features:
+    task = task.options(num_gpus=gpus)
     chunks = {
         parts / f"{start:08d}": items[start : start + size] for start in range(0, len(items), size)
     }
@@ -74,22 +84,32 @@ def _encode(
 @ray.remote(num_cpus=1)
 def _caption_part(captions: Sequence[str], vlm: VLMSettings, cache: Path, part: Path) -> None:
     with publishing(part) as staging:
-        features = _loaded(vlm, cache).encode_captions(list(captions))
-        save_features(staging / _FEATURES, features)
+        features = _loaded(vlm, cache, _device()).encode_captions(list(captions))
+        save_features(staging / _FEATURES, _on_cpu(features))
 
 
 @ray.remote(num_cpus=1)
 def _image_part(files: Sequence[Path], vlm: VLMSettings, cache: Path, part: Path) -> None:
-    model = _loaded(vlm, cache)
+    model = _loaded(vlm, cache, _device())
     with publishing(part) as staging:
         batches = []
         for start in range(0, len(files), _IMAGES_A_BATCH):
             batch = files[start : start + _IMAGES_A_BATCH]
             pixels = [model.preprocess(open_image(file)) for file in batch]
-            batches.append(model.encode_image(torch.stack(pixels)))
+            features = model.encode_image(torch.stack(pixels).to(model.device))
+            batches.append(_on_cpu(features))
         save_features(staging / _FEATURES, concatenate(batches))
 
 
 @lru_cache(maxsize=1)
-def _loaded(vlm: VLMSettings, cache: Path) -> VLM:
-    return load_vlm(vlm, cache=cache)
+def _loaded(vlm: VLMSettings, cache: Path, device: str) -> VLM:
+    return load_vlm(vlm, device, cache)
+
+
+def _device() -> str:
+    """Where this task computes: on the GPU that Ray gave it, if it did."""
+    return "cuda" if ray.get_gpu_ids() else "cpu"
+
+
+def _on_cpu(features: Features) -> Features:
+    return Features(*(part.cpu() for part in features))

@@ -1,0 +1,43 @@
+"""Learning curves as TensorBoard events: a folder a seed, a scalar an epoch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+_ENTRY_OF_TAG = {
+    "train/loss": "loss",
+    "held_out/ranking_loss": "held_out_loss",
+    "held_out/map": "held_out_map",
+}
+
+
+def curves_folder(run_folder: Path, seed: int) -> Path:
+    """Where a run keeps the events of one seed."""
+    return run_folder / "tensorboard" / f"seed-{seed}"
+
+
+def has_curves(folder: Path, key: str) -> bool:
+    """Whether the folder has events of the tuning stage with this key."""
+    return any(folder.glob(f"*.{key}"))
+
+
+@contextmanager
+def new_curves(folder: Path, key: str) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Start a seed's events afresh, under the key of its tuning stage.
+
+    Gives the function that adds an epoch: an entry of the tuning history.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    # Its own flush() leaves behind what still waits in its queue.
+    with SummaryWriter(str(folder), flush_secs=1, filename_suffix=f".{key}") as writer:
+
+        def add_epoch(entry: dict[str, float]) -> None:
+            for tag, name in _ENTRY_OF_TAG.items():
+                writer.add_scalar(tag, entry[name], int(entry["epoch"]))
+
+        yield add_epoch

@@ -1,0 +1,112 @@
+"""TensorBoard events of a run: what tuning told, epoch by epoch, for each seed."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+from tensorboardX.proto.event_pb2 import Event
+
+from orchestrator.config import load_config
+from orchestrator.curves import curves_folder, has_curves, new_curves
+from orchestrator.pipeline import run
+from prompt_tuning.vlm import VLM
+
+Curves = dict[str, list[tuple[int, float]]]
+
+HISTORY = [
+    {"epoch": 1, "loss": 3.5, "held_out_loss": 2.0, "held_out_map": 40.5},
+    {"epoch": 2, "loss": 2.5, "held_out_loss": 1.5, "held_out_map": 50.25},
+]
+
+
+def read_curves(folder: Path) -> Curves:
+    """The scalars of a folder's one events file: (step, value) of each by tag."""
+    (file,) = folder.iterdir()
+    content, place, curves = file.read_bytes(), 0, Curves()
+    while place < len(content):
+        (length,) = struct.unpack_from("<Q", content, place)
+        event = Event.FromString(content[place + 12 : place + 12 + length])
+        for value in event.summary.value:
+            curves.setdefault(value.tag, []).append((event.step, value.simple_value))
+        place += 16 + length
+    return curves
+
+
+def expected(history: list[dict[str, float]]) -> Curves:
+    tags = {
+        "train/loss": "loss",
+        "held_out/ranking_loss": "held_out_loss",
+        "held_out/map": "held_out_map",
+    }
+    return {
+        tag: [(int(entry["epoch"]), pytest.approx(entry[name])) for entry in history]
+        for tag, name in tags.items()
+    }
+
+
+def test_an_epoch_can_be_read_while_tuning_goes_on(tmp_path: Path) -> None:
+    folder = curves_folder(tmp_path, 3)
+    assert folder == tmp_path / "tensorboard/seed-3"
+    with new_curves(folder, "key") as add_epoch:
+        for epochs, entry in enumerate(HISTORY, start=1):
+            add_epoch(entry)
+            deadline = time.monotonic() + 30  # far less than tensorboardX's own two minutes
+            while read_curves(folder) != expected(HISTORY[:epochs]):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+
+
+def test_a_seed_that_is_tuned_again_starts_afresh(tmp_path: Path) -> None:
+    assert not has_curves(tmp_path, "old")
+    with new_curves(tmp_path, "old") as add_epoch:
+        add_epoch(HISTORY[0])
+    assert has_curves(tmp_path, "old")
+    with new_curves(tmp_path, "new") as add_epoch:
+        for entry in HISTORY:
+            add_epoch(entry)
+    assert read_curves(tmp_path) == expected(HISTORY)
+    assert has_curves(tmp_path, "new")
+    assert not has_curves(tmp_path, "old")
+
+
+def test_a_run_on_templates_has_curves_and_so_has_one_of_cached_stages(
+    tmp_path: Path, embedded_vlm: VLM, lasting_cache: Path
+) -> None:
+    settings = {
+        "name": "curves",
+        "categories": ["dog", "violin", "lemon", "car"],
+        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
+        "captions": {"templates": True},
+        "hierarchy": {"coarse": 2, "fine": 2},
+        "vlm": {"model": embedded_vlm.identity.model, "resolution": 224},
+        "tuning": {"epochs": 2, "batch": 64, "cpus_per_worker": 0.5},
+    }
+    (tmp_path / "curves.yaml").write_text(yaml.safe_dump(settings), "utf-8")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "imagenet_anchors").symlink_to(lasting_cache / "imagenet_anchors")
+
+    def curves_after_run(runs: str) -> Path:
+        config = load_config(tmp_path / "curves.yaml", [], str(cache), str(tmp_path / runs))
+        run(config, Console(quiet=True))
+        return curves_folder(tmp_path / runs / "curves", 0)
+
+    first = curves_after_run("first")
+    (history_file,) = cache.glob("tuning/*/history.json")
+    history = json.loads(history_file.read_bytes())
+    assert [entry["epoch"] for entry in history] == [1, 2]
+    assert read_curves(first) == expected(history)
+    report = (tmp_path / "first/curves/report.html").read_text("utf-8")
+    assert "Prompts tuned on 320 sentences (all of them from CLIP" in report
+
+    assert read_curves(curves_after_run("second")) == expected(history)
+    assert len(list(cache.glob("tuning/*"))) == 1
+    before = [(file.name, file.stat().st_mtime_ns) for file in first.iterdir()]
+    curves_after_run("first")
+    assert [(file.name, file.stat().st_mtime_ns) for file in first.iterdir()] == before
