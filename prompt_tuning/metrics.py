@@ -1,12 +1,26 @@
-"""Mean average precision for multi-label scores."""
+"""How well multi-label scores rank images (AP, mAP) and how well tags agree with labels (F1).
+
+`ignored` marks entries, such as VOC's difficult objects, that count neither as positive nor as
+negative.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
 
+Points = Literal["all", "11"]
 
-def average_precision(scores: np.ndarray, positives: np.ndarray) -> float:
-    """All-points, non-interpolated AP of one class: `Σ_k (R_k − R_{k−1}) · P_k`, in [0, 1].
+
+def average_precision(scores: np.ndarray, positives: np.ndarray, points: Points = "all") -> float:
+    """AP of one class, in [0, 1].
+
+    `all`: non-interpolated, `Σ_k (R_k − R_{k−1}) · P_k`. `11`: the mean over the recalls 0, 0.1 … 1
+    of the best precision at this recall or above (VOC 2007; Everingham et al., "The PASCAL Visual
+    Object Classes (VOC) Challenge", IJCV 2010).
 
     Equal scores count as one threshold, so the order of the rows does not matter.
 
@@ -18,30 +32,160 @@ def average_precision(scores: np.ndarray, positives: np.ndarray) -> float:
     ranked, hits = scores[order], positives[order].cumsum()
     last_of_ties = np.append(ranked[1:] != ranked[:-1], True)
     precision = (hits / np.arange(1, len(hits) + 1))[last_of_ties]
+    if points == "11":
+        best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+        # In whole numbers: 3 of 10 is a recall of 0.3, which floats may deny.
+        reached = np.searchsorted(10 * hits[last_of_ties], hits[-1] * np.arange(11))
+        return float(best_from_here[reached].mean())
     recall = (hits / hits[-1])[last_of_ties]
     return float((np.diff(recall, prepend=0.0) * precision).sum())
 
 
-def average_precisions(scores: np.ndarray, positives: np.ndarray) -> list[float | None]:
+def average_precisions(
+    scores: np.ndarray,
+    positives: np.ndarray,
+    ignored: np.ndarray | None = None,
+    points: Points = "all",
+) -> list[float | None]:
     """AP of each class in [0, 1]; None where a class has no positive.
 
     Args:
         scores: `(images, classes)`.
         positives: `(images, classes)`, bool.
+        ignored: `(images, classes)`, bool.
     """
+    counted = _counted(positives, ignored)
+    wanted = positives & counted
     return [
-        average_precision(scores[:, c], positives[:, c]) if positives[:, c].any() else None
+        average_precision(scores[counted[:, c], c], wanted[counted[:, c], c], points)
+        if wanted[:, c].any()
+        else None
         for c in range(scores.shape[1])
     ]
 
 
-def mean_average_precision(scores: np.ndarray, positives: np.ndarray) -> float:
+def mean_average_precision(
+    scores: np.ndarray,
+    positives: np.ndarray,
+    ignored: np.ndarray | None = None,
+    points: Points = "all",
+) -> float:
     """Mean of the classes' AP in [0, 1], over those that have a positive; NaN when none has."""
-    found = [ap for ap in average_precisions(scores, positives) if ap is not None]
-    return float(np.mean(found)) if found else float("nan")
+    aps = average_precisions(scores, positives, ignored, points)
+    found = [ap for ap in aps if ap is not None]
+    return float(np.mean(found)) if found else math.nan
 
 
-def chance_map(positives: np.ndarray) -> float:
+def chance_map(positives: np.ndarray, ignored: np.ndarray | None = None) -> float:
     """The mAP in [0, 1] that random scores approach: the mean share of positives."""
-    shares = positives.mean(0)
-    return float(shares[shares > 0].mean())
+    counted = _counted(positives, ignored)
+    wanted = (positives & counted).sum(0)
+    return float((wanted[wanted > 0] / counted.sum(0)[wanted > 0]).mean())
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Precision, recall and F1, their harmonic mean, each in [0, 1]; without tags all are 0."""
+
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True)
+class TagQuality:
+    """How well tags agree with labels.
+
+    `micro`: over all pairs of image and class, so a tag of a class without positives counts as
+    wrong. `macro`: means over the classes that have a positive; its F1 is the mean of the classes'
+    F1, as in scikit-learn, not the harmonic mean of the mean precision and recall. Both are NaN
+    when no class has a positive. `by_class`: one entry a class, None where it has no positive.
+    """
+
+    micro: Rates
+    macro: Rates
+    by_class: tuple[Rates | None, ...]
+
+
+def tags_at_thresholds(scores: np.ndarray, thresholds: float | np.ndarray) -> np.ndarray:
+    """The tags `(images, classes)`, bool, whose score reaches the threshold.
+
+    Args:
+        scores: `(images, classes)`.
+        thresholds: one for all classes, or `(classes,)`.
+    """
+    return scores >= thresholds
+
+
+def tags_at_top_k(scores: np.ndarray, k: int) -> np.ndarray:
+    """The k best tags of each image, `(images, classes)`, bool; of equal scores the first.
+
+    Args:
+        scores: `(images, classes)`.
+        k: from 1 to the number of classes.
+    """
+    tags = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(tags, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
+    return tags
+
+
+def tag_quality(
+    tags: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None
+) -> TagQuality:
+    """Precision, recall and F1 of tags: micro, macro and of each class.
+
+    Args:
+        tags: `(images, classes)`, bool, of `tags_at_thresholds` or `tags_at_top_k`.
+        positives: `(images, classes)`, bool.
+        ignored: `(images, classes)`, bool; a tag there is neither right nor wrong.
+    """
+    counted = _counted(positives, ignored)
+    right = (tags & positives & counted).sum(0)
+    given = (tags & counted).sum(0)
+    wanted = (positives & counted).sum(0)
+    by_class = tuple(
+        _rates(*counts) if counts[2] else None for counts in zip(right, given, wanted, strict=True)
+    )
+    measured = [rates for rates in by_class if rates is not None]
+    if not measured:
+        undefined = Rates(math.nan, math.nan, math.nan)
+        return TagQuality(micro=undefined, macro=undefined, by_class=by_class)
+    macro = Rates(
+        precision=float(np.mean([rates.precision for rates in measured])),
+        recall=float(np.mean([rates.recall for rates in measured])),
+        f1=float(np.mean([rates.f1 for rates in measured])),
+    )
+    return TagQuality(_rates(right.sum(), given.sum(), wanted.sum()), macro, by_class)
+
+
+def coverage_error(
+    scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None
+) -> float:
+    """How many of its best tags an image needs, on average, to have all that are right.
+
+    Tags with the same score as the last one needed count too; an image without positives counts
+    as 0 (scikit-learn's `coverage_error`; Tsoumakas et al., "Mining Multi-label Data", 2010, whose
+    figure is lower by 1).
+
+    Args:
+        scores: `(images, classes)`.
+        positives: `(images, classes)`, bool.
+        ignored: `(images, classes)`, bool.
+    """
+    counted = _counted(positives, ignored)
+    lowest = np.where(positives & counted, scores, np.inf).min(1, keepdims=True)
+    return float(((scores >= lowest) & counted).sum(1).mean())
+
+
+def _rates(right: int, given: int, wanted: int) -> Rates:
+    """Rates of `right` tags among those `given`, where `wanted` ≥ 1 were to be given."""
+    return Rates(
+        precision=float(right / max(given, 1)),
+        recall=float(right / wanted),
+        f1=float(2 * right / (given + wanted)),
+    )
+
+
+def _counted(positives: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
+    """The entries `(images, classes)`, bool, that are not ignored."""
+    return np.ones(positives.shape, dtype=bool) if ignored is None else ~ignored
