@@ -1,6 +1,6 @@
 """What each part of the method is worth: the quickstart tuned in variations, several seeds each.
 
-    python benchmarks/ablations.py [--seeds 5] [--photos ../shared/data] [--cache …] [--runs …]
+    python benchmarks/ablations.py [--seeds 5] [--detail-seeds 2] [--photos ../shared/data]
 
 Every variation is the quickstart's config with a few fields changed, so anyone can run one alone.
 Captions, caption features and scenes come from the stage cache. Each seed of each variation is
@@ -79,10 +79,31 @@ VARIATIONS: dict[str, list[str]] = {
     "hierarchy on local": [f"prompts.global_branch={PLAIN}"],
     "order loss on global": ["losses.order_on=[global]"],
     "order loss on local": ["losses.order_on=[local]"],
+}
+# Each of what else our defaults have in another way than the released recipe, and two controls.
+DETAILS: dict[str, list[str]] = {
     "released token order": [
         f"prompts.{branch}_branch={RELEASED_ORDER}" for branch in ("global", "local")
     ],
-    "free vectors": [f"prompts.{branch}_branch.learn=vectors" for branch in ("global", "local")],
+    "released tokens": [
+        "prompts.global_branch={shared: 16, fine: 8, coarse: 4, category: 4, "
+        "order: [shared, fine, coarse, category]}",
+        "prompts.local_branch={hierarchical: false, shared: 32}",
+    ],
+    "released optimiser": [
+        "tuning={optimizer: sgd, lr: 0.002, momentum: 0.9, weight_decay: 0.0005, epochs: 20, "
+        "batch: 512, milestones: [5, 10, 15], gamma: 0.1}"
+    ],
+    "released noise": ["tuning.noise={std: 0.1}"],
+    "released scores": [
+        "scoring={scale: 4.0, local_temperature: 50.0, fusion: softmax, global_weight: 0.65}"
+    ],
+    # From their very start, for noise on 384 numbers is no small step; the rate is the tokens'.
+    "free vectors": [
+        "prompts.init_std=0",
+        "prompts.global_branch.learn=vectors",
+        "prompts.local_branch.learn=vectors",
+    ],
     "templates, no sentences": [
         "captions.templates=true",
         "knowledge.questions={per_category: 0, relationships: 0}",
@@ -114,11 +135,15 @@ def run_shared_stages(plan: Plan, console: Console) -> None:
     disconnect()
 
 
-def write_single_precision(plan: Plan, file: Path) -> None:
+def write_single_precision(plan: Plan, folder: Path) -> Path:
     """The caption features as the backbone gives them, not rounded to half precision."""
+    if is_published(folder):
+        return folder / FEATURES
     texts = [c.text for c in read_captions(plan.knowledge.stage.folder / CAPTIONS, plan.categories)]
     features = load_vlm(plan.config.vlm, cache=plan.cache).encode_captions(texts)
-    save_file(features._asdict(), file)
+    with publishing(folder) as staging:
+        save_file(features._asdict(), staging / FEATURES)
+    return folder / FEATURES
 
 
 def tune(plan: Plan, seed: int, features: Path, folder: Path) -> None:
@@ -148,7 +173,7 @@ def tune(plan: Plan, seed: int, features: Path, folder: Path) -> None:
 def tune_all(
     plans: dict[str, Plan], features: dict[str, Path], runs: Path
 ) -> dict[str, list[Path]]:
-    """Tune every seed of every variation that is not there; the folders of each variation."""
+    """Tune the seeds of the variations that are not there; the folders of each variation."""
     folders = {
         name: [
             runs / f"{plan.tuning[seed].key}{'-single' if name == SINGLE_PRECISION else ''}"
@@ -159,12 +184,20 @@ def tune_all(
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         # Seed by seed, so that an early stop leaves something of all.
         running = {
-            pool.submit(tune, plan, seed, features[name], folders[name][i]): f"{name}, seed {seed}"
-            for i, seed in enumerate(next(iter(plans.values())).tuning)
-            for name, plan in plans.items()
-            if not is_published(folders[name][i])
+            pool.submit(tune, plan, seed, features[name], folder): f"{name}, seed {seed}"
+            for seed, name, plan, folder in sorted(
+                (
+                    (seed, name, plan, folder)
+                    for name, plan in plans.items()
+                    for seed, folder in zip(plan.tuning, folders[name], strict=True)
+                ),
+                key=lambda job: job[0],
+            )
+            if not is_published(folder)
         }
         for done, future in enumerate(as_completed(running), start=1):
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
             future.result()
             print(f"{done}/{len(running)} {running[future]}", flush=True)
     return folders
@@ -199,14 +232,16 @@ def read_coco(root: Path, split: str) -> tuple[LabelledImages, CategoryList]:
     return LabelledImages(files, labels), CategoryList(categories=names)
 
 
-def in_common(ours: CategoryList, theirs: CategoryList) -> list[tuple[int, int]]:
-    """Pairs of indices of categories that have a name in common."""
-    return [
-        (i, j)
+def in_common(
+    ours: CategoryList, theirs: CategoryList, labels: np.ndarray
+) -> tuple[list[int], np.ndarray]:
+    """Our categories that have a name in common with theirs, and their labels `(images, those)`."""
+    columns = {
+        i: [j for j, other in enumerate(theirs.categories) if set(one.names) & set(other.names)]
         for i, one in enumerate(ours.categories)
-        for j, other in enumerate(theirs.categories)
-        if set(one.names) & set(other.names)
-    ]
+    }
+    shared = [i for i, of_category in columns.items() if of_category]
+    return shared, np.stack([labels[:, columns[i]].any(1) for i in shared], axis=1)
 
 
 def photo_features(vlm: VLM, photos: LabelledImages, folder: Path) -> Features:
@@ -224,24 +259,28 @@ def photo_features(vlm: VLM, photos: LabelledImages, folder: Path) -> Features:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--detail-seeds", type=int, default=2)
     parser.add_argument("--photos", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", default="cache")
     parser.add_argument("--runs", default="runs")
     args = parser.parse_args()
     console = Console()
     plans = {n: plan_variation(changes, args.seeds, args) for n, changes in VARIATIONS.items()}
+    for name, changes in DETAILS.items():
+        plans[name] = plan_variation(changes, args.detail_seeds, args)
+    plans[SINGLE_PRECISION] = plan_variation([], args.detail_seeds, args)
     for plan in plans.values():
         run_shared_stages(plan, console)
     base = plans["depth 4"]
     runs = Path(args.runs).resolve() / "ablations"
     runs.mkdir(parents=True, exist_ok=True)
     features = {name: plan.captions.folder / FEATURES for name, plan in plans.items()}
-    features[SINGLE_PRECISION] = runs / f"{base.captions.key}-single.safetensors"
-    write_single_precision(base, features[SINGLE_PRECISION])
-    folders = tune_all({**plans, SINGLE_PRECISION: base}, features, runs)
+    features[SINGLE_PRECISION] = write_single_precision(
+        base, runs / f"{base.captions.key}-features-single"
+    )
+    folders = tune_all(plans, features, runs)
 
     vlm = load_vlm(base.config.vlm, cache=base.cache)
-    geometry, fusion = base.config.scoring.resolve(vlm.geometry), base.config.scoring.fusion
     assert base.image_features
     everything = list(range(len(base.categories)))
     datasets = {
@@ -252,16 +291,17 @@ def main() -> None:
         )
     }
     for name, (photos, theirs) in photos_of(args.photos).items():
-        pairs = in_common(base.categories, theirs)
+        columns, labels = in_common(base.categories, theirs, photos.labels)
         key = digest([vlm.identity.model_dump(mode="json"), list(map(str, photos.files))])[:20]
-        datasets[f"{name} ({len(pairs)} classes)"] = (
+        datasets[f"{name} ({len(columns)} classes)"] = (
             photo_features(vlm, photos, runs / f"photos-{key}"),
-            photos.labels[:, [j for _, j in pairs]],
-            [i for i, _ in pairs],
+            labels,
+            columns,
         )
 
-    def measure(classes: ClassFeatures) -> dict[str, dict[str, float]]:
-        """mAP by data set and branch."""
+    def measure(classes: ClassFeatures, plan: Plan) -> dict[str, dict[str, float]]:
+        """mAP by data set and branch, scored as the plan's config says."""
+        geometry, fusion = plan.config.scoring.resolve(vlm.geometry), plan.config.scoring.fusion
         measured = {}
         for name, (items, labels, columns) in datasets.items():
             chosen = ClassFeatures(classes.pooled[columns], classes.local[columns])
@@ -271,12 +311,12 @@ def main() -> None:
 
     train, _ = read_caption_sets(base)
     arms = {
-        arm: [measure(classes)]
+        arm: [measure(classes, base)]
         for arm, classes in untuned_arms(vlm, base.categories, train).items()
     }
     for name, of_seeds in folders.items():
         tensors = [load_file(folder / "class_features.safetensors") for folder in of_seeds]
-        arms[name] = [measure(ClassFeatures(t["global"], t["local"])) for t in tensors]
+        arms[name] = [measure(ClassFeatures(t["global"], t["local"]), plans[name]) for t in tensors]
     report(arms, list(datasets), console)
 
 
@@ -298,7 +338,7 @@ def report(
                 result[arm][f"{data} {branch}"] = [round(figure, 2) for figure in figures]
         table.add_row(arm, *cells)
     Console(width=max(console.width, 40 + 14 * len(table.columns))).print(table)
-    print(json.dumps({"seeds": max(map(len, arms.values())), "map": result}))
+    print(json.dumps({"seeds": {arm: len(of) for arm, of in arms.items()}, "map": result}))
 
 
 if __name__ == "__main__":

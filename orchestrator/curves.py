@@ -21,20 +21,12 @@ def curves_folder(run_folder: Path, seed: int) -> Path:
     return run_folder / "tensorboard" / f"seed-{seed}"
 
 
-def has_curves(folder: Path, key: str) -> bool:
-    """Whether the folder has events of the tuning stage with this key."""
-    return any(folder.glob(f"*.{key}"))
-
-
 @contextmanager
-def new_curves(folder: Path, key: str) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Start a seed's events afresh, under the key of its tuning stage.
-
-    Gives the function that adds an epoch: an entry of the tuning history.
-    """
+def new_curves(folder: Path) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Start a seed's events afresh; gives the function that adds an entry of the history."""
     shutil.rmtree(folder, ignore_errors=True)
     # Its own flush() leaves behind what still waits in its queue.
-    with SummaryWriter(str(folder), flush_secs=1, filename_suffix=f".{key}") as writer:
+    with SummaryWriter(str(folder), flush_secs=1) as writer:
 
         def add_epoch(entry: dict[str, float]) -> None:
             for tag, name in _ENTRY_OF_TAG.items():

@@ -23,7 +23,7 @@ from orchestrator.tuning_stages import (
     read_hierarchy,
     read_history,
     read_tuned,
-    write_missing_curves,
+    write_curves,
 )
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.captions import read_captions
@@ -53,7 +53,7 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     }
     run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
     _write_artifact(plan)
-    write_missing_curves(plan)
+    write_curves(plan)
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
     write_atomic(plan.run_folder / "run.json", _json(run))
     write_atomic(plan.run_folder / "metrics.json", _json(metrics))

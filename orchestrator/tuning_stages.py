@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from orchestrator.cluster import connect
-from orchestrator.curves import curves_folder, has_curves, new_curves
+from orchestrator.config_file import InputError
+from orchestrator.curves import curves_folder, new_curves
 from orchestrator.knowledge_stage import CAPTIONS, read_premises_file
 from orchestrator.plan import Plan
 from orchestrator.progress import StageProgress
@@ -79,7 +81,10 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
     from workers.tuning_worker import TuningJob, tune
 
     config, stage = plan.config, plan.tuning[seed]
-    read_caption_sets(plan)  # refuses too few captions here, before any worker starts
+    try:
+        read_caption_sets(plan)  # refuses too few captions here, before any worker starts
+    except ValueError as error:
+        raise InputError(f"captions: {error}") from None
     storage = plan.run_folder / RAY_STORAGE
     job = TuningJob(
         captions=plan.knowledge.stage.folder / CAPTIONS,
@@ -101,7 +106,7 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
     with (
         StageProgress(console, f"tuning seed {seed}", config.tuning.epochs) as progress,
         # A resumed seed tells of all its epochs again.
-        new_curves(curves_folder(plan.run_folder, seed), stage.key) as add_epoch,
+        new_curves(curves_folder(plan.run_folder, seed)) as add_epoch,
     ):
 
         def on_epoch(entry: dict[str, float]) -> None:
@@ -125,14 +130,13 @@ def read_history(plan: Plan, seed: int) -> list[dict[str, float]]:
     return history
 
 
-def write_missing_curves(plan: Plan) -> None:
-    """Write the curves of seeds that another run has tuned: this one has no events of them."""
-    for seed, stage in plan.tuning.items():
-        folder = curves_folder(plan.run_folder, seed)
-        if not has_curves(folder, stage.key):
-            with new_curves(folder, stage.key) as add_epoch:
-                for entry in read_history(plan, seed):
-                    add_epoch(entry)
+def write_curves(plan: Plan) -> None:
+    """Write the curves of all seeds, also of those that another run has tuned, and of no other."""
+    shutil.rmtree(curves_folder(plan.run_folder, 0).parent, ignore_errors=True)
+    for seed in plan.tuning:
+        with new_curves(curves_folder(plan.run_folder, seed)) as add_epoch:
+            for entry in read_history(plan, seed):
+                add_epoch(entry)
 
 
 def best_seed(plan: Plan) -> int:

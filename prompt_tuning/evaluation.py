@@ -19,6 +19,7 @@ from prompt_tuning.tuning import CaptionSet
 from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry
 
 BRANCHES = ("global", "local", "fused")
+_ITEMS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ def arm_scores(
     items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
 ) -> dict[str, np.ndarray]:
     """Scores `(items, classes)` of each branch and their fusion."""
-    pooled, local = branch_scores(items.float(), classes.pooled, classes.local, geometry)
-    fused = fuse(pooled, local, geometry, fusion)
-    return {"global": pooled.numpy(), "local": local.numpy(), "fused": fused.numpy()}
+    scores: dict[str, list[Tensor]] = {branch: [] for branch in BRANCHES}
+    for rows in torch.arange(len(items.pooled)).split(_ITEMS_AT_ONCE):
+        some = items.take(rows).float()
+        pooled, local = branch_scores(some, classes.pooled, classes.local, geometry)
+        fused = fuse(pooled, local, geometry, fusion)
+        for branch, of_branch in zip(BRANCHES, (pooled, local, fused), strict=True):
+            scores[branch].append(of_branch)
+    return {branch: torch.cat(parts).numpy() for branch, parts in scores.items()}
 
 
 def compare_arms(

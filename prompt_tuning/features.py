@@ -31,6 +31,10 @@ class Features(NamedTuple):
         shifts = torch.repeat_interleave(starts[rows] - new_starts, counts)
         return Features(self.pooled[rows], self.regions[shifts + torch.arange(len(shifts))], counts)
 
+    def to(self, device: str | torch.device) -> Features:
+        """The same on another device."""
+        return Features(*(part.to(device) for part in self))
+
     def float(self) -> Features:
         """In single precision, as computations want them."""
         return Features(self.pooled.float(), self.regions.float(), self.counts)

@@ -26,9 +26,9 @@ Pass = Callable[[Tensor], Tensor]
 class PromptEncoder:
     """Encodes a branch's prompts `SOS | context | name . | EOS` of all classes.
 
-    Where the passes together would keep more than `memory` bytes for the backward pass, each is
-    computed anew there, and a single pass never keeps more. With several processes each encodes
-    its share of the classes and gathers the others'.
+    Where this process's passes together would keep more than `memory` bytes for the backward pass,
+    each is computed anew there, and a single pass keeps no more (but for one prompt that does).
+    With several processes each encodes its share of the classes and gathers the others'.
     """
 
     def __init__(self, vlm: VLM, branch: PromptBranch, names: list[str], memory: float) -> None:
@@ -39,13 +39,16 @@ class PromptEncoder:
         """
         self._vlm, self._branch, self._names = vlm, branch, names
         rank, world = place_in_group()
-        self._words, prompts = self._packable_prompts()
-        order = sorted(range(len(names)), key=prompts.__getitem__) if prompts else range(len(names))
+        classes = list(range(len(names)))
+        self._words: Tensor | None = None
+        if isinstance(vlm, CausalVLM):
+            self._words, prompts = _packable_prompts(vlm, branch, names)
+            classes.sort(key=prompts.__getitem__)
+        self._back = torch.tensor(classes, device=vlm.device).argsort()
         share = -(-len(names) // world)
         # The last processes may repeat the last class, so that all gather equally many.
-        mine = [order[min(i, len(names) - 1)] for i in range(rank * share, (rank + 1) * share)]
-        self._back = torch.tensor(order, device=vlm.device).argsort()
-        if prompts:
+        mine = [classes[min(i, len(names) - 1)] for i in range(rank * share, (rank + 1) * share)]
+        if self._words is not None:
             kept, self._passes = self._plan_trees([prompts[c] for c in mine], memory)
         else:
             kept, self._passes = self._plan_batches(mine, memory)
@@ -53,9 +56,10 @@ class PromptEncoder:
 
     def __call__(self) -> Tensor:
         """Encoded prompts of all classes, `(classes, dim)`."""
-        tokens = self._branch.table() if self._words is not None else self._branch.context()
         if self._words is not None:
-            tokens = torch.cat([tokens, self._words])
+            tokens = torch.cat([self._branch.table(), self._words])
+        else:
+            tokens = self._branch.context()
         encoded = torch.cat([self._run(one, tokens) for one in self._passes])
         if place_in_group()[1] > 1:
             encoded = _GatherClasses.apply(encoded)[: len(self._names)]
@@ -66,22 +70,6 @@ class PromptEncoder:
             recomputed: Tensor = checkpoint(one, tokens, use_reentrant=False)
             return recomputed
         return one(tokens)
-
-    def _packable_prompts(self) -> tuple[Tensor | None, list[list[int]]]:
-        """Under a causal tower the embeddings of all words, which follow the branch's tokens in
-        the table, and each class's prompt as rows of that table."""
-        if not isinstance(self._vlm, CausalVLM):
-            return None, []
-        before, after = self._vlm.prompt_words(self._names)
-        ids = sorted({*before, *(word for of_name in after for word in of_name)})
-        row = {word: len(self._branch.table()) + i for i, word in enumerate(ids)}
-        prompts = [
-            [row[word] for word in before] + context + [row[word] for word in of_name]
-            for context, of_name in zip(self._branch.rows.tolist(), after, strict=True)
-        ]
-        longest = max(range(len(prompts)), key=lambda c: len(prompts[c]))
-        self._vlm.check_prompt_length(len(prompts[longest]), self._names[longest])
-        return self._vlm.embed_words(torch.tensor(ids, device=self._vlm.device)), prompts
 
     def _plan_trees(self, prompts: list[list[int]], memory: float) -> tuple[float, list[Pass]]:
         """Bytes that all passes would keep, and the passes over subtrees."""
@@ -103,7 +91,7 @@ class PromptEncoder:
 
     def _plan_batches(self, classes: list[int], memory: float) -> tuple[float, list[Pass]]:
         """Bytes that all passes would keep, and the passes over batches of whole prompts."""
-        context = self._branch.context().detach().to(self._vlm.device)
+        context = self._branch.context().detach()
         longest = max(classes, key=lambda c: len(self._names[c]))
         one = partial(self._encode_batch, [longest])
         a_prompt = _bytes_kept(self._vlm, one, context.requires_grad_())
@@ -113,6 +101,23 @@ class PromptEncoder:
 
     def _encode_batch(self, classes: list[int], context: Tensor) -> Tensor:
         return self._vlm.encode_prompts(context[classes], [self._names[c] for c in classes])
+
+
+def _packable_prompts(
+    vlm: CausalVLM, branch: PromptBranch, names: list[str]
+) -> tuple[Tensor, list[list[int]]]:
+    """Embeddings of all words, which follow the branch's tokens in one table, and each class's
+    prompt as rows of that table."""
+    before, after = vlm.prompt_words(names)
+    ids = sorted({*before, *(word for of_name in after for word in of_name)})
+    row = {word: i for i, word in enumerate(ids, start=len(branch.table()))}
+    prompts = [
+        [row[word] for word in before] + context + [row[word] for word in of_name]
+        for context, of_name in zip(branch.rows.tolist(), after, strict=True)
+    ]
+    longest = max(range(len(prompts)), key=lambda c: len(prompts[c]))
+    vlm.check_prompt_length(len(prompts[longest]), names[longest])
+    return vlm.embed_words(torch.tensor(ids, device=vlm.device)), prompts
 
 
 def place_in_group() -> tuple[int, int]:

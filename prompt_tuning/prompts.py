@@ -68,8 +68,9 @@ class PromptSettings(Settings):
     """The tokens of the global and the local branch.
 
     `init_std`: of the normal noise that tokens start with, around where the backbone says that
-    they may start. `memory_gib`: what encoding both branches may keep for the backward pass; above
-    it, prompts are encoded part by part and computed anew there, for half as much again in time.
+    they may start. `memory_gib`: what encoding both branches may keep for the backward pass in each
+    process; above it, prompts are encoded part by part and computed anew there, for half as much
+    again in time.
     """
 
     global_branch: BranchSettings = BranchSettings()
@@ -115,7 +116,6 @@ class PromptBranch(nn.Module):
             group = torch.tensor(group_of[level])[:, None]
             rows.append(first + group * len(start) + torch.arange(len(start)))
             first += groups * len(start)
-        # Each class's prompt as rows of the table: (classes, tokens).
         self.register_buffer("rows", torch.cat(rows, dim=1), persistent=False)
 
     def context(self) -> Tensor:
@@ -128,7 +128,7 @@ class PromptBranch(nn.Module):
 
 
 class FreeVectors(nn.Module):
-    """The control without prompts: a vector a class, which starts as its hand-crafted feature."""
+    """The control without prompts: a vector a class, its hand-crafted feature to start with."""
 
     def __init__(self, start: Tensor, init_std: float, generator: torch.Generator) -> None:
         """`start`: `(classes, dim)`."""

@@ -49,7 +49,7 @@ def tune(
     )
     captions = [_caption(listed, text, labels) for text, labels in sentences]
     whole = CaptionSet.of_all(
-        vlm.encode_captions([caption.text for caption in captions]),
+        vlm.encode_captions([caption.text for caption in captions]).to("cpu"),
         caption_labels(captions, len(listed)),
     )
     train, validation = whole.split([is_held_out(caption, held_out) for caption in captions])

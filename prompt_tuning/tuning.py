@@ -160,22 +160,20 @@ class ClassPrompts(nn.Module):
         handcrafted = handcrafted_features(vlm, categories)
         self.register_buffer("handcrafted", handcrafted, persistent=False)
         self.branches = nn.ModuleDict()
-        # Encoders have the frozen towers, which are no part of the checkpoint; nor has DDP, which
-        # looks at modules, anything to do with them.
         self._encoded: list[Callable[[], Tensor]] = []
         memory = prompts.memory_gib * 2**30 / 2
         for name, settings in (("global", prompts.global_branch), ("local", prompts.local_branch)):
             if settings.learn == "vectors":
-                vectors = FreeVectors(handcrafted, prompts.init_std, generator)
+                vectors = FreeVectors(handcrafted, prompts.init_std, generator).to(vlm.device)
                 self.branches[name] = vectors
-                self._encoded.append(vectors.forward)
+                self._encoded.append(vectors)
             else:
                 branch = PromptBranch(
                     vlm, hierarchy, depth, settings, prompts.init_std, generator
                 ).to(vlm.device)
                 self.branches[name] = branch
-                encoder = PromptEncoder(vlm, branch, list(categories.names), memory)
-                self._encoded.append(encoder.__call__)
+                # No module: the frozen tower is no part of the checkpoint.
+                self._encoded.append(PromptEncoder(vlm, branch, list(categories.names), memory))
 
     def class_features(self) -> tuple[Tensor, Tensor]:
         """Unit features of all classes, global and local, each `(classes, dim)`."""
@@ -206,7 +204,7 @@ class ClassPrompts(nn.Module):
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss that is no number any more; `rows` of the captions in the batch that made it so."""
+    """A loss or gradient that is no number any more; `rows` of the captions that made it so."""
 
     def __init__(self, what: str, epoch: int, step: int, rows: list[int]) -> None:
         super().__init__(f"{what} at epoch {epoch + 1}, step {step + 1}")
@@ -258,7 +256,7 @@ class TuningRun:
             epoch, loss, held_out_loss, held_out_map (0-100, captions in place of images).
 
         Raises:
-            NotFiniteError: for a loss that is not finite.
+            NotFiniteError: for a loss or a gradient that is not finite.
         """
         epoch = self.epochs_done
         order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch, -1))
@@ -266,10 +264,9 @@ class TuningRun:
         losses = [self._step(places, epoch, step) for step, places in enumerate(batches)]
         self.scheduler.step()
         held_out_loss, held_out_map = self._validate()
-        if not math.isfinite(held_out_loss):  # the last step has spoilt the prompts
-            rows = self.train.rows[batches[-1]].tolist()
-            what = f"the held-out loss is {held_out_loss}"
-            raise NotFiniteError(what, epoch, len(losses) - 1, rows)
+        if not math.isfinite(held_out_loss):
+            what = f"the loss on held-out captions is {held_out_loss}"
+            raise NotFiniteError(what, epoch, len(batches) - 1, self.held_out.rows.tolist())
         entry = {
             "epoch": epoch + 1,
             "loss": sum(losses) / len(losses),
@@ -287,19 +284,19 @@ class TuningRun:
         share = places[rank::world]
         captions = self.train.take(share)
         noisy = self._add_noise(captions.features, share, epoch)
-        features = Features(*(part.to(device) for part in noisy))
-        loss = self.model(features, captions.labels.to(device), len(places))
+        loss = self.model(noisy.to(device), captions.labels.to(device), len(places))
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step()
         total = loss.detach().clone()
         if world > 1:
             dist.all_reduce(total)
         mean = float(total) / world
-        if not math.isfinite(mean):
-            raise NotFiniteError(
-                f"the loss is {mean}", epoch, step, self.train.rows[places].tolist()
-            )
+        # Before the step, which would spoil the prompts. DDP has made gradients equal everywhere.
+        gradients = [p.grad for p in self.prompts.parameters() if p.grad is not None]
+        if not math.isfinite(mean) or not all(g.isfinite().all() for g in gradients):
+            what = f"the loss is {mean}" if not math.isfinite(mean) else "a gradient is not finite"
+            raise NotFiniteError(what, epoch, step, self.train.rows[places].tolist())
+        self.optimizer.step()
         return mean
 
     def _add_noise(self, features: Features, places: Tensor, epoch: int) -> Features:
@@ -321,18 +318,27 @@ class TuningRun:
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
         """Ranking loss and fused mAP on the held-out captions."""
-        class_global, class_local = (part.cpu() for part in self.prompts.class_features())
+        class_global, class_local = self.prompts.class_features()
+        device = class_global.device
         geometry, losses = self.prompts.geometry, self.prompts.losses
+        weights = (losses.global_rank, losses.local_rank)
         total, fused, labels = 0.0, [], []
         for places in torch.arange(len(self.held_out)).split(self.settings.batch):
             part = self.held_out.take(places)
-            scores = branch_scores(part.features.float(), class_global, class_local, geometry)
-            for branch, weight in zip(scores, (losses.global_rank, losses.local_rank), strict=True):
-                total += weight * float(ranking_loss(branch, part.labels, losses.margin))
-            fused.append(fuse(*scores, geometry, self.prompts.fusion))
+            features, positives = part.features.float().to(device), part.labels.to(device)
+            scores = branch_scores(features, class_global, class_local, geometry)
+            for branch, weight in zip(scores, weights, strict=True):
+                total += weight * float(ranking_loss(branch, positives, losses.margin))
+            fused.append(fuse(*scores, geometry, self.prompts.fusion).cpu())
             labels.append(part.labels)
         held_out_map = mean_average_precision(torch.cat(fused).numpy(), torch.cat(labels).numpy())
-        return total / len(self.held_out), 100 * held_out_map
+        figures = torch.tensor(
+            [total / len(self.held_out), 100 * held_out_map], dtype=torch.float64, device=device
+        )
+        if place_in_group()[1] > 1:  # processors may differ in the last bits, and so in the best
+            dist.broadcast(figures, src=0)
+        loss, percent = figures.tolist()
+        return loss, percent
 
     @torch.no_grad()
     def best_class_features(self) -> dict[str, Tensor]:

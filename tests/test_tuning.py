@@ -211,6 +211,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
     assert len(set(told.value.rows)) == SETTINGS.batch
 
 
+def test_held_out_captions_that_are_not_finite_stop_the_run_too(
+    embedded_vlm: VLM, data: Data
+) -> None:
+    run = new_run(embedded_vlm, data)
+    features = data.held_out.features
+    spoilt = features._replace(pooled=torch.full_like(features.pooled, math.inf))
+    run.held_out = replace(data.held_out, features=spoilt)
+    with pytest.raises(NotFiniteError, match=r"on held-out captions is (inf|nan) at epoch 1"):
+        run.run_epoch()
+    assert run.history == []
+
+
+def test_a_gradient_that_is_not_finite_does_not_spoil_the_prompts(
+    embedded_vlm: VLM, data: Data
+) -> None:
+    run = new_run(embedded_vlm, data)
+    tokens = run.prompts.branches["global"].tokens["category"]
+    before = tokens.detach().clone()
+    tokens.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(NotFiniteError, match="a gradient is not finite at epoch 1, step 1"):
+        run.run_epoch()
+    assert torch.equal(tokens, before)
+
+
 def test_the_loss_is_the_sum_of_its_weighted_parts(embedded_vlm: VLM, data: Data) -> None:
     losses = LossSettings(
         global_rank=2.0, local_rank=3.0, margin=0.5, order=0.7, order_on=("local",)

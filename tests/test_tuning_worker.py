@@ -79,8 +79,11 @@ def job(
 
 
 def run(job: TuningJob, storage: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    told: list[dict[str, float]] = []
     job = replace(job, progress=storage / "progress.json")
-    return tune(job, storage, "run", gpus=0, cpus=0.5, on_epoch=lambda entry: None)
+    classes, history = tune(job, storage, "run", gpus=0, cpus=0.5, on_epoch=told.append)
+    assert told == history, "each epoch is told once, whatever happens on the way"
+    return classes, history
 
 
 def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def _encode(
 def _caption_part(captions: Sequence[str], vlm: VLMSettings, cache: Path, part: Path) -> None:
     with publishing(part) as staging:
         features = _loaded(vlm, cache, _device()).encode_captions(list(captions))
-        save_features(staging / _FEATURES, _on_cpu(features))
+        save_features(staging / _FEATURES, features.to("cpu"))
 
 
 @ray.remote(num_cpus=1)
@@ -97,7 +97,7 @@ def _image_part(files: Sequence[Path], vlm: VLMSettings, cache: Path, part: Path
             batch = files[start : start + _IMAGES_A_BATCH]
             pixels = [model.preprocess(open_image(file)) for file in batch]
             features = model.encode_image(torch.stack(pixels).to(model.device))
-            batches.append(_on_cpu(features))
+            batches.append(features.to("cpu"))
         save_features(staging / _FEATURES, concatenate(batches))
 
 
@@ -109,7 +109,3 @@ def _loaded(vlm: VLMSettings, cache: Path, device: str) -> VLM:
 def _device() -> str:
     """Where this task computes: on the GPU that Ray gave it, if it did."""
     return "cuda" if ray.get_gpu_ids() else "cpu"
-
-
-def _on_cpu(features: Features) -> Features:
-    return Features(*(part.cpu() for part in features))

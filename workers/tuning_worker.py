@@ -117,7 +117,7 @@ def tune(
         raise RuntimeError(f"tuning: {_not_finite(job)}; checkpoints are in {storage / name}")
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder, _STATE), weights_only=True)
+        state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
         return load_file(Path(folder, _RESULT)), state["history"]
 
 
@@ -156,7 +156,8 @@ def _watch(
             history = json.loads(progress.read_bytes())
             for entry in history[told:]:
                 on_epoch(entry)
-            told = len(history)
+            # Shorter than before where workers have gone back to an earlier checkpoint.
+            told = max(told, len(history))
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -185,7 +186,8 @@ def _train_loop(config: dict[str, Any]) -> None:
     checkpoint = ray.train.get_checkpoint()
     if checkpoint:
         with checkpoint.as_directory() as folder:
-            run.load_state_dict(torch.load(Path(folder, _STATE), weights_only=True))
+            state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
+            run.load_state_dict(state)
     while run.epochs_done < job.tuning.epochs:
         try:
             entry = run.run_epoch()
