@@ -7,8 +7,8 @@ released recipe's tokens and losses; batch 512, captions of 12 to 30 tokens. The
 encodes the batch's captions anew in each step, and both sets of prompts class by class, everything
 padded to 77 tokens; it is given its noise, where ours draws its own. Both tune the same prompts on
 the same captions, so that equal losses after several steps mean equal gradients. They take turns;
-figures are medians. The last line is one JSON object; its GFLOP are those of matrix products without
-attention, which PyTorch does not count on CPUs.
+figures are medians. The last line is one JSON object; its GFLOP leave out those of attention, which
+PyTorch does not count on CPUs.
 """
 
 from __future__ import annotations

@@ -79,6 +79,20 @@ def check(settings: VLMSettings) -> None:
     check_checkpoint(settings, config)
 
 
+def check_prompt_length(settings: VLMSettings, tokens: int) -> None:
+    """Refuse context tokens that leave no room for a word and EOS; needs no tokenizer.
+
+    Raises:
+        ValueError: in one line.
+    """
+    most = model_config(settings.model)["text_cfg"]["context_length"]
+    if tokens + 2 > most:
+        raise ValueError(
+            f"prompts: {tokens} context tokens leave no room for a name and EOS in the {most} that "
+            f"{settings.model} reads"
+        )
+
+
 class SigLIPVLM(VLM):
     """A SigLIP of open_clip's in float32, its weights from a hub's tag or a local checkpoint.
 

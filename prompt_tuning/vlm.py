@@ -185,12 +185,18 @@ def check_vlm(settings: VLMSettings) -> None:
 
 
 def check_prompt_length(settings: VLMSettings, tokens: int, names: list[str]) -> None:
-    """Refuse more context tokens than fit beside the names, where no download is needed to know.
+    """Refuse more context tokens than fit beside the names, as far as is known without a download.
 
     Raises:
-        ValueError: naming the category.
+        ValueError: in one line.
     """
-    if settings.kind == "open_clip" and not _is_siglip(settings.model):
+    if settings.kind != "open_clip":  # the embedded model reads 512
+        return
+    if _is_siglip(settings.model):
+        from prompt_tuning import siglip_vlm
+
+        siglip_vlm.check_prompt_length(settings, tokens)
+    else:
         from prompt_tuning import open_clip_vlm
 
         open_clip_vlm.check_prompt_length(settings, tokens, names)
