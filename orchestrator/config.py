@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails, to_json
 from orchestrator.config_file import InputError, parse_yaml, read_text, read_yaml
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
+from prompt_tuning.datasets import WHERE_TO_GET, DatasetSettings
 from prompt_tuning.hierarchy import Hierarchy, HierarchySettings, parse_groups
 from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
@@ -55,12 +56,9 @@ class KnowledgeSettings(Settings):
         return self
 
 
-class EvaluationSettings(Settings):
-    """What the prompts are measured on: composed `scenes`, photos of one's own in a `folder`
-    with a `labels.csv`, or no image at all (`none`: held-out captions only)."""
+class EvaluationSettings(DatasetSettings):
+    """What the prompts are measured on, and how `scenes` are composed where it is these."""
 
-    dataset: Literal["scenes", "folder", "none"] = "none"
-    root: str | None = None
     scenes: SceneSettings = SceneSettings()
 
 
@@ -254,13 +252,16 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         updates["hierarchy"] = config.hierarchy.model_copy(update={"groups": groups})
     files = tuple(_existing(file, base, "captions.files") for file in config.captions.files)
     updates["captions"] = config.captions.model_copy(update={"files": files})
-    if config.evaluation.dataset == "folder":
-        if config.evaluation.root is None:
-            raise InputError("evaluation.root: is missing; the folder of photos and labels.csv")
-        root = _existing(config.evaluation.root, base, "evaluation.root", folder=True)
-        updates["evaluation"] = config.evaluation.model_copy(update={"root": root})
-    elif config.evaluation.root is not None:
-        raise InputError("evaluation.root: only goes with evaluation.dataset: folder")
+    try:
+        photos: dict[str, Any] = config.evaluation.options()
+    except ValueError as error:
+        raise InputError(f"evaluation.{error}") from None
+    if config.evaluation.root is not None:
+        try:
+            root = _existing(config.evaluation.root, base, "evaluation.root", folder=True)
+        except InputError as error:
+            raise InputError(f"{error}; {WHERE_TO_GET[config.evaluation.dataset]}") from None
+        updates["evaluation"] = config.evaluation.model_copy(update={"root": root, **photos})
     llm, questions = config.knowledge.llm, config.knowledge.questions
     if (base / Path(llm.model)).is_dir():
         llm = llm.model_copy(update={"model": str((base / Path(llm.model)).resolve())})
@@ -355,8 +356,8 @@ def load_groups(config: RunConfig, categories: CategoryList) -> Hierarchy | None
     try:
         if groups != "builtin":
             return parse_groups(read_yaml(Path(groups)), categories, groups)
-        if config.categories not in ("coco", "voc"):
-            raise InputError("hierarchy.groups: builtin goes with categories coco or voc")
+        if config.categories not in ("coco", "nus", "voc"):
+            raise InputError("hierarchy.groups: builtin goes with categories coco, nus or voc")
         text = built_in_text(f"{config.categories}_groups")
         return parse_groups(parse_yaml(text, "builtin"), categories, "builtin groups")
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -11,29 +12,54 @@ import numpy as np
 from rich.console import Console
 
 from orchestrator.cluster import connect
+from orchestrator.config_file import InputError
 from orchestrator.plan import Plan
 from orchestrator.progress import StageProgress
 from orchestrator.tuning_stages import FEATURES, best_seed, read_caption_sets, read_tuned
-from prompt_tuning.datasets import LabelledImages, read_folder, read_scenes
-from prompt_tuning.features import Features, load_features, save_features
+from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
+from prompt_tuning.features import load_features, save_features
 from prompt_tuning.store import canonical_json
 
 METRICS = "metrics.json"
 EXAMPLES = "examples.json"
 IDENTITY = "vlm_identity.json"
 GEOMETRY = "geometry.json"
+PHOTOS = "photos.npz"
+UNREADABLE = "unreadable.json"
 
 _EXAMPLES = 12
 _TAGS_SHOWN = 3
+_UNREADABLE_SHOWN = 10
+_log = logging.getLogger(__name__)
 
 
 def write_images(plan: Plan, stamps: Path | None, staging: Path) -> None:
-    """Compose the scenes; a person's own photos stay where they are."""
+    """Compose the scenes, or list the labelled photos, which stay where they are.
+
+    Photos that cannot be read are left out, and listed with the reason.
+    """
     from prompt_tuning.scenes import compose_scenes
 
     if plan.config.evaluation.dataset == "scenes":
         assert stamps is not None
         compose_scenes(stamps, plan.config.evaluation.scenes, staging)
+        return
+    try:
+        photos, unreadable = readable(read_photos(plan.config.evaluation, plan.categories))
+    except (ValueError, OSError) as error:
+        raise InputError(f"evaluation.root: {error}") from None
+    photos.save(staging / PHOTOS)
+    reasons = {str(file): reason for file, reason in unreadable.items()}
+    (staging / UNREADABLE).write_text(canonical_json(reasons), "utf-8")
+    if unreadable:
+        assert plan.images is not None
+        _log.warning(
+            "%d of %d pictures cannot be read and are left out (all are in %s):\n%s",
+            len(unreadable),
+            len(unreadable) + len(photos.files),
+            plan.images.folder / UNREADABLE,
+            "\n".join(list(reasons.values())[:_UNREADABLE_SHOWN]),
+        )
 
 
 def read_images(plan: Plan) -> LabelledImages:
@@ -41,8 +67,7 @@ def read_images(plan: Plan) -> LabelledImages:
     assert plan.images is not None
     if plan.config.evaluation.dataset == "scenes":
         return read_scenes(plan.images.folder, plan.categories)
-    assert plan.config.evaluation.root is not None
-    return read_folder(Path(plan.config.evaluation.root), plan.categories)
+    return LabelledImages.load(plan.images.folder / PHOTOS)
 
 
 def write_image_features(plan: Plan, console: Console, staging: Path) -> None:
@@ -74,7 +99,11 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     geometry = config.scoring.resolve(vlm.geometry)
     train, validation = read_caption_sets(plan)
     held_out = validation.load()
-    items, labels = _items(plan, held_out.features, held_out.labels.numpy())
+    if plan.image_features is None:
+        items, labels, ignored = held_out.features, held_out.labels.numpy(), None
+    else:
+        items, images = load_features(plan.image_features.folder / FEATURES), read_images(plan)
+        labels, ignored = images.labels, images.ignored
     comparison = compare_arms(
         items,
         labels,
@@ -83,6 +112,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         [read_tuned(plan, seed) for seed in plan.tuning],
         geometry,
         config.scoring.fusion,
+        ignored,
     )
     metrics = {
         "dataset": config.evaluation.dataset if plan.images else "held_out_captions",
@@ -97,6 +127,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
             "checkpoint": "lowest ranking loss on held-out captions",
             "seeds": ", ".join(map(str, config.seeds)),
             "ap_of": "fused scores, mean over seeds",
+            "intervals": "95 %, bootstrap over the images, fused scores; differences are paired",
             **_dataset_protocol(plan),
         },
         **comparison,
@@ -111,19 +142,14 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         (staging / EXAMPLES).write_text(canonical_json(_examples(plan, scores, labels)), "utf-8")
 
 
-def _items(
-    plan: Plan, held_out: Features, held_out_labels: np.ndarray
-) -> tuple[Features, np.ndarray]:
-    if plan.image_features is None:
-        return held_out, held_out_labels
-    return load_features(plan.image_features.folder / FEATURES), read_images(plan).labels
-
-
 def _dataset_protocol(plan: Plan) -> dict[str, Any]:
-    if plan.config.evaluation.dataset == "scenes" and plan.images:
-        scenes = plan.config.evaluation.scenes
-        return {"scenes_seed": scenes.seed, "scenes_size": scenes.size}
-    return {}
+    settings = plan.config.evaluation
+    if not plan.images:
+        return {}
+    if settings.dataset == "scenes":
+        return {"scenes_seed": settings.scenes.seed, "scenes_size": settings.scenes.size}
+    unreadable = json.loads((plan.images.folder / UNREADABLE).read_bytes())
+    return {**settings.options(), "pictures_left_out_as_unreadable": len(unreadable)}
 
 
 def _examples(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:

@@ -12,9 +12,8 @@ from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.preflight import Resources, WorkerShare, place_workers
 from orchestrator.stages import Stage, plan_stage
 from prompt_tuning.categories import CategoryList, built_in_text
-from prompt_tuning.datasets import read_folder
+from prompt_tuning.datasets import read_photos
 from prompt_tuning.hierarchy import Hierarchy
-from prompt_tuning.image_files import check_image
 from prompt_tuning.scenes import stamps_hash
 from prompt_tuning.store import file_digest
 from prompt_tuning.vlm import check_prompt_length, check_vlm, weight_files
@@ -141,7 +140,7 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         (
             "orchestrator.evaluation_stages",
             "prompt_tuning.evaluation",
-            "prompt_tuning.datasets",
+            "prompt_tuning.intervals",
             *_TUNING_MODULES,
         ),
         (captions, *tuning.values(), *([image_features] if image_features else [])),
@@ -184,17 +183,14 @@ def _images_stage(
             stamps=stamps_hash(stamps),
             categories=built_in_text("scenes_stamps"),
         )
-    assert settings.root is not None
     try:
-        photos = read_folder(Path(settings.root), categories)
-        for file in photos.files:
-            check_image(file)
+        photos = read_photos(settings, categories)
     except (ValueError, OSError) as error:
         raise InputError(f"evaluation.root: {error}") from None
+    # What the readers make of their files is in the key, so their source need not be.
     return plan_stage(
         cache,
         "images",
-        ("prompt_tuning.datasets",),
-        files=[[str(file), file_digest(file)] for file in photos.files],
-        labels=photos.labels.tolist(),
+        ("prompt_tuning.datasets.labelled_images", "prompt_tuning.image_files"),
+        photos=photos.digest(),
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib import resources
 from typing import Annotated
 
+import yaml
 from pydantic import Field, field_validator, model_validator
 
 from prompt_tuning.settings import Settings
 
-BUILT_IN = ("coco", "scenes", "voc")
+BUILT_IN = ("coco", "nus", "scenes", "voc")
 
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 
@@ -77,3 +79,8 @@ class CategoryList(Settings):
 def built_in_text(name: str) -> str:
     """The YAML text of a built-in category list."""
     return (resources.files("prompt_tuning") / "data" / f"{name}.yaml").read_text("utf-8")
+
+
+def built_in(name: str) -> CategoryList:
+    """A built-in category list."""
+    return CategoryList.model_validate_json(json.dumps(yaml.safe_load(built_in_text(name))))

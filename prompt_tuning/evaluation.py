@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.features import Features
+from prompt_tuning.intervals import Difference, Interval, bootstrap_map, paired_difference
 from prompt_tuning.metrics import average_precisions, chance_map, mean_average_precision
 from prompt_tuning.prompts import handcrafted_features
 from prompt_tuning.scoring import branch_scores, fuse
@@ -20,6 +21,7 @@ from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry
 
 BRANCHES = ("global", "local", "fused")
 _ITEMS_AT_ONCE = 256
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,22 @@ class ClassFeatures:
 def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[str, ClassFeatures]:
     """The arms that tuning must beat; each uses the same class features on both branches.
 
-    `zero_shot`: "a photo of a {name}.". `synonym_average`: mean over the category's names,
-    synonyms and kinds. `caption_average`: mean of the features of those captions of the class that
+    `zero_shot`: "a photo of a {name}.". `templates`: mean over CLIP's 80 (Radford et al., 2021,
+    arXiv 2103.00020, §3.1.4). `synonym_average`: mean over the category's names, synonyms and
+    kinds. `caption_average`: mean of the features of those captions of the class that
     tuning sees.
     """
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    def text_average(texts: list[list[str]]) -> Tensor:
+        """The mean of each class's texts: `(classes, dim)`."""
+        flat = [text for of_class in texts for text in of_class]
+        encoded = F.normalize(vlm.encode_text(flat), dim=-1).split([len(t) for t in texts])
+        return torch.stack([of_class.mean(0) for of_class in encoded])
+
     words = [[*category.names, *category.kinds] for category in categories.categories]
-    flat = [HANDCRAFTED.format(word) for of_class in words for word in of_class]
-    encoded = F.normalize(vlm.encode_text(flat), dim=-1).split([len(w) for w in words])
-    synonyms = torch.stack([of_class.mean(0) for of_class in encoded])
+    synonyms = [[HANDCRAFTED.format(word) for word in of_class] for of_class in words]
+    templates = [[fill(name) for fill in OPENAI_IMAGENET_TEMPLATES] for name in categories.names]
     labels = train.labels[train.rows].float()
     captions = labels.T @ train.features.pooled[train.rows].float()
     # A class without captions has no average of them; its hand-crafted prompt stands in.
@@ -50,7 +60,8 @@ def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[
         name: ClassFeatures(F.normalize(features, dim=-1), F.normalize(features, dim=-1))
         for name, features in (
             ("zero_shot", handcrafted),
-            ("synonym_average", synonyms),
+            ("templates", text_average(templates)),
+            ("synonym_average", text_average(synonyms)),
             ("caption_average", captions),
         )
     }
@@ -78,40 +89,63 @@ def compare_arms(
     tuned_by_seed: list[ClassFeatures],
     geometry: Geometry,
     fusion: str,
+    ignored: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The `chance_map`, `map`, `map_by_seed` and `ap` of the metrics file, 0-100.
+    """The `chance_map`, `map`, `map_by_seed`, `ci` and `ap` of the metrics file, 0-100.
 
-    `labels`: `(items, classes)`, bool. AP is of the fused scores, null for classes without
-    positives; the tuned arm's figures are means over its seeds.
+    `labels`, `ignored`: `(items, classes)`, bool. AP is of the fused scores, null for classes
+    without positives; the tuned arm's figures are means over its seeds. `ci`: 95 % intervals of
+    the fused mAP, and of what tuned is above each other arm on the same items (intervals.py).
     """
-
-    def measured(classes: ClassFeatures) -> tuple[dict[str, float], list[float | None]]:
-        scores = arm_scores(items, classes, geometry, fusion)
-        maps = {b: 100 * mean_average_precision(scores[b], labels) for b in BRANCHES}
-        return maps, average_precisions(scores["fused"], labels)
-
-    maps: dict[str, dict[str, float]] = {}
-    aps: dict[str, dict[str, float | None]] = {}
-    for arm, classes in untuned.items():
-        maps[arm], ap = measured(classes)
-        aps[arm] = dict(zip(categories.names, map(_percent, ap), strict=True))
-    of_seeds = [measured(classes) for classes in tuned_by_seed]
-    by_seed = {branch: [map_of_seed[branch] for map_of_seed, _ in of_seeds] for branch in BRANCHES}
-    maps["tuned"] = {branch: float(np.mean(values)) for branch, values in by_seed.items()}
-    aps["tuned"] = {
-        name: None if column[0] is None else _percent(float(np.mean(column)))
-        for name, column in zip(
-            categories.names, zip(*(ap for _, ap in of_seeds), strict=True), strict=True
-        )
+    scores = {arm: arm_scores(items, of, geometry, fusion) for arm, of in untuned.items()}
+    tuned = [arm_scores(items, classes, geometry, fusion) for classes in tuned_by_seed]
+    maps: dict[str, dict[str, float]] = {
+        arm: {b: 100 * mean_average_precision(of_arm[b], labels, ignored) for b in BRANCHES}
+        for arm, of_arm in scores.items()
     }
+    by_seed = {
+        b: [100 * mean_average_precision(of_seed[b], labels, ignored) for of_seed in tuned]
+        for b in BRANCHES
+    }
+    maps["tuned"] = {branch: float(np.mean(values)) for branch, values in by_seed.items()}
+    aps = {
+        arm: _percents(average_precisions(of_arm["fused"], labels, ignored), categories)
+        for arm, of_arm in scores.items()
+    }
+    of_seeds = [average_precisions(of_seed["fused"], labels, ignored) for of_seed in tuned]
+    means = [
+        None if column[0] is None else float(np.mean(column))
+        for column in zip(*of_seeds, strict=True)
+    ]
+    aps["tuned"] = _percents(means, categories)
+    fused = {arm: [of_arm["fused"]] for arm, of_arm in scores.items()}
+    fused["tuned"] = [of_seed["fused"] for of_seed in tuned]
     return {
-        "chance_map": 100 * chance_map(labels),
+        "chance_map": 100 * chance_map(labels, ignored),
         "map": maps,
         "map_by_seed": {"tuned": by_seed},
-        "ci": {},
+        "ci": _intervals(fused, labels, ignored),
         "ap": aps,
     }
 
 
-def _percent(value: float | None) -> float | None:
-    return None if value is None else 100 * value
+def _intervals(
+    fused: dict[str, list[np.ndarray]], labels: np.ndarray, ignored: np.ndarray | None
+) -> dict[str, list[float]]:
+    """Low and high ends, 0-100: of each arm's mAP, and of tuned's lead over each other arm."""
+    ends: dict[str, Interval | Difference] = {
+        arm: bootstrap_map(scores, labels, _RESAMPLES, 0, ignored) for arm, scores in fused.items()
+    }
+    for arm, scores in fused.items():
+        if arm != "tuned":
+            ends[f"tuned - {arm}"] = paired_difference(
+                fused["tuned"], scores, labels, _RESAMPLES, 0, ignored
+            )
+    return {name: [100 * interval.low, 100 * interval.high] for name, interval in ends.items()}
+
+
+def _percents(aps: list[float | None], categories: CategoryList) -> dict[str, float | None]:
+    return {
+        name: None if ap is None else 100 * ap
+        for name, ap in zip(categories.names, aps, strict=True)
+    }

@@ -21,7 +21,7 @@ class HierarchySettings(Settings):
     """How deep the prompts go and where the groups come from.
 
     `depth`: 1 shared tokens only, 2 with category tokens, 3 with fine groups too, 4 with coarse
-    groups too. `groups`: `builtin` (our own lists for coco and voc), `auto` (clustered on text
+    groups too. `groups`: `builtin` (our own lists for coco, nus and voc), `auto` (clustered on text
     features into `coarse` and `fine` groups), `llm` (clustered so on the language model's answers
     about what categories are and what they are seen with), or a YAML file: coarse group -> fine
     group -> names.

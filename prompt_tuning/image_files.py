@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 MAX_PIXELS = 100_000_000
 
@@ -16,11 +16,11 @@ def open_image(file: Path) -> Image.Image:
     Raises:
         ValueError: naming the file, when it is missing, no image, truncated or too large.
     """
+    check_image(file)
     try:
-        check_image(file)
         with Image.open(file) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except Exception as error:  # Pillow raises whatever a broken file makes it stumble over
         raise ValueError(f"{file}: cannot be read as an image ({error})") from None
 
 
@@ -31,7 +31,7 @@ def check_image(file: Path) -> None:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is below
             with Image.open(file) as image:
                 width, height = image.size
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except Exception as error:  # as above
         raise ValueError(f"{file}: cannot be read as an image ({error})") from None
     if width * height > MAX_PIXELS:
         raise ValueError(f"{file}: {width} × {height} pixels; {MAX_PIXELS:,} are the most")

@@ -185,7 +185,7 @@ NAMES = [
     ("name: a\ncategories: [cat, '']", "categories.1.name: must be a text of 1 or more"),
     ("name: a\ncategories: [cat, ' ']", "categories.1.name: ' ' is not a plain name"),
     ("name: a\ncategories: [cat, 'hot  dog']", "categories.1.name: 'hot  dog' is not a plain"),
-    ("name: a\ncategories: cocoo", ["categories: 'cocoo' is no file", "coco, scenes, voc"]),
+    ("name: a\ncategories: cocoo", ["categories: 'cocoo' is no file", "coco, nus, scenes, voc"]),
     ("name: a\ncategories: mine.txt", "categories: 'mine.txt' is no file"),
     ("name: a\ncategories: .", "categories: '.' is no file"),
     ("name: a\ncategories: ''", "categories: '' is no file"),
@@ -250,6 +250,12 @@ MODELS_AND_MACHINE = [
         "prompts: 82 tokens with the category 'cat' exceed the 77 that RN50-quickgelu reads",
     ),
     (
+        BASE
+        + "vlm: {kind: open_clip, model: ViT-B-16-SigLIP, pretrained: webli, resolution: 224}\n"
+        + "prompts: {local_branch: {hierarchical: false, shared: 63}}",
+        "prompts: 63 context tokens leave no room for a name and EOS in the 64",
+    ),
+    (
         BASE + "vlm: {kind: open_clip, model: RN50-quickgelu, pretrained: openai, resolution: 99}",
         "vlm.resolution",
     ),
@@ -282,12 +288,51 @@ MODELS_AND_MACHINE = [
     (BASE + "hierarchy: {groups: .}", "hierarchy.groups: '.' is no file"),
     (BASE + "captions: {files: [a.tsv]}", "captions.files: 'a.tsv' is no file"),
     (BASE + "captions: {files: [.]}", "captions.files: '.' is no file"),
-    (BASE + "evaluation: {dataset: imagenet}", "evaluation.dataset: must be 'scenes', 'folder' or"),
+    (
+        BASE + "evaluation: {dataset: imagenet}",
+        ["evaluation.dataset: must be 'voc2007', 'voc2012', ", "'folder', 'scenes' or 'none'"],
+    ),
     (BASE + "evaluation: {dataset: folder}", "evaluation.root: is missing"),
     (BASE + "evaluation: {dataset: folder, root: x}", "evaluation.root: 'x' is no folder"),
     (BASE + "evaluation: {dataset: folder, root: c.yaml}", "evaluation.root: 'c.yaml' is no fold"),
     (BASE + "evaluation: {dataset: folder, root: .}", ["evaluation.root", "labels.csv is missing"]),
     (BASE + "evaluation: {root: .}", "evaluation.root: only goes with"),
+    (
+        BASE + "evaluation: {dataset: scenes, root: .}",
+        "evaluation.root: only goes with dataset: voc",
+    ),
+    (
+        BASE + "evaluation: {dataset: folder, root: ., split: val}",
+        "evaluation.split: only goes with dataset: voc2007, voc2012, coco2014, coco2017, nus_wide",
+    ),
+    (
+        BASE + "evaluation: {dataset: coco2017, root: ., difficult: ignore}",
+        "evaluation.difficult: only goes with dataset: voc2007, voc2012",
+    ),
+    (
+        BASE + "evaluation: {dataset: nus_wide, root: ., crowd: false}",
+        "evaluation.crowd: only goes with dataset: coco2014, coco2017, coco_json",
+    ),
+    (
+        BASE + "evaluation: {dataset: voc2007, root: ., difficult: maybe}",
+        "evaluation.difficult: must be 'ignore', 'negative' or 'positive'",
+    ),
+    (
+        BASE + "evaluation: {dataset: voc2007}",
+        ["evaluation.root: is missing", "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/"],
+    ),
+    (
+        BASE + "evaluation: {dataset: coco2014, root: x}",
+        ["evaluation.root: 'x' is no folder", "https://cocodataset.org/#download"],
+    ),
+    (
+        BASE + "evaluation: {dataset: nus_wide, root: .}",
+        ["evaluation.root", "TestImagelist.txt is missing", "https://lms.comp.nus.edu.sg/"],
+    ),
+    (
+        BASE + "evaluation: {dataset: voc2012, root: ., split: train}",
+        ["evaluation.root", "VOCdevkit/VOC2012/ImageSets/Main is missing", "VOC/voc2012/"],
+    ),
     (
         "name: a\ncategories: [unicorn, troll]\nevaluation: {dataset: scenes}",
         "evaluation.dataset: the scenes show none of the categories",

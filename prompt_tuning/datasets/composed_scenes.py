@@ -1,0 +1,18 @@
+"""The labels of composed scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.datasets.labelled_images import LabelledImages
+
+
+def read_scenes(folder: Path, categories: CategoryList) -> LabelledImages:
+    """Scenes that `compose_scenes` wrote; labels that are no category of the list are ignored."""
+    scenes = json.loads((folder / "labels.json").read_text("utf-8"))["images"]
+    labels = [[name in scene["labels"] for name in categories.names] for scene in scenes]
+    return LabelledImages(tuple(folder / scene["file"] for scene in scenes), np.array(labels))

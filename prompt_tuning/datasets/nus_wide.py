@@ -1,0 +1,62 @@
+"""NUS-WIDE's 81 concepts in their official layout (Chua et al., CIVR 2009)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from prompt_tuning.categories import CategoryList, built_in
+from prompt_tuning.datasets.labelled_images import LabelledImages, labels_over
+
+WHERE_TO_GET = (
+    "NUS-WIDE is at https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/"
+    "NUS-WIDE.html"
+)
+
+# The names in the files of labels, in the order of the built-in list.
+CONCEPTS = tuple(
+    """
+    airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds
+    computer coral cow dancing dog earthquake elk fire fish flags flowers food fox frost garden
+    glacier grass harbor horses house lake leaf map military moon mountain nighttime ocean person
+    plane plants police protest railroad rainbow reflection road rocks running sand sign sky snow
+    soccer sports statue street sun sunset surf swimmers tattoo temple tiger tower town toy train
+    tree valley vehicle water waterfall wedding whales window zebra
+    """.split()
+)
+
+
+def read_nus_wide(categories: CategoryList, root: Path, split: str) -> LabelledImages:
+    """The images of NUS-WIDE's list of a split over a run's categories, `(images, categories)`.
+
+    `root` has `ImageList/`, `Groundtruth/TrainTestLabels/` and the pictures under `Flickr/`.
+    `split`: test or train. Images without any concept belong to it.
+
+    Raises:
+        ValueError: naming a file that is missing, and where the data set is to be had, or one
+            that does not go with the list of images, or listing the concepts when none is a
+            category of the list.
+    """
+    split = split.capitalize()
+    listed = root / "ImageList" / f"{split}Imagelist.txt"
+    images = _lines(listed)
+    labels = np.zeros((len(images), len(CONCEPTS)), dtype=bool)
+    for c, concept in enumerate(CONCEPTS):
+        file = root / "Groundtruth" / "TrainTestLabels" / f"Labels_{concept}_{split}.txt"
+        values = _lines(file)
+        if len(values) != len(images) or not set(values) <= {"0", "1"}:
+            raise ValueError(f"{file}: must have a 0 or a 1 for each image of {listed.name}")
+        labels[:, c] = np.array(values) == "1"
+    files = tuple(root / "Flickr" / image.replace("\\", "/") for image in images)
+    classes = [
+        (official, *category.names)
+        for official, category in zip(CONCEPTS, built_in("nus").categories, strict=True)
+    ]
+    return LabelledImages(files, *labels_over(categories, classes, labels))
+
+
+def _lines(file: Path) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; {WHERE_TO_GET}")
+    return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]

@@ -1,0 +1,91 @@
+"""Pascal VOC in the layout of its development kit (Everingham et al., IJCV 88, 2010)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from prompt_tuning.categories import CategoryList, built_in
+from prompt_tuning.datasets.labelled_images import LabelledImages, labels_over
+
+Difficult = Literal["ignore", "negative", "positive"]
+
+# The devkit's own class names, in the order of the built-in list.
+CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+VALUES = {"1", "-1", "0"}  # shown, not shown, only as an object that is marked as difficult
+
+
+def where_to_get(year: str) -> str:
+    """Where the data set is to be had."""
+    return f"VOC {year} is at http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/"
+
+
+def read_voc(
+    root: Path,
+    year: str,
+    split: str,
+    classes: Sequence[str] = CLASSES,
+    difficult: Difficult = "ignore",
+) -> LabelledImages:
+    """A split of VOC (`ImageSets/Main`) over VOC's own classes, `(images, classes)`.
+
+    `root`: a folder with `VOCdevkit`, that folder, or the year's folder in it. `difficult`: what
+    a class counts as of which an image shows only objects that are marked so.
+
+    Raises:
+        ValueError: naming a file that is missing, and where the data set is to be had, or one
+            that does not go with the list of the split.
+    """
+    base = _year_folder(root, year)
+    lists = base / "ImageSets" / "Main"
+    ids = _lines(lists / f"{split}.txt", year)
+    labels = np.zeros((len(ids), len(classes)), dtype=bool)
+    unsure = np.zeros_like(labels)
+    for c, name in enumerate(classes):
+        file = lists / f"{name}_{split}.txt"
+        parts = [line.rpartition(" ") for line in _lines(file, year)]
+        values = {image.strip(): value for image, _, value in parts}
+        if set(values) != set(ids) or not set(values.values()) <= VALUES:
+            raise ValueError(f"{file}: must have 1, -1 or 0 for each image of {split}.txt")
+        labels[:, c] = [values[image] == "1" for image in ids]
+        unsure[:, c] = [values[image] == "0" for image in ids]
+    files = tuple(base / "JPEGImages" / f"{image}.jpg" for image in ids)
+    if difficult == "positive":
+        labels |= unsure
+    return LabelledImages(files, labels, unsure if difficult == "ignore" else None)
+
+
+def read_voc_over(
+    categories: CategoryList, root: Path, year: str, split: str, difficult: Difficult
+) -> LabelledImages:
+    """A split of VOC over a run's categories, `(images, categories)`. Raises as `read_voc`."""
+    photos = read_voc(root, year, split, CLASSES, difficult)
+    names = [
+        (official, *category.names)
+        for official, category in zip(CLASSES, built_in("voc").categories, strict=True)
+    ]
+    return LabelledImages(
+        photos.files, *labels_over(categories, names, photos.labels, photos.ignored)
+    )
+
+
+def _year_folder(root: Path, year: str) -> Path:
+    for base in (root / "VOCdevkit" / f"VOC{year}", root / f"VOC{year}", root):
+        if (base / "ImageSets" / "Main").is_dir():
+            return base
+    missing = root / "VOCdevkit" / f"VOC{year}" / "ImageSets" / "Main"
+    raise ValueError(f"{missing} is missing; {where_to_get(year)}")
+
+
+def _lines(file: Path, year: str) -> list[str]:
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; {where_to_get(year)}")
+    return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]

@@ -1,0 +1,479 @@
+"""Labelled data sets, read in their official layouts, over the categories of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.config import load_config
+from orchestrator.config_file import InputError
+from orchestrator.evaluation_stages import UNREADABLE, read_images, write_images
+from orchestrator.plan import Plan, make_plan
+from orchestrator.preflight import Node, Resources
+from orchestrator.stages import run_stage
+from prompt_tuning.categories import Category, CategoryList, built_in
+from prompt_tuning.datasets import (
+    DatasetSettings,
+    LabelledImages,
+    nus_wide,
+    read_photos,
+    readable,
+    voc,
+)
+from prompt_tuning.noun_matching import NounMatcher, plural
+
+SHARED = Path("/work/shared/data")
+PAGES = {
+    "voc2007": "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
+    "voc2012": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
+    "coco2014": "https://cocodataset.org/#download",
+    "coco2017": "https://cocodataset.org/#download",
+    "nus_wide": "https://lms.comp.nus.edu.sg/",
+    "coco_json": "annotations.json",
+    "folder": "labels.csv",
+}
+
+
+def listed(*categories: str | Category) -> CategoryList:
+    return CategoryList(
+        categories=tuple(Category(name=c) if isinstance(c, str) else c for c in categories)
+    )
+
+
+def read(dataset: str, root: Path, categories: CategoryList, **options: Any) -> LabelledImages:
+    settings = DatasetSettings.model_validate(
+        {"dataset": dataset, "root": str(root), **options}, strict=True
+    )
+    return read_photos(settings, categories)
+
+
+def shown(photos: LabelledImages, categories: CategoryList) -> dict[str, set[str]]:
+    """What each image shows, by its file's name; `?name` where that does not count."""
+    ignored = np.zeros_like(photos.labels) if photos.ignored is None else photos.ignored
+    assert not (photos.labels & ignored).any()
+    return {
+        file.name: {name for name, true in zip(categories.names, labels, strict=True) if true}
+        | {
+            f"?{name}"
+            for name, not_counted in zip(categories.names, out, strict=True)
+            if not_counted
+        }
+        for file, labels, out in zip(photos.files, photos.labels, ignored, strict=True)
+    }
+
+
+def write_text(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, "utf-8")
+
+
+def write_picture(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((24, 16), 50).convert("RGB").save(file, "JPEG")
+
+
+def write_voc(root: Path, year: str, split: str, values: dict[str, dict[str, int]]) -> None:
+    """`values`: 1, -1 or 0 by image and class; -1 where nothing is said."""
+    base = root / "VOCdevkit" / f"VOC{year}"
+    write_text(base / "ImageSets" / "Main" / f"{split}.txt", "".join(f"{i}\n" for i in values))
+    for name in voc.CLASSES:
+        lines = [f"{image} {of_image.get(name, -1):2}\n" for image, of_image in values.items()]
+        write_text(base / "ImageSets" / "Main" / f"{name}_{split}.txt", "".join(lines))
+    for image in values:
+        write_picture(base / "JPEGImages" / f"{image}.jpg")
+
+
+def coco_json(
+    images: dict[str, list[tuple[str, int]]], categories: tuple[str, ...]
+) -> dict[str, Any]:
+    """`images`: the annotations of each picture, as category and `iscrowd`."""
+    ids = {name: 7 * i + 1 for i, name in enumerate(categories)}
+    annotations = [
+        {"image_id": 100 + row, "category_id": ids[name], "iscrowd": crowd, "bbox": [0, 0, 1, 1]}
+        for row, of_image in enumerate(images.values())
+        for name, crowd in of_image
+    ]
+    return {
+        "images": [{"id": 100 + row, "file_name": name} for row, name in enumerate(images)],
+        "annotations": annotations[::-1],
+        "categories": [{"id": i, "name": name} for name, i in ids.items()],
+    }
+
+
+COCO_CATEGORIES = built_in("coco").names
+COCO_IMAGES = {
+    "a.jpg": [("tv", 0), ("person", 1), ("tv", 0)],
+    "b.jpg": [("person", 0)],
+    "c.jpg": [],
+}
+
+
+def write_coco(root: Path, folder: str) -> None:
+    described = json.dumps(coco_json(COCO_IMAGES, COCO_CATEGORIES))
+    write_text(root / "annotations" / f"instances_{folder}.json", described)
+    for name in COCO_IMAGES:
+        write_picture(root / folder / name)
+
+
+def write_nus_wide(root: Path, split: str, images: dict[str, set[str]]) -> None:
+    write_text(root / "ImageList" / f"{split}Imagelist.txt", "".join(f"{i}\r\n" for i in images))
+    for concept in nus_wide.CONCEPTS:
+        values = "".join(f"{int(concept in of_image)}\n" for of_image in images.values())
+        labels = root / "Groundtruth" / "TrainTestLabels" / f"Labels_{concept}_{split}.txt"
+        write_text(labels, values)
+    for image in images:
+        write_picture(root / "Flickr" / image.replace("\\", "/"))
+
+
+VOC_VALUES = {
+    "000001": {"dog": 1, "tvmonitor": 1},
+    "000002": {"aeroplane": 1, "dog": 0},
+    "000003": {},
+}
+
+
+@pytest.mark.parametrize("root", [".", "VOCdevkit", "VOCdevkit/VOC2007"])
+def test_voc_is_found_from_three_folders_and_under_our_names(tmp_path: Path, root: str) -> None:
+    write_voc(tmp_path, "2007", "test", VOC_VALUES)
+    photos = read("voc2007", tmp_path / root, built_in("voc"))
+    assert shown(photos, built_in("voc")) == {
+        "000001.jpg": {"dog", "TV monitor"},
+        "000002.jpg": {"airplane", "?dog"},
+        "000003.jpg": set(),
+    }
+    assert all(file.is_file() for file in photos.files)
+
+
+@pytest.mark.parametrize(
+    ("difficult", "second"),
+    [
+        ("ignore", {"airplane", "?dog"}),
+        ("negative", {"airplane"}),
+        ("positive", {"airplane", "dog"}),
+    ],
+)
+def test_voc_difficult_objects(tmp_path: Path, difficult: str, second: set[str]) -> None:
+    write_voc(tmp_path, "2012", "val", VOC_VALUES)
+    write_voc(tmp_path, "2012", "train", {"000009": {"cat": 1}})
+    photos = read("voc2012", tmp_path, built_in("voc"), difficult=difficult)
+    assert shown(photos, built_in("voc"))["000002.jpg"] == second
+    other = read("voc2012", tmp_path, built_in("voc"), difficult=difficult, split="train")
+    assert shown(other, built_in("voc")) == {"000009.jpg": {"cat"}}
+
+
+def test_classes_of_a_data_set_go_to_categories_with_a_name_in_common(tmp_path: Path) -> None:
+    write_voc(tmp_path, "2007", "test", VOC_VALUES)
+    # tvmonitor has the synonym television; a pet is a dog or a cat; nobody labelled penguins.
+    categories = listed(
+        "penguin",
+        Category(name="telly", synonyms=("Television",)),
+        Category(name="pet", synonyms=("cat", "dog")),
+    )
+    assert shown(read("voc2007", tmp_path, categories), categories) == {
+        "000001.jpg": {"?penguin", "telly", "pet"},
+        "000002.jpg": {"?penguin", "?pet"},
+        "000003.jpg": {"?penguin"},
+    }
+    over_coco = shown(read("voc2007", tmp_path, built_in("coco")), built_in("coco"))
+    assert "tv" in over_coco["000001.jpg"] and "airplane" in over_coco["000002.jpg"]
+    assert "?zebra" in over_coco["000003.jpg"] and "?motorcycle" not in over_coco["000003.jpg"]
+
+
+def test_a_list_without_any_class_of_the_data_set_is_refused(tmp_path: Path) -> None:
+    write_voc(tmp_path, "2007", "test", VOC_VALUES)
+    with pytest.raises(
+        ValueError, match=r"no class of the data set.*aeroplane, bicycle, .*tvmonit"
+    ):
+        read("voc2007", tmp_path, listed("unicorn", "troll"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "folder"),
+    [
+        ("coco2014", {}, "val2014"),
+        ("coco2017", {}, "val2017"),
+        ("coco2017", {"split": "train"}, "train2017"),
+        ("coco2017", {"split": "train2017_sample"}, "train2017_sample"),
+    ],
+)
+def test_coco_splits(tmp_path: Path, dataset: str, options: Any, folder: str) -> None:
+    write_coco(tmp_path, folder)
+    photos = read(dataset, tmp_path, built_in("coco"), **options)
+    assert photos.files[0] == tmp_path / folder / "a.jpg"
+    assert photos.ignored is None
+    assert shown(photos, built_in("coco")) == {
+        "a.jpg": {"tv", "person"},
+        "b.jpg": {"person"},
+        "c.jpg": set(),
+    }
+
+
+def test_coco_without_crowds_over_another_list(tmp_path: Path) -> None:
+    write_coco(tmp_path, "val2017")
+    photos = read("coco2017", tmp_path, built_in("voc"), crowd=False)
+    assert photos.ignored is None  # COCO knows all classes of VOC
+    assert shown(photos, built_in("voc")) == {
+        "a.jpg": {"TV monitor"},
+        "b.jpg": {"person"},
+        "c.jpg": set(),
+    }
+
+
+def test_nus_wide(tmp_path: Path) -> None:
+    images = {"actor\\0001_1.jpg": {"person", "nighttime"}, "zoo\\0002_2.jpg": {"whales", "zebra"}}
+    write_nus_wide(tmp_path, "Test", images)
+    write_nus_wide(tmp_path, "Train", {"zoo\\0003_3.jpg": {"elk"}})
+    photos = read("nus_wide", tmp_path, built_in("nus"))
+    assert photos.files == (
+        tmp_path / "Flickr" / "actor" / "0001_1.jpg",
+        tmp_path / "Flickr" / "zoo" / "0002_2.jpg",
+    )
+    assert photos.ignored is None
+    assert shown(photos, built_in("nus")) == {
+        "0001_1.jpg": {"person", "night"},
+        "0002_2.jpg": {"whale", "zebra"},
+    }
+    train = read("nus_wide", tmp_path, built_in("nus"), split="train")
+    assert shown(train, built_in("nus")) == {"0003_3.jpg": {"elk"}}
+
+
+def test_the_81_concepts_stand_in_their_order_under_readable_names() -> None:
+    categories = built_in("nus")
+    assert len(nus_wide.CONCEPTS) == len(categories) == 81
+    for concept, category in zip(nus_wide.CONCEPTS, categories.categories, strict=True):
+        assert NounMatcher([category]).find(concept) == (0,)
+    for name, category in zip(voc.CLASSES, built_in("voc").categories, strict=True):
+        assert name in {word.replace(" ", "").lower() for word in category.names}
+
+
+@pytest.mark.parametrize("name", ["coco", "nus", "scenes", "voc"])
+def test_no_word_of_a_built_in_list_hides_another_in_the_plural(name: str) -> None:
+    categories = built_in(name).categories
+    matcher = NounMatcher(categories)
+    for i, category in enumerate(categories):
+        for word in (*category.names, *category.kinds):
+            assert matcher.find(word) == matcher.find(plural(word)) == (i,)
+
+
+def test_own_coco_json(tmp_path: Path) -> None:
+    categories = listed(Category(name="couch", synonyms=("sofa",)), "hot dog", "lamp")
+    images = {"in/a.jpg": [("sofa", 0)], "b.jpg": [("hot dog", 1)]}
+    # A category without annotations does no harm.
+    described = coco_json(images, ("sofa", "hot dog", "things"))
+    for annotation in described["annotations"]:
+        if not annotation["iscrowd"]:
+            del annotation["iscrowd"]
+    write_text(tmp_path / "annotations.json", json.dumps(described))
+    for name in images:
+        write_picture(tmp_path / name)
+    photos = read("coco_json", tmp_path, categories)
+    assert photos.files == (tmp_path / "in/a.jpg", tmp_path / "b.jpg")
+    assert shown(photos, categories) == {"a.jpg": {"couch", "?lamp"}, "b.jpg": {"hot dog", "?lamp"}}
+    without = read("coco_json", tmp_path, categories, crowd=False)
+    assert shown(without, categories)["b.jpg"] == {"?lamp"}
+
+
+def test_labels_that_are_no_category_are_listed(tmp_path: Path) -> None:
+    categories = listed(Category(name="couch", synonyms=("sofa",)), "dog")
+    write_picture(tmp_path / "a.jpg")
+    images = {"a.jpg": [("sofa", 0), ("cow", 0), ("elk", 0)]}
+    described = coco_json(images, ("sofa", "cow", "elk"))
+    write_text(tmp_path / "annotations.json", json.dumps(described))
+    with pytest.raises(ValueError, match=r"annotations.json: no category: cow, elk$"):
+        read("coco_json", tmp_path, categories)
+    write_text(tmp_path / "labels.csv", "a.jpg,sofa;elk\na.jpg,dog;cow\na.jpg,elk\n")
+    with pytest.raises(ValueError, match=r"no category: cow \(row 2\), elk \(row 1\)$"):
+        read("folder", tmp_path, categories)
+    write_text(tmp_path / "labels.csv", "a.jpg,sofa;dog\n")
+    assert shown(read("folder", tmp_path, categories), categories) == {"a.jpg": {"couch", "dog"}}
+
+
+WRITERS = {
+    "voc2007": lambda root: write_voc(root, "2007", "test", VOC_VALUES),
+    "coco2017": lambda root: write_coco(root, "val2017"),
+    "nus_wide": lambda root: write_nus_wide(root, "Test", {"zoo\\1.jpg": {"dog"}}),
+}
+
+
+@pytest.mark.parametrize("dataset", PAGES)
+def test_what_is_missing_is_named_with_where_to_get_it(tmp_path: Path, dataset: str) -> None:
+    with pytest.raises(ValueError, match="is missing") as raised:
+        read(dataset, tmp_path, listed("dog", "person"))
+    assert str(tmp_path) in str(raised.value) and PAGES[dataset] in str(raised.value)
+    with pytest.raises(ValueError, match=r"^root: is missing") as raised:
+        DatasetSettings.model_validate({"dataset": dataset}).options()
+    assert PAGES[dataset] in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "file"),
+    [
+        ("voc2007", "VOCdevkit/VOC2007/ImageSets/Main/test.txt"),
+        ("voc2007", "VOCdevkit/VOC2007/ImageSets/Main/tvmonitor_test.txt"),
+        ("coco2017", "annotations/instances_val2017.json"),
+        ("nus_wide", "ImageList/TestImagelist.txt"),
+        ("nus_wide", "Groundtruth/TrainTestLabels/Labels_zebra_Test.txt"),
+    ],
+)
+def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path, dataset: str, file: str) -> None:
+    WRITERS[dataset](tmp_path)
+    write_text(tmp_path / file, "non\nsense\n")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}/")) as raised:
+        read(dataset, tmp_path, listed("dog", "person"))
+    assert Path(file).name in str(raised.value)
+    (tmp_path / file).unlink()
+    with pytest.raises(ValueError, match="is missing") as raised:
+        read(dataset, tmp_path, listed("dog", "person"))
+    assert str(tmp_path / file) in str(raised.value) and PAGES[dataset] in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"images": None},
+        {"annotations": [{"image_id": 5, "category_id": 1}]},
+        {"annotations": [{"image_id": 100, "category_id": 5}]},
+        {"annotations": [{"image_id": 100}]},
+        {"annotations": ["dog"]},
+        {"categories": [{"id": 1}]},
+    ],
+    ids=str,
+)
+def test_json_in_another_format_is_refused_by_name(tmp_path: Path, change: Any) -> None:
+    described = {**coco_json({"a.jpg": [("dog", 0)]}, ("dog",)), **change}
+    write_text(tmp_path / "annotations.json", json.dumps(described))
+    with pytest.raises(ValueError, match=r"annotations.json: not in COCO's format"):
+        read("coco_json", tmp_path, listed("dog", "cat"))
+
+
+@pytest.mark.parametrize("dataset", WRITERS)
+def test_without_a_readable_picture_there_is_no_data_set(tmp_path: Path, dataset: str) -> None:
+    WRITERS[dataset](tmp_path)
+    for picture in tmp_path.rglob("*.jpg"):
+        picture.unlink()
+    with pytest.raises(ValueError, match=r"none of \d pictures can be read; .*\.jpg: ") as raised:
+        read(dataset, tmp_path, listed("dog", "person"))
+    assert PAGES[dataset] in str(raised.value)
+
+
+def test_unreadable_pictures_are_left_out_with_their_labels(tmp_path: Path) -> None:
+    names = ("truncated.jpg", "good.jpg", "text.jpg", "empty.png", "missing.jpg", "last.jpg")
+    for name in names:
+        write_picture(tmp_path / name)
+    (tmp_path / "truncated.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:-100])
+    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "missing.jpg").unlink()
+    labels = np.arange(12).reshape(6, 2) % 5 == 0
+    ignored = np.arange(12).reshape(6, 2) % 5 == 1
+    kept, reasons = readable(LabelledImages(tuple(tmp_path / n for n in names), labels, ignored))
+    assert [file.name for file in kept.files] == ["good.jpg", "last.jpg"]
+    assert (kept.labels == labels[[1, 5]]).all()
+    assert kept.ignored is not None and (kept.ignored == ignored[[1, 5]]).all()
+    assert [f.name for f in reasons] == ["truncated.jpg", "text.jpg", "empty.png", "missing.jpg"]
+    assert all(file.name in reason for file, reason in reasons.items())
+    with pytest.raises(ValueError, match=r"shows any category \(1 can be\)"):
+        readable(LabelledImages((tmp_path / "good.jpg",), labels[1:2]))
+
+
+@pytest.mark.parametrize("with_ignored", [True, False])
+def test_saved_labels_come_back(tmp_path: Path, with_ignored: bool) -> None:
+    labels = np.eye(3, 4, dtype=bool)
+    photos = LabelledImages(
+        (tmp_path / "ä b.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg"),
+        labels,
+        ~labels if with_ignored else None,
+    )
+    photos.save(tmp_path / "photos.npz")
+    loaded = LabelledImages.load(tmp_path / "photos.npz")
+    assert loaded.files == photos.files and (loaded.labels == labels).all()
+    assert loaded.labels.dtype == bool
+    if with_ignored:
+        assert loaded.ignored is not None and (loaded.ignored == ~labels).all()
+    else:
+        assert loaded.ignored is None
+
+
+def test_digest_tells_names_sizes_and_labels(tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    write_picture(file)
+    labels = np.array([[True, False, False]])
+    digests = [
+        LabelledImages((file,), labels).digest(),
+        LabelledImages((file,), ~labels).digest(),
+        LabelledImages((file,), labels, ~labels).digest(),
+        LabelledImages((tmp_path / "b.jpg",), labels).digest(),
+    ]
+    assert LabelledImages((file,), labels.copy()).digest() == digests[0]
+    file.write_bytes(file.read_bytes() + b"x")
+    digests.append(LabelledImages((file,), labels).digest())
+    assert len(set(digests)) == 5
+
+
+def planned(folder: Path, evaluation: str, categories: str = "voc") -> Plan:
+    config = folder / "c.yaml"
+    config.write_text(f"name: a\ncategories: {categories}\nevaluation: {evaluation}\n")
+    loaded = load_config(config, [], str(folder / "cache"), str(folder / "runs"))
+    return make_plan(loaded, Resources((Node(2, 0),)), None)
+
+
+def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_voc(tmp_path, "2007", "test", VOC_VALUES)
+    broken = tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    plan = planned(tmp_path, "{dataset: voc2007, root: .}")
+    assert plan.images is not None
+    with caplog.at_level(logging.WARNING):
+        assert run_stage(plan.images, partial(write_images, plan, None))
+    assert "1 of 3 pictures cannot be read" in caplog.text and str(broken) in caplog.text
+    assert shown(read_images(plan), plan.categories) == {
+        "000002.jpg": {"airplane", "?dog"},
+        "000003.jpg": set(),
+    }
+    reasons = json.loads((plan.images.folder / UNREADABLE).read_bytes())
+    assert list(reasons) == [str(broken)]
+    # The resolved config says what was decided, and reads back as the same plan.
+    settings = plan.config.evaluation
+    assert (settings.split, settings.difficult, settings.crowd) == ("test", "ignore", None)
+    again = planned(tmp_path, f"{{dataset: voc2007, root: {settings.root}, difficult: ignore}}")
+    assert again.images == plan.images
+    for option in ("difficult: negative", "split: trainval"):
+        write_voc(tmp_path, "2007", "trainval", VOC_VALUES)
+        broken.write_bytes(b"another size")
+        assert planned(tmp_path, f"{{dataset: voc2007, root: ., {option}}}").images != plan.images
+
+
+def test_labels_of_no_readable_picture_are_an_error_of_the_stage(tmp_path: Path) -> None:
+    write_voc(tmp_path, "2007", "test", {"000001": {"dog": 1}, "000002": {}})
+    broken = tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
+    broken.write_bytes(b"")
+    plan = planned(tmp_path, "{dataset: voc2007, root: .}")
+    with pytest.raises(InputError, match=r"evaluation.root: no picture that can be read shows any"):
+        write_images(plan, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "folder", "split", "images"),
+    [
+        ("voc2012", "voc2012_sample", "train_sample", 528),
+        ("coco2017", "coco_sample", "train2017_sample", 470),
+    ],
+)
+def test_real_photos(dataset: str, folder: str, split: str, images: int) -> None:
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"no {SHARED / folder}: photos for measuring while developing")
+    for own in (built_in("voc"), built_in("coco")):
+        photos = read(dataset, SHARED / folder, own, split=split)
+        assert photos.labels.shape == (images, len(own))
+        tv = "TV monitor" if "TV monitor" in own.names else "tv"
+        assert photos.labels[:, own.index(tv)].sum() > 0
