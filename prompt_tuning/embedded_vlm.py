@@ -94,14 +94,25 @@ class EmbeddedVLM(VLM):
     def encode_text(self, texts: list[str]) -> Tensor:
         return F.normalize(self._embed(texts) - self.centre, dim=-1)
 
+    @torch.no_grad()
     def encode_captions(self, captions: list[str]) -> Features:
+        """Global: the sentence. Local: its noun phrases. Both as the image side would see them.
+
+        An image reaches text space only as a mixture of ImageNet's class texts, a sentence freely.
+        To stand in for images, captions take the same way: the cosines with the class texts in the
+        place of logits. Tuned on free ones, prompts learn what no image can show.
+        """
         phrases = [noun_phrases(caption) or [caption] for caption in captions]
         distinct = sorted({phrase for of_caption in phrases for phrase in of_caption})
         row = {phrase: i for i, phrase in enumerate(distinct)}
         order = [row[phrase] for of_caption in phrases for phrase in of_caption]
+        pooled, regions = (
+            self._into_text_space(self.encode_text(texts) @ self.imagenet_texts.T)
+            for texts in (captions, distinct)
+        )
         return Features(
-            pooled=self.encode_text(captions),
-            regions=self.encode_text(distinct)[order],
+            pooled=pooled,
+            regions=regions[order],
             counts=torch.tensor([len(of_caption) for of_caption in phrases]),
         )
 

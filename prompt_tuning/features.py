@@ -31,6 +31,12 @@ class Features(NamedTuple):
         shifts = torch.repeat_interleave(starts[rows] - new_starts, counts)
         return Features(self.pooled[rows], self.regions[shifts + torch.arange(len(shifts))], counts)
 
+    def merge(self, group: int) -> Features:
+        """Each `group` neighbours as one item: the mean, of unit length, and all regions."""
+        pooled = self.pooled.float().unflatten(0, (-1, group)).mean(1)
+        counts = self.counts.unflatten(0, (-1, group)).sum(1)
+        return Features(F.normalize(pooled, dim=-1), self.regions, counts)
+
     def to(self, device: str | torch.device) -> Features:
         """The same on another device."""
         return Features(*(part.to(device) for part in self))

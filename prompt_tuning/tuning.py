@@ -57,7 +57,10 @@ class NoiseSettings(Settings):
 
 
 class TuningSettings(Settings):
-    """The optimisation, with defaults for the embedded model; `momentum` goes with `sgd`."""
+    """The optimisation, with defaults for the embedded model; `momentum` goes with `sgd`.
+
+    `mix`: how many captions make up one training item, as an image shows several things.
+    """
 
     optimizer: Literal["sgd", "adam"] = "adam"
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
@@ -68,6 +71,7 @@ class TuningSettings(Settings):
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = (7,)
     gamma: Factor = 0.1
     noise: NoiseSettings = NoiseSettings(relative=0.5)
+    mix: Annotated[int, Field(ge=1, le=8)] = 1
 
 
 @dataclass(frozen=True)
@@ -282,7 +286,7 @@ class TuningRun:
         rank, world = place_in_group()
         device = self.prompts.handcrafted.device
         share = places[rank::world]
-        captions = self.train.take(share)
+        captions = self._mixed(share, epoch)
         noisy = self._add_noise(captions.features, share, epoch)
         loss = self.model(noisy.to(device), captions.labels.to(device), len(places))
         self.optimizer.zero_grad()
@@ -295,9 +299,27 @@ class TuningRun:
         gradients = [p.grad for p in self.prompts.parameters() if p.grad is not None]
         if not math.isfinite(mean) or not all(g.isfinite().all() for g in gradients):
             what = f"the loss is {mean}" if not math.isfinite(mean) else "a gradient is not finite"
-            raise NotFiniteError(what, epoch, step, self.train.rows[places].tolist())
+            rows = self.train.rows[self._drawn(places, epoch).flatten()]
+            raise NotFiniteError(what, epoch, step, rows.tolist())
         self.optimizer.step()
         return mean
+
+    def _drawn(self, places: Tensor, epoch: int) -> Tensor:
+        """The captions of each item, `(items, mix)`: its own and those that it is mixed with."""
+        drawn = torch.empty(len(places), self.settings.mix, dtype=torch.long)
+        for item, place in zip(drawn, places.tolist(), strict=True):
+            generator = _generator(self.seed, epoch, place, self.settings.mix)
+            item.random_(len(self.train), generator=generator)
+            item[0] = place
+        return drawn
+
+    def _mixed(self, places: Tensor, epoch: int) -> CaptionSet:
+        """Training items, with the labels of all captions that are in them."""
+        if self.settings.mix == 1 or not len(places):
+            return self.train.take(places)
+        captions = self.train.take(self._drawn(places, epoch).flatten())
+        labels = captions.labels.unflatten(0, (-1, self.settings.mix)).any(1)
+        return CaptionSet.of_all(captions.features.merge(self.settings.mix), labels)
 
     def _add_noise(self, features: Features, places: Tensor, epoch: int) -> Features:
         """Noise that depends on the caption and the epoch alone, not on who draws it."""

@@ -303,6 +303,31 @@ def test_a_captions_noise_does_not_depend_on_the_others(embedded_vlm: VLM, data:
     assert all(torch.equal(*pair) for pair in zip(alone, together.take(places), strict=True))
 
 
+def test_mixed_items_have_the_captions_that_they_are_made_of(embedded_vlm: VLM, data: Data) -> None:
+    run = new_run(embedded_vlm, data, SETTINGS.model_copy(update={"mix": 3}))
+    places = torch.tensor([5, 0, 3])
+    drawn = run._drawn(places, epoch=1)
+    assert drawn.shape == (3, 3)
+    assert torch.equal(drawn[:, 0], places)
+    mixed, features = run._mixed(places, epoch=1), data.train.features
+    starts = features.counts.cumsum(0) - features.counts
+    place = 0
+    for item, captions in enumerate(drawn.tolist()):
+        assert mixed.labels[item].tolist() == data.train.labels[captions].any(0).tolist()
+        mean = features.pooled[captions].mean(0)
+        torch.testing.assert_close(mixed.features.pooled[item], mean / mean.norm())
+        regions = [
+            features.regions[starts[c] + r] for c in captions for r in range(features.counts[c])
+        ]
+        assert int(mixed.features.counts[item]) == len(regions)
+        actual = mixed.features.regions[place : place + len(regions)]
+        assert torch.equal(actual, torch.stack(regions))
+        place += len(regions)
+    # Who draws does not matter, the epoch does.
+    assert torch.equal(run._drawn(places[1:], epoch=1), drawn[1:])
+    assert not torch.equal(run._drawn(places, epoch=2), drawn)
+
+
 def test_splitting_keeps_each_caption_with_its_regions_and_labels(data: Data) -> None:
     held_out = [False, True, False, False, True, False, False]
     train, rest = data.train.split(held_out)
@@ -337,7 +362,7 @@ def _tune_as_one_of(
         dist.destroy_process_group()
 
 
-SMALL_STEPS = SETTINGS.model_copy(update={"lr": 0.01})
+SMALL_STEPS = SETTINGS.model_copy(update={"lr": 0.01, "mix": 2})
 
 
 @pytest.fixture
