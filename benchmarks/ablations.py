@@ -92,8 +92,10 @@ DETAILS: dict[str, list[str]] = {
     ],
     "released optimiser": [
         "tuning={optimizer: sgd, lr: 0.002, momentum: 0.9, weight_decay: 0.0005, epochs: 20, "
-        "batch: 512, milestones: [5, 10, 15], gamma: 0.1}"
+        "batch: 512, milestones: [5, 10, 15], gamma: 0.1, mix: 2}"
     ],
+    "released margin": ["losses.margin=1"],
+    "items of one caption": ["tuning.mix=1"],
     "released noise": ["tuning.noise={std: 0.1}"],
     "released scores": [
         "scoring={scale: 4.0, local_temperature: 50.0, fusion: softmax, global_weight: 0.65}"

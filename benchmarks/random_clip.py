@@ -29,9 +29,14 @@ PROMPTS = PromptSettings(
     ),
     local_branch=BranchSettings(hierarchical=False, shared=32),
 )
-LOSSES = LossSettings(order_on=("global",))
+LOSSES = LossSettings(margin=1.0, order_on=("global",))
 TUNING = TuningSettings(
-    optimizer="sgd", lr=0.002, weight_decay=0.0005, batch=BATCH, noise=NoiseSettings(std=0.1)
+    optimizer="sgd",
+    lr=0.002,
+    weight_decay=0.0005,
+    batch=BATCH,
+    noise=NoiseSettings(std=0.1),
+    mix=1,
 )
 
 _WORDS = (

@@ -23,7 +23,7 @@ class LossSettings(Settings):
 
     global_rank: Weight = 1.0
     local_rank: Weight = 1.0
-    margin: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    margin: Annotated[float, Field(gt=0, le=1000)] = 0.5
     order: Weight = 0.2
     order_on: tuple[Branch, ...] = ("global", "local")
     order_temperature: Annotated[float, Field(gt=0, le=1000)] = 100.0

@@ -71,7 +71,7 @@ class TuningSettings(Settings):
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = (7,)
     gamma: Factor = 0.1
     noise: NoiseSettings = NoiseSettings(relative=0.5)
-    mix: Annotated[int, Field(ge=1, le=8)] = 1
+    mix: Annotated[int, Field(ge=1, le=8)] = 2
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ RELEASED: dict[str, Any] = {
     "tuning.milestones": (5, 10, 15),
     "tuning.gamma": 0.1,
     "tuning.noise.std": 0.1,
+    "tuning.mix": 1,
     "tuning.noise.relative": None,
     "tuning.workers": 1,
     "tuning.gpus_per_worker": "auto",
