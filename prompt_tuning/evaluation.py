@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.features import Features
 from prompt_tuning.intervals import Difference, Interval, bootstrap_map, paired_difference
-from prompt_tuning.metrics import average_precisions, chance_map, mean_average_precision
+from prompt_tuning.metrics import (
+    average_precisions,
+    chance_map,
+    coverage_error,
+    mean_average_precision,
+    tag_quality,
+    tags_at_top_k,
+)
 from prompt_tuning.prompts import handcrafted_features
 from prompt_tuning.scoring import branch_scores, fuse
 from prompt_tuning.tuning import CaptionSet
 from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry
 
 BRANCHES = ("global", "local", "fused")
+UNTUNED = ("zero_shot", "templates", "synonym_average", "caption_average")
 _ITEMS_AT_ONCE = 256
 _RESAMPLES = 1000
+_TOP_K = 3
+
+# Of each arm, the scores `(items, classes)` of each branch for each of its sets of class features.
+ArmScores = dict[str, list[dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,40 @@ class ClassFeatures:
 
     pooled: Tensor
     local: Tensor
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The class features of every arm: one set of each untuned arm, one of each tuned seed."""
+
+    untuned: dict[str, ClassFeatures]
+    tuned: dict[int, ClassFeatures]
+
+    def save(self, file: Path) -> None:
+        """Write them under keys such as `zero_shot.global` and `tuned.0.local`."""
+        named = {**self.untuned, **{f"tuned.{seed}": of for seed, of in self.tuned.items()}}
+        save_file(
+            {
+                f"{name}.{branch}": features.contiguous()
+                for name, of in named.items()
+                for branch, features in (("global", of.pooled), ("local", of.local))
+            },
+            file,
+        )
+
+    @classmethod
+    def load(cls, file: Path) -> Arms:
+        """Read what `save` wrote; seeds in ascending order."""
+        tensors = load_file(file)
+
+        def of(name: str) -> ClassFeatures:
+            return ClassFeatures(tensors[f"{name}.global"], tensors[f"{name}.local"])
+
+        seeds = {int(key.split(".")[1]) for key in tensors if key.startswith("tuned.")}
+        return cls(
+            untuned={arm: of(arm) for arm in UNTUNED},
+            tuned={seed: of(f"tuned.{seed}") for seed in sorted(seeds)},
+        )
 
 
 def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[str, ClassFeatures]:
@@ -81,52 +130,73 @@ def arm_scores(
     return {branch: torch.cat(parts).numpy() for branch, parts in scores.items()}
 
 
+def score_arms(items: Features, arms: Arms, geometry: Geometry, fusion: str) -> ArmScores:
+    """The scores of every arm on the same items."""
+    features = {**{arm: [of] for arm, of in arms.untuned.items()}, "tuned": arms.tuned.values()}
+    return {
+        arm: [arm_scores(items, classes, geometry, fusion) for classes in of_arm]
+        for arm, of_arm in features.items()
+    }
+
+
 def compare_arms(
-    items: Features,
+    scores: ArmScores,
     labels: np.ndarray,
     categories: CategoryList,
-    untuned: dict[str, ClassFeatures],
-    tuned_by_seed: list[ClassFeatures],
-    geometry: Geometry,
-    fusion: str,
     ignored: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The `chance_map`, `map`, `map_by_seed`, `ci` and `ap` of the metrics file, 0-100.
+    """The figures of the metrics file, 0-100, means over the seeds for the tuned arm.
 
-    `labels`, `ignored`: `(items, classes)`, bool. AP is of the fused scores, null for classes
-    without positives; the tuned arm's figures are means over its seeds. `ci`: 95 % intervals of
-    the fused mAP, and of what tuned is above each other arm on the same items (intervals.py).
+    `labels`, `ignored`: `(items, classes)`, bool. `map` and `map_by_seed` are of each branch, all
+    other figures of the fused scores. `map_11_points`: mean of VOC 2007's 11-point AP. `ci`: 95 %
+    intervals of the mAP, and of what tuned is above each other arm on the same items
+    (intervals.py). `ap` is null for classes without `positives`. `f1_at_top_k` and
+    `coverage_error` (a number of tags) are of the tuned arm's best tags.
     """
-    scores = {arm: arm_scores(items, of, geometry, fusion) for arm, of in untuned.items()}
-    tuned = [arm_scores(items, classes, geometry, fusion) for classes in tuned_by_seed]
-    maps: dict[str, dict[str, float]] = {
-        arm: {b: 100 * mean_average_precision(of_arm[b], labels, ignored) for b in BRANCHES}
-        for arm, of_arm in scores.items()
+    maps = {
+        arm: {
+            branch: [100 * mean_average_precision(s[branch], labels, ignored) for s in sets]
+            for branch in BRANCHES
+        }
+        for arm, sets in scores.items()
     }
-    by_seed = {
-        b: [100 * mean_average_precision(of_seed[b], labels, ignored) for of_seed in tuned]
-        for b in BRANCHES
-    }
-    maps["tuned"] = {branch: float(np.mean(values)) for branch, values in by_seed.items()}
-    aps = {
-        arm: _percents(average_precisions(of_arm["fused"], labels, ignored), categories)
-        for arm, of_arm in scores.items()
-    }
-    of_seeds = [average_precisions(of_seed["fused"], labels, ignored) for of_seed in tuned]
-    means = [
-        None if column[0] is None else float(np.mean(column))
-        for column in zip(*of_seeds, strict=True)
-    ]
-    aps["tuned"] = _percents(means, categories)
-    fused = {arm: [of_arm["fused"]] for arm, of_arm in scores.items()}
-    fused["tuned"] = [of_seed["fused"] for of_seed in tuned]
+    fused = {arm: [of_set["fused"] for of_set in sets] for arm, sets in scores.items()}
+    wanted = labels if ignored is None else labels & ~ignored
     return {
         "chance_map": 100 * chance_map(labels, ignored),
-        "map": maps,
-        "map_by_seed": {"tuned": by_seed},
+        "map": {arm: {b: float(np.mean(of[b])) for b in BRANCHES} for arm, of in maps.items()},
+        "map_by_seed": {"tuned": maps["tuned"]},
+        "map_11_points": {
+            arm: _mean([mean_average_precision(s, labels, ignored, "11") for s in sets])
+            for arm, sets in fused.items()
+        },
         "ci": _intervals(fused, labels, ignored),
-        "ap": aps,
+        "ap": {
+            arm: dict(zip(categories.names, _class_aps(sets, labels, ignored), strict=True))
+            for arm, sets in fused.items()
+        },
+        "positives": dict(zip(categories.names, wanted.sum(0).tolist(), strict=True)),
+        "f1_at_top_k": _top_k_quality(fused["tuned"], labels, ignored),
+        "coverage_error": {
+            "tuned": float(np.mean([coverage_error(s, labels, ignored) for s in fused["tuned"]]))
+        },
     }
+
+
+def precision_recall(
+    scores: np.ndarray, positives: np.ndarray, points: int
+) -> list[tuple[float, float]]:
+    """(recall, precision) of one class, each in [0, 1], at no more than `points` of its positives.
+
+    Args:
+        scores: `(images,)`.
+        positives: `(images,)`, bool, with at least one true.
+        points: at least 2; the first and the last positive are always among them.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranks = np.flatnonzero(positives[order]) + 1
+    hits = np.unique(np.linspace(1, len(ranks), min(points, len(ranks))).round().astype(int))
+    return [(float(n / len(ranks)), float(n / ranks[n - 1])) for n in hits]
 
 
 def _intervals(
@@ -144,8 +214,38 @@ def _intervals(
     return {name: [100 * interval.low, 100 * interval.high] for name, interval in ends.items()}
 
 
-def _percents(aps: list[float | None], categories: CategoryList) -> dict[str, float | None]:
+def _class_aps(
+    sets: list[np.ndarray], labels: np.ndarray, ignored: np.ndarray | None
+) -> list[float | None]:
+    """AP of each class, 0-100, mean over the sets of scores."""
+    of_sets = [average_precisions(scores, labels, ignored) for scores in sets]
+    means = np.array(of_sets, dtype=float).mean(0)  # NaN for None
+    return [None if np.isnan(ap) else 100 * float(ap) for ap in means]
+
+
+def _top_k_quality(
+    sets: list[np.ndarray], labels: np.ndarray, ignored: np.ndarray | None
+) -> dict[str, Any]:
+    """Precision, recall and F1 of each image's best tags, 0-100, mean over the sets of scores.
+
+    Ignored entries take no place among the best.
+    """
+    k = min(_TOP_K, labels.shape[1])
+    if ignored is not None:
+        sets = [np.where(ignored, -np.inf, scores) for scores in sets]
+    qualities = [tag_quality(tags_at_top_k(scores, k), labels, ignored) for scores in sets]
     return {
-        name: None if ap is None else 100 * ap
-        for name, ap in zip(categories.names, aps, strict=True)
+        "k": k,
+        "tuned": {
+            average: {
+                rate: _mean([getattr(getattr(quality, average), rate) for quality in qualities])
+                for rate in ("precision", "recall", "f1")
+            }
+            for average in ("micro", "macro")
+        },
     }
+
+
+def _mean(shares: Sequence[float]) -> float:
+    """The mean, 0-100."""
+    return 100 * float(np.mean(shares))

@@ -574,7 +574,8 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run"], ["run", "--no-such-option", "c.yaml"], ["no-such-command"]]
+    "arguments",
+    [["run"], ["run", "--no-such-option", "c.yaml"], ["evaluate"], ["no-such-command"]],
 )
 def test_usage_errors(cli: CommandLine, arguments: list[str]) -> None:
     cli.refuses(*arguments, words="Usage:")

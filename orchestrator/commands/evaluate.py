@@ -1,0 +1,19 @@
+"""`datafree evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.commands.run import quieten_libraries, resumable
+
+
+def evaluate(run: Path, options: dict[str, Any], against: Path | None, cache: str | None) -> None:
+    """Check what is asked, then measure the run."""
+    quieten_libraries()
+    from orchestrator.evaluate_job import evaluate as evaluate_run
+
+    with resumable():
+        evaluate_run(run, options, against, cache, Console())

@@ -1,0 +1,368 @@
+"""`evaluate`: a finished run on a data set, or two runs on the same images.
+
+Nothing here feeds back: the run's artifact, thresholds and choices stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cluster import disconnect
+from orchestrator.config import EvaluationSettings, RunConfig, validate
+from orchestrator.config_file import InputError, read_yaml
+from orchestrator.evaluation_report import (
+    EvaluationData,
+    Mistake,
+    against_line,
+    lead,
+    render_evaluation,
+)
+from orchestrator.evaluation_stages import (
+    ARMS,
+    make_metrics,
+    read_images,
+    write_image_features,
+    write_images,
+)
+from orchestrator.plan import ImagesPlan, plan_images, text_side
+from orchestrator.preflight import Resources, check_folder, find_resources
+from orchestrator.progress import status
+from orchestrator.report import best_untuned, evaluated_on
+from orchestrator.results import small_jpeg, write_metrics
+from orchestrator.stages import run_stage
+from orchestrator.tuning_stages import FEATURES
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.datasets import WHERE_TO_GET, LabelledImages
+from prompt_tuning.evaluation import (
+    BRANCHES,
+    Arms,
+    ArmScores,
+    arm_scores,
+    precision_recall,
+    score_arms,
+)
+from prompt_tuning.features import Features, load_features
+from prompt_tuning.intervals import paired_difference
+from prompt_tuning.metrics import mean_average_precision
+from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from prompt_tuning.store import write_atomic
+from prompt_tuning.vlm import fetch_weights, load_vlm
+
+_RESAMPLES = 1000
+_MISTAKES = 16
+_CURVE_POINTS = 40
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left in its folder, as far as an evaluation needs it."""
+
+    folder: Path
+    config: RunConfig
+    artifact: Artifact
+    arms: Arms
+
+
+def evaluate(
+    run_folder: Path,
+    options: dict[str, Any],
+    against: Path | None,
+    cache: str | None,
+    console: Console,
+) -> None:
+    """Measure a run's arms on a data set; write its metrics file and a page, print the table.
+
+    `options`: fields of `DatasetSettings`; without a `dataset` they change the run's own.
+
+    Raises:
+        InputError: for what a person has to change.
+    """
+    run = read_run(run_folder)
+    other = read_run(against) if against else None
+    settings = chosen_settings(run.config.evaluation, options)
+    place = check_folder(
+        cache or os.environ.get("DATAFREE_CACHE") or run.config.paths.cache, "paths.cache"
+    )
+    resources = find_resources()
+    stamps = _stamps(place, console) if settings.dataset == "scenes" else None
+    plan = _plan(run, run, settings, resources, place, stamps)
+    other_plan = _plan(other, run, settings, resources, place, stamps) if other else None
+    with _cluster_left_at_the_end():
+        for one in (run, other):
+            if one:
+                _check_vlm(one, place, console)
+        images = _images(plan, stamps)
+        if other:
+            _check_shared(run, other, images)
+        items = _features(plan, console)
+        scores = score_arms(items, run.arms, run.artifact.geometry, run.artifact.fusion)
+        metrics = make_metrics(plan, scores, images.labels, images.ignored, list(run.arms.tuned))
+        if other and other_plan:
+            of_other = _features(other_plan, console)
+            metrics["against"] = _compare(run, scores, other, of_other, images)
+    page = render_evaluation(_page(run, items, scores, images, metrics))
+    page_file = run.folder / f"evaluation-{metrics['dataset']}.html"
+    write_atomic(page_file, page.encode())
+    metrics_file = write_metrics(run.folder, metrics)
+    _print(run, metrics, (metrics_file, page_file), console)
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a run's folder.
+
+    Raises:
+        InputError: when it is none, or not a whole one.
+    """
+    config_file, arms = folder / "config.yaml", folder / ARMS
+    if not config_file.is_file():
+        raise InputError(f"{folder}: no folder of a run, such as runs/quickstart (no config.yaml)")
+    try:
+        artifact = Artifact.load(folder / "artifact")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    if not arms.is_file():
+        raise InputError(f"{arms} is missing; `datafree run {config_file}` writes it")
+    config = validate(RunConfig, read_yaml(config_file), str(config_file))
+    return FinishedRun(folder, config, artifact, Arms.load(arms))
+
+
+def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> EvaluationSettings:
+    """The data set that the options name, else the run's own with these options.
+
+    Raises:
+        InputError: for options that do not go together, or name nothing that is there.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if "root" in given:
+        given["root"] = str(Path(given["root"]).expanduser().resolve())
+    start = {"scenes": own.scenes.model_dump()} if "dataset" in given else own.model_dump()
+    settings = validate(EvaluationSettings, {**start, **given}, "evaluation")
+    if settings.dataset == "none":
+        raise InputError(
+            "--dataset: is missing, and the run's own evaluation is of no images; there are: "
+            + ", ".join((*WHERE_TO_GET, "scenes"))
+        )
+    try:
+        settings.options()
+    except ValueError as error:
+        raise InputError(f"--{error}") from None
+    if settings.root is not None and not Path(settings.root).is_dir():
+        raise InputError(f"--root: {settings.root} is no folder; {WHERE_TO_GET[settings.dataset]}")
+    return settings
+
+
+def _stamps(cache: Path, console: Console) -> Path:
+    try:
+        with status(console, "looking for the cut-outs of the scenes …"):
+            return stamps_source(cache) or fetch_stamps(cache)
+    except StampsUnavailable as error:
+        raise InputError(f"--dataset: no scenes: {error}") from None
+
+
+def _plan(
+    of: FinishedRun,
+    run: FinishedRun,
+    settings: EvaluationSettings,
+    resources: Resources,
+    cache: Path,
+    stamps: Path | None,
+) -> ImagesPlan:
+    """The images over the categories of `run`, and the features of them that `of` needs."""
+    config = of.config.model_copy(
+        update={
+            "evaluation": settings,
+            "scoring": of.config.scoring.model_copy(update={"fusion": of.artifact.fusion}),
+        }
+    )
+    categories = run.artifact.categories
+    vlm_text = text_side(config.vlm, resources)
+    return plan_images(config, resources, cache, categories, stamps, vlm_text)
+
+
+@contextmanager
+def _cluster_left_at_the_end() -> Iterator[None]:
+    try:
+        yield
+    finally:
+        disconnect()
+
+
+def _check_vlm(run: FinishedRun, cache: Path, console: Console) -> None:
+    """Refuse a VLM whose features the artifact's class features do not go with."""
+    try:
+        with status(console, "looking at the image–text model …"):
+            fetch_weights(run.config.vlm)
+            found = load_vlm(run.config.vlm, cache=cache).identity
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    tuned_for = run.artifact.vlm
+    differing = [
+        f"{name} ({getattr(tuned_for, name)}, here {getattr(found, name)})"
+        for name in type(found).model_fields
+        if getattr(tuned_for, name) != getattr(found, name)
+    ]
+    if differing:
+        raise InputError(
+            f"{run.folder}: the artifact was tuned for another image–text model than its "
+            f"config.yaml names; it differs in {', '.join(differing)}"
+        )
+
+
+def _images(plan: ImagesPlan, stamps: Path | None) -> LabelledImages:
+    """The labelled images, listed or composed unless they have been before."""
+    assert plan.images is not None
+    run_stage(plan.images, partial(write_images, plan, stamps))
+    images = read_images(plan)
+    if not images.labels.any():
+        raise InputError("--dataset: no image shows any category of the artifact")
+    return images
+
+
+def _check_shared(run: FinishedRun, other: FinishedRun, images: LabelledImages) -> None:
+    """Refuse two runs without a common class that the images show."""
+    own, _ = _shared_classes(run, other)
+    if not images.labels[:, own].any():
+        raise InputError(
+            f"--against: {other.folder} has none of the classes that the images show; categories "
+            "are matched by name"
+        )
+
+
+def _shared_classes(run: FinishedRun, other: FinishedRun) -> tuple[list[int], list[int]]:
+    """Places of the classes that both runs have, by name, on the classes axis of each."""
+    names, others = run.artifact.categories.names, other.artifact.categories.names
+    own = [c for c, name in enumerate(names) if name in others]
+    return own, [others.index(names[c]) for c in own]
+
+
+def _features(plan: ImagesPlan, console: Console) -> Features:
+    """The images' features, encoded unless they have been before."""
+    assert plan.image_features is not None
+    run_stage(plan.image_features, partial(write_image_features, plan, console))
+    return load_features(plan.image_features.folder / FEATURES)
+
+
+def _compare(
+    run: FinishedRun,
+    scores: ArmScores,
+    other: FinishedRun,
+    items: Features,
+    images: LabelledImages,
+) -> dict[str, Any]:
+    """The tuned arms of two runs on the same images, over the classes that both have, 0-100.
+
+    `items`: the images' features by the other run's VLM. Both sides are judged by the labels over
+    the categories of `run`.
+    """
+    own, theirs = _shared_classes(run, other)
+    labels = images.labels[:, own]
+    ignored = None if images.ignored is None else images.ignored[:, own]
+    geometry, fusion = other.artifact.geometry, other.artifact.fusion
+    sides = (
+        [of_seed["fused"][:, own] for of_seed in scores["tuned"]],
+        [
+            arm_scores(items, classes, geometry, fusion)["fused"][:, theirs]
+            for classes in other.arms.tuned.values()
+        ],
+    )
+    this, that = (
+        100 * float(np.mean([mean_average_precision(of, labels, ignored) for of in side]))
+        for side in sides
+    )
+    difference = paired_difference(*sides, labels, _RESAMPLES, 0, ignored)
+    return {
+        "run": str(other.folder),
+        "classes": int(labels.any(0).sum()),
+        "map": {"this": this, "other": that},
+        "difference": {end: 100 * value for end, value in asdict(difference).items()},
+    }
+
+
+def _page(
+    run: FinishedRun,
+    items: Features,
+    scores: ArmScores,
+    images: LabelledImages,
+    metrics: dict[str, Any],
+) -> EvaluationData:
+    artifact = run.artifact
+    tuned = arm_scores(items, artifact.classes, artifact.geometry, artifact.fusion)["fused"]
+    untuned_arm = best_untuned({arm: of["fused"] for arm, of in metrics["map"].items()})
+    assert untuned_arm is not None
+    untuned = scores[untuned_arm][0]["fused"]
+    labels, ignored = images.labels, images.ignored
+    counted = np.ones_like(labels) if ignored is None else ~ignored
+    curves = {}
+    for c, name in enumerate(artifact.categories.names):
+        rows = counted[:, c]
+        if labels[rows, c].any():
+            tuned_points, untuned_points = (
+                precision_recall(of_arm[rows, c], labels[rows, c], _CURVE_POINTS)
+                for of_arm in (tuned, untuned)
+            )
+            curves[name] = (tuned_points, untuned_points)
+    return EvaluationData(
+        run=run.config.name,
+        vlm=f"{run.config.vlm.kind} {run.config.vlm.model}",
+        embedded=run.config.vlm.kind == "embedded",
+        metrics=metrics,
+        curves=curves,
+        mistakes=_mistakes(tuned, ~labels & counted, images, artifact.categories.names),
+    )
+
+
+def _mistakes(
+    scores: np.ndarray, wrong: np.ndarray, images: LabelledImages, names: tuple[str, ...]
+) -> list[Mistake]:
+    """Of each class the wrong image with the highest score, each image once, highest first.
+
+    `scores`, `wrong`: `(images, classes)`; wrong where a class is not shown, for certain.
+    """
+    highest = np.where(wrong, scores, -np.inf)
+    mistakes: list[Mistake] = []
+    while len(mistakes) < _MISTAKES and np.isfinite(highest).any():
+        i, c = np.unravel_index(highest.argmax(), highest.shape)
+        mistakes.append(
+            Mistake(
+                image=small_jpeg(images.files[i]),
+                name=names[c],
+                score=float(scores[i, c]),
+                true=[names[k] for k in np.flatnonzero(images.labels[i])],
+            )
+        )
+        highest[i], highest[:, c] = -np.inf, -np.inf
+    return mistakes
+
+
+def _print(
+    run: FinishedRun, metrics: dict[str, Any], written: tuple[Path, ...], console: Console
+) -> None:
+    table = Table("arm", *BRANCHES, "95 %", title=f"mAP on {evaluated_on(metrics)}")
+    for arm, of_arm in metrics["map"].items():
+        low, high = metrics["ci"][arm]
+        figures = (f"{of_arm[branch]:.1f}" for branch in BRANCHES)
+        table.add_row(arm, *figures, f"{low:.1f} to {high:.1f}")
+    console.print(table)
+    console.print(lead(metrics), soft_wrap=True, highlight=False, markup=False)
+    if "against" in metrics:
+        line = against_line(metrics["against"])
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    left_out = metrics["protocol"].get("pictures_left_out_as_unreadable", 0)
+    if left_out:
+        console.print(f"Left out, for they cannot be read: {left_out} of the pictures.")
+    if run.config.vlm.kind == "embedded":
+        console.print(
+            "Figures of the embedded model, which is not CLIP (its image side saw ImageNet)."
+        )
+    for file in written:
+        console.print(str(file), soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,279 @@
+"""`datafree evaluate`: a finished run on labelled photos, through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+import yaml
+from PIL import Image
+from sklearn.metrics import average_precision_score
+
+from orchestrator.cli import main
+from orchestrator.config import EvaluationSettings
+from orchestrator.evaluate_job import chosen_settings
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.evaluation import UNTUNED, Arms, ClassFeatures
+from prompt_tuning.image_files import open_image
+from prompt_tuning.vlm import VLM, Geometry, VLMIdentity
+
+NAMES = ["dog", "violin", "lemon", "car"]
+PHOTOS = {
+    "a.jpg": ["dog"],
+    "b.jpg": ["dog", "car"],
+    "c.jpg": ["lemon"],
+    "d.jpg": ["car"],
+    "e.jpg": [],
+    "f.jpg": ["car", "lemon"],
+}
+
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def datafree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Calls the command line in this process: what it printed, or, with `refused`, its error."""
+    for name in ("DATAFREE_CACHE", "DATAFREE_RUNS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object, refused: bool = False) -> str:
+        monkeypatch.setattr(sys, "argv", ["datafree", *map(str, arguments)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert code == (2 if refused else 0), (out, err)
+        assert not ray.is_initialized()
+        message = err.partition("error: ")[2]  # bars of libraries may stand before it
+        assert not refused or message.count("\n") == 1, err
+        return message if refused else " ".join(out.split())
+
+    return call
+
+
+def write_photos(folder: Path, photos: dict[str, list[str]] = PHOTOS) -> None:
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    for name in photos:
+        coarse = Image.fromarray(draw.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        coarse.resize((90, 70), Image.Resampling.BICUBIC).save(folder / name)
+    label(folder, photos)
+
+
+def label(folder: Path, photos: dict[str, list[str]]) -> None:
+    rows = (f"{name},{';'.join(labels)}\n" for name, labels in photos.items())
+    (folder / "labels.csv").write_text("".join(rows), "utf-8")
+
+
+def features_folders() -> set[Path]:
+    return set(Path("cache/image_features").glob("*"))
+
+
+def with_classes(run: Path, target: Path, names: list[str]) -> None:
+    """A copy of a run that has only these of its classes, in this order."""
+    shutil.copytree(run, target)
+    artifact, arms = Artifact.load(run / "artifact"), Arms.load(run / "arms.safetensors")
+    rows = [artifact.categories.index(name) for name in names]
+
+    def some(of: ClassFeatures) -> ClassFeatures:
+        return ClassFeatures(of.pooled[rows], of.local[rows])
+
+    listed = tuple(artifact.categories.categories[row] for row in rows)
+    replace(
+        artifact, categories=CategoryList(categories=listed), classes=some(artifact.classes)
+    ).save(target / "artifact")
+    Arms(
+        {arm: some(of) for arm, of in arms.untuned.items()},
+        {seed: some(of) for seed, of in arms.tuned.items()},
+    ).save(target / "arms.safetensors")
+
+
+def test_a_run_is_evaluated_on_photos_and_against_another(
+    datafree: Call, tmp_path: Path, embedded_vlm: VLM, lasting_cache: Path
+) -> None:
+    settings = {
+        "name": "tiny",
+        "categories": NAMES,
+        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
+        "captions": {"templates": True},
+        "hierarchy": {"coarse": 2, "fine": 2},
+        "vlm": {"model": embedded_vlm.identity.model, "resolution": 224},
+        "tuning": {"epochs": 1, "batch": 64, "cpus_per_worker": 0.5},
+    }
+    Path("tiny.yaml").write_text(yaml.safe_dump(settings), "utf-8")
+    Path("cache").mkdir()
+    Path("cache/imagenet_anchors").symlink_to(lasting_cache / "imagenet_anchors")
+    run = Path("runs/tiny")
+
+    datafree("run", "tiny.yaml")
+    arms = Arms.load(run / "arms.safetensors")
+    assert list(arms.untuned) == list(UNTUNED)
+    artifact = Artifact.load(run / "artifact")
+    assert torch.equal(arms.tuned[0].pooled, artifact.classes.pooled)
+    assert torch.equal(arms.tuned[0].local, artifact.classes.local)
+    on_captions = json.loads((run / "metrics/held_out_captions.json").read_bytes())
+    assert on_captions == json.loads((run / "metrics.json").read_bytes())
+    err = datafree("evaluate", run, refused=True)
+    assert "--dataset: is missing" in err
+
+    # What a run needs and an evaluation does not: nothing of it may be missed.
+    for stage in ("knowledge", "caption_features", "tuning", "evaluation"):
+        Path("cache", stage).rename(f"{stage}-of-the-run")
+    write_photos(Path("photos"))
+    Path("photos/broken.jpg").write_bytes(b"no picture")
+    label(Path("photos"), {**PHOTOS, "broken.jpg": ["dog"]})
+    on_photos = ("evaluate", run, "--dataset", "folder", "--root", "photos")
+    out = datafree(*on_photos)
+    assert "image features: 6 to do" in out
+    assert "cannot be read: 1 of the pictures" in out
+    assert "which is not CLIP" in out
+    metrics = json.loads((run / "metrics/folder.json").read_bytes())
+    assert metrics["images"] == 6
+    assert metrics["protocol"]["pictures_left_out_as_unreadable"] == 1
+    assert metrics["protocol"]["classes_without_positives"] == "violin"
+    assert metrics["positives"] == {"dog": 2, "violin": 0, "lemon": 2, "car": 3}
+    assert "against" not in metrics
+    pixels = [embedded_vlm.preprocess(open_image(Path("photos", name))) for name in PHOTOS]
+    scores = artifact.scores(embedded_vlm, torch.stack(pixels))
+    for c, name in enumerate(NAMES):
+        shown = [name in labels for labels in PHOTOS.values()]
+        ap = 100 * average_precision_score(shown, scores[:, c]) if any(shown) else None
+        assert metrics["ap"]["tuned"][name] == (ap if ap is None else pytest.approx(ap))
+    assert f"{metrics['map']['tuned']['fused']:.1f} mAP" in out
+    assert f"{metrics['map']['templates']['local']:.1f}" in out
+    page = (run / "evaluation-folder.html").read_text("utf-8")
+    # Of each class, violin too, the image that is most like it and does not show it.
+    assert page.count("data:image/jpeg;base64,") == 4
+    assert "tiny on folder" in page
+
+    # Again, and with other labels: the pictures are the same.
+    (encoded,) = features_folders()
+    assert "image features" not in datafree(*on_photos)
+    assert json.loads((run / "metrics/folder.json").read_bytes()) == metrics
+    label(Path("photos"), {**PHOTOS, "a.jpg": ["violin"], "broken.jpg": ["dog"]})
+    assert "image features" not in datafree(*on_photos)
+    relabelled = json.loads((run / "metrics/folder.json").read_bytes())
+    assert relabelled["positives"] == {"dog": 1, "violin": 1, "lemon": 2, "car": 3}
+    label(Path("photos"), {**PHOTOS, "broken.jpg": ["dog"]})
+    assert features_folders() == {encoded}
+
+    # Against itself, and against a run that has other classes in another order.
+    own = datafree(*on_photos, "--against", run)
+    assert "a difference of 0.0 (95 % interval 0.0 to 0.0)" in own
+    assert "a difference of 0.0" in (run / "evaluation-folder.html").read_text("utf-8")
+    with_classes(run, Path("runs/some"), ["car", "violin", "dog"])
+    datafree(*on_photos, "--against", "runs/some")
+    against = json.loads((run / "metrics/folder.json").read_bytes())["against"]
+    of_both = np.mean([metrics["ap"]["tuned"][name] for name in ("car", "dog")])
+    assert against == {
+        "run": "runs/some",
+        "classes": 2,
+        "map": {"this": pytest.approx(of_both), "other": pytest.approx(of_both)},
+        "difference": {"mean": 0.0, "low": 0.0, "high": 0.0},
+    }
+
+    # A run's own evaluation is the same thing: its features are those, and its figures too.
+    for stage in ("knowledge", "caption_features", "tuning", "evaluation"):
+        shutil.rmtree(Path("cache", stage), ignore_errors=True)
+        Path(f"{stage}-of-the-run").rename(Path("cache", stage))
+    folder = ("evaluation.dataset=folder", "evaluation.root=photos")
+    of_run = datafree("run", "tiny.yaml", "--runs", "again", *(f"--set={o}" for o in folder))
+    assert "image features" not in of_run
+    own_metrics = json.loads(Path("again/tiny/metrics.json").read_bytes())
+    assert own_metrics.pop("held_out_captions") > 0
+    assert own_metrics == metrics
+    datafree("evaluate", "again/tiny")
+    assert json.loads(Path("again/tiny/metrics/folder.json").read_bytes()) == metrics
+
+    # What cannot be measured.
+    err = datafree(*on_photos, "--against", "photos", refused=True)
+    assert "photos: no folder of a run" in err
+    with_classes(run, Path("runs/violins"), ["violin", "lemon"])
+    label(Path("photos"), {"d.jpg": ["car"]})
+    err = datafree(*on_photos, "--against", "runs/violins", refused=True)
+    assert "--against: runs/violins has none of the classes" in err
+    err = datafree("evaluate", "runs/violins", *on_photos[2:], refused=True)
+    assert "no category: car (row 1)" in err
+    config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
+    config["vlm"]["resolution"] = 192
+    (run / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    err = datafree(*on_photos, refused=True)
+    assert "another image–text model" in err
+    assert "resolution (224, here 192)" in err
+    (run / "arms.safetensors").unlink()
+    assert "arms.safetensors is missing" in datafree(*on_photos, refused=True)
+
+
+def write_run(folder: Path) -> None:
+    """The folder of a run of two classes, whose own evaluation is of held-out captions."""
+    classes = ClassFeatures(torch.eye(2), torch.eye(2) + 1)
+    Artifact(
+        categories=CategoryList(categories=(Category(name="cat"), Category(name="dog"))),
+        tree={"all": {"all": ["cat", "dog"]}},
+        classes=classes,
+        geometry=Geometry(
+            scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.65
+        ),
+        fusion="mean",
+        vlm=VLMIdentity(
+            kind="embedded", model="m", weights="w", preprocessing="p", resolution=224, dim=2
+        ),
+    ).save(folder / "artifact")
+    untuned = {arm: ClassFeatures(torch.eye(2), torch.eye(2)) for arm in UNTUNED}
+    Arms(untuned, {0: classes}).save(folder / "arms.safetensors")
+    (folder / "config.yaml").write_text("name: made\ncategories: [cat, dog]\n", "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ["--dataset: is missing", "voc2007, ", "scenes"]),
+        (["--dataset", "voc"], ["dataset: must be 'voc2007', "]),
+        (["--dataset", "voc2007"], ["--root: is missing; VOC 2007 is at http"]),
+        (["--dataset", "voc2007", "--root", "x"], ["--root: ", "/x is no folder; VOC 2007 is at"]),
+        (["--dataset", "voc2007", "--root", "."], ["ImageSets/Main is missing; VOC 2007 is at"]),
+        (["--dataset", "folder", "--root", ".", "--split", "val"], ["--split: only goes with"]),
+        (["--dataset", "folder", "--root", ".", "--no-crowd"], ["--crowd: only goes with"]),
+        (["--dataset", "voc2007", "--difficult", "x", "--root", "."], ["difficult: must be 'ign"]),
+        (["--dataset", "folder", "--root", "."], ["labels.csv is missing"]),
+        (["--dataset", "scenes", "--root", "."], ["--root: only goes with"]),
+    ],
+)
+def test_refused_data_set(datafree: Call, options: list[str], words: list[str]) -> None:
+    write_run(Path("made"))
+    err = datafree("evaluate", "made", *options, refused=True)
+    assert all(word in err for word in words), err
+    assert not Path("cache").exists()
+
+
+def test_refused_folder(datafree: Call) -> None:
+    assert "nowhere: no folder of a run" in datafree("evaluate", "nowhere", refused=True)
+    write_run(Path("made"))
+    Path("made/artifact/artifact.json").write_text("{}", "utf-8")
+    assert "made/artifact: no artifact, or one that was" in datafree(
+        "evaluate", "made", refused=True
+    )
+
+
+def test_options_without_a_data_set_change_the_runs_own() -> None:
+    own = EvaluationSettings(dataset="voc2007", root="/", split="test", difficult="negative")
+    assert chosen_settings(own, {"split": "val"}) == own.model_copy(update={"split": "val"})
+    assert chosen_settings(own, {"dataset": "voc2012", "root": "/", "split": None}) == (
+        EvaluationSettings(dataset="voc2012", root="/")
+    )
