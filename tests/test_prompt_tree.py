@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from safetensors.torch import load_file, save_file
+from tiny_clip import load_tiny_clip, write_tiny_clip
 from torch import Tensor
 
 from prompt_tuning.categories import Category, CategoryList
@@ -21,7 +16,7 @@ from prompt_tuning.hierarchy import parse_groups
 from prompt_tuning.prompt_encoder import PromptEncoder
 from prompt_tuning.prompt_tree import cut_in_subtrees, grow_tree
 from prompt_tuning.prompts import BranchSettings, Level, PromptBranch
-from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+from prompt_tuning.vlm import VLM
 
 NAMES = ["dog", "cat", "guinea pig", "cow", "hot air balloon", "bus", "fire engine", "hot dog"]
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -40,46 +35,10 @@ PLENTY = 2.0**30
 
 
 @pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config and the random weights of a small CLIP of open_clip's."""
+def clip(tmp_path_factory: pytest.TempPathFactory) -> VLM:
     folder = tmp_path_factory.mktemp("clip")
-    config: dict[str, Any] = {
-        "embed_dim": 24,
-        "vision_cfg": {
-            "image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16
-        },
-        "text_cfg": {
-            "context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 3
-        },
-    }  # fmt: skip
-    (folder / "tiny-tree-CLIP.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    model = open_clip.create_model("tiny-tree-CLIP")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim < 2:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    save_file(model.state_dict(), folder / "weights.safetensors")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def clip(clip_folder: Path) -> VLM:
-    return load_clip(clip_folder)
-
-
-def load_clip(folder: Path) -> VLM:
-    open_clip.add_model_config(folder)
-    return load_vlm(
-        VLMSettings(
-            kind="open_clip",
-            model="tiny-tree-CLIP",
-            pretrained=str(folder / "weights.safetensors"),
-            quick_gelu=False,
-            resolution=32,
-        )
-    )
+    write_tiny_clip(folder)
+    return load_tiny_clip(folder)
 
 
 def new_branch(vlm: VLM, depth: int = 4, **settings: Any) -> PromptBranch:
@@ -214,40 +173,8 @@ def test_a_bidirectional_tower_takes_whole_prompts_within_the_budget(embedded_vl
         assert_same(values_and_gradients(branch, encoder()), expected)
 
 
-def _encode_as_one_of(rank: int, world: int, folder: str, clip_folder: Path, memory: float) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
-    try:
-        vlm = load_clip(clip_folder)
-        branch = new_branch(vlm)
-        encoder = PromptEncoder(vlm, branch, NAMES, memory)
-        assert encoder.recomputes == (memory < PLENTY)
-        encoded = encoder()
-        weights = torch.randn(encoded.shape, generator=torch.Generator().manual_seed(1))
-        (encoded * weights)[rank::world].sum().backward()  # each takes its share of the loss
-        for parameter in branch.parameters():
-            assert parameter.grad is not None
-            dist.all_reduce(parameter.grad)
-        gradients = {n: p.grad for n, p in branch.named_parameters() if p.grad is not None}
-        save_file({"encoded": encoded.detach(), **gradients}, f"{folder}/rank-{rank}")
-    finally:
-        dist.destroy_process_group()
-
-
-# Eight classes: three processes have three, three, and two with one that another has too.
-@pytest.mark.parametrize(("world", "memory"), [(3, PLENTY), (4, 1.0)])
-def test_several_processes_share_a_tree(
-    clip: VLM, clip_folder: Path, tmp_path: Path, world: int, memory: float
-) -> None:
-    arguments = (world, str(tmp_path), clip_folder, memory)
-    mp.spawn(_encode_as_one_of, args=arguments, nprocs=world)
-    expected = one_by_one(clip, new_branch(clip))
-    for rank in range(world):
-        assert_same(load_file(tmp_path / f"rank-{rank}"), expected)
-
-
 def test_a_prompt_that_is_too_long_names_its_category(clip: VLM) -> None:
-    told = r"prompts: 42 tokens with the category 'hot air balloon' exceed the 40 that tiny-tree"
+    told = r"prompts: 42 tokens with the category 'hot air balloon' exceed the 40 that tiny-CLIP"
     with pytest.raises(ValueError, match=told):
         PromptEncoder(clip, new_branch(clip, shared=29), NAMES, PLENTY)
 

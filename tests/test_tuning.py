@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import ValidationError
-from safetensors.torch import load, save
-from torch.nn.parallel import DistributedDataParallel
+from safetensors.torch import save
 
 from prompt_tuning.captions import Caption
 from prompt_tuning.categories import Category, CategoryList
@@ -32,7 +27,7 @@ from prompt_tuning.tuning import (
     TuningSettings,
     caption_labels,
 )
-from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+from prompt_tuning.vlm import VLM
 
 NAMES = ("dog", "cat", "cow", "car", "bus")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -89,12 +84,9 @@ def class_prompts(
     return ClassPrompts(vlm, CATEGORIES, HIERARCHY, depth, PROMPTS, scoring, losses, seed)
 
 
-def new_run(
-    vlm: VLM, data: Data, settings: TuningSettings = SETTINGS, seed: int = 0, parallel: bool = False
-) -> TuningRun:
+def new_run(vlm: VLM, data: Data, settings: TuningSettings = SETTINGS, seed: int = 0) -> TuningRun:
     prompts = class_prompts(vlm, seed)
-    model = DistributedDataParallel(prompts, find_unused_parameters=True) if parallel else prompts
-    return TuningRun(prompts, model, data.train, data.held_out, settings, seed)
+    return TuningRun(prompts, prompts, data.train, data.held_out, settings, seed)
 
 
 def finish(run: TuningRun) -> TuningRun:
@@ -338,64 +330,3 @@ def test_splitting_keeps_each_caption_with_its_regions_and_labels(data: Data) ->
     assert all(torch.equal(a, b) for a, b in zip(loaded.features, expected, strict=True))
     assert train.take(torch.tensor([1])).labels.tolist() == [[True, True, False, False, False]]
     assert train.rows.tolist() == [0, 2, 3, 5, 6]
-
-
-def _tune_as_one_of(
-    rank: int, world: int, folder: str, settings: VLMSettings, cache: Path, stop_after: int
-) -> None:
-    """One of several processes; with `stop_after`, that many epochs, then the rest in a new run."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
-    try:
-        vlm = load_vlm(settings, cache=cache)
-        data = Data(caption_set(vlm, TRAIN), caption_set(vlm, HELD_OUT))
-        run = new_run(vlm, data, SMALL_STEPS, parallel=True)
-        for _ in range(stop_after):
-            run.run_epoch()
-        if stop_after:
-            state = saved_and_loaded(run.state_dict())
-            run = new_run(vlm, data, SMALL_STEPS, parallel=True)
-            run.load_state_dict(state)
-        finish(run)
-        Path(folder, f"rank-{rank}.safetensors").write_bytes(result_bytes(run))
-    finally:
-        dist.destroy_process_group()
-
-
-SMALL_STEPS = SETTINGS.model_copy(update={"lr": 0.01, "mix": 2})
-
-
-@pytest.fixture
-def tune_in(
-    embedded_settings: VLMSettings, lasting_cache: Path, tmp_path: Path
-) -> Callable[..., list[bytes]]:
-    def tune_in(world: int, stop_after: int = 0) -> list[bytes]:
-        """What each of `world` processes that tune together leaves."""
-        folder = tmp_path / f"{world}-{stop_after}"
-        folder.mkdir()
-        mp.spawn(
-            _tune_as_one_of,
-            args=(world, str(folder), embedded_settings, lasting_cache, stop_after),
-            nprocs=world,
-        )
-        return [(folder / f"rank-{rank}.safetensors").read_bytes() for rank in range(world)]
-
-    return tune_in
-
-
-# Seven captions: batches of 3, 3 and 1, the last of which leaves some processes none; five classes,
-# of which four processes have two, two, one and one that another has too.
-@pytest.mark.parametrize("world", [2, 4])
-def test_several_processes_tune_the_same_prompts_as_one(
-    embedded_vlm: VLM, data: Data, tune_in: Callable[..., list[bytes]], world: int
-) -> None:
-    alone = load(result_bytes(finish(new_run(embedded_vlm, data, SMALL_STEPS))))
-    for of_rank in tune_in(world):
-        torch.testing.assert_close(load(of_rank), alone, atol=1e-5, rtol=0)
-
-
-def test_three_processes_go_on_to_the_same_bytes(tune_in: Callable[..., list[bytes]]) -> None:
-    # With three, sums depend on the order in which they are taken.
-    undisturbed = tune_in(3)
-    assert tune_in(3, stop_after=1) == undisturbed
-    assert len(set(undisturbed)) == 1
