@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -45,7 +44,7 @@ from orchestrator.tuning_stages import (
     write_hierarchy,
 )
 from prompt_tuning.captions import read_captions
-from prompt_tuning.categories import Category, CategoryList, built_in_text
+from prompt_tuning.categories import Category, CategoryList, built_in
 from prompt_tuning.datasets import LabelledImages, read_voc
 from prompt_tuning.evaluation import BRANCHES, ClassFeatures, arm_scores, untuned_arms
 from prompt_tuning.features import Features, concatenate, load_features, save_features
@@ -208,7 +207,7 @@ def tune_all(
 def photos_of(root: Path) -> dict[str, tuple[LabelledImages, CategoryList]]:
     """The labelled photos that are there, by data set."""
     found = {}
-    voc = CategoryList.model_validate(yaml.safe_load(built_in_text("voc")))
+    voc = built_in("voc")
     if (root / "voc2012_sample").is_dir():
         from zero_shot import VOC_CLASSES
 
