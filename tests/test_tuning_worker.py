@@ -135,9 +135,10 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     )
     with pytest.raises(RuntimeError, match=r"tuning: the loss is nan at epoch 3, step \d") as told:
         run(on, storage)
-    assert "in a batch of 17 captions" in str(told.value)
+    # 17 items of two captions each.
+    assert "in a batch of 34 captions" in str(told.value)
     listed = (storage / "progress.not_finite.txt").read_text("utf-8").splitlines()
-    assert len(listed) == 17
+    assert len(listed) == 34
     assert read_captions(job.captions, CATEGORIES)[5].text in listed
     assert len(json.loads((storage / "progress.json").read_bytes())) == 2
     (state,) = (storage / "run").glob("checkpoint_*/state.pt")
