@@ -45,6 +45,7 @@ from prompt_tuning.artifact import Artifact
 from prompt_tuning.datasets import WHERE_TO_GET, LabelledImages
 from prompt_tuning.evaluation import (
     BRANCHES,
+    RESAMPLES,
     Arms,
     ArmScores,
     arm_scores,
@@ -58,7 +59,6 @@ from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.store import write_atomic
 from prompt_tuning.vlm import fetch_weights, load_vlm
 
-_RESAMPLES = 1000
 _MISTAKES = 16
 _CURVE_POINTS = 40
 
@@ -279,7 +279,7 @@ def _compare(
         100 * float(np.mean([mean_average_precision(of, labels, ignored) for of in side]))
         for side in sides
     )
-    difference = paired_difference(*sides, labels, _RESAMPLES, 0, ignored)
+    difference = paired_difference(*sides, labels, RESAMPLES, 0, ignored)
     return {
         "run": str(other.folder),
         "classes": int(labels.any(0).sum()),

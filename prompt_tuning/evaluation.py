@@ -32,7 +32,7 @@ from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry
 BRANCHES = ("global", "local", "fused")
 UNTUNED = ("zero_shot", "templates", "synonym_average", "caption_average")
 _ITEMS_AT_ONCE = 256
-_RESAMPLES = 1000
+RESAMPLES = 1000
 _TOP_K = 3
 
 # Of each arm, the scores `(items, classes)` of each branch for each of its sets of class features.
@@ -204,12 +204,12 @@ def _intervals(
 ) -> dict[str, list[float]]:
     """Low and high ends, 0-100: of each arm's mAP, and of tuned's lead over each other arm."""
     ends: dict[str, Interval | Difference] = {
-        arm: bootstrap_map(scores, labels, _RESAMPLES, 0, ignored) for arm, scores in fused.items()
+        arm: bootstrap_map(scores, labels, RESAMPLES, 0, ignored) for arm, scores in fused.items()
     }
     for arm, scores in fused.items():
         if arm != "tuned":
             ends[f"tuned - {arm}"] = paired_difference(
-                fused["tuned"], scores, labels, _RESAMPLES, 0, ignored
+                fused["tuned"], scores, labels, RESAMPLES, 0, ignored
             )
     return {name: [100 * interval.low, 100 * interval.high] for name, interval in ends.items()}
 
