@@ -96,23 +96,29 @@ def left_by(run: TuningRun) -> dict[str, Tensor]:
 
 
 def _tune_as_one_of(rank: int, world: int, folder: Path, memory_gib: float) -> None:
-    """One of several processes: a run, and one that stops after an epoch and goes on."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world)
     try:
-        vlm = load_tiny_clip(folder)
-        whole = finish(new_run(vlm, memory_gib, parallel=True))
-        (folder / f"undisturbed-{rank}").write_bytes(save(left_by(whole)))
-        stopped = new_run(vlm, memory_gib, parallel=True)
-        stopped.run_epoch()
-        buffer = io.BytesIO()
-        torch.save(stopped.state_dict(), buffer)
-        buffer.seek(0)
-        run = new_run(vlm, memory_gib, parallel=True)
-        run.load_state_dict(torch.load(buffer, weights_only=True))
-        (folder / f"gone-on-{rank}").write_bytes(save(left_by(finish(run))))
+        # In a frame of its own: a DistributedDataParallel that outlives the group ends it while it
+        # holds the interpreter's lock, for which gloo's threads may wait: for ever.
+        _tune_twice(rank, folder, memory_gib)
     finally:
         dist.destroy_process_group()
+
+
+def _tune_twice(rank: int, folder: Path, memory_gib: float) -> None:
+    """A run, and one that stops after an epoch and goes on."""
+    vlm = load_tiny_clip(folder)
+    whole = finish(new_run(vlm, memory_gib, parallel=True))
+    (folder / f"undisturbed-{rank}").write_bytes(save(left_by(whole)))
+    stopped = new_run(vlm, memory_gib, parallel=True)
+    stopped.run_epoch()
+    buffer = io.BytesIO()
+    torch.save(stopped.state_dict(), buffer)
+    buffer.seek(0)
+    run = new_run(vlm, memory_gib, parallel=True)
+    run.load_state_dict(torch.load(buffer, weights_only=True))
+    (folder / f"gone-on-{rank}").write_bytes(save(left_by(finish(run))))
 
 
 # Seven captions: batches of 3, 3 and 1, the last of which leaves some processes none; five classes,
