@@ -17,8 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,6 +38,7 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import find_resources
 from orchestrator.stages import Stage, run_stage
 from orchestrator.tuning_stages import (
+    CLASSES,
     FEATURES,
     read_caption_sets,
     read_hierarchy,
@@ -44,15 +46,15 @@ from orchestrator.tuning_stages import (
     write_hierarchy,
 )
 from prompt_tuning.captions import read_captions
-from prompt_tuning.categories import Category, CategoryList, built_in
-from prompt_tuning.datasets import LabelledImages, read_voc
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.datasets import DatasetSettings, LabelledImages, read_photos
 from prompt_tuning.evaluation import BRANCHES, ClassFeatures, arm_scores, untuned_arms
 from prompt_tuning.features import Features, concatenate, load_features, save_features
 from prompt_tuning.image_files import open_image
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.scenes import fetch_stamps, stamps_source
 from prompt_tuning.store import digest, is_published, publishing
-from prompt_tuning.tuning import ClassPrompts, TuningRun, load_caption_sets
+from prompt_tuning.tuning import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
 from prompt_tuning.vlm import VLM, load_vlm
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -113,6 +115,26 @@ DETAILS: dict[str, list[str]] = {
 SINGLE_PRECISION = "depth 4, features in single precision"
 IMAGES_A_BATCH = 16
 
+# Of one set of class features: mAP by data set and branch.
+Figures = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """What is tuned: a plan, on the training and held-out captions that it has for a seed."""
+
+    plan: Plan
+    caption_sets: Callable[[int], tuple[CaptionSet, CaptionSet]]
+
+    def folder(self, seed: int, runs: Path) -> Path:
+        """Where the seed's class features are kept, named by all that they depend on."""
+        sets = self.caption_sets(seed)
+        captions = [
+            [str(of.features.pooled.dtype), of.rows.tolist(), of.labels[of.rows].nonzero().tolist()]
+            for of in sets
+        ]
+        return runs / digest([self.plan.tuning[seed].key, captions])[:20]
+
 
 def plan_variation(overrides: list[str], seeds: int, args: argparse.Namespace) -> Plan:
     overrides = [*overrides, f"seeds={list(range(seeds))}"]
@@ -147,10 +169,20 @@ def write_single_precision(plan: Plan, folder: Path) -> Path:
     return folder / FEATURES
 
 
-def tune(plan: Plan, seed: int, features: Path, folder: Path) -> None:
+def all_captions(plan: Plan, features: Path, seed: int) -> tuple[CaptionSet, CaptionSet]:
+    """The captions of the knowledge stage, whatever the seed."""
+    captions = plan.knowledge.stage.folder / CAPTIONS
+    return load_caption_sets(captions, features, plan.categories, plan.config.captions.held_out)
+
+
+def on_all_captions(plan: Plan) -> Variation:
+    return Variation(plan, partial(all_captions, plan, plan.captions.folder / FEATURES))
+
+
+def tune(variation: Variation, seed: int, folder: Path) -> None:
     """Tune one seed here, with one thread; what a Ray Train worker does, without Ray."""
     torch.set_num_threads(1)
-    config = plan.config
+    plan, config = variation.plan, variation.plan.config
     vlm = load_vlm(config.vlm, cache=plan.cache)
     prompts = ClassPrompts(
         vlm,
@@ -162,38 +194,29 @@ def tune(plan: Plan, seed: int, features: Path, folder: Path) -> None:
         config.losses,
         seed,
     )
-    captions = plan.knowledge.stage.folder / CAPTIONS
-    sets = load_caption_sets(captions, features, plan.categories, config.captions.held_out)
-    run = TuningRun(prompts, prompts, *sets, config.tuning, seed)
+    run = TuningRun(prompts, prompts, *variation.caption_sets(seed), config.tuning, seed)
     while run.epochs_done < config.tuning.epochs:
         run.run_epoch()
     with publishing(folder) as staging:
-        save_file(run.best_class_features(), staging / "class_features.safetensors")
+        save_file(run.best_class_features(), staging / CLASSES)
 
 
-def tune_all(
-    plans: dict[str, Plan], features: dict[str, Path], runs: Path
-) -> dict[str, list[Path]]:
-    """Tune the seeds of the variations that are not there; the folders of each variation."""
+def tune_all(variations: dict[str, Variation], runs: Path) -> dict[str, list[ClassFeatures]]:
+    """Tune the seeds of the variations that are not there; the class features of all."""
     folders = {
-        name: [
-            runs / f"{plan.tuning[seed].key}{'-single' if name == SINGLE_PRECISION else ''}"
-            for seed in plan.tuning
-        ]
-        for name, plan in plans.items()
+        name: {seed: variation.folder(seed, runs) for seed in variation.plan.tuning}
+        for name, variation in variations.items()
+    }
+    jobs = {
+        folder: (seed, name)
+        for name, of_seeds in folders.items()
+        for seed, folder in of_seeds.items()
     }
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         # Seed by seed, so that an early stop leaves something of all.
         running = {
-            pool.submit(tune, plan, seed, features[name], folder): f"{name}, seed {seed}"
-            for seed, name, plan, folder in sorted(
-                (
-                    (seed, name, plan, folder)
-                    for name, plan in plans.items()
-                    for seed, folder in zip(plan.tuning, folders[name], strict=True)
-                ),
-                key=lambda job: job[0],
-            )
+            pool.submit(tune, variations[name], seed, folder): f"{name}, seed {seed}"
+            for folder, (seed, name) in sorted(jobs.items(), key=lambda job: job[1][0])
             if not is_published(folder)
         }
         for done, future in enumerate(as_completed(running), start=1):
@@ -201,48 +224,45 @@ def tune_all(
                 pool.shutdown(cancel_futures=True)
             future.result()
             print(f"{done}/{len(running)} {running[future]}", flush=True)
-    return folders
-
-
-def photos_of(root: Path) -> dict[str, tuple[LabelledImages, CategoryList]]:
-    """The labelled photos that are there, by data set."""
-    found = {}
-    voc = built_in("voc")
-    if (root / "voc2012_sample").is_dir():
-        from zero_shot import VOC_CLASSES
-
-        found["voc"] = (
-            read_voc(root / "voc2012_sample", "2012", "train_sample", VOC_CLASSES),
-            voc,
-        )
-    if (root / "coco_sample").is_dir():
-        found["coco"] = read_coco(root / "coco_sample", "train2017_sample")
-    return found
-
-
-def read_coco(root: Path, split: str) -> tuple[LabelledImages, CategoryList]:
-    """COCO's own layout; a class is positive when any annotation of it is there."""
-    described = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
-    column = {category["id"]: i for i, category in enumerate(described["categories"])}
-    row = {image["id"]: i for i, image in enumerate(described["images"])}
-    labels = np.zeros((len(row), len(column)), dtype=bool)
-    for annotation in described["annotations"]:
-        labels[row[annotation["image_id"]], column[annotation["category_id"]]] = True
-    files = tuple(root / split / image["file_name"] for image in described["images"])
-    names = tuple(Category(name=category["name"]) for category in described["categories"])
-    return LabelledImages(files, labels), CategoryList(categories=names)
-
-
-def in_common(
-    ours: CategoryList, theirs: CategoryList, labels: np.ndarray
-) -> tuple[list[int], np.ndarray]:
-    """Our categories that have a name in common with theirs, and their labels `(images, those)`."""
-    columns = {
-        i: [j for j, other in enumerate(theirs.categories) if set(one.names) & set(other.names)]
-        for i, one in enumerate(ours.categories)
+    return {
+        name: [read_classes(folder / CLASSES) for folder in of_seeds.values()]
+        for name, of_seeds in folders.items()
     }
-    shared = [i for i, of_category in columns.items() if of_category]
-    return shared, np.stack([labels[:, columns[i]].any(1) for i in shared], axis=1)
+
+
+def read_classes(file: Path) -> ClassFeatures:
+    tensors = load_file(file)
+    return ClassFeatures(tensors["global"], tensors["local"])
+
+
+def scenes_of(plan: Plan) -> tuple[Features, LabelledImages]:
+    """The composed scenes with their features."""
+    assert plan.image_features
+    return load_features(plan.image_features.folder / FEATURES), read_images(plan)
+
+
+def photos_of(root: Path, categories: CategoryList) -> dict[str, LabelledImages]:
+    """The labelled photos that are there, by data set, over our categories."""
+    samples = {
+        "voc": DatasetSettings(
+            dataset="voc2012", root=str(root / "voc2012_sample"), split="train_sample"
+        ),
+        "coco": DatasetSettings(
+            dataset="coco2017", root=str(root / "coco_sample"), split="train2017_sample"
+        ),
+    }
+    return {
+        name: read_photos(settings, categories)
+        for name, settings in samples.items()
+        if settings.root and Path(settings.root).is_dir()
+    }
+
+
+def labelled(images: LabelledImages) -> list[int]:
+    """The classes that the data set labels."""
+    if images.ignored is None:
+        return list(range(images.labels.shape[1]))
+    return [int(c) for c in np.flatnonzero(~images.ignored.all(0))]
 
 
 def photo_features(vlm: VLM, photos: LabelledImages, folder: Path) -> Features:
@@ -257,78 +277,65 @@ def photo_features(vlm: VLM, photos: LabelledImages, folder: Path) -> Features:
     return load_features(folder / FEATURES)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--detail-seeds", type=int, default=2)
-    parser.add_argument("--photos", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--cache", default="cache")
-    parser.add_argument("--runs", default="runs")
-    args = parser.parse_args()
-    console = Console()
-    plans = {n: plan_variation(changes, args.seeds, args) for n, changes in VARIATIONS.items()}
-    for name, changes in DETAILS.items():
-        plans[name] = plan_variation(changes, args.detail_seeds, args)
-    plans[SINGLE_PRECISION] = plan_variation([], args.detail_seeds, args)
-    for plan in plans.values():
-        run_shared_stages(plan, console)
-    base = plans["depth 4"]
-    runs = Path(args.runs).resolve() / "ablations"
-    runs.mkdir(parents=True, exist_ok=True)
-    features = {name: plan.captions.folder / FEATURES for name, plan in plans.items()}
-    features[SINGLE_PRECISION] = write_single_precision(
-        base, runs / f"{base.captions.key}-features-single"
-    )
-    folders = tune_all(plans, features, runs)
+def measure(
+    classes: ClassFeatures,
+    plan: Plan,
+    vlm: VLM,
+    datasets: dict[str, tuple[Features, LabelledImages]],
+) -> Figures:
+    """mAP over the classes that a data set labels, scored as the plan's config says."""
+    geometry, fusion = plan.config.scoring.resolve(vlm.geometry), plan.config.scoring.fusion
+    figures = {}
+    for name, (features, images) in datasets.items():
+        columns = labelled(images)
+        chosen = ClassFeatures(classes.pooled[columns], classes.local[columns])
+        scores = arm_scores(features, chosen, geometry, fusion)
+        labels = images.labels[:, columns]
+        ignored = None if images.ignored is None else images.ignored[:, columns]
+        figures[name] = {
+            b: 100 * mean_average_precision(scores[b], labels, ignored) for b in BRANCHES
+        }
+    return figures
 
-    vlm = load_vlm(base.config.vlm, cache=base.cache)
-    assert base.image_features
-    everything = list(range(len(base.categories)))
-    datasets = {
-        "scenes": (
-            load_features(base.image_features.folder / FEATURES),
-            read_images(base).labels,
-            everything,
-        )
-    }
-    for name, (photos, theirs) in photos_of(args.photos).items():
-        columns, labels = in_common(base.categories, theirs, photos.labels)
-        key = digest([vlm.identity.model_dump(mode="json"), list(map(str, photos.files))])[:20]
-        datasets[f"{name} ({len(columns)} classes)"] = (
-            photo_features(vlm, photos, runs / f"photos-{key}"),
-            labels,
-            columns,
-        )
 
-    def measure(classes: ClassFeatures, plan: Plan) -> dict[str, dict[str, float]]:
-        """mAP by data set and branch, scored as the plan's config says."""
-        geometry, fusion = plan.config.scoring.resolve(vlm.geometry), plan.config.scoring.fusion
-        measured = {}
-        for name, (items, labels, columns) in datasets.items():
-            chosen = ClassFeatures(classes.pooled[columns], classes.local[columns])
-            scores = arm_scores(items, chosen, geometry, fusion)
-            measured[name] = {b: 100 * mean_average_precision(scores[b], labels) for b in BRANCHES}
-        return measured
-
+def compare(
+    variations: dict[str, Variation],
+    base: Plan,
+    datasets: dict[str, tuple[Features, LabelledImages]],
+    vlm: VLM,
+    runs: Path,
+    console: Console,
+) -> None:
+    """Tune what is not there and measure all, beside the untuned arms of the base plan."""
+    tuned = tune_all(variations, runs)
     train, _ = read_caption_sets(base)
     arms = {
-        arm: [measure(classes, base)]
+        arm: [measure(classes, base, vlm, datasets)]
         for arm, classes in untuned_arms(vlm, base.categories, train).items()
     }
-    for name, of_seeds in folders.items():
-        tensors = [load_file(folder / "class_features.safetensors") for folder in of_seeds]
-        arms[name] = [measure(ClassFeatures(t["global"], t["local"]), plans[name]) for t in tensors]
-    report(arms, list(datasets), console)
+    for name, of_seeds in tuned.items():
+        plan = variations[name].plan
+        arms[name] = [measure(classes, plan, vlm, datasets) for classes in of_seeds]
+    report(arms, list(datasets), {n: captions_of(v) for n, v in variations.items()}, console)
+
+
+def captions_of(variation: Variation) -> int:
+    """How many different captions a seed is tuned on, on average."""
+    trains = [variation.caption_sets(seed)[0] for seed in variation.plan.tuning]
+    return round(statistics.mean(len(train.rows.unique()) for train in trains))
 
 
 def report(
-    arms: dict[str, list[dict[str, dict[str, float]]]], datasets: list[str], console: Console
+    arms: dict[str, list[Figures]],
+    datasets: Sequence[str],
+    captions: dict[str, int],
+    console: Console,
 ) -> None:
     """A table and the last line; an untuned arm has one figure and no deviation."""
-    table = Table("mAP", *(f"{data} {b}" for data in datasets for b in BRANCHES))
+    table = Table("mAP", "captions", *(f"{data} {b}" for data in datasets for b in BRANCHES))
     result: dict[str, dict[str, list[float]]] = {}
     for arm, of_seeds in arms.items():
-        cells, result[arm] = [], {}
+        cells, result[arm] = [str(captions.get(arm, ""))], {}
         for data in datasets:
             for branch in BRANCHES:
                 values = [of_seed[data][branch] for of_seed in of_seeds]
@@ -339,7 +346,44 @@ def report(
                 result[arm][f"{data} {branch}"] = [round(figure, 2) for figure in figures]
         table.add_row(arm, *cells)
     Console(width=max(console.width, 40 + 14 * len(table.columns))).print(table)
-    print(json.dumps({"seeds": {arm: len(of) for arm, of in arms.items()}, "map": result}))
+    seeds = {arm: len(of_seeds) for arm, of_seeds in arms.items()}
+    print(json.dumps({"seeds": seeds, "captions": captions, "map": result}))
+
+
+def runs_folder(args: argparse.Namespace) -> Path:
+    """Where finished tunings are kept."""
+    runs = Path(args.runs).resolve() / "ablations"
+    runs.mkdir(parents=True, exist_ok=True)
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--detail-seeds", type=int, default=2)
+    parser.add_argument("--photos", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cache", default="cache")
+    parser.add_argument("--runs", default="runs")
+    args = parser.parse_args()
+    console, runs = Console(), runs_folder(args)
+    plans = {n: plan_variation(changes, args.seeds, args) for n, changes in VARIATIONS.items()}
+    for name, changes in DETAILS.items():
+        plans[name] = plan_variation(changes, args.detail_seeds, args)
+    for plan in plans.values():
+        run_shared_stages(plan, console)
+    variations = {name: on_all_captions(plan) for name, plan in plans.items()}
+    base = plans["depth 4"]
+    single = write_single_precision(base, runs / f"{base.captions.key}-features-single")
+    few_seeds = plan_variation([], args.detail_seeds, args)
+    variations[SINGLE_PRECISION] = Variation(few_seeds, partial(all_captions, few_seeds, single))
+
+    vlm = load_vlm(base.config.vlm, cache=base.cache)
+    datasets = {"scenes": scenes_of(base)}
+    for name, photos in photos_of(args.photos, base.categories).items():
+        key = digest([vlm.identity.model_dump(mode="json"), list(map(str, photos.files))])[:20]
+        features = photo_features(vlm, photos, runs / f"photos-{key}")
+        datasets[f"{name} ({len(labelled(photos))} classes)"] = features, photos
+    compare(variations, base, datasets, vlm, runs, console)
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ def evaluate(
     crowd: Annotated[
         bool | None, typer.Option("--crowd/--no-crowd", help="whether COCO's crowd regions count")
     ] = None,
+    scenes_seed: Annotated[int | None, typer.Option(help="compose fresh scenes from it")] = None,
+    scenes_images: Annotated[int | None, typer.Option(help="how many scenes to compose")] = None,
     against: Annotated[
         Path | None, typer.Option(help="folder of another run to compare with, on the same images")
     ] = None,
@@ -97,6 +99,8 @@ def evaluate(
         "split": split,
         "difficult": difficult,
         "crowd": crowd,
+        "scenes_seed": scenes_seed,
+        "scenes_images": scenes_images,
     }
     evaluate_command(run, options, against, cache)
 

@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
@@ -57,9 +57,15 @@ class KnowledgeSettings(Settings):
 
 
 class EvaluationSettings(DatasetSettings):
-    """What the prompts are measured on, and how `scenes` are composed where it is these."""
+    """What the prompts are measured on, and how `scenes` are composed where it is these.
+
+    `select_on`: what chooses the artifact's seed: held-out captions (`text`), or half of the
+    labelled images, drawn with `split_seed` (`evaluation`); then only the others are reported.
+    """
 
     scenes: SceneSettings = SceneSettings()
+    select_on: Literal["text", "evaluation"] = "text"
+    split_seed: Seed = 0
 
 
 class RunConfig(Settings):
@@ -105,6 +111,15 @@ class RunConfig(Settings):
             raise ValueError(
                 "hierarchy.groups: llm needs a language model's answers, but knowledge.questions "
                 "asks nothing; auto clusters the names instead"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labelled_images_select(self) -> RunConfig:
+        if self.evaluation.select_on == "evaluation" and self.evaluation.dataset == "none":
+            raise ValueError(
+                "evaluation.select_on: evaluation needs labelled images, but evaluation.dataset is "
+                "none; name a data set, or select on text"
             )
         return self
 

@@ -6,6 +6,7 @@ Nothing here feeds back: the run's artifact, thresholds and choices stay as they
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,8 +30,11 @@ from orchestrator.evaluation_report import (
 )
 from orchestrator.evaluation_stages import (
     ARMS,
+    SELECTION,
     make_metrics,
     read_images,
+    read_selection,
+    without,
     write_image_features,
     write_images,
 )
@@ -56,7 +60,8 @@ from prompt_tuning.features import Features, load_features
 from prompt_tuning.intervals import paired_difference
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
-from prompt_tuning.store import write_atomic
+from prompt_tuning.selection import Selection
+from prompt_tuning.store import digest, write_atomic
 from prompt_tuning.vlm import fetch_weights, load_vlm
 
 _MISTAKES = 16
@@ -71,6 +76,7 @@ class FinishedRun:
     config: RunConfig
     artifact: Artifact
     arms: Arms
+    selection: Selection
 
 
 def evaluate(
@@ -82,7 +88,9 @@ def evaluate(
 ) -> None:
     """Measure a run's arms on a data set; write its metrics file and a page, print the table.
 
-    `options`: fields of `DatasetSettings`; without a `dataset` they change the run's own.
+    Images on which either run was selected are left out, in whatever data set they turn up.
+
+    `options`: as in `chosen_settings`.
 
     Raises:
         InputError: for what a person has to change.
@@ -101,19 +109,35 @@ def evaluate(
         for one in (run, other):
             if one:
                 _check_vlm(one, place, console)
-        images = _images(plan, stamps)
+        listed = _images(plan, stamps)
+        selecting = run.selection.among(listed.files)
+        of_either = selecting | other.selection.among(listed.files) if other else selecting
+        items, images = without(of_either, _features(plan, console), listed)
+        if not images.labels.any():
+            raise InputError("--dataset: no image shows a category and had no say in the artifact")
         if other:
             _check_shared(run, other, images)
-        items = _features(plan, console)
         scores = score_arms(items, run.arms, run.artifact.geometry, run.artifact.fusion)
-        metrics = make_metrics(plan, scores, images.labels, images.ignored, list(run.arms.tuned))
+        metrics = make_metrics(
+            plan,
+            scores,
+            images.labels,
+            images.ignored,
+            list(run.arms.tuned),
+            run.selection.told(int(selecting.sum())),
+            int(of_either.sum()),
+        )
         if other and other_plan:
-            of_other = _features(other_plan, console)
+            of_other, _ = without(of_either, _features(other_plan, console), listed)
             metrics["against"] = _compare(run, scores, other, of_other, images)
+            if other.selection.selecting:
+                theirs = int(other.selection.among(listed.files).sum())
+                metrics["protocol"]["other_run_selected_on"] = other.selection.told(theirs)
     page = render_evaluation(_page(run, items, scores, images, metrics))
-    page_file = run.folder / f"evaluation-{metrics['dataset']}.html"
+    name = evaluation_name(settings, run.config.evaluation)
+    page_file = run.folder / f"evaluation-{name}.html"
     write_atomic(page_file, page.encode())
-    metrics_file = write_metrics(run.folder, metrics)
+    metrics_file = write_metrics(run.folder, name, metrics)
     _print(run, metrics, (metrics_file, page_file), console)
 
 
@@ -133,11 +157,19 @@ def read_run(folder: Path) -> FinishedRun:
     if not arms.is_file():
         raise InputError(f"{arms} is missing; `datafree run {config_file}` writes it")
     config = validate(RunConfig, read_yaml(config_file), str(config_file))
-    return FinishedRun(folder, config, artifact, Arms.load(arms))
+    selected = folder / SELECTION
+    selection = Selection()
+    if selected.is_file():
+        _, selection = read_selection(selected)
+    elif config.evaluation.select_on == "evaluation":
+        raise InputError(f"{selected} is missing; `datafree run {config_file}` writes it")
+    return FinishedRun(folder, config, artifact, Arms.load(arms), selection)
 
 
 def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> EvaluationSettings:
     """The data set that the options name, else the run's own with these options.
+
+    `options`: fields of `DatasetSettings`, `scenes_seed` and `scenes_images`; None where not given.
 
     Raises:
         InputError: for options that do not go together, or name nothing that is there.
@@ -145,13 +177,21 @@ def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> Evaluat
     given = {name: value for name, value in options.items() if value is not None}
     if "root" in given:
         given["root"] = str(Path(given["root"]).expanduser().resolve())
-    start = {"scenes": own.scenes.model_dump()} if "dataset" in given else own.model_dump()
+    scenes = {
+        field: given.pop(f"scenes_{field}")
+        for field in ("seed", "images")
+        if f"scenes_{field}" in given
+    }
+    start = {} if "dataset" in given else own.model_dump()
+    given["scenes"] = {**own.scenes.model_dump(), **scenes}
     settings = validate(EvaluationSettings, {**start, **given}, "evaluation")
     if settings.dataset == "none":
         raise InputError(
             "--dataset: is missing, and the run's own evaluation is of no images; there are: "
             + ", ".join((*WHERE_TO_GET, "scenes"))
         )
+    if scenes and settings.dataset != "scenes":
+        raise InputError(f"--scenes-{next(iter(scenes))}: only goes with dataset: scenes")
     try:
         settings.options()
     except ValueError as error:
@@ -159,6 +199,32 @@ def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> Evaluat
     if settings.root is not None and not Path(settings.root).is_dir():
         raise InputError(f"--root: {settings.root} is no folder; {WHERE_TO_GET[settings.dataset]}")
     return settings
+
+
+def evaluation_name(settings: EvaluationSettings, own: EvaluationSettings) -> str:
+    """What to name the files of an evaluation: the run's own set by its data set alone."""
+    if _measured_on(settings) == _measured_on(own):
+        return settings.dataset
+    if settings.dataset == "scenes":
+        parts = [f"seed-{settings.scenes.seed}", f"images-{settings.scenes.images}"]
+    else:
+        options = settings.options()
+        crowd = {True: ["crowd"], False: ["no-crowd"]}.get(options.pop("crowd", None), [])
+        folder = Path(settings.root or "").name
+        parts = [*options.values(), *crowd, folder, digest(_measured_on(settings))[:6]]
+    plain = (re.sub(r"[^A-Za-z0-9._-]+", "_", part)[:40] for part in parts)
+    return "-".join((settings.dataset, *plain))
+
+
+def _measured_on(settings: EvaluationSettings) -> dict[str, Any]:
+    """All that decides which images are measured on, and by which labels."""
+    scenes = settings.scenes.model_dump() if settings.dataset == "scenes" else None
+    return {
+        "dataset": settings.dataset,
+        "root": settings.root,
+        "scenes": scenes,
+        **settings.options(),
+    }
 
 
 def _stamps(cache: Path, console: Console) -> Path:

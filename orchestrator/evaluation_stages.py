@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import random
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from orchestrator.cluster import connect
@@ -17,15 +19,25 @@ from orchestrator.plan import ImagesPlan, Plan
 from orchestrator.progress import StageProgress
 from orchestrator.tuning_stages import FEATURES, best_seed, read_caption_sets, read_tuned
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
-from prompt_tuning.evaluation import Arms, ArmScores, compare_arms, score_arms, untuned_arms
-from prompt_tuning.features import load_features, save_features
+from prompt_tuning.evaluation import (
+    Arms,
+    ArmScores,
+    ClassFeatures,
+    compare_arms,
+    score_arms,
+    untuned_arms,
+)
+from prompt_tuning.features import Features, load_features, save_features
+from prompt_tuning.selection import Selection, images_at, select_on_half
 from prompt_tuning.store import canonical_json
+from prompt_tuning.vlm import Geometry
 
 METRICS = "metrics.json"
 ARMS = "arms.safetensors"
 EXAMPLES = "examples.json"
 IDENTITY = "vlm_identity.json"
 GEOMETRY = "geometry.json"
+SELECTION = "selection.json"
 PHOTOS = "photos.npz"
 UNREADABLE = "unreadable.json"
 
@@ -92,7 +104,10 @@ def write_image_features(plan: ImagesPlan, console: Console, staging: Path) -> N
 
 
 def write_evaluation(plan: Plan, staging: Path) -> None:
-    """Compare the arms on the images, or on held-out captions where there are no images."""
+    """Compare the arms on the images, or on held-out captions where there are no images.
+
+    Where a half of the images selects, the others are all that is compared on.
+    """
     from prompt_tuning.vlm import load_vlm
 
     config = plan.config
@@ -100,25 +115,76 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     geometry = config.scoring.resolve(vlm.geometry)
     train, validation = read_caption_sets(plan)
     held_out = validation.load()
+    tuned = {seed: read_tuned(plan, seed) for seed in plan.tuning}
+    chosen, selection = best_seed(plan), Selection()
+    had_a_say = np.zeros(0, dtype=bool)
     if plan.image_features is None:
         items, labels, ignored = held_out.features, held_out.labels.numpy(), None
     else:
         items, images = load_features(plan.image_features.folder / FEATURES), read_images(plan)
+        if plan.images_select:
+            chosen, selection = _select(plan, items, images, tuned, geometry)
+        had_a_say = selection.among(images.files)
+        items, images = without(had_a_say, items, images)
+        if not images.labels.any():
+            raise InputError(
+                "evaluation.select_on: no image that did not select shows a category; more images, "
+                "another evaluation.split_seed or select_on: text would do"
+            )
         labels, ignored = images.labels, images.ignored
-    tuned = {seed: read_tuned(plan, seed) for seed in plan.tuning}
     arms = Arms(untuned_arms(vlm, plan.categories, train), tuned)
     scores = score_arms(items, arms, geometry, config.scoring.fusion)
+    left_out = int(had_a_say.sum())
+    told = selection.told(left_out)
     metrics = {
-        **make_metrics(plan, scores, labels, ignored, list(tuned)),
+        **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
         "held_out_captions": len(held_out),
     }
     (staging / METRICS).write_text(json.dumps(metrics, allow_nan=False), "utf-8")
     (staging / IDENTITY).write_text(vlm.identity.model_dump_json(), "utf-8")
     (staging / GEOMETRY).write_text(geometry.model_dump_json(), "utf-8")
+    (staging / SELECTION).write_text(
+        canonical_json({"artifact_seed": chosen, **asdict(selection)}), "utf-8"
+    )
     arms.save(staging / ARMS)
     if plan.images:
-        of_best = scores["tuned"][list(tuned).index(best_seed(plan))]["fused"]
-        (staging / EXAMPLES).write_text(canonical_json(_examples(plan, of_best, labels)), "utf-8")
+        of_chosen = scores["tuned"][list(tuned).index(chosen)]["fused"]
+        examples = _examples(plan, of_chosen, labels, np.flatnonzero(~had_a_say))
+        (staging / EXAMPLES).write_text(canonical_json(examples), "utf-8")
+
+
+def without(
+    had_a_say: np.ndarray, items: Features, images: LabelledImages
+) -> tuple[Features, LabelledImages]:
+    """The images that are reported, with their features; `had_a_say`: `(images,)`, bool."""
+    if not had_a_say.any():
+        return items, images
+    rows = np.flatnonzero(~had_a_say)
+    return items.take(torch.from_numpy(rows)), images_at(images, rows)
+
+
+def _select(
+    plan: Plan,
+    items: Features,
+    images: LabelledImages,
+    tuned: dict[int, ClassFeatures],
+    geometry: Geometry,
+) -> tuple[int, Selection]:
+    """The seed that half of the images chooses, and which these are."""
+    settings, fusion = plan.config.evaluation, plan.config.scoring.fusion
+    try:
+        return select_on_half(
+            items, images, tuned, geometry, fusion, settings.dataset, settings.split_seed
+        )
+    except ValueError as error:
+        raise InputError(f"evaluation.select_on: {error}") from None
+
+
+def read_selection(file: Path) -> tuple[int, Selection]:
+    """Read which seed became the artifact, and what chose it."""
+    told = json.loads(file.read_bytes())
+    chosen = told.pop("artifact_seed")
+    return chosen, Selection(**{**told, "selecting": tuple(told["selecting"])})
 
 
 def make_metrics(
@@ -127,11 +193,14 @@ def make_metrics(
     labels: np.ndarray,
     ignored: np.ndarray | None,
     seeds: list[int],
+    selected_on: str,
+    left_out: int,
 ) -> dict[str, Any]:
     """The metrics file (DESIGN.md §2): the figures of all arms, and how they were obtained.
 
     `labels`, `ignored`: `(items, classes)`, bool; the items are the plan's images, or held-out
-    captions where it has none. `seeds`: those of the tuned arm.
+    captions where it has none. `seeds`: those of the tuned arm. `selected_on`: what chose the
+    artifact, in words. `left_out`: how many of the plan's images did, and are not among the items.
     """
     names = np.array(plan.categories.names)
     unlabelled = np.zeros(len(names), dtype=bool) if ignored is None else ignored.all(0)
@@ -150,6 +219,8 @@ def make_metrics(
             "resize": "straight, no crop",
             "fusion": plan.config.scoring.fusion,
             "checkpoint": "lowest ranking loss on held-out captions",
+            "selected_on": selected_on,
+            **({"images_left_out_as_they_selected": left_out} if left_out else {}),
             "seeds": ", ".join(map(str, seeds)),
             "ap_of": "fused scores, mean over seeds",
             "intervals": "95 %, bootstrap over the images, fused scores; differences are paired",
@@ -168,14 +239,19 @@ def _dataset_protocol(plan: ImagesPlan) -> dict[str, Any]:
     return {**settings.options(), "pictures_left_out_as_unreadable": len(unreadable)}
 
 
-def _examples(plan: Plan, scores: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
-    """Images drawn at random, not picked: index, true names, best-scored names with scores."""
+def _examples(
+    plan: Plan, scores: np.ndarray, labels: np.ndarray, rows: np.ndarray
+) -> list[dict[str, Any]]:
+    """Images drawn at random, not picked: index, true names, best-scored names with scores.
+
+    `rows`: the place of each scored image among all of the plan's.
+    """
     names = plan.categories.names
     count = min(_EXAMPLES, len(labels))
     drawn = sorted(random.Random(0).sample(range(len(labels)), count))
     return [
         {
-            "image": i,
+            "image": int(rows[i]),
             "true": [names[c] for c in np.flatnonzero(labels[i])],
             "predicted": [
                 [names[c], round(float(scores[i, c]), 4)]

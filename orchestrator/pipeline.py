@@ -15,6 +15,7 @@ from orchestrator.config_file import InputError
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check_folder, find_resources
 from orchestrator.progress import status
+from orchestrator.report import evaluated_on
 from orchestrator.run_lock import only_driver
 from orchestrator.stages import Stage, run_stage
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
@@ -123,8 +124,8 @@ def _print_summary(
         console.print("Nothing to do: every stage was done before.")
     elif done_before:
         console.print(f"Done before: {', '.join(done_before)}.")
-    images = f"{metrics['images']} images of {metrics['dataset']}"
-    where = images if plan.images else f"{metrics['held_out_captions']} held-out captions"
+    captions = f"{metrics['held_out_captions']} held-out captions"
+    where = evaluated_on(metrics) if plan.images else captions
     table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
     maps = metrics["map"]
     assert isinstance(maps, dict)

@@ -54,6 +54,11 @@ class ImagesPlan:
     images: Stage | None
     image_features: Stage | None
 
+    @property
+    def images_select(self) -> bool:
+        """Whether a half of the images chooses the artifact's seed."""
+        return self.images is not None and self.config.evaluation.select_on == "evaluation"
+
 
 @dataclass(frozen=True)
 class Plan(ImagesPlan):
@@ -138,12 +143,14 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
             "orchestrator.evaluation_stages",
             "prompt_tuning.evaluation",
             "prompt_tuning.intervals",
+            "prompt_tuning.selection",
             *_TUNING_MODULES,
         ),
         (captions, *tuning.values(), *(stage for stage in (images, image_features) if stage)),
         vlm={**vlm_text, "resolution": config.vlm.resolution},
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
+        split_seed=config.evaluation.split_seed if measured_on.images_select else None,
     )
     return Plan(
         config=config,

@@ -202,7 +202,12 @@ def evaluated_on(metrics: dict[str, Any] | None) -> str:
     if metrics is None:
         return "held-out sentences (there were no images)"
     of = metrics["dataset"]
-    return f"{metrics['images']:,} " + ("composed scenes" if of == "scenes" else f"images of {of}")
+    left_out = metrics["protocol"].get("images_left_out_as_they_selected", 0)
+    return (
+        f"{metrics['images']:,} "
+        + ("composed scenes" if of == "scenes" else f"images of {of}")
+        + (f" (not the {left_out:,} that selected)" if left_out else "")
+    )
 
 
 def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]) -> str:

@@ -17,8 +17,10 @@ from orchestrator.evaluation_stages import (
     EXAMPLES,
     GEOMETRY,
     IDENTITY,
+    SELECTION,
     read_images,
     read_metrics,
+    read_selection,
 )
 from orchestrator.knowledge_stage import CAPTIONS, read_summary
 from orchestrator.plan import Plan
@@ -26,7 +28,6 @@ from orchestrator.report import Example, ReportData, render
 from orchestrator.stages import Stage
 from orchestrator.tuning_stages import (
     RAY_STORAGE,
-    best_seed,
     read_hierarchy,
     read_history,
     read_tuned,
@@ -64,8 +65,9 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
     write_atomic(plan.run_folder / "run.json", _json(run))
     write_atomic(plan.run_folder / "metrics.json", _json(metrics))
-    write_metrics(plan.run_folder, metrics)
-    copy_atomic(plan.evaluation.folder / ARMS, plan.run_folder / ARMS)
+    write_metrics(plan.run_folder, metrics["dataset"], metrics)
+    for name in (ARMS, SELECTION):
+        copy_atomic(plan.evaluation.folder / name, plan.run_folder / name)
     report = render(_report_data(plan, config_yaml, run, metrics))
     write_atomic(plan.run_folder / "report.html", report.encode())
     # Every seed is tuned and published: nobody resumes from its checkpoints any more.
@@ -73,20 +75,21 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     return metrics
 
 
-def write_metrics(run_folder: Path, metrics: dict[str, Any]) -> Path:
-    """Write the metrics file of a data set, in place of an earlier one of the same."""
-    file = run_folder / "metrics" / f"{metrics['dataset']}.json"
+def write_metrics(run_folder: Path, name: str, metrics: dict[str, Any]) -> Path:
+    """Write a metrics file under this name, in place of an earlier one of the same."""
+    file = run_folder / "metrics" / f"{name}.json"
     write_atomic(file, _json(metrics))
     return file
 
 
 def _write_artifact(plan: Plan) -> None:
-    """The best seed's class features, chosen on held-out captions."""
+    """The chosen seed's class features."""
     evaluation = plan.evaluation.folder
+    chosen = read_selection(evaluation / SELECTION)[0]
     Artifact(
         categories=plan.categories,
         tree=read_hierarchy(plan).tree(plan.categories),
-        classes=read_tuned(plan, best_seed(plan)),
+        classes=read_tuned(plan, chosen),
         geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
         fusion=plan.config.scoring.fusion,
         vlm=VLMIdentity.model_validate_json((evaluation / IDENTITY).read_bytes()),

@@ -140,7 +140,7 @@ def write_curves(plan: Plan) -> None:
 
 
 def best_seed(plan: Plan) -> int:
-    """The seed with the lowest loss on held-out captions: no image has a say."""
+    """The seed with the lowest loss on held-out captions, where no image has a say."""
     return min(
         plan.tuning,
         key=lambda seed: min(entry["held_out_loss"] for entry in read_history(plan, seed)),

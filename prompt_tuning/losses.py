@@ -11,22 +11,37 @@ from torch import Tensor
 from prompt_tuning.settings import Settings
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
+Margin = Annotated[float, Field(gt=0, le=1000)]
 Branch = Literal["global", "local"]
 
 
 class LossSettings(Settings):
     """Weights of the losses (arXiv 2403.01209, §3.4).
 
-    `margin`: of the ranking loss, in the units of the scores. `order_on`: the branches whose
-    class features keep the order of the hand-crafted ones. `order_temperature`: factor on cosines.
+    `margin`: of the ranking loss, in the units of the scores; `local_margin`: that of the local
+    branch, where it is another. `order_on`: the branches whose class features keep the order of the
+    hand-crafted ones. `order_temperature`: factor on cosines.
     """
 
     global_rank: Weight = 1.0
     local_rank: Weight = 1.0
-    margin: Annotated[float, Field(gt=0, le=1000)] = 0.5
+    margin: Margin = 0.5
+    local_margin: Margin | None = None
     order: Weight = 0.2
     order_on: tuple[Branch, ...] = ("global", "local")
     order_temperature: Annotated[float, Field(gt=0, le=1000)] = 100.0
+
+    def ranking(self, global_scores: Tensor, local_scores: Tensor, positives: Tensor) -> Tensor:
+        """The weighted ranking losses of both branches, summed over the batch.
+
+        Scores and positives: `(batch, classes)`.
+        """
+        margins = (self.margin, self.local_margin or self.margin)
+        pooled, local = (
+            ranking_loss(scores, positives, margin)
+            for scores, margin in zip((global_scores, local_scores), margins, strict=True)
+        )
+        return self.global_rank * pooled + self.local_rank * local
 
 
 def ranking_loss(scores: Tensor, positives: Tensor, margin: float) -> Tensor:

@@ -23,7 +23,7 @@ from prompt_tuning.captions import Caption, is_held_out, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.features import Features, load_features
 from prompt_tuning.hierarchy import Hierarchy
-from prompt_tuning.losses import LossSettings, order_loss, ranking_loss
+from prompt_tuning.losses import LossSettings, order_loss
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.prompt_encoder import PromptEncoder, place_in_group
 from prompt_tuning.prompts import FreeVectors, PromptBranch, PromptSettings, handcrafted_features
@@ -194,11 +194,7 @@ class ClassPrompts(nn.Module):
         _, world = place_in_group()
         class_global, class_local = self.class_features()
         scores = branch_scores(features, class_global, class_local, self.geometry)
-        weights = (self.losses.global_rank, self.losses.local_rank)
-        loss = torch.zeros((), device=self.handcrafted.device)
-        for branch_score, weight in zip(scores, weights, strict=True):
-            ranking = ranking_loss(branch_score, labels, self.losses.margin)
-            loss = loss + weight * world / batch * ranking
+        loss = world / batch * self.losses.ranking(*scores, labels)
         reference = F.normalize(self.handcrafted, dim=-1)
         for branch, tuned in (("global", class_global), ("local", class_local)):
             if branch in self.losses.order_on:
@@ -343,14 +339,12 @@ class TuningRun:
         class_global, class_local = self.prompts.class_features()
         device = class_global.device
         geometry, losses = self.prompts.geometry, self.prompts.losses
-        weights = (losses.global_rank, losses.local_rank)
         total, fused, labels = 0.0, [], []
         for places in torch.arange(len(self.held_out)).split(self.settings.batch):
             part = self.held_out.take(places)
             features, positives = part.features.float().to(device), part.labels.to(device)
             scores = branch_scores(features, class_global, class_local, geometry)
-            for branch, weight in zip(scores, weights, strict=True):
-                total += weight * float(ranking_loss(branch, positives, losses.margin))
+            total += float(losses.ranking(*scores, positives))
             fused.append(fuse(*scores, geometry, self.prompts.fusion).cpu())
             labels.append(part.labels)
         held_out_map = mean_average_precision(torch.cat(fused).numpy(), torch.cat(labels).numpy())

@@ -298,6 +298,14 @@ MODELS_AND_MACHINE = [
     (BASE + "evaluation: {dataset: folder, root: .}", ["evaluation.root", "labels.csv is missing"]),
     (BASE + "evaluation: {root: .}", "evaluation.root: only goes with"),
     (
+        BASE + "evaluation: {select_on: evaluation}",
+        "evaluation.select_on: evaluation needs labelled images, but evaluation.dataset is none",
+    ),
+    (
+        BASE + "evaluation: {select_on: images, dataset: scenes}",
+        "evaluation.select_on: must be 'text' or 'evaluation'",
+    ),
+    (
         BASE + "evaluation: {dataset: scenes, root: .}",
         "evaluation.root: only goes with dataset: voc",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,11 +20,13 @@ from sklearn.metrics import average_precision_score
 
 from orchestrator.cli import main
 from orchestrator.config import EvaluationSettings
-from orchestrator.evaluate_job import chosen_settings
+from orchestrator.evaluate_job import chosen_settings, evaluation_name
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import UNTUNED, Arms, ClassFeatures
 from prompt_tuning.image_files import open_image
+from prompt_tuning.scenes import SceneSettings
+from prompt_tuning.selection import split_halves
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity
 
 NAMES = ["dog", "violin", "lemon", "car"]
@@ -143,8 +146,13 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert "image features: 6 to do" in out
     assert "cannot be read: 1 of the pictures" in out
     assert "which is not CLIP" in out
-    metrics = json.loads((run / "metrics/folder.json").read_bytes())
+    (metrics_file,) = run.glob("metrics/folder-photos-*.json")
+    (page_file,) = run.glob("evaluation-folder-photos-*.html")
+    assert str(metrics_file) in out
+    assert str(page_file) in out
+    metrics = json.loads(metrics_file.read_bytes())
     assert metrics["images"] == 6
+    assert metrics["protocol"]["selected_on"] == "text: held-out captions"
     assert metrics["protocol"]["pictures_left_out_as_unreadable"] == 1
     assert metrics["protocol"]["classes_without_positives"] == "violin"
     assert metrics["positives"] == {"dog": 2, "violin": 0, "lemon": 2, "car": 3}
@@ -157,7 +165,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
         assert metrics["ap"]["tuned"][name] == (ap if ap is None else pytest.approx(ap))
     assert f"{metrics['map']['tuned']['fused']:.1f} mAP" in out
     assert f"{metrics['map']['templates']['local']:.1f}" in out
-    page = (run / "evaluation-folder.html").read_text("utf-8")
+    page = page_file.read_text("utf-8")
     # Of each class, violin too, the image that is most like it and does not show it.
     assert page.count("data:image/jpeg;base64,") == 4
     assert "tiny on folder" in page
@@ -165,10 +173,10 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     # Again, and with other labels: the pictures are the same.
     (encoded,) = features_folders()
     assert "image features" not in datafree(*on_photos)
-    assert json.loads((run / "metrics/folder.json").read_bytes()) == metrics
+    assert json.loads(metrics_file.read_bytes()) == metrics
     label(Path("photos"), {**PHOTOS, "a.jpg": ["violin"], "broken.jpg": ["dog"]})
     assert "image features" not in datafree(*on_photos)
-    relabelled = json.loads((run / "metrics/folder.json").read_bytes())
+    relabelled = json.loads(metrics_file.read_bytes())
     assert relabelled["positives"] == {"dog": 1, "violin": 1, "lemon": 2, "car": 3}
     label(Path("photos"), {**PHOTOS, "broken.jpg": ["dog"]})
     assert features_folders() == {encoded}
@@ -176,10 +184,10 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     # Against itself, and against a run that has other classes in another order.
     own = datafree(*on_photos, "--against", run)
     assert "a difference of 0.0 (95 % interval 0.0 to 0.0)" in own
-    assert "a difference of 0.0" in (run / "evaluation-folder.html").read_text("utf-8")
+    assert "a difference of 0.0" in page_file.read_text("utf-8")
     with_classes(run, Path("runs/some"), ["car", "violin", "dog"])
     datafree(*on_photos, "--against", "runs/some")
-    against = json.loads((run / "metrics/folder.json").read_bytes())["against"]
+    against = json.loads(metrics_file.read_bytes())["against"]
     of_both = np.mean([metrics["ap"]["tuned"][name] for name in ("car", "dog")])
     assert against == {
         "run": "runs/some",
@@ -200,6 +208,73 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert own_metrics == metrics
     datafree("evaluate", "again/tiny")
     assert json.loads(Path("again/tiny/metrics/folder.json").read_bytes()) == metrics
+
+    # Half of the photos selects between two seeds, and only the other half is reported, here and
+    # in whatever data set the photos turn up.
+    two = (*folder, "evaluation.select_on=evaluation", "evaluation.split_seed=2", "seeds=[0, 1]")
+    out = datafree("run", "tiny.yaml", "--runs", "halves", *(f"--set={option}" for option in two))
+    assert "mAP on 3 images of folder (not the 3 that selected)" in out
+    halves = Path("halves/tiny")
+    half = json.loads((halves / "metrics.json").read_bytes())
+    assert half.pop("held_out_captions") > 0
+    selecting, reported = split_halves(6, 2)
+    assert half["images"] == 3
+    assert half["protocol"]["images_left_out_as_they_selected"] == 3
+    assert (
+        "half of the images of folder (3 of 6, drawn with seed 2)"
+        in (half["protocol"]["selected_on"])
+    )
+    labels = np.array([[name in shown for name in NAMES] for shown in PHOTOS.values()])
+    assert list(half["positives"].values()) == labels[reported].sum(0).tolist()
+    arms, artifact = Arms.load(halves / "arms.safetensors"), Artifact.load(halves / "artifact")
+    scores = {
+        seed: replace(artifact, classes=of).scores(embedded_vlm, torch.stack(pixels))
+        for seed, of in arms.tuned.items()
+    }
+
+    def fused_map(seed: int, rows: np.ndarray) -> float:
+        shown = labels[rows].any(0)
+        return 100 * float(
+            average_precision_score(labels[rows][:, shown], scores[seed][rows][:, shown])
+        )
+
+    chosen = max(arms.tuned, key=lambda seed: fused_map(seed, selecting))
+    assert torch.equal(artifact.classes.pooled, arms.tuned[chosen].pooled)
+    assert half["map_by_seed"]["tuned"]["fused"] == pytest.approx(
+        [fused_map(seed, reported) for seed in arms.tuned]
+    )
+    report = (halves / "report.html").read_text("utf-8")
+    assert report.count("data:image/jpeg;base64,") == 3
+    assert "not the 3 that selected" in report
+    assert "3 of 6, drawn with seed 2" in report
+    out = datafree("evaluate", halves)
+    assert "mAP on 3 images of folder (not the 3 that selected)" in out
+    assert json.loads((halves / "metrics/folder.json").read_bytes()) == half
+    assert "3 of 6, drawn with seed 2" in (halves / "evaluation-folder.html").read_text("utf-8")
+    # Held-out captions are equally content with both seeds and would take the first; photos do not.
+    other_order = (*two[:-1], "seeds=[1, 0]")
+    datafree("run", "tiny.yaml", "--runs", "order", *(f"--set={option}" for option in other_order))
+    again = Artifact.load(Path("order/tiny/artifact"))
+    assert torch.equal(again.classes.pooled, artifact.classes.pooled)
+
+    Path("copies").mkdir()
+    Image.effect_noise((40, 30), 60).save("copies/new.png")
+    for name in PHOTOS:
+        shutil.copy(Path("photos", name), Path("copies", f"copy-{name}"))
+    copied = {f"copy-{name}": shown for name, shown in PHOTOS.items()}
+    label(Path("copies"), {"new.png": ["violin"], **copied})
+    datafree("evaluate", halves, "--dataset", "folder", "--root", "copies")
+    (of_copies,) = halves.glob("metrics/folder-copies-*.json")
+    assert json.loads(of_copies.read_bytes())["images"] == 4
+    assert json.loads((halves / "metrics/folder.json").read_bytes()) == half
+    # The other run's half is as good as seen.
+    datafree(*on_photos, "--against", halves)
+    seen = json.loads(metrics_file.read_bytes())
+    assert seen["images"] == 3
+    assert seen["protocol"]["selected_on"] == "text: held-out captions"
+    assert "3 of 6, drawn with seed 2" in seen["protocol"]["other_run_selected_on"]
+    (halves / "selection.json").unlink()
+    assert "selection.json is missing" in datafree("evaluate", halves, refused=True)
 
     # What cannot be measured.
     err = datafree(*on_photos, "--against", "photos", refused=True)
@@ -253,6 +328,15 @@ def write_run(folder: Path) -> None:
         (["--dataset", "voc2007", "--difficult", "x", "--root", "."], ["difficult: must be 'ign"]),
         (["--dataset", "folder", "--root", "."], ["labels.csv is missing"]),
         (["--dataset", "scenes", "--root", "."], ["--root: only goes with"]),
+        (
+            ["--dataset", "folder", "--root", ".", "--scenes-seed", "1"],
+            ["--scenes-seed: only goes with dataset: scenes"],
+        ),
+        (
+            ["--dataset", "voc2007", "--root", ".", "--scenes-images", "9"],
+            ["--scenes-images: only goes with dataset: scenes"],
+        ),
+        (["--dataset", "scenes", "--scenes-images", "0"], ["scenes.images: must be greater"]),
     ],
 )
 def test_refused_data_set(datafree: Call, options: list[str], words: list[str]) -> None:
@@ -277,3 +361,39 @@ def test_options_without_a_data_set_change_the_runs_own() -> None:
     assert chosen_settings(own, {"dataset": "voc2012", "root": "/", "split": None}) == (
         EvaluationSettings(dataset="voc2012", root="/")
     )
+
+
+def test_fresh_scenes_keep_what_is_not_asked_for() -> None:
+    own = EvaluationSettings(dataset="scenes", scenes=SceneSettings(images=50, seed=3, size=96))
+    fresh = chosen_settings(own, {"scenes_seed": 4, "scenes_images": None})
+    assert fresh == own.model_copy(update={"scenes": SceneSettings(images=50, seed=4, size=96)})
+    more = chosen_settings(EvaluationSettings(), {"dataset": "scenes", "scenes_images": 9})
+    assert more.scenes == SceneSettings(images=9)
+
+
+def test_only_the_runs_own_set_has_the_plain_name() -> None:
+    own = EvaluationSettings(dataset="voc2007", root="/data/VOC", select_on="evaluation")
+    voc = {"dataset": "voc2007", "root": "/data/VOC"}
+    assert evaluation_name(own, own) == "voc2007"
+    assert evaluation_name(EvaluationSettings(**voc, split="test"), own) == "voc2007"
+    names = [
+        evaluation_name(EvaluationSettings.model_validate(settings), own)
+        for settings in (
+            {**voc, "split": "val"},
+            {**voc, "difficult": "negative"},
+            {**voc, "root": "/other/VOC"},
+            {**voc, "split": "../etc/a b"},
+            {"dataset": "coco2014", "root": "/data/coco"},
+            {"dataset": "coco2014", "root": "/data/coco", "crowd": False},
+            {"dataset": "folder", "root": "/data/my photos"},
+            {"dataset": "folder", "root": "/more/my photos"},
+            {"dataset": "scenes"},
+            {"dataset": "scenes", "scenes": {"seed": 7}},
+        )
+    ]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in names), names
+    assert names[0].startswith("voc2007-val-ignore-VOC-")
+    assert names[5].startswith("coco2014-val-no-crowd-coco-")
+    assert names[6].startswith("folder-my_photos-")
+    assert names[8:] == ["scenes-seed-0-images-400", "scenes-seed-7-images-400"]

@@ -235,7 +235,12 @@ def test_a_gradient_that_is_not_finite_does_not_spoil_the_prompts(
 
 def test_the_loss_is_the_sum_of_its_weighted_parts(embedded_vlm: VLM, data: Data) -> None:
     losses = LossSettings(
-        global_rank=2.0, local_rank=3.0, margin=0.5, order=0.7, order_on=("local",)
+        global_rank=2.0,
+        local_rank=3.0,
+        margin=0.5,
+        local_margin=0.9,
+        order=0.7,
+        order_on=("local",),
     )
     prompts = class_prompts(embedded_vlm, losses=losses)
     class_global, class_local = prompts.class_features()
@@ -244,7 +249,7 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(embedded_vlm: VLM, data: Data
     handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
     expected = (
         2.0 * ranking_loss(of_global, labels, 0.5) / 7
-        + 3.0 * ranking_loss(of_local, labels, 0.5) / 7
+        + 3.0 * ranking_loss(of_local, labels, 0.9) / 7
         + 0.7 * order_loss(class_local, handcrafted, 100.0)
     )
     torch.testing.assert_close(prompts(items, labels, 7), expected)
