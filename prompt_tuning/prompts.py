@@ -35,6 +35,9 @@ class BranchSettings(Settings):
 
     Without `hierarchical`, the branch has shared tokens only, whatever the depth. To learn
     `vectors` is to have no prompt at all: a free vector a class takes the encoded prompt's place.
+    `handcrafted`: the share that hand-crafted prompts have in the class features after tuning. By it,
+    what was tuned on text alone leans back to what holds for images too (WiSE-FT does so with
+    weights: Wortsman et al., 2022, arXiv 2109.01903, §3).
     """
 
     learn: Literal["tokens", "vectors"] = "tokens"
@@ -43,6 +46,7 @@ class BranchSettings(Settings):
     coarse: TokenCount = 2
     fine: TokenCount = 2
     category: TokenCount = 4
+    handcrafted: Annotated[float, Field(ge=0, le=1)] = 0.0
     order: tuple[Level, ...] = ("shared", "coarse", "fine", "category")
 
     @field_validator("order")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import save
 
@@ -176,12 +177,26 @@ def best_epoch(run: TuningRun) -> int:
     losses = [entry["held_out_loss"] for entry in run.history]
     best = losses.index(min(losses))
     chosen = run.best_class_features()
-    assert torch.equal(chosen["global"], features[best][0])
-    assert torch.equal(chosen["local"], features[best][1])
+    assert torch.equal(chosen["global"], F.normalize(features[best][0], dim=-1))
+    assert torch.equal(chosen["local"], F.normalize(features[best][1], dim=-1))
     # Asking for the best must not take the last prompts away.
     with torch.no_grad():
         assert torch.equal(run.prompts.class_features()[0], features[-1][0])
     return best
+
+
+def test_what_is_left_leans_back_to_the_handcrafted_prompts(embedded_vlm: VLM, data: Data) -> None:
+    run = new_run(embedded_vlm, data)
+    branch = PROMPTS.local_branch.model_copy(update={"handcrafted": 0.75})
+    run.prompts.settings = PROMPTS.model_copy(update={"local_branch": branch})
+    run.run_epoch()
+    chosen = run.best_class_features()
+    with torch.no_grad():
+        tuned_global, tuned_local = run.prompts.class_features()
+    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    torch.testing.assert_close(chosen["global"], tuned_global)
+    expected = F.normalize(0.25 * tuned_local + 0.75 * handcrafted, dim=-1)
+    torch.testing.assert_close(chosen["local"], expected)
 
 
 def test_the_best_epoch_is_the_one_with_the_lowest_held_out_loss(
