@@ -35,9 +35,9 @@ class BranchSettings(Settings):
 
     Without `hierarchical`, the branch has shared tokens only, whatever the depth. To learn
     `vectors` is to have no prompt at all: a free vector a class takes the encoded prompt's place.
-    `handcrafted`: the share that hand-crafted prompts have in the class features after tuning. By it,
-    what was tuned on text alone leans back to what holds for images too (WiSE-FT does so with
-    weights: Wortsman et al., 2022, arXiv 2109.01903, §3).
+    `handcrafted`: the share that hand-crafted prompts have in the class features after tuning, by
+    which what was tuned on text alone leans back to what holds for images too (WiSE-FT does so
+    with weights: Wortsman et al., 2022, arXiv 2109.01903, §3).
     """
 
     learn: Literal["tokens", "vectors"] = "tokens"
