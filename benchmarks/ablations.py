@@ -58,13 +58,11 @@ from prompt_tuning.tuning import CaptionSet, ClassPrompts, TuningRun, load_capti
 from prompt_tuning.vlm import VLM, load_vlm
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-# As many tokens as the default has at depth 4 (4 shared, 2 coarse, 2 fine, 4 category).
-EQUAL_TOKENS = [
-    "hierarchy.depth=1",
-    *(f"prompts.{b}_branch.shared=12" for b in ("global", "local")),
-]
-PLAIN = "{hierarchical: false, shared: 12}"
-RELEASED_ORDER = "{order: [shared, fine, coarse, category]}"
+BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")
+RELEASED_ORDER = "[shared, fine, coarse, category]"
+# As many shared tokens as the default has in all (2 shared, 1 coarse, 1 fine, 2 category).
+EQUAL_TOKENS = ["hierarchy.depth=1", *(f"{branch}.shared=6" for branch in BRANCH_FIELDS)]
+FREE_VECTORS = ["prompts.init_std=0", *(f"{branch}.learn=vectors" for branch in BRANCH_FIELDS)]
 VARIATIONS: dict[str, list[str]] = {
     "depth 1": ["hierarchy.depth=1"],
     "depth 2": ["hierarchy.depth=2"],
@@ -76,37 +74,40 @@ VARIATIONS: dict[str, list[str]] = {
     "depth 3, no order loss": ["hierarchy.depth=3", "losses.order=0"],
     "depth 4, no order loss": ["losses.order=0"],
     "equal tokens, no order loss": [*EQUAL_TOKENS, "losses.order=0"],
-    "hierarchy on global": [f"prompts.local_branch={PLAIN}"],
-    "hierarchy on local": [f"prompts.global_branch={PLAIN}"],
+    "hierarchy on global": [
+        "prompts.local_branch.hierarchical=false",
+        "prompts.local_branch.shared=6",
+    ],
+    "hierarchy on local": [
+        "prompts.global_branch.hierarchical=false",
+        "prompts.global_branch.shared=6",
+    ],
     "order loss on global": ["losses.order_on=[global]"],
     "order loss on local": ["losses.order_on=[local]"],
 }
 # Each of what else our defaults have in another way than the released recipe, and two controls.
 DETAILS: dict[str, list[str]] = {
-    "released token order": [
-        f"prompts.{branch}_branch={RELEASED_ORDER}" for branch in ("global", "local")
-    ],
+    "released token order": [f"{branch}.order={RELEASED_ORDER}" for branch in BRANCH_FIELDS],
     "released tokens": [
         "prompts.global_branch={shared: 16, fine: 8, coarse: 4, category: 4, "
-        "order: [shared, fine, coarse, category]}",
-        "prompts.local_branch={hierarchical: false, shared: 32}",
+        f"order: {RELEASED_ORDER}}}",
+        "prompts.local_branch.hierarchical=false",
+        "prompts.local_branch.shared=32",
     ],
     "released optimiser": [
         "tuning={optimizer: sgd, lr: 0.002, momentum: 0.9, weight_decay: 0.0005, epochs: 20, "
         "batch: 512, milestones: [5, 10, 15], gamma: 0.1, mix: 2}"
     ],
-    "released margin": ["losses.margin=1"],
+    "released margin": ["losses.margin=1", "losses.local_margin=1"],
+    "the same margin on both branches": ["losses.local_margin=null"],
+    "nothing of the hand-crafted prompts": ["prompts.local_branch.handcrafted=0"],
     "items of one caption": ["tuning.mix=1"],
     "released noise": ["tuning.noise={std: 0.1}"],
     "released scores": [
         "scoring={scale: 4.0, local_temperature: 50.0, fusion: softmax, global_weight: 0.65}"
     ],
     # From their very start, for noise on 384 numbers is no small step; the rate is the tokens'.
-    "free vectors": [
-        "prompts.init_std=0",
-        "prompts.global_branch.learn=vectors",
-        "prompts.local_branch.learn=vectors",
-    ],
+    "free vectors": FREE_VECTORS,
     "templates, no sentences": [
         "captions.templates=true",
         "knowledge.questions={per_category: 0, relationships: 0}",
