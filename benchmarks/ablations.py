@@ -95,8 +95,14 @@ DETAILS: dict[str, list[str]] = {
         "prompts.local_branch.shared=32",
     ],
     "released optimiser": [
-        "tuning={optimizer: sgd, lr: 0.002, momentum: 0.9, weight_decay: 0.0005, epochs: 20, "
-        "batch: 512, milestones: [5, 10, 15], gamma: 0.1, mix: 2}"
+        "tuning.optimizer=sgd",
+        "tuning.lr=0.002",
+        "tuning.momentum=0.9",
+        "tuning.weight_decay=0.0005",
+        "tuning.epochs=20",
+        "tuning.batch=512",
+        "tuning.milestones=[5, 10, 15]",
+        "tuning.gamma=0.1",
     ],
     "released margin": ["losses.margin=1", "losses.local_margin=1"],
     "the same margin on both branches": ["losses.local_margin=null"],

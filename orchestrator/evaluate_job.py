@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -34,7 +35,6 @@ from orchestrator.evaluation_stages import (
     make_metrics,
     read_images,
     read_selection,
-    without,
     write_image_features,
     write_images,
 )
@@ -60,7 +60,7 @@ from prompt_tuning.features import Features, load_features
 from prompt_tuning.intervals import paired_difference
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
-from prompt_tuning.selection import Selection
+from prompt_tuning.selection import Selection, images_at
 from prompt_tuning.store import digest, write_atomic
 from prompt_tuning.vlm import fetch_weights, load_vlm
 
@@ -110,13 +110,18 @@ def evaluate(
             if one:
                 _check_vlm(one, place, console)
         listed = _images(plan, stamps)
-        selecting = run.selection.among(listed.files)
-        of_either = selecting | other.selection.among(listed.files) if other else selecting
-        items, images = without(of_either, _features(plan, console), listed)
+        selecting = _selecting(run, settings, listed)
+        theirs = _selecting(other, settings, listed) if other else np.zeros_like(selecting)
+        rows = np.flatnonzero(~(selecting | theirs))
+        images = images_at(listed, rows)
         if not images.labels.any():
-            raise InputError("--dataset: no image shows a category and had no say in the artifact")
+            raise InputError(
+                "--dataset: every image that shows a category chose an artifact, of this run or of "
+                "--against; name other images"
+            )
         if other:
             _check_shared(run, other, images)
+        items = _features(plan, console).take(torch.from_numpy(rows))
         scores = score_arms(items, run.arms, run.artifact.geometry, run.artifact.fusion)
         metrics = make_metrics(
             plan,
@@ -125,16 +130,18 @@ def evaluate(
             images.ignored,
             list(run.arms.tuned),
             run.selection.told(int(selecting.sum())),
-            int(of_either.sum()),
+            len(listed.files) - len(rows),
         )
         if other and other_plan:
-            of_other, _ = without(of_either, _features(other_plan, console), listed)
+            of_other = _features(other_plan, console).take(torch.from_numpy(rows))
             metrics["against"] = _compare(run, scores, other, of_other, images)
             if other.selection.selecting:
-                theirs = int(other.selection.among(listed.files).sum())
-                metrics["protocol"]["other_run_selected_on"] = other.selection.told(theirs)
+                told = other.selection.told(int(theirs.sum()))
+                metrics["protocol"]["other_run_selected_on"] = told
     page = render_evaluation(_page(run, items, scores, images, metrics))
     name = evaluation_name(settings, run.config.evaluation)
+    if other and (theirs & ~selecting).any():  # fewer images than the run's own figures are of
+        name += f"-against-{other.folder.name}"
     page_file = run.folder / f"evaluation-{name}.html"
     write_atomic(page_file, page.encode())
     metrics_file = write_metrics(run.folder, name, metrics)
@@ -154,16 +161,12 @@ def read_run(folder: Path) -> FinishedRun:
         artifact = Artifact.load(folder / "artifact")
     except ValueError as error:
         raise InputError(str(error)) from None
-    if not arms.is_file():
-        raise InputError(f"{arms} is missing; `datafree run {config_file}` writes it")
-    config = validate(RunConfig, read_yaml(config_file), str(config_file))
     selected = folder / SELECTION
-    selection = Selection()
-    if selected.is_file():
-        _, selection = read_selection(selected)
-    elif config.evaluation.select_on == "evaluation":
-        raise InputError(f"{selected} is missing; `datafree run {config_file}` writes it")
-    return FinishedRun(folder, config, artifact, Arms.load(arms), selection)
+    for file in (arms, selected):
+        if not file.is_file():
+            raise InputError(f"{file} is missing; `datafree run {config_file}` writes it")
+    config = validate(RunConfig, read_yaml(config_file), str(config_file))
+    return FinishedRun(folder, config, artifact, Arms.load(arms), read_selection(selected)[1])
 
 
 def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> EvaluationSettings:
@@ -225,6 +228,24 @@ def _measured_on(settings: EvaluationSettings) -> dict[str, Any]:
         "scenes": scenes,
         **settings.options(),
     }
+
+
+def _selecting(
+    run: FinishedRun, settings: EvaluationSettings, images: LabelledImages
+) -> np.ndarray:
+    """Which images had a say in the run's artifact: `(images,)`, bool.
+
+    Raises:
+        InputError: when they are among the images by their description, but not by their bytes.
+    """
+    among = run.selection.among(images.files)
+    same = _measured_on(settings) == _measured_on(run.config.evaluation)
+    if same and among.sum() < len(run.selection.selecting):
+        raise InputError(
+            f"{run.folder}: the images that chose its artifact are no longer the same, so they "
+            "cannot be left out; run its config again, or name other images"
+        )
+    return among
 
 
 def _stamps(cache: Path, console: Console) -> Path:

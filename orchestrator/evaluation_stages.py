@@ -17,7 +17,7 @@ from orchestrator.cluster import connect
 from orchestrator.config_file import InputError
 from orchestrator.plan import ImagesPlan, Plan
 from orchestrator.progress import StageProgress
-from orchestrator.tuning_stages import FEATURES, best_seed, read_caption_sets, read_tuned
+from orchestrator.tuning_stages import FEATURES, read_caption_sets, read_history, read_tuned
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
 from prompt_tuning.evaluation import (
     Arms,
@@ -116,25 +116,26 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     train, validation = read_caption_sets(plan)
     held_out = validation.load()
     tuned = {seed: read_tuned(plan, seed) for seed in plan.tuning}
-    chosen, selection = best_seed(plan), Selection()
-    had_a_say = np.zeros(0, dtype=bool)
+    chosen, selection = _best_seed(plan), Selection()
+    reported, left_out = np.arange(0), 0
     if plan.image_features is None:
         items, labels, ignored = held_out.features, held_out.labels.numpy(), None
     else:
         items, images = load_features(plan.image_features.folder / FEATURES), read_images(plan)
+        reported = np.arange(len(images.files))
         if plan.images_select:
             chosen, selection = _select(plan, items, images, tuned, geometry)
-        had_a_say = selection.among(images.files)
-        items, images = without(had_a_say, items, images)
-        if not images.labels.any():
-            raise InputError(
-                "evaluation.select_on: no image that did not select shows a category; more images, "
-                "another evaluation.split_seed or select_on: text would do"
-            )
+            reported = np.flatnonzero(~selection.among(images.files))
+            left_out = len(images.files) - len(reported)
+            items, images = items.take(torch.from_numpy(reported)), images_at(images, reported)
+            if not images.labels.any():
+                raise InputError(
+                    "evaluation.select_on: the half that is reported shows no category; more "
+                    "images, another evaluation.split_seed or select_on: text would do"
+                )
         labels, ignored = images.labels, images.ignored
     arms = Arms(untuned_arms(vlm, plan.categories, train), tuned)
     scores = score_arms(items, arms, geometry, config.scoring.fusion)
-    left_out = int(had_a_say.sum())
     told = selection.told(left_out)
     metrics = {
         **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
@@ -149,18 +150,16 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     arms.save(staging / ARMS)
     if plan.images:
         of_chosen = scores["tuned"][list(tuned).index(chosen)]["fused"]
-        examples = _examples(plan, of_chosen, labels, np.flatnonzero(~had_a_say))
+        examples = _examples(plan, of_chosen, labels, reported)
         (staging / EXAMPLES).write_text(canonical_json(examples), "utf-8")
 
 
-def without(
-    had_a_say: np.ndarray, items: Features, images: LabelledImages
-) -> tuple[Features, LabelledImages]:
-    """The images that are reported, with their features; `had_a_say`: `(images,)`, bool."""
-    if not had_a_say.any():
-        return items, images
-    rows = np.flatnonzero(~had_a_say)
-    return items.take(torch.from_numpy(rows)), images_at(images, rows)
+def _best_seed(plan: Plan) -> int:
+    """The seed with the lowest loss on held-out captions, where no image has a say."""
+    return min(
+        plan.tuning,
+        key=lambda seed: min(entry["held_out_loss"] for entry in read_history(plan, seed)),
+    )
 
 
 def _select(
@@ -218,7 +217,7 @@ def make_metrics(
             "resolution": plan.config.vlm.resolution,
             "resize": "straight, no crop",
             "fusion": plan.config.scoring.fusion,
-            "checkpoint": "lowest ranking loss on held-out captions",
+            "checkpoint": "lowest ranking loss on held-out captions (before leaning back)",
             "selected_on": selected_on,
             **({"images_left_out_as_they_selected": left_out} if left_out else {}),
             "seeds": ", ".join(map(str, seeds)),

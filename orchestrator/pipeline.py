@@ -79,6 +79,8 @@ def _fetch_stamps(plan: Plan, console: Console) -> Path | None:
         with status(console, "fetching the cut-outs of the scenes (Debian package, 161 MB) …"):
             return fetch_stamps(plan.cache)
     except StampsUnavailable as error:
+        if plan.config.evaluation.select_on == "evaluation":
+            raise InputError(f"evaluation.select_on: no scenes to select on: {error}") from None
         console.print(
             f"No scenes: {error}\nEvaluating on held-out captions instead; for photos of your own "
             "set evaluation: {dataset: folder, root: …}.",

@@ -60,6 +60,8 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
         for stage in plan.stages
     }
     run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
+    # Until it is there again the folder is no whole one: it says what chose the artifact.
+    (plan.run_folder / SELECTION).unlink(missing_ok=True)
     _write_artifact(plan)
     write_curves(plan)
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())

@@ -139,14 +139,6 @@ def write_curves(plan: Plan) -> None:
                 add_epoch(entry)
 
 
-def best_seed(plan: Plan) -> int:
-    """The seed with the lowest loss on held-out captions, where no image has a say."""
-    return min(
-        plan.tuning,
-        key=lambda seed: min(entry["held_out_loss"] for entry in read_history(plan, seed)),
-    )
-
-
 def read_caption_sets(plan: Plan) -> tuple[CaptionSet, CaptionSet]:
     """Training and held-out captions with their features."""
     return load_caption_sets(

@@ -160,7 +160,7 @@ class ClassPrompts(nn.Module):
         self.geometry = scoring.resolve(vlm.geometry)
         self.fusion = scoring.fusion
         self.losses = losses
-        self.settings = prompts
+        self.prompt_settings = prompts
         generator = torch.Generator().manual_seed(seed)
         handcrafted = handcrafted_features(vlm, categories)
         self.register_buffer("handcrafted", handcrafted, persistent=False)
@@ -361,14 +361,16 @@ class TuningRun:
     def best_class_features(self) -> dict[str, Tensor]:
         """Class features of the epoch with the lowest held-out loss: "global" and "local".
 
-        Each branch's hand-crafted prompts have their share in them.
+        Each branch's hand-crafted prompts have their share in them; the held-out figures are of
+        the prompts without it.
         """
         # Copies, because loading writes into the very tensors that `state_dict` gives.
         last = {k: v.clone() for k, v in self.prompts.state_dict().items()}
         self.prompts.load_state_dict(self.best)
         class_global, class_local = self.prompts.class_features()
         self.prompts.load_state_dict(last)
-        handcrafted, settings = F.normalize(self.prompts.handcrafted, dim=-1), self.prompts.settings
+        handcrafted = F.normalize(self.prompts.handcrafted, dim=-1)
+        settings = self.prompts.prompt_settings
         return {
             name: F.normalize(tuned.lerp(handcrafted, branch.handcrafted), dim=-1).cpu()
             for name, tuned, branch in (

@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import UNTUNED, Arms, ClassFeatures
 from prompt_tuning.image_files import open_image
 from prompt_tuning.scenes import SceneSettings
-from prompt_tuning.selection import split_halves
+from prompt_tuning.selection import Selection, split_halves
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity
 
 NAMES = ["dog", "violin", "lemon", "car"]
@@ -243,6 +243,13 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert half["map_by_seed"]["tuned"]["fused"] == pytest.approx(
         [fused_map(seed, reported) for seed in arms.tuned]
     )
+    (stage,) = (
+        file.parent
+        for file in Path("cache/evaluation").glob("*/selection.json")
+        if json.loads(file.read_bytes())["selecting"]
+    )
+    shown_rows = [entry["image"] for entry in json.loads((stage / "examples.json").read_bytes())]
+    assert shown_rows == reported.tolist()
     report = (halves / "report.html").read_text("utf-8")
     assert report.count("data:image/jpeg;base64,") == 3
     assert "not the 3 that selected" in report
@@ -268,8 +275,10 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert json.loads(of_copies.read_bytes())["images"] == 4
     assert json.loads((halves / "metrics/folder.json").read_bytes()) == half
     # The other run's half is as good as seen.
+    own = metrics_file.read_bytes()
     datafree(*on_photos, "--against", halves)
-    seen = json.loads(metrics_file.read_bytes())
+    assert metrics_file.read_bytes() == own
+    seen = json.loads(metrics_file.with_name(f"{metrics_file.stem}-against-tiny.json").read_bytes())
     assert seen["images"] == 3
     assert seen["protocol"]["selected_on"] == "text: held-out captions"
     assert "3 of 6, drawn with seed 2" in seen["protocol"]["other_run_selected_on"]
@@ -312,6 +321,8 @@ def write_run(folder: Path) -> None:
     ).save(folder / "artifact")
     untuned = {arm: ClassFeatures(torch.eye(2), torch.eye(2)) for arm in UNTUNED}
     Arms(untuned, {0: classes}).save(folder / "arms.safetensors")
+    selection = {"artifact_seed": 0, **asdict(Selection())}
+    (folder / "selection.json").write_text(json.dumps(selection), "utf-8")
     (folder / "config.yaml").write_text("name: made\ncategories: [cat, dog]\n", "utf-8")
 
 

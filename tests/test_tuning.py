@@ -188,7 +188,7 @@ def best_epoch(run: TuningRun) -> int:
 def test_what_is_left_leans_back_to_the_handcrafted_prompts(embedded_vlm: VLM, data: Data) -> None:
     run = new_run(embedded_vlm, data)
     branch = PROMPTS.local_branch.model_copy(update={"handcrafted": 0.75})
-    run.prompts.settings = PROMPTS.model_copy(update={"local_branch": branch})
+    run.prompts.prompt_settings = PROMPTS.model_copy(update={"local_branch": branch})
     run.run_epoch()
     chosen = run.best_class_features()
     with torch.no_grad():
