@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from orchestrator.cluster import disconnect
 from orchestrator.config import load_config
@@ -36,9 +36,7 @@ from orchestrator.evaluation_stages import read_images, write_image_features, wr
 from orchestrator.knowledge_stage import CAPTIONS, write_knowledge
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import find_resources
-from orchestrator.stages import Stage, run_stage
 from orchestrator.tuning_stages import (
-    CLASSES,
     FEATURES,
     read_caption_sets,
     read_hierarchy,
@@ -56,6 +54,8 @@ from prompt_tuning.scenes import fetch_stamps, stamps_source
 from prompt_tuning.store import digest, is_published, publishing
 from prompt_tuning.tuning import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
 from prompt_tuning.vlm import VLM, load_vlm
+from workers.stages import Stage, run_stage
+from workers.tuning_worker import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")
@@ -232,14 +232,9 @@ def tune_all(variations: dict[str, Variation], runs: Path) -> dict[str, list[Cla
             future.result()
             print(f"{done}/{len(running)} {running[future]}", flush=True)
     return {
-        name: [read_classes(folder / CLASSES) for folder in of_seeds.values()]
+        name: [read_classes(folder) for folder in of_seeds.values()]
         for name, of_seeds in folders.items()
     }
-
-
-def read_classes(file: Path) -> ClassFeatures:
-    tensors = load_file(file)
-    return ClassFeatures(tensors["global"], tensors["local"])
 
 
 def scenes_of(plan: Plan) -> tuple[Features, LabelledImages]:

@@ -70,6 +70,23 @@ def knowledge(
 
 
 @app.command()
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML file of a run with a sweep part")],
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="override, e.g. sweep.samples=40"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan only")] = False,
+    cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
+    runs: Annotated[str | None, typer.Option(help="folder of runs")] = None,
+) -> None:
+    """Which hierarchy and which losses are best for these labels: tune many, compare, report."""
+    from orchestrator.commands.sweep import sweep as sweep_command
+
+    sweep_command(config, set_ or [], dry_run, cache, runs)
+
+
+@app.command()
 def evaluate(
     run: Annotated[Path, typer.Argument(help="folder of a finished run, e.g. runs/quickstart")],
     dataset: Annotated[
@@ -125,7 +142,7 @@ def main() -> None:
         if isinstance(error, InputError):
             typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
             sys.exit(2)
-        from orchestrator.failure import describe
+        from workers.failure import describe
 
         typer.echo(describe(error), err=True)
         sys.exit(1)

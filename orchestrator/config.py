@@ -134,22 +134,63 @@ class RunConfig(Settings):
 def load_config(path: Path, overrides: list[str], cache: str | None, runs: str | None) -> RunConfig:
     """Read a config file, put `--set` overrides, environment and options on top, and check it.
 
+    What a file says of a sweep is not looked at.
+
     Raises:
         InputError: naming the field or file, what is wrong and what would be right.
+    """
+    raw = read_config(path, overrides, cache, runs)
+    raw.pop("sweep", None)
+    return build_config(raw, path)
+
+
+def read_config(
+    path: Path, overrides: list[str], cache: str | None, runs: str | None
+) -> dict[str, Any]:
+    """The plain values of a config file with `--set`, environment and options on top, unchecked.
+
+    Raises:
+        InputError: for a file that cannot be read, or an override without a field.
     """
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must be a mapping of settings, such as `name: my-run`")
     for override in overrides:
-        _apply_override(raw, override)
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {override!r}: must be FIELD=VALUE, such as tuning.epochs=5")
+        set_field(raw, name, parse_yaml(text, f"--set {override!r}"), f"--set {override!r}")
     chosen_paths = {
         "cache": cache or os.environ.get("DATAFREE_CACHE"),
         "runs": runs or os.environ.get("DATAFREE_RUNS"),
     }
     if any(chosen_paths.values()) and isinstance(raw.setdefault("paths", {}), dict):
         raw["paths"].update({k: v for k, v in chosen_paths.items() if v})
-    config = validate(RunConfig, raw, str(path))
-    return _with_absolute_inputs(config, path.parent)
+    return raw
+
+
+def build_config(raw: dict[str, Any], path: Path) -> RunConfig:
+    """The checked config of plain values that were read from the file `path`.
+
+    Raises:
+        InputError: naming the field or file, what is wrong and what would be right.
+    """
+    return _with_absolute_inputs(validate(RunConfig, raw, str(path)), path.parent)
+
+
+def set_field(raw: dict[str, Any], name: str, value: Any, source: str) -> None:
+    """Put a value into nested mappings under its dotted name.
+
+    Raises:
+        InputError: naming `source`, where a part of the name has no fields.
+    """
+    *parents, last = name.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise InputError(f"{source}: {parent!r} has no fields")
+    place[last] = value
 
 
 def validate(model: type[Model], raw: Any, source: str) -> Model:
@@ -161,20 +202,6 @@ def validate(model: type[Model], raw: Any, source: str) -> Model:
         lines = _explain(model, raw, error.errors(include_url=False))
         more = [f"… and {len(lines) - 5} more"] if len(lines) > 5 else []
         raise InputError("\n".join(f"{source}: {line}" for line in lines[:5] + more)) from None
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    """Put `a.b=value` into nested mappings; the value is read as YAML."""
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise InputError(f"--set {override!r}: must be FIELD=VALUE, such as tuning.epochs=5")
-    *parents, last = name.split(".")
-    place = raw
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise InputError(f"--set {override!r}: {parent!r} has no fields")
-    place[last] = parse_yaml(text, f"--set {override!r}")
 
 
 # What pydantic calls by its Python or JSON names; in its other messages they do not occur.

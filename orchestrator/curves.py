@@ -13,6 +13,7 @@ _ENTRY_OF_TAG = {
     "train/loss": "loss",
     "held_out/ranking_loss": "held_out_loss",
     "held_out/map": "held_out_map",
+    "selecting/map": "selecting_map",
 }
 
 
@@ -30,6 +31,7 @@ def new_curves(folder: Path) -> Iterator[Callable[[dict[str, float]], None]]:
 
         def add_epoch(entry: dict[str, float]) -> None:
             for tag, name in _ENTRY_OF_TAG.items():
-                writer.add_scalar(tag, entry[name], int(entry["epoch"]))
+                if name in entry:
+                    writer.add_scalar(tag, entry[name], int(entry["epoch"]))
 
         yield add_epoch

@@ -43,7 +43,6 @@ from orchestrator.preflight import Resources, check_folder, find_resources
 from orchestrator.progress import status
 from orchestrator.report import best_untuned, evaluated_on
 from orchestrator.results import small_jpeg, write_metrics
-from orchestrator.stages import run_stage
 from orchestrator.tuning_stages import FEATURES
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.datasets import WHERE_TO_GET, LabelledImages
@@ -63,6 +62,7 @@ from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.selection import Selection, images_at
 from prompt_tuning.store import digest, write_atomic
 from prompt_tuning.vlm import fetch_weights, load_vlm
+from workers.stages import run_stage
 
 _MISTAKES = 16
 _CURVE_POINTS = 40

@@ -17,7 +17,7 @@ from orchestrator.cluster import connect
 from orchestrator.config_file import InputError
 from orchestrator.plan import ImagesPlan, Plan
 from orchestrator.progress import StageProgress
-from orchestrator.tuning_stages import FEATURES, read_caption_sets, read_history, read_tuned
+from orchestrator.tuning_stages import FEATURES, read_caption_sets
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
 from prompt_tuning.evaluation import (
     Arms,
@@ -28,9 +28,10 @@ from prompt_tuning.evaluation import (
     untuned_arms,
 )
 from prompt_tuning.features import Features, load_features, save_features
-from prompt_tuning.selection import Selection, images_at, select_on_half
+from prompt_tuning.selection import SelectingHalf, Selection, images_at, select_on_half
 from prompt_tuning.store import canonical_json
 from prompt_tuning.vlm import Geometry
+from workers.tuning_worker import read_classes, read_history
 
 METRICS = "metrics.json"
 ARMS = "arms.safetensors"
@@ -113,27 +114,14 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     config = plan.config
     vlm = load_vlm(config.vlm, cache=plan.cache)
     geometry = config.scoring.resolve(vlm.geometry)
-    train, validation = read_caption_sets(plan)
-    held_out = validation.load()
-    tuned = {seed: read_tuned(plan, seed) for seed in plan.tuning}
-    chosen, selection = _best_seed(plan), Selection()
-    reported, left_out = np.arange(0), 0
-    if plan.image_features is None:
-        items, labels, ignored = held_out.features, held_out.labels.numpy(), None
+    train, held_out = read_caption_sets(plan)
+    tuned = {seed: read_classes(plan.tuning[seed].folder) for seed in plan.tuning}
+    if plan.images_select:
+        chosen, selection = _select(plan, tuned, geometry)
     else:
-        items, images = load_features(plan.image_features.folder / FEATURES), read_images(plan)
-        reported = np.arange(len(images.files))
-        if plan.images_select:
-            chosen, selection = _select(plan, items, images, tuned, geometry)
-            reported = np.flatnonzero(~selection.among(images.files))
-            left_out = len(images.files) - len(reported)
-            items, images = items.take(torch.from_numpy(reported)), images_at(images, reported)
-            if not images.labels.any():
-                raise InputError(
-                    "evaluation.select_on: the half that is reported shows no category; more "
-                    "images, another evaluation.split_seed or select_on: text would do"
-                )
-        labels, ignored = images.labels, images.ignored
+        chosen, selection = _best_seed(plan), Selection()
+    items, labels, ignored, reported = reported_items(plan, selection)
+    left_out = len(read_images(plan).files) - len(reported) if plan.images else 0
     arms = Arms(untuned_arms(vlm, plan.categories, train), tuned)
     scores = score_arms(items, arms, geometry, config.scoring.fusion)
     told = selection.told(left_out)
@@ -154,29 +142,72 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         (staging / EXAMPLES).write_text(canonical_json(examples), "utf-8")
 
 
+def reported_items(
+    plan: Plan, selection: Selection
+) -> tuple[Features, np.ndarray, np.ndarray | None, np.ndarray]:
+    """What the arms are compared on: the images that did not select, or held-out captions.
+
+    Returns:
+        their features, labels and ignored labels `(items, classes)`, and the images' places among
+        all of the plan's (none for captions).
+
+    Raises:
+        InputError: when they show no category.
+    """
+    if plan.image_features is None:
+        held_out = read_caption_sets(plan)[1].load()
+        return held_out.features, held_out.labels.numpy(), None, np.arange(0)
+    items, images = load_features(plan.image_features.folder / FEATURES), read_images(plan)
+    rows = np.flatnonzero(~selection.among(images.files))
+    images = images_at(images, rows)
+    if plan.images_select and not images.labels.any():
+        raise InputError(
+            "evaluation.select_on: the half that is reported shows no category; more images, "
+            "another evaluation.split_seed or select_on: text would do"
+        )
+    return items.take(torch.from_numpy(rows)), images.labels, images.ignored, rows
+
+
+def selecting_half(plan: Plan) -> SelectingHalf | None:
+    """The half of the images that chooses, where the config says that images do.
+
+    Raises:
+        InputError: when it shows no category.
+    """
+    if not plan.images_select:
+        return None
+    assert plan.image_features is not None
+    features = plan.image_features.folder / FEATURES
+    try:
+        return SelectingHalf.of(read_images(plan), features, plan.config.evaluation.split_seed)
+    except ValueError as error:
+        raise InputError(f"evaluation.select_on: {error}") from None
+
+
 def _best_seed(plan: Plan) -> int:
     """The seed with the lowest loss on held-out captions, where no image has a say."""
-    return min(
-        plan.tuning,
-        key=lambda seed: min(entry["held_out_loss"] for entry in read_history(plan, seed)),
-    )
+    losses = {
+        seed: min(entry["held_out_loss"] for entry in read_history(stage.folder))
+        for seed, stage in plan.tuning.items()
+    }
+    return min(losses, key=losses.__getitem__)
 
 
 def _select(
-    plan: Plan,
-    items: Features,
-    images: LabelledImages,
-    tuned: dict[int, ClassFeatures],
-    geometry: Geometry,
+    plan: Plan, tuned: dict[int, ClassFeatures], geometry: Geometry
 ) -> tuple[int, Selection]:
     """The seed that half of the images chooses, and which these are."""
-    settings, fusion = plan.config.evaluation, plan.config.scoring.fusion
-    try:
-        return select_on_half(
-            items, images, tuned, geometry, fusion, settings.dataset, settings.split_seed
-        )
-    except ValueError as error:
-        raise InputError(f"evaluation.select_on: {error}") from None
+    settings, half = plan.config.evaluation, selecting_half(plan)
+    assert half is not None
+    return select_on_half(
+        half,
+        read_images(plan),
+        tuned,
+        geometry,
+        plan.config.scoring.fusion,
+        settings.dataset,
+        settings.split_seed,
+    )
 
 
 def read_selection(file: Path) -> tuple[int, Selection]:

@@ -14,8 +14,8 @@ from orchestrator.config import RunConfig
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
-from orchestrator.stages import run_stage
 from prompt_tuning.store import copy_atomic
+from workers.stages import run_stage
 
 _FEWEST_SHOWN = 5
 

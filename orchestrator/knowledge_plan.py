@@ -9,7 +9,6 @@ from pathlib import Path
 from orchestrator.config import RunConfig, load_categories, load_templates
 from orchestrator.config_file import InputError
 from orchestrator.preflight import Resources, check_folder, place_engines
-from orchestrator.stages import Stage, plan_stage
 from prompt_tuning.captions import read_caption_file
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.question_templates import Template
@@ -17,6 +16,7 @@ from prompt_tuning.store import file_digest, folder_digest, source_digest
 from workers import embedded_llm
 from workers.knowledge_pool import Placement
 from workers.llm_engine import GPU_DEFAULT, engine_versions
+from workers.stages import Stage, plan_stage
 
 _MODULES = (
     "orchestrator.knowledge_stage",

@@ -17,8 +17,8 @@ from orchestrator.preflight import check_folder, find_resources
 from orchestrator.progress import status
 from orchestrator.report import evaluated_on
 from orchestrator.run_lock import only_driver
-from orchestrator.stages import Stage, run_stage
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from workers.stages import Stage, run_stage
 
 
 def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
@@ -36,11 +36,12 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
         return
     with only_driver(plan.run_folder):
         if wants_scenes and not stamps:
-            stamps = _fetch_stamps(plan, console)
+            stamps = fetch_scenes(plan, console)
             plan = make_plan(config, plan.resources, stamps)
-        _fetch_weights(plan, console)
+        fetch_vlm(plan, console)
         try:
-            ran = _run_stages(plan, stamps, console)
+            work = stage_work(plan, stamps, console)
+            ran = {stage: run_stage(stage, work[stage]) for stage in plan.stages}
         finally:
             disconnect()
         from orchestrator.knowledge_job import warn_of_unanswered
@@ -52,8 +53,10 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     _print_summary(plan, metrics, ran, console)
 
 
-def _run_stages(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage, bool]:
-    """Run what is not done; whether each stage ran."""
+def stage_work(
+    plan: Plan, stamps: Path | None, console: Console
+) -> dict[Stage, Callable[[Path], None]]:
+    """What fills the folder of each stage of a plan."""
     # Heavy imports happen inside the stages: when all are done, none is needed.
     from orchestrator.evaluation_stages import write_evaluation, write_image_features, write_images
     from orchestrator.knowledge_stage import write_knowledge
@@ -70,11 +73,11 @@ def _run_stages(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage
     if plan.images and plan.image_features:
         work[plan.images] = partial(write_images, plan, stamps)
         work[plan.image_features] = partial(write_image_features, plan, console)
-    return {stage: run_stage(stage, work[stage]) for stage in plan.stages}
+    return work
 
 
-def _fetch_stamps(plan: Plan, console: Console) -> Path | None:
-    """Fetch the scenes' cut-outs; None, with the reason printed, where they are not to be had."""
+def fetch_scenes(plan: Plan, console: Console) -> Path | None:
+    """Fetch the scenes' cut-outs; None, with the reason printed, where they cannot be had."""
     try:
         with status(console, "fetching the cut-outs of the scenes (Debian package, 161 MB) …"):
             return fetch_stamps(plan.cache)
@@ -90,8 +93,12 @@ def _fetch_stamps(plan: Plan, console: Console) -> Path | None:
         return None
 
 
-def _fetch_weights(plan: Plan, console: Console) -> None:
-    """Have the weights before the language model works for hours: InputError if they cannot be."""
+def fetch_vlm(plan: Plan, console: Console) -> None:
+    """Have the VLM's weights before the language model works for hours.
+
+    Raises:
+        InputError: when they cannot be had.
+    """
     if plan.config.vlm.kind != "open_clip" or plan.captions.done():
         return
     from prompt_tuning.vlm import fetch_weights

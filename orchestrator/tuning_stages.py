@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 
 from orchestrator.cluster import connect
 from orchestrator.config_file import InputError
 from orchestrator.curves import curves_folder, new_curves
 from orchestrator.knowledge_stage import CAPTIONS, read_premises_file
 from orchestrator.plan import Plan
+from orchestrator.preflight import WorkerShare
 from orchestrator.progress import StageProgress
 from prompt_tuning.captions import read_captions
-from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
 from prompt_tuning.prompts import handcrafted_features
+from prompt_tuning.selection import SelectingHalf
 from prompt_tuning.store import canonical_json
 from prompt_tuning.tuning import CaptionSet, load_caption_sets
+from workers import tuning_worker
+from workers.tuning_worker import TuningJob, read_history
 
 FEATURES = "features.safetensors"
-CLASSES = "class_features.safetensors"
-HISTORY = "history.json"
 GROUPS = "hierarchy.json"
 RAY_STORAGE = ".ray"
 
@@ -76,17 +77,10 @@ def read_hierarchy(plan: Plan) -> Hierarchy:
     return Hierarchy(**{name: tuple(values) for name, values in groups.items()})
 
 
-def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
-    """Tune one seed's prompts in Ray Train workers, from the last checkpoint if there is one."""
-    from workers.tuning_worker import TuningJob, tune
-
-    config, stage = plan.config, plan.tuning[seed]
-    try:
-        read_caption_sets(plan)  # refuses too few captions here, before any worker starts
-    except ValueError as error:
-        raise InputError(f"captions: {error}") from None
-    storage = plan.run_folder / RAY_STORAGE
-    job = TuningJob(
+def tuning_job(plan: Plan, seed: int, selecting: SelectingHalf | None = None) -> TuningJob:
+    """What the workers of one seed need; `selecting`: as in `TuningJob`."""
+    config = plan.config
+    return TuningJob(
         captions=plan.knowledge.stage.folder / CAPTIONS,
         features=plan.captions.folder / FEATURES,
         held_out=config.captions.held_out,
@@ -100,11 +94,30 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
         tuning=config.tuning,
         seed=seed,
         cache=plan.cache,
-        progress=storage / f"{stage.key}.progress.json",
+        progress=plan.run_folder / RAY_STORAGE / f"{plan.tuning[seed].key}.progress.json",
+        selecting=selecting,
     )
+
+
+def check_captions(plan: Plan) -> None:
+    """Refuse captions that are too few to tune on, before any worker starts.
+
+    Raises:
+        InputError: saying how many there are.
+    """
+    try:
+        read_caption_sets(plan)
+    except ValueError as error:
+        raise InputError(f"captions: {error}") from None
+
+
+def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
+    """Tune one seed's prompts in Ray Train workers, from the last checkpoint if there is one."""
+    check_captions(plan)
+    job, share = tuning_job(plan, seed), plan.share
     connect(plan.resources.cpus, plan.resources.gpus)
     with (
-        StageProgress(console, f"tuning seed {seed}", config.tuning.epochs) as progress,
+        StageProgress(console, f"tuning seed {seed}", job.tuning.epochs) as progress,
         # A resumed seed tells of all its epochs again.
         new_curves(curves_folder(plan.run_folder, seed)) as add_epoch,
     ):
@@ -113,21 +126,29 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
             add_epoch(entry)
             progress.advance(1, f"loss {entry['loss']:.3f}, held out {entry['held_out_loss']:.3f}")
 
-        classes, history = tune(job, storage, stage.key, plan.share.gpus, plan.share.cpus, on_epoch)
-    save_file(classes, staging / CLASSES)
-    (staging / HISTORY).write_text(canonical_json(history), "utf-8")
+        tuning_worker.write_tuned(
+            job,
+            plan.run_folder / RAY_STORAGE,
+            plan.tuning[seed].key,
+            share.gpus,
+            share.cpus,
+            on_epoch,
+            partial(tell_of_waiting, console, share, job.tuning.workers),
+            staging,
+        )
 
 
-def read_tuned(plan: Plan, seed: int) -> ClassFeatures:
-    """The class features that one seed's tuning stage wrote."""
-    tensors = load_file(plan.tuning[seed].folder / CLASSES)
-    return ClassFeatures(tensors["global"], tensors["local"])
+def tell_of_waiting(console: Console, share: WorkerShare, workers: int, seconds: float) -> None:
+    """Say that no workers are up yet: on a busy cluster their resources may be taken."""
+    import ray
 
-
-def read_history(plan: Plan, seed: int) -> list[dict[str, float]]:
-    """One entry an epoch: epoch, loss, held_out_loss, held_out_map."""
-    history: list[dict[str, float]] = json.loads((plan.tuning[seed].folder / HISTORY).read_bytes())
-    return history
+    free = ray.available_resources()
+    console.print(
+        f"waiting for resources for {seconds:.0f} s: tuning needs {workers} × ({share.cpus:g} CPUs "
+        f"and {share.gpus:g} GPUs); there are {free.get('CPU', 0):g} CPUs and "
+        f"{free.get('GPU', 0):g} GPUs free",
+        style="yellow",
+    )
 
 
 def write_curves(plan: Plan) -> None:
@@ -135,7 +156,7 @@ def write_curves(plan: Plan) -> None:
     shutil.rmtree(curves_folder(plan.run_folder, 0).parent, ignore_errors=True)
     for seed in plan.tuning:
         with new_curves(curves_folder(plan.run_folder, seed)) as add_epoch:
-            for entry in read_history(plan, seed):
+            for entry in read_history(plan.tuning[seed].folder):
                 add_epoch(entry)
 
 

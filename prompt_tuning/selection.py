@@ -11,7 +11,7 @@ import torch
 
 from prompt_tuning.datasets import LabelledImages
 from prompt_tuning.evaluation import ClassFeatures, arm_scores
-from prompt_tuning.features import Features
+from prompt_tuning.features import Features, load_features
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.store import file_digest
 from prompt_tuning.vlm import Geometry
@@ -62,8 +62,49 @@ class Selection:
         )
 
 
+@dataclass(frozen=True)
+class SelectingHalf:
+    """The half of the labelled images that selects, small enough to be sent to those who tune.
+
+    `features`: the file of the features of all images, of which `rows` select. `labels`, `ignored`:
+    of these, `(rows, classes)`, bool.
+    """
+
+    features: Path
+    rows: np.ndarray
+    labels: np.ndarray
+    ignored: np.ndarray | None
+
+    @classmethod
+    def of(cls, images: LabelledImages, features: Path, split_seed: int) -> SelectingHalf:
+        """The half that `split_seed` draws.
+
+        Raises:
+            ValueError: when it shows no category.
+        """
+        rows, _ = split_halves(len(images.files), split_seed)
+        half = images_at(images, rows)
+        if not half.labels.any():
+            raise ValueError(
+                f"none of the {len(rows)} images that split_seed {split_seed} draws shows a "
+                "category; more images, another split_seed or select_on: text would do"
+            )
+        return cls(features, rows, half.labels, half.ignored)
+
+    def load(self) -> Features:
+        """The features of the images that select."""
+        return load_features(self.features).take(torch.from_numpy(self.rows))
+
+    def fused_map(
+        self, items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
+    ) -> float:
+        """mAP (0-100) of the fused scores; `items`: what `load` gives."""
+        fused = arm_scores(items, classes, geometry, fusion)["fused"]
+        return 100 * mean_average_precision(fused, self.labels, self.ignored)
+
+
 def select_on_half(
-    items: Features,
+    half: SelectingHalf,
     images: LabelledImages,
     tuned: dict[int, ClassFeatures],
     geometry: Geometry,
@@ -73,30 +114,18 @@ def select_on_half(
 ) -> tuple[int, Selection]:
     """Choose the seed with the highest fused mAP on the selecting half of the images.
 
-    `items`: the images' features. `tuned`: class features by seed; of equals the first is chosen.
-    The figures to report are those of the images that did not select.
-
-    Raises:
-        ValueError: when the selecting half shows no category.
+    `half`: that which `split_seed` draws. `tuned`: class features by seed; of equals the first is
+    chosen. The figures to report are those of the images that did not select.
     """
-    rows, _ = split_halves(len(images.files), split_seed)
-    half, shown = images_at(images, rows), items.take(torch.from_numpy(rows))
-    if not half.labels.any():
-        raise ValueError(
-            f"none of the {len(rows)} images that split_seed {split_seed} draws shows a category; "
-            "more images, another split_seed or select_on: text would do"
-        )
+    items = half.load()
     maps = {
-        seed: mean_average_precision(
-            arm_scores(shown, classes, geometry, fusion)["fused"], half.labels, half.ignored
-        )
-        for seed, classes in tuned.items()
+        seed: half.fused_map(items, classes, geometry, fusion) for seed, classes in tuned.items()
     }
     return max(maps, key=maps.__getitem__), Selection(
         dataset=dataset,
         images=len(images.files),
         split_seed=split_seed,
-        selecting=tuple(sorted({file_digest(file) for file in half.files})),
+        selecting=tuple(sorted({file_digest(images.files[row]) for row in half.rows})),
     )
 
 

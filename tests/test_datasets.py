@@ -18,7 +18,6 @@ from orchestrator.config_file import InputError
 from orchestrator.evaluation_stages import UNREADABLE, read_images, write_images
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import Node, Resources
-from orchestrator.stages import run_stage
 from prompt_tuning.categories import Category, CategoryList, built_in
 from prompt_tuning.datasets import (
     DatasetSettings,
@@ -29,6 +28,7 @@ from prompt_tuning.datasets import (
     voc,
 )
 from prompt_tuning.noun_matching import NounMatcher, plural
+from workers.stages import run_stage
 
 SHARED = Path("/work/shared/data")
 PAGES = {

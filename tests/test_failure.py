@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.failure import describe
+from workers.failure import describe
 
 
 def raised(error: BaseException) -> BaseException:

@@ -14,8 +14,8 @@ from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.knowledge_stage import CAPTIONS, read_summary, write_knowledge
 from orchestrator.plan import make_plan
 from orchestrator.preflight import Node, Resources
-from orchestrator.stages import run_stage
 from workers.llm_engine import GPU_DEFAULT
+from workers.stages import run_stage
 
 ON_CPU = Resources((Node(8, 0),))
 NOTHING_ASKED = ("knowledge.questions.per_category=0", "knowledge.questions.relationships=0")

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from prompt_tuning.datasets import LabelledImages
 from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.features import Features
-from prompt_tuning.selection import Selection, select_on_half, split_halves
+from prompt_tuning.features import Features, save_features
+from prompt_tuning.selection import SelectingHalf, Selection, select_on_half, split_halves
 from prompt_tuning.vlm import Geometry
 
 GEOMETRY = Geometry(scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.5)
@@ -57,7 +57,10 @@ def choose(items: Features, images: LabelledImages) -> tuple[int, Selection]:
         4: ClassFeatures(torch.eye(2), torch.eye(2)),
         9: ClassFeatures(torch.eye(2).flip(0), torch.eye(2).flip(0)),
     }
-    return select_on_half(items, images, tuned, GEOMETRY, "mean", "folder", 5)
+    file = images.files[0].with_name("features.safetensors")
+    save_features(file, items)
+    half = SelectingHalf.of(images, file, 5)
+    return select_on_half(half, images, tuned, GEOMETRY, "mean", "folder", 5)
 
 
 def test_only_the_selecting_half_has_a_say(images: LabelledImages) -> None:

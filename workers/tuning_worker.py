@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from safetensors.torch import load_file, save_file
 
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
 from prompt_tuning.scoring import ScoringSettings
+from prompt_tuning.selection import SelectingHalf
 from prompt_tuning.store import canonical_json, write_atomic
 from prompt_tuning.tuning import (
     ClassPrompts,
@@ -33,9 +36,15 @@ from prompt_tuning.tuning import (
 )
 from prompt_tuning.vlm import VLMSettings, load_vlm
 
+CLASSES = "class_features.safetensors"
+HISTORY = "history.json"
 _STATE = "state.pt"
-_RESULT = "class_features.safetensors"
 _CAPTIONS_SHOWN = 3
+_SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_WAITS = 30.0
+
+OnEpoch = Callable[[dict[str, float]], None]
+OnWaiting = Callable[[float], None]
 
 
 class DistributedTuningSettings(TuningSettings):
@@ -48,7 +57,10 @@ class DistributedTuningSettings(TuningSettings):
 
 @dataclass(frozen=True)
 class TuningJob:
-    """What one seed's workers need; paths are absolute, for workers change their directory."""
+    """What one seed's workers need; paths are absolute, for workers change their directory.
+
+    `selecting`: the labelled images on which each epoch's prompts are measured, where such choose.
+    """
 
     captions: Path
     features: Path
@@ -64,11 +76,40 @@ class TuningJob:
     seed: int
     cache: Path
     progress: Path
+    selecting: SelectingHalf | None = None
 
     @property
     def not_finite(self) -> Path:
         """Where rank 0 writes down the batch whose loss was not finite."""
         return self.progress.with_suffix(".not_finite.json")
+
+
+def write_tuned(
+    job: TuningJob,
+    storage: Path,
+    name: str,
+    gpus: float,
+    cpus: float,
+    on_epoch: OnEpoch,
+    on_waiting: OnWaiting,
+    staging: Path,
+) -> None:
+    """Tune as `tune` does; write the class features and the history into a stage's folder."""
+    classes, history = tune(job, storage, name, gpus, cpus, on_epoch, on_waiting)
+    save_file(classes, staging / CLASSES)
+    (staging / HISTORY).write_text(canonical_json(history), "utf-8")
+
+
+def read_classes(folder: Path) -> ClassFeatures:
+    """The class features that `write_tuned` wrote."""
+    tensors = load_file(folder / CLASSES)
+    return ClassFeatures(tensors["global"], tensors["local"])
+
+
+def read_history(folder: Path) -> list[dict[str, float]]:
+    """One entry an epoch: epoch, loss, held_out_loss, held_out_map (0-100)."""
+    history: list[dict[str, float]] = json.loads((folder / HISTORY).read_bytes())
+    return history
 
 
 def tune(
@@ -77,9 +118,14 @@ def tune(
     name: str,
     gpus: float,
     cpus: float,
-    on_epoch: Callable[[dict[str, float]], None],
+    on_epoch: OnEpoch,
+    on_waiting: OnWaiting,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Run a seed's workers to the end, from the last checkpoint of the same storage and name.
+
+    `on_epoch` is told of each epoch of the history once more when it resumes: with `at`, the time
+    at which it ended, and `selecting_map` (0-100) where images select. `on_waiting` is told now and
+    then how many seconds it has waited, until the workers are up.
 
     Returns:
         class features of the best epoch ("global" and "local", `(classes, dim)`), and the history.
@@ -106,7 +152,9 @@ def tune(
         ),
     )
     finished = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(job.progress, on_epoch, finished), daemon=True)
+    watcher = threading.Thread(
+        target=_watch, args=(job.progress, on_epoch, on_waiting, finished), daemon=True
+    )
     watcher.start()
     try:
         result = trainer.fit()
@@ -118,7 +166,7 @@ def tune(
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
-        return load_file(Path(folder, _RESULT)), state["history"]
+        return load_file(Path(folder, CLASSES)), state["history"]
 
 
 def _not_finite(job: TuningJob) -> str:
@@ -145,19 +193,25 @@ def _discard_torn_snapshot(folder: Path) -> None:
 
 
 def _watch(
-    progress: Path, on_epoch: Callable[[dict[str, float]], None], finished: threading.Event
+    progress: Path, on_epoch: OnEpoch, on_waiting: OnWaiting, finished: threading.Event
 ) -> None:
     """Tell of each epoch that rank 0 has written down, until the job has finished."""
-    told = 0
+    began, waits, told = time.time(), 0, 0
     last_look = False
     while not last_look:
-        last_look = finished.wait(0.5)
+        last_look = finished.wait(_SECONDS_BETWEEN_LOOKS)
+        # Rank 0 writes the file when the workers are up, also when there is one from before.
+        up = progress.exists() and progress.stat().st_mtime >= began
+        waited = time.time() - began
+        if not up and waited > (waits + 1) * SECONDS_BETWEEN_WAITS:
+            waits += 1
+            on_waiting(waited)
         if progress.exists():
-            history = json.loads(progress.read_bytes())
-            for entry in history[told:]:
+            entries = json.loads(progress.read_bytes())
+            for entry in entries[told:]:
                 on_epoch(entry)
             # Shorter than before where workers have gone back to an earlier checkpoint.
-            told = max(told, len(history))
+            told = max(told, len(entries))
 
 
 def _train_loop(config: dict[str, Any]) -> None:
@@ -188,6 +242,7 @@ def _train_loop(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
             run.load_state_dict(state)
+    diary = _Diary(job, run) if rank == 0 else None
     while run.epochs_done < job.tuning.epochs:
         try:
             entry = run.run_epoch()
@@ -197,11 +252,42 @@ def _train_loop(config: dict[str, Any]) -> None:
                 told = {"what": str(error), "rows": error.rows}
                 write_atomic(job.not_finite, canonical_json(told).encode())
             return
-        if rank == 0:
-            write_atomic(job.progress, canonical_json(run.history).encode())
+        if diary:
+            diary.add(entry)
         _report(entry, run, rank, result=None)
     features = run.best_class_features()
     _report({"finished": 1.0}, run, rank, result=features)
+
+
+class _Diary:
+    """What rank 0 tells of its epochs while it tunes; times have no place in the history itself."""
+
+    def __init__(self, job: TuningJob, run: TuningRun) -> None:
+        self._job, self._run = job, run
+        self._items = job.selecting.load() if job.selecting else None
+        self._entries: list[dict[str, float]] = []
+        if run.epochs_done:
+            self._entries = json.loads(job.progress.read_bytes())[: run.epochs_done]
+        self._started = time.time()
+        self._write()
+
+    def add(self, entry: dict[str, float]) -> None:
+        """Write down an epoch, with the mAP on the images that select where there are such."""
+        told = {**entry, "started": self._started, "at": time.time()}
+        if self._job.selecting:
+            assert self._items is not None
+            best = self._run.best_class_features()
+            told["selecting_map"] = self._job.selecting.fused_map(
+                self._items,
+                ClassFeatures(best["global"], best["local"]),
+                self._run.prompts.geometry,
+                self._run.prompts.fusion,
+            )
+        self._entries.append(told)
+        self._write()
+
+    def _write(self) -> None:
+        write_atomic(self._job.progress, canonical_json(self._entries).encode())
 
 
 def _report(
@@ -214,5 +300,5 @@ def _report(
     with tempfile.TemporaryDirectory() as folder:
         torch.save(run.state_dict(), Path(folder, _STATE))
         if result is not None:
-            save_file(result, Path(folder, _RESULT))
+            save_file(result, Path(folder, CLASSES))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -1,0 +1,22 @@
+"""`datafree sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.commands.run import quieten_libraries, resumable
+
+
+def sweep(
+    config: Path, overrides: list[str], dry_run: bool, cache: str | None, runs: str | None
+) -> None:
+    """Check the config with its sweep part, then run all its points or print the plan."""
+    quieten_libraries()
+    from orchestrator.config import read_config
+    from orchestrator.sweep import sweep as run_sweep
+
+    raw = read_config(config, overrides, cache, runs)
+    with resumable():
+        run_sweep(raw, config, Console(), dry_run)

@@ -1,0 +1,157 @@
+"""The plan of a sweep: its points, what they share, and the trials that tune them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import RunConfig, validate
+from orchestrator.config_file import InputError
+from orchestrator.plan import TUNING, Plan, make_plan, retune
+from orchestrator.preflight import Resources
+from orchestrator.search_space import Fields, SweepSettings, config_at, points, split_names, told
+from prompt_tuning.store import canonical_json
+from workers.stages import Stage
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the swept fields; number 0 is the default, the config as it is written."""
+
+    number: int
+    fields: Fields
+    plan: Plan
+
+    @property
+    def told(self) -> str:
+        return told(self.fields)
+
+
+@dataclass
+class SweepPlan:
+    """What a sweep has decided before it starts; Optuna adds points while it runs."""
+
+    settings: SweepSettings
+    raw: dict[str, Any]
+    path: Path
+    resources: Resources
+    stamps: Path | None
+    points: list[Point] = field(default_factory=list)
+    _planned: dict[str, Plan] = field(default_factory=dict)
+
+    @property
+    def default(self) -> Point:
+        return self.points[0]
+
+    @property
+    def run_folder(self) -> Path:
+        return self.default.plan.run_folder
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.default.plan.config.seeds
+
+    @property
+    def slots(self) -> int:
+        """How many trials fit at once."""
+        return min(
+            self.resources.holds(plan.share.cpus, plan.share.gpus) // plan.config.tuning.workers
+            for plan in (point.plan for point in self.points)
+        )
+
+    def shared(self) -> dict[Stage, Plan]:
+        """The stages that come before tuning, each once, with a plan that has it."""
+        return {stage: point.plan for point in reversed(self.points) for stage in point.plan.shared}
+
+    def add(self, fields: Fields) -> Point:
+        """The point with these fields, which is the same one where two come to the same.
+
+        Raises:
+            InputError: naming the point and what is wrong with it.
+        """
+        config = config_at(self.raw, fields, self.path)
+        config = config.model_copy(update={"seeds": tuple(range(self.settings.seeds))})
+        try:
+            plan = self._plan(config)
+        except InputError as error:
+            raise InputError(
+                f"sweep.space: {told(fields)}: {error}" if fields else str(error)
+            ) from None
+        for point in self.points:
+            if point.plan.evaluation == plan.evaluation:
+                return point
+        self.points.append(Point(len(self.points), values_of(config, self.settings.space), plan))
+        return self.points[-1]
+
+    def _plan(self, config: RunConfig) -> Plan:
+        """A plan that shares what comes before tuning with that of an earlier point, if it can."""
+        before = _before_tuning(config)
+        if before not in self._planned:
+            self._planned[before] = make_plan(config, self.resources, self.stamps)
+        return retune(self._planned[before], config)
+
+
+def plan_sweep(
+    raw: dict[str, Any], path: Path, resources: Resources, stamps: Path | None
+) -> SweepPlan:
+    """Check all points of a sweep and key their stages.
+
+    `raw`: the plain values of the config file `path`, with its `sweep` part. `stamps`: as in
+    `make_plan`.
+
+    Raises:
+        InputError: for what a person has to change, in whatever point it shows.
+    """
+    run = dict(raw)
+    if "sweep" not in run:
+        raise InputError(f"{path}: has no sweep part; configs/sweep.yaml shows what goes there")
+    settings = validate(SweepSettings, run.pop("sweep"), f"{path}: sweep")
+    plan = SweepPlan(settings, run, path, resources, stamps)
+    default = plan.add({})
+    epochs = default.plan.config.tuning.epochs
+    if settings.asha and settings.asha.grace >= epochs:
+        raise InputError(
+            f"sweep.asha.grace: {settings.asha.grace} epochs spare every trial, for tuning.epochs "
+            f"is {epochs}; a smaller grace would do"
+        )
+    if settings.search == "random":
+        for fields in points(settings):
+            plan.add(fields)
+    return plan
+
+
+def _before_tuning(config: RunConfig) -> str:
+    """All of a config that matters before tuning."""
+    kept = config.model_dump(mode="json")
+    for name in TUNING:
+        *parents, last = name.split(".")
+        place = kept
+        for parent in parents:
+            place = place[parent]
+        del place[last]
+    return canonical_json(kept)
+
+
+def values_of(config: RunConfig, keys: Iterable[str]) -> Fields:
+    """What a config has in the swept fields; of several names the first stands for all.
+
+    Raises:
+        InputError: naming a field that is not there.
+    """
+    dumped = config.model_dump(mode="json")
+    values = {}
+    for key in keys:
+        first, *_ = [_value_at(dumped, name) for name in split_names(key)]
+        values[key] = first
+    return values
+
+
+def _value_at(place: Any, name: str) -> Any:
+    for part in name.split("."):
+        if not isinstance(place, dict) or part not in place:
+            there = f"; there are: {', '.join(place)}" if isinstance(place, dict) else ""
+            raise InputError(f"sweep.space: {name} is no field of a run's config{there}")
+        place = place[part]
+    return place

@@ -1,0 +1,272 @@
+"""What a sweep leaves: the table of its trials, the best artifact with its run, and the page."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from orchestrator.config import set_field
+from orchestrator.evaluation_stages import (
+    GEOMETRY,
+    SELECTION,
+    read_metrics,
+    read_selection,
+    reported_items,
+)
+from orchestrator.report import evaluated_on
+from orchestrator.results import write_results
+from orchestrator.search_space import split_names
+from orchestrator.sweep_plan import Point, SweepPlan
+from orchestrator.sweep_report import Compared, SweepData, SweptPoint, render_sweep
+from orchestrator.trial_records import TrialRecords
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.evaluation import RESAMPLES, arm_scores
+from prompt_tuning.intervals import paired_difference
+from prompt_tuning.store import canonical_json, write_atomic
+from prompt_tuning.vlm import Geometry
+from workers.stages import Stage
+from workers.sweep_trials import Entry, Outcome, curve, objective
+from workers.tuning_worker import read_classes
+
+BEST = "best"
+BEST_RUN = "best-run"
+
+
+@dataclass(frozen=True)
+class PointResult:
+    """A point and how those of its seeds ended that were tuned."""
+
+    point: Point
+    outcomes: dict[int, Outcome]
+    on_images: bool
+
+    @property
+    def status(self) -> str:
+        """Finished when all seeds are; else what became of the first that is not."""
+        unfinished = [o.status for o in self.outcomes.values() if o.status != "finished"]
+        return unfinished[0] if unfinished else "finished"
+
+    @property
+    def reason(self) -> str:
+        return next((o.reason for o in self.outcomes.values() if o.reason), "")
+
+    @property
+    def finished(self) -> list[list[Entry]]:
+        """The entries of each seed that is finished."""
+        return [o.entries for o in self.outcomes.values() if o.status == "finished"]
+
+    @property
+    def objective(self) -> list[float]:
+        return [objective(entries, self.on_images) for entries in self.finished]
+
+
+def point_results(plan: SweepPlan, records: TrialRecords) -> list[PointResult]:
+    """How all points ended, in their order."""
+    results = []
+    for point in plan.points:
+        outcomes = {
+            seed: outcome
+            for seed, stage in point.plan.tuning.items()
+            if (outcome := records.find(stage) or records.failure(stage))
+        }
+        results.append(PointResult(point, outcomes, point.plan.images_select))
+    return results
+
+
+def best_point(results: Sequence[PointResult]) -> PointResult:
+    """The finished point with the highest mean objective; of equals the first.
+
+    Raises:
+        RuntimeError: with the first reason, when none has finished.
+    """
+    finished = [result for result in results if result.status == "finished"]
+    if not finished:
+        reason = next((result.reason for result in results if result.reason), "all were stopped")
+        raise RuntimeError(f"sweep: no point was tuned with all its seeds; the first: {reason}")
+    return max(finished, key=lambda result: statistics.mean(result.objective))
+
+
+def tuning_seconds(entries: Sequence[Entry]) -> float:
+    """How long the epochs took, without the time in which nobody tuned; 0 where it is not known."""
+    ends = [entry["at"] for entry in entries if "at" in entry]
+    starts = [entry["started"] for entry in entries if "at" in entry]
+    return sum(
+        end - max(start, before)
+        for start, before, end in zip(starts, [0.0, *ends[:-1]], ends, strict=True)
+    )
+
+
+def compare(plan: SweepPlan, best: Point) -> Compared:
+    """The best point against the default, on what had no say in which is best.
+
+    Both need their evaluation stages.
+    """
+    sides = [_reported_scores(point) for point in (best, plan.default)]
+    _, labels, ignored = sides[0]
+    difference = paired_difference(sides[0][0], sides[1][0], labels, RESAMPLES, 0, ignored)
+    told = [read_metrics(point.plan) for point in (best, plan.default)]
+    return Compared(
+        best=told[0]["map"]["tuned"]["fused"],
+        default=told[1]["map"]["tuned"]["fused"],
+        difference=(100 * difference.mean, 100 * difference.low, 100 * difference.high),
+        best_ci=tuple(told[0]["ci"]["tuned"]),
+        default_ci=tuple(told[1]["ci"]["tuned"]),
+        where=evaluated_on(told[0] if best.plan.images else None),
+    )
+
+
+def _reported_scores(point: Point) -> tuple[list[Any], Any, Any]:
+    """Fused scores `(items, classes)` of each seed on the reported items, labels, ignored."""
+    folder, fusion = point.plan.evaluation.folder, point.plan.config.scoring.fusion
+    geometry = Geometry.model_validate_json((folder / GEOMETRY).read_bytes())
+    _, selection = read_selection(folder / SELECTION)
+    items, labels, ignored, _ = reported_items(point.plan, selection)
+    scores = [
+        arm_scores(items, read_classes(stage.folder), geometry, fusion)["fused"]
+        for stage in point.plan.tuning.values()
+    ]
+    return scores, labels, ignored
+
+
+def write_sweep(
+    plan: SweepPlan,
+    results: Sequence[PointResult],
+    best: PointResult,
+    ran: dict[Stage, bool],
+    wall_seconds: float,
+) -> Compared | None:
+    """Write `best/`, `best-run/`, `results.parquet` and `report.html` into the sweep's folder.
+
+    `ran`: of the stages of the best point, whether each ran now.
+
+    Returns:
+        the comparison of the best with the default; None where the default could not be tuned.
+    """
+    folder = plan.run_folder
+    best_run = replace(best.point.plan, run_folder=folder / BEST_RUN)
+    write_results(best_run, ran)
+    Artifact.load(best_run.run_folder / "artifact").save(folder / BEST)
+    _write_table(results, folder / "results.parquet")
+    default_finished = results[0].status == "finished"
+    compared = compare(plan, best.point) if default_finished else None
+    page = render_sweep(_report_data(plan, results, best, compared, wall_seconds))
+    write_atomic(folder / "report.html", page.encode())
+    return compared
+
+
+def _write_table(results: Sequence[PointResult], file: Path) -> None:
+    """A row a trial: point, seed, a column a swept field, status, figures, seconds, reason."""
+    rows = [
+        {
+            "point": result.point.number,
+            "seed": seed,
+            **{key: _plain(value) for key, value in result.point.fields.items()},
+            "status": outcome.status,
+            "epochs": len(outcome.entries),
+            "objective": (
+                objective(outcome.entries, result.on_images)
+                if outcome.status == "finished"
+                else None
+            ),
+            "text_map": objective(outcome.entries, False) if outcome.entries else None,
+            "selecting_map": outcome.entries[-1].get("selecting_map") if outcome.entries else None,
+            "tuning_seconds": tuning_seconds(outcome.entries),
+            "reason": outcome.reason,
+        }
+        for result in results
+        for seed, outcome in result.outcomes.items()
+    ]
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        kinds = {type(value) for value in values if value is not None}
+        # A column has one type: 1 and 0.5 are numbers, 1 and "auto" are texts.
+        if len(kinds) > 1:
+            to = float if kinds <= {int, float} else str
+            values = [None if value is None else to(value) for value in values]
+        columns[name] = values
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    write_atomic(file, sink.getvalue().to_pybytes())
+
+
+def _plain(value: Any) -> Any:
+    return canonical_json(value) if isinstance(value, list | dict) else value
+
+
+def _report_data(
+    plan: SweepPlan,
+    results: Sequence[PointResult],
+    best: PointResult,
+    compared: Compared | None,
+    wall_seconds: float,
+) -> SweepData:
+    config, settings = plan.default.plan.config, plan.settings
+    outcomes = [outcome for result in results for outcome in result.outcomes.values()]
+    on_images = best.on_images
+    halving = settings.asha
+    told_settings = settings.model_dump(mode="json", exclude_none=True)
+    return SweepData(
+        name=config.name,
+        axes=list(settings.space),
+        log_axes=[key for key, axis in settings.space.items() if axis.loguniform],
+        objective=(
+            "mAP on the half of the images that selects"
+            if on_images
+            else "mAP on held-out captions"
+        ),
+        points=[
+            SweptPoint(
+                number=result.point.number,
+                fields=result.point.fields,
+                status=result.status,
+                reason=result.reason,
+                epochs=max((len(o.entries) for o in result.outcomes.values()), default=0),
+                objective=result.objective,
+                text_map=[objective(entries, False) for entries in result.finished],
+                selecting_map=result.objective if on_images else [],
+                curves=[curve(o.entries, on_images) for o in result.outcomes.values()],
+                seconds=sum(tuning_seconds(o.entries) for o in result.outcomes.values()),
+            )
+            for result in results
+        ],
+        best=best.point.number,
+        compared=compared,
+        epochs=config.tuning.epochs,
+        halving=(
+            f"after {halving.grace} epochs, and each {halving.reduction:g} times as many, a point "
+            f"goes on only if it is in the best 1/{halving.reduction:g} of those so far"
+            if halving
+            else ""
+        ),
+        seconds={
+            "tuning": sum(tuning_seconds(outcome.entries) for outcome in outcomes),
+            "wall": wall_seconds,
+            "trials": len(outcomes),
+            "slots": plan.slots,
+        },
+        config_yaml=_as_yaml({**plan.raw, "sweep": told_settings}),
+        best_yaml=_as_config(best.point),
+        embedded=config.vlm.kind == "embedded",
+        vlm=f"{config.vlm.kind} {config.vlm.model}",
+    )
+
+
+def _as_config(point: Point) -> str:
+    """The swept fields of a point as YAML to put into a config."""
+    nested: dict[str, Any] = {}
+    for key, value in point.fields.items():
+        for name in split_names(key):
+            set_field(nested, name, value, name)
+    return _as_yaml(nested)
+
+
+def _as_yaml(value: dict[str, Any]) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
