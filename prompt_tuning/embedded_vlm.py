@@ -8,7 +8,7 @@ CLIP: its image side saw ImageNet's labels, and whatever prints its figures must
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from prompt_tuning.phrases import noun_phrases
 from prompt_tuning.store import digest, file_digest, is_published, publishing, source_digest
 from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry, VLMIdentity, VLMSettings
 
+_ANCHORS = "anchors.safetensors"
+_TEXTS_DIGEST = "texts.sha256"
 _TEXT_BATCH = 256
 _PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1"
 
@@ -38,7 +40,6 @@ class EmbeddedVLM(VLM):
 
     centre: Tensor
     imagenet_texts: Tensor
-    image_tower: Any
 
     def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
         """`cache`: a folder to keep the embeddings of the 1,000 class texts in; they take long."""
@@ -46,23 +47,29 @@ class EmbeddedVLM(VLM):
         from transformers import AutoTokenizer, BertModel
 
         image_weights, text_weights = weight_files(settings)
-        anchor_texts = _anchor_texts()
-        self.identity = VLMIdentity(
-            kind="embedded",
-            model=settings.model,
-            weights=digest([file_digest(image_weights), file_digest(text_weights)]),
-            preprocessing=_PREPROCESSING,
-            centring=f"mean of ImageNet anchors {digest(anchor_texts)}",
-            resolution=settings.resolution,
-            dim=384,
-        )
-        self.image_tower = _image_tower(settings.model, image_weights)
+        self._weights = [file_digest(image_weights), file_digest(text_weights)]
         self.text_tower = BertModel.from_pretrained(text_weights.parent, local_files_only=True)
         self.context_width = self.text_tower.config.hidden_size
         self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent, local_files_only=True)
-        anchors = self._imagenet_anchors(anchor_texts, cache)
+        anchors, texts_digest = self._imagenet_anchors(cache)
+        self.identity = VLMIdentity(
+            kind="embedded",
+            model=settings.model,
+            weights=digest(self._weights),
+            preprocessing=_PREPROCESSING,
+            centring=f"mean of ImageNet anchors {texts_digest}",
+            resolution=settings.resolution,
+            dim=384,
+        )
         self.register_buffer("centre", anchors.mean(0))
         self.register_buffer("imagenet_texts", F.normalize(anchors - self.centre, dim=-1))
+
+    @cached_property
+    def image_tower(self) -> Any:
+        """Built when the first image comes: who tunes needs none, and timm takes long to import."""
+        model = self.identity.model
+        tower = _image_tower(model, weight_files(VLMSettings(model=model))[0])
+        return tower.to(self.device).eval().requires_grad_(False)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         size = (self.identity.resolution, self.identity.resolution)
@@ -133,7 +140,7 @@ class EmbeddedVLM(VLM):
     def _embed(self, texts: list[str]) -> Tensor:
         """MiniLM's sentence embeddings `(texts, dim)`, in batches of like length."""
         order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
-        embedded = torch.empty(len(texts), self.identity.dim, device=self.device)
+        embedded = torch.empty(len(texts), self.context_width, device=self.device)
         for start in range(0, len(order), _TEXT_BATCH):
             rows = order[start : start + _TEXT_BATCH]
             tokens = self.tokenizer(
@@ -147,18 +154,22 @@ class EmbeddedVLM(VLM):
             embedded[rows] = _sentence_embeddings(hidden, tokens.attention_mask)
         return embedded
 
-    def _imagenet_anchors(self, texts: list[tuple[str, str]], cache: Path | None) -> Tensor:
-        """A text embedding of each ImageNet class: `(1000, dim)`."""
-        key = digest([self.identity.weights, texts, _versions(), source_digest(__name__)])
+    def _imagenet_anchors(self, cache: Path | None) -> tuple[Tensor, str]:
+        """A text embedding of each ImageNet class, `(1000, dim)`, and the digest of the texts."""
+        versions = {package: version(package) for package in ("timm", "torch", "transformers")}
+        key = digest([self._weights, versions, source_digest(__name__)])
         kept = cache / "imagenet_anchors" / key[:20] if cache else None
         if kept and is_published(kept):
-            return load_file(kept / "anchors.safetensors")["anchors"]
+            of_texts = (kept / _TEXTS_DIGEST).read_text("utf-8")
+            return load_file(kept / _ANCHORS)["anchors"], of_texts
+        texts = _anchor_texts()
         short, detailed = (self._embed(list(of_kind)) for of_kind in zip(*texts, strict=True))
         anchors = F.normalize(short + detailed, dim=-1)
         if kept:
             with publishing(kept) as staging:
-                save_file({"anchors": anchors}, staging / "anchors.safetensors")
-        return anchors
+                save_file({"anchors": anchors}, staging / _ANCHORS)
+                (staging / _TEXTS_DIGEST).write_text(digest(texts), "utf-8")
+        return anchors, digest(texts)
 
 
 def _anchor_texts() -> list[tuple[str, str]]:
@@ -173,10 +184,6 @@ def _anchor_texts() -> list[tuple[str, str]]:
         )
         for k in range(1000)
     ]
-
-
-def _versions() -> list[str]:
-    return [version("torch"), version("transformers")]
 
 
 def _sentence_embeddings(hidden: Tensor, mask: Tensor) -> Tensor:
