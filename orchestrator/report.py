@@ -157,8 +157,8 @@ def curves(histories: dict[int, list[dict[str, Any]]]) -> list[Chart]:
             continue
         margin = 0.06 * (max(values) - min(values)) or 0.05 * abs(values[0]) or 1.0
         low, high = min(values) - margin, max(values) + margin
-        x = _scale(min(epochs), max(*epochs, min(epochs) + 1), FRAME["left"], FRAME["right"])
-        y = _scale(low, high, FRAME["bottom"], FRAME["top"])
+        x = scale(min(epochs), max(*epochs, min(epochs) + 1), FRAME["left"], FRAME["right"])
+        y = scale(low, high, FRAME["bottom"], FRAME["top"])
         lines, ends = [], []
         for style, (seed, points) in enumerate(series.items()):
             if points:
@@ -176,7 +176,8 @@ def curves(histories: dict[int, list[dict[str, Any]]]) -> list[Chart]:
     return charts
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Takes [low, high] to [start, end]."""
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 

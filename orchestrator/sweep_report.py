@@ -1,0 +1,653 @@
+"""The page of a sweep: one self-contained HTML file about all its points."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+import yaml
+from scipy.stats import spearmanr
+
+from orchestrator.report import FRAME, fixed, page_template, scale, signed, spread, ticks
+
+# Where a drawing's borders are, in SVG units, like `FRAME` of a field's plot.
+WIDE = {"width": 680, "height": 300, "left": 42, "right": 664, "top": 10, "bottom": 264}
+SQUARE = {"width": 400, "height": 330, "left": 46, "right": 390, "top": 10, "bottom": 286}
+# Parallel coordinates: between two axes, beside the outer ones, and an axis's length.
+AXIS_GAP, AXIS_MARGIN, AXIS_LENGTH = 106, 58, 250
+_LINE = 15  # characters of an axis's name in one line
+_FIFTHS = 5
+
+
+@dataclass(frozen=True)
+class SweptPoint:
+    """One point of a sweep; figures are mAP, 0-100."""
+
+    number: int  # 0 is the default: the config as written
+    fields: dict[str, Any]  # value of each axis: int, float, str, bool, None, list, dict
+    status: str  # finished | stopped | failed
+    reason: str  # why it failed, else ""
+    epochs: int  # most that any of its seeds was tuned for
+    objective: list[float]  # of each finished seed (what it is ranked by)
+    text_map: list[float]  # held-out captions, of each finished seed
+    selecting_map: list[float]  # the images that select, of each finished seed; [] when text does
+    curves: list[list[float]]  # a list a seed: the objective after each epoch (also of stopped)
+    seconds: float  # of tuning, all seeds
+
+    @property
+    def finished(self) -> bool:
+        """Whether it can be ranked."""
+        return self.status == "finished" and bool(self.objective)
+
+    @property
+    def level(self) -> float | None:
+        """The mean over seeds of the objective, where it was stopped of the last values."""
+        if self.finished:
+            return fmean(self.objective)
+        last = [curve[-1] for curve in map(_finite, self.curves) if curve]
+        return fmean(last) if last and self.status == "stopped" else None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The best point against the default on what did not select, mean over seeds."""
+
+    best: float
+    default: float
+    difference: tuple[float, float, float]  # mean, low, high (paired, 95 %)
+    best_ci: tuple[float, float]
+    default_ci: tuple[float, float]
+    where: str  # e.g. "200 composed scenes (not the 200 that selected)"
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """All that the page shows."""
+
+    name: str
+    axes: list[str]  # dotted field names, several with commas between
+    log_axes: list[str]  # those to be drawn on a logarithmic scale
+    objective: str  # "mAP on the half of the images that selects" | "mAP on held-out captions"
+    points: list[SweptPoint]
+    best: int  # number; 0 when nothing is better than the default
+    compared: Compared | None  # None where nothing is left to measure them on
+    epochs: int  # of a full tuning
+    halving: str  # what ASHA was told, in words, or ""
+    seconds: dict[str, float]  # cost: "tuning" (sum over trials), "wall", "trials", "slots"
+    config_yaml: str
+    best_yaml: str  # only the swept fields of the best point, as YAML to paste
+    embedded: bool
+    vlm: str
+
+    @property
+    def finished(self) -> list[SweptPoint]:
+        """The points with a rank, best first; of equal ones the lower number."""
+        done = [point for point in self.points if point.finished]
+        return sorted(done, key=lambda point: (-fmean(point.objective), point.number))
+
+    def count(self, status: str) -> int:
+        """How many points ended so."""
+        return sum(point.status == status for point in self.points)
+
+    def role(self, point: SweptPoint) -> str:
+        """How a point is marked: best, default or its status."""
+        if point.number == self.best and point.finished:
+            return "best"
+        return "default" if point.number == 0 else point.status
+
+
+class Axis(NamedTuple):
+    """Where each point's value lies, as a fraction in [0, 1]; ticks are (fraction, label).
+
+    The first ticks are those of the columns, each as wide as the fraction `column`.
+    """
+
+    at: dict[int, float]
+    ticks: list[tuple[float, str]]
+    columns: int
+    column: float
+
+    @property
+    def numeric(self) -> bool:
+        """Whether any of the points has a number."""
+        return len(self.ticks) > self.columns
+
+
+class Heights(NamedTuple):
+    """The range of the objective that is drawn; `low` may lie above the worst points."""
+
+    low: float
+    high: float
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """(value, label)."""
+        return [(value, word(value)) for value in ticks(self.low, self.high, 4)]
+
+
+class Mark(NamedTuple):
+    """A point in a plot, with a whisker from the worst to the best seed, if several."""
+
+    role: str
+    x: float
+    y: float
+    whisker: tuple[float, float] | None
+    label: str
+
+
+class Plot(NamedTuple):
+    """The objective over one field, in the frame `FRAME`; `letters` explain the ticks."""
+
+    name: str
+    words: str
+    marks: list[Mark]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    letters: list[tuple[str, str]]
+
+
+class Path(NamedTuple):
+    """A line through the parallel axes or over the epochs; `end` is its last point."""
+
+    role: str
+    points: str
+    end: tuple[float, float]
+    label: str
+    fifth: int = 0
+
+
+class Parallel(NamedTuple):
+    """Parallel coordinates: axes are (x, lines of the name, ticks), paths drawn in this order."""
+
+    width: int
+    top: int
+    axes: list[tuple[int, list[str], list[tuple[float, str]]]]
+    paths: list[Path]
+
+
+class Scatter(NamedTuple):
+    """What held-out text and the selecting images say of each point, in the frame `SQUARE`."""
+
+    marks: list[Mark]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    correlation: float | None
+    words: str
+
+
+def word(value: Any) -> str:
+    """A value as a config writes it, numbers with four digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e")
+    return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).split("\n")[0]
+
+
+def settings(point: SweptPoint, axes: Sequence[str]) -> str:
+    """A point's fields in one line."""
+    return ", ".join(f"{axis} = {word(point.fields[axis])}" for axis in axes)
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}" + ("s" if count != 1 else "")
+
+
+def lead(data: SweepData) -> str:
+    """What is best and by how much, in a sentence that says where this may be chance."""
+    compared, tried = data.compared, _several(len(data.points), "point")
+    if not data.finished:
+        return f"None of the {tried} finished, so there is nothing to choose from."
+    if data.best == 0:
+        told = f"Of {tried} none is better than the default, the config as written, by "
+        told += f"{data.objective}"
+        if compared is None:
+            return f"{told}."
+        low, high = compared.default_ci
+        return (
+            f"{told}. On {compared.where} the default reaches {fixed(compared.default)} mAP (95 % "
+            f"interval {fixed(low)} to {fixed(high)})."
+        )
+    best = next(point for point in data.points if point.number == data.best)
+    named = f" ({settings(best, data.axes)})" if len(data.axes) <= 3 else ""
+    told = f"Of {tried}, point {data.best}{named} is best by {data.objective}"
+    if compared is None:
+        return (
+            f"{told}. It was compared with the default on nothing but what selected it, so how "
+            "much it gains is not known."
+        )
+    gap, low, high = compared.difference
+    told += (
+        f". On {compared.where} it reaches {fixed(compared.best)} mAP and the default "
+        f"{fixed(compared.default)}: a difference of {signed(gap)} (95 % interval {signed(low)} "
+        f"to {signed(high)})"
+    )
+    if low > 0:
+        return f"{told}."
+    if high < 0:
+        return f"{told}. It does worse there than the default, so keep the default."
+    return f"{told}. This is no clear gain: the interval includes zero, so it may be chance."
+
+
+def caution(data: SweepData) -> str:
+    """Says so where few of the points can be compared."""
+    stopped, failed = data.count("stopped"), data.count("failed")
+    of = f"of {_several(len(data.points), 'point')}"
+    if 2 * failed > len(data.points):
+        return (
+            f"Most points failed: {failed:,} {of}. The table has the reasons; what is said about "
+            f"the fields rests on {len(data.finished):,} finished."
+        )
+    if 2 * (stopped + failed) > len(data.points):
+        also = f" and {failed:,} failed" if failed else ""
+        return (
+            f"Most points did not finish: {of}, {stopped:,} were stopped early{also}. What a "
+            "stopped point would have reached is unknown."
+        )
+    return ""
+
+
+def heights(data: SweepData, room: float) -> Heights:
+    """The range of the objective to draw, in which a few hopeless points don't squash the rest.
+
+    Down to the worst finished point, but no more than four times the way from the best to the
+    median, the default included; all that `room` times as high where others lie lower.
+    """
+    levels = [point.level for point in data.points if point.level is not None]
+    if not levels:
+        return Heights(0.0, 100.0)
+    done = data.finished
+    means = [fmean(point.objective) for point in done]
+    top = max([*levels, *(max(point.objective) for point in done)])
+    low = min([*levels, *(min(point.objective) for point in done)])
+    if done and (reach := means[0] - median(means)):
+        marked = [min(point.objective) for point in done if data.role(point) != "finished"]
+        of_finished = max(min(means), min([means[0] - 4 * reach, *marked]))
+        low = max(low, top - room * (top - of_finished))
+    return _padded([low, top])
+
+
+def heights_of_curves(data: SweepData, shown: Heights) -> Heights:
+    """Lower than `shown`, for the first epochs: 19 in 20 of the values, twice as high at most."""
+    values = sorted(v for p in data.points for curve in p.curves for v in _finite(curve))
+    if not values:
+        return shown
+    low = max(values[len(values) // 20], 2 * shown.low - shown.high)
+    return Heights(min(low, shown.low), max(values[-1] + 0.3, shown.high))
+
+
+def axis(values: Mapping[int, Any], logarithmic: bool) -> Axis:
+    """Numbers on a scale, all else (and what has no logarithm) in columns before them."""
+    numbers = {
+        number: float(value)
+        for number, value in values.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (value > 0 or not logarithmic)
+    }
+    words = sorted({word(value) for number, value in values.items() if number not in numbers})
+    start = min(0.12 * len(words), 0.5) if numbers else 1.0
+    column = {name: start * (i + 0.5) / len(words) for i, name in enumerate(words)}
+    at = {n: column[word(value)] for n, value in values.items() if n not in numbers}
+    marks = [(column[name], name) for name in words]
+    if numbers:
+        low, high = min(numbers.values()), max(numbers.values())
+        whole = all(isinstance(values[number], int) for number in numbers)
+        measure = math.log10 if logarithmic else float
+        margin = 0.05 * (1 - start)
+        if low == high:
+            place = scale(measure(low) - 1, measure(high) + 1, start, 1.0)
+        else:
+            place = scale(measure(low), measure(high), start + margin, 1.0 - margin)
+        at |= {number: place(measure(value)) for number, value in numbers.items()}
+        levels = _decades(low, high) if logarithmic else []
+        if low == high:
+            levels = [low]
+        elif len(levels) < 2:
+            least = 1.0 if whole else 0.0
+            found = [ticks(low, high, most, least) for most in (4, 6, 8)]
+            levels = next((levels for levels in found if len(levels) > 2), found[-1])
+        marks += [(place(measure(value)), word(value)) for value in levels]
+    return Axis(at, marks, len(words), start / max(len(words), 1))
+
+
+def _decades(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic scale: with 1, 2, 5 or 3 if they are no more than six."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors, step in (((1, 2, 5), 1), ((1, 3), 1), ((1,), 1), ((1,), 2), ((1,), 4)):
+        found = [float(f"{factor}e{power}") for power in powers[::step] for factor in factors]
+        found = [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+        if len(found) <= 6:
+            break
+    return found
+
+
+def spread_out(at: Mapping[int, float], most: float) -> dict[int, float]:
+    """Puts points with the same value beside each other, always in the same places.
+
+    They take up 0.3 of the way to the next value at most, and `most`.
+    """
+    groups: dict[float, list[int]] = defaultdict(list)
+    for number, value in at.items():
+        groups[round(value, 6)].append(number)
+    places = sorted(groups)
+    gaps = [b - a for a, b in pairwise(places)]
+    half = min([most, *(0.3 * gap for gap in gaps)])
+    return {
+        number: value + half * (2 * _van_der_corput(i + 1) - 1)
+        for value, group in groups.items()
+        for i, number in enumerate(sorted(group))
+    }
+
+
+def _van_der_corput(i: int) -> float:
+    """1/2, 1/4, 3/4, 1/8, 5/8 …: each new one in the widest gap."""
+    value, base = 0.0, 0.5
+    while i:
+        value, base, i = value + base * (i & 1), base / 2, i >> 1
+    return value
+
+
+def plots(data: SweepData, shown: Heights) -> list[Plot]:
+    """The objective over each field."""
+    levels = {point.number: point.level for point in data.points}
+    y = scale(shown.low, shown.high, FRAME["bottom"], FRAME["top"])
+    found = []
+    for name in data.axes:
+        line = axis({p.number: p.fields[name] for p in data.points}, name in data.log_axes)
+        at = spread_out(line.at, 0.03 if line.numeric else 0.15)
+        marks = []
+        for point in _back_to_front(data):
+            level = levels[point.number]
+            if level is None:
+                continue
+            seeds = point.objective if point.finished and len(point.objective) > 1 else [level]
+            ends = (y(max(min(seeds), shown.low)), y(max(seeds)))
+            below = level < shown.low
+            marks.append(
+                Mark(
+                    "below" if below else data.role(point),
+                    _across(FRAME, at[point.number]),
+                    FRAME["bottom"] - 5 if below else y(level),
+                    ends if len(seeds) > 1 and not below else None,
+                    f"Point {point.number} ({point.status}): {word(point.fields[name])}, "
+                    f"{fixed(level)}",
+                )
+            )
+        named, letters = _fitting(line, _across(FRAME, 1.0) - _across(FRAME, 0.0))
+        x_ticks = [(_across(FRAME, fraction), label) for fraction, label in named]
+        y_ticks = [(y(value), label) for value, label in shown.ticks]
+        found.append(Plot(name, _field_words(data, name), marks, x_ticks, y_ticks, letters))
+    return found
+
+
+def _across(frame: Mapping[str, int], fraction: float) -> float:
+    return frame["left"] + fraction * (frame["right"] - frame["left"])
+
+
+def _back_to_front(data: SweepData) -> list[SweptPoint]:
+    """In the order of drawing: stopped first, best last."""
+    order = ["failed", "stopped", "finished", "default", "best"]
+    return sorted(data.points, key=lambda p: (order.index(data.role(p)), p.level or 0.0, p.number))
+
+
+def _fitting(line: Axis, width: float) -> tuple[list[tuple[float, str]], list[tuple[str, str]]]:
+    """Ticks as they are where the columns' labels fit, else with letters, which are explained."""
+    columns, scale_ticks = line.ticks[: line.columns], line.ticks[line.columns :]
+    if all(len(label) <= line.column * width / 6.5 for _, label in columns):
+        return line.ticks, []
+    letters = [(_letter(i), label) for i, (_, label) in enumerate(columns)]
+    short = [(at, letter) for (at, _), (letter, _) in zip(columns, letters, strict=True)]
+    return short + scale_ticks, letters
+
+
+def _letter(i: int) -> str:
+    return (_letter(i // 26 - 1) if i >= 26 else "") + chr(ord("A") + i % 26)
+
+
+def _field_words(data: SweepData, name: str) -> str:
+    """What a field's plot shows, for those who don't see it."""
+    done = data.finished
+    if not done:
+        return "No point finished."
+    by_word: dict[str, list[float]] = defaultdict(list)
+    for point in done:
+        by_word[word(point.fields[name])].append(fmean(point.objective))
+    told = [
+        f"{role.capitalize()}: {word(point.fields[name])}."
+        for role in ("best", "default")
+        for point in data.points
+        if data.role(point) == role
+    ]
+    if len(by_word) <= 6:
+        order = sorted(by_word, key=lambda key: -fmean(by_word[key]))
+        means = [f"{key}: {fixed(fmean(by_word[key]))} ({len(by_word[key])})" for key in order]
+        told.append(f"Mean by value (and finished points): {'; '.join(means)}.")
+    else:
+        top = [point.fields[name] for point in done[: len(done) // 4]]
+        if top and all(isinstance(value, int | float) for value in top):
+            told.append(f"The best quarter of the points has {word(min(top))} to {word(max(top))}.")
+    return " ".join(told)
+
+
+def parallel(data: SweepData) -> Parallel:
+    """The finished points through all fields to the objective, the worst first."""
+    done = data.finished
+    lines = [broken(name) for name in (*data.axes, data.objective)]
+    top = 20 + 14 * max(len(line) for line in lines)
+    bottom = top + AXIS_LENGTH
+    columns = [
+        axis({p.number: p.fields[name] for p in done}, name in data.log_axes) for name in data.axes
+    ]
+    at = [spread_out(column.at, 0.03 if column.numeric else 0.08) for column in columns]
+    shown = heights(data, room=1)
+    y = scale(0.0, 1.0, bottom, top)
+    end = scale(shown.low, shown.high, bottom, top)
+    paths = []
+    for rank, point in reversed(list(enumerate(done))):
+        level = fmean(point.objective)
+        ends = [y(places[point.number]) for places in at] + [end(max(level, shown.low))]
+        corners = [(AXIS_MARGIN + AXIS_GAP * i, height) for i, height in enumerate(ends)]
+        label = f"Point {point.number}: {settings(point, data.axes)}; {fixed(level)}"
+        fifth = _FIFTHS - 1 - _FIFTHS * rank // len(done)
+        paths.append(Path(data.role(point), _polyline(corners), corners[-1], label, fifth))
+    paths.sort(key=lambda path: ["finished", "default", "best"].index(path.role))
+    marks = [[(y(fraction), label) for fraction, label in column.ticks] for column in columns]
+    marks.append([(end(value), label) for value, label in shown.ticks])
+    places_of_axes = range(AXIS_MARGIN, AXIS_MARGIN + AXIS_GAP * len(lines), AXIS_GAP)
+    axes = list(zip(places_of_axes, lines, marks, strict=True))
+    return Parallel(2 * AXIS_MARGIN + AXIS_GAP * (len(lines) - 1), top, axes, paths)
+
+
+def broken(name: str) -> list[str]:
+    """A long name in lines, broken after its dots, commas, underscores and spaces."""
+    lines = [""]
+    for part in re.findall(r"[^._, ]*[._, ]|[^._, ]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > _LINE:
+            lines.append("")
+        lines[-1] += part
+    return lines
+
+
+def _polyline(points: Sequence[tuple[float, float]]) -> str:
+    """A line of a single point goes nowhere twice, so that its round cap is seen."""
+    twice = points if len(points) > 1 else [*points, *points]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in twice)
+
+
+def learning(data: SweepData, shown: Heights) -> list[Path]:
+    """The objective over the epochs, a line for each seed, within the frame `WIDE`."""
+    x, y = _of_epochs(data, shown)
+    paths = []
+    for point in _back_to_front(data):
+        for curve in point.curves if point.status != "failed" else []:
+            corners = [(x(e), y(v)) for e, v in enumerate(curve, start=1) if math.isfinite(v)]
+            if corners:
+                label = f"Point {point.number} ({point.status}): {settings(point, data.axes)}"
+                end = (corners[-1][0], min(corners[-1][1], WIDE["bottom"] - 4))
+                paths.append(Path(data.role(point), _polyline(corners), end, label))
+    return paths
+
+
+def _of_epochs(
+    data: SweepData, shown: Heights
+) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    return (
+        scale(1, max(data.epochs, 2), WIDE["left"] + 8, WIDE["right"] - 8),
+        scale(shown.low, shown.high, WIDE["bottom"], WIDE["top"]),
+    )
+
+
+def learning_words(data: SweepData) -> str:
+    """What the curves of the best point and of the default do, for those who don't see them."""
+    told = []
+    for point in data.points:
+        curves = [curve for curve in map(_finite, point.curves) if curve]
+        if curves and data.role(point) in ("best", "default"):
+            first, last = (fmean(curve[i] for curve in curves) for i in (0, -1))
+            told.append(
+                f"{data.role(point)} from {fixed(first)} after epoch 1 to {fixed(last)} after "
+                f"epoch {point.epochs}"
+            )
+    return f"{data.objective} by epoch, to epoch {data.epochs}: {'; '.join(told)}"
+
+
+def stops(data: SweepData) -> str:
+    """How many points were stopped, and when."""
+    after = Counter(point.epochs for point in data.points if point.status == "stopped")
+    if not after:
+        return "No point was stopped early."
+    total = sum(after.values())
+    when = [f"{count:,} after epoch {epoch}" for epoch, count in sorted(after.items())]
+    by = "ASHA stopped" if data.halving else "Stopped early:"
+    return f"{by} {total:,} of {_several(len(data.points), 'point')}: {', '.join(when)}."
+
+
+def saved(data: SweepData) -> float | None:
+    """The share of a full sweep's epochs that stopping early saved; failed points don't count."""
+    ran = [point.curves for point in data.points if point.status != "failed"]
+    full = len(ran) * max(map(len, ran), default=0) * data.epochs
+    return 1 - sum(len(curve) for curves in ran for curve in curves) / full if full else None
+
+
+def scatter(data: SweepData) -> Scatter | None:
+    """Text against images over the finished points; None where text selects."""
+    both = {
+        point.number: (fmean(point.text_map), fmean(point.selecting_map))
+        for point in data.finished
+        if point.text_map and point.selecting_map
+    }
+    if not both:
+        return None
+    text, images = [x for x, _ in both.values()], [y for _, y in both.values()]
+    x_range, y_range = _padded(text), _padded(images)
+    x = scale(x_range.low, x_range.high, SQUARE["left"], SQUARE["right"])
+    y = scale(y_range.low, y_range.high, SQUARE["bottom"], SQUARE["top"])
+    varied = len(both) > 2 and len(set(text)) > 1 and len(set(images)) > 1
+    found = spearmanr(text, images) if varied else None
+    marks = [
+        Mark(
+            data.role(point),
+            x(both[point.number][0]),
+            y(both[point.number][1]),
+            None,
+            f"Point {point.number}: text {fixed(both[point.number][0])}, "
+            f"images {fixed(both[point.number][1])}",
+        )
+        for point in _back_to_front(data)
+        if point.number in both
+    ]
+    return Scatter(
+        marks,
+        [(x(value), label) for value, label in x_range.ticks],
+        [(y(value), label) for value, label in y_range.ticks],
+        float(found.statistic) if found else None,
+        _text_words(both, (float(found.statistic), float(found.pvalue)) if found else None),
+    )
+
+
+def _padded(values: Sequence[float]) -> Heights:
+    margin = 0.06 * (max(values) - min(values)) or 1.0
+    return Heights(min(values) - margin, max(values) + margin)
+
+
+def _text_words(both: Mapping[int, tuple[float, float]], found: tuple[float, float] | None) -> str:
+    """What choosing by text would have meant; `found` is the rank correlation and its p."""
+    chosen = max(both, key=lambda number: (both[number][0], -number))
+    images = [y for _, y in both.values()]
+    reached = both[chosen][1]
+    rank = 1 + sum(y > reached for y in images)
+    told = (
+        f"A sweep without labelled images would have chosen point {chosen}, the best on text; on "
+        + (
+            "the images it is the best too."
+            if rank == 1
+            else f"the images it has rank {rank} of {len(both)}, "
+            f"{fixed(max(images) - reached)} mAP below the best."
+        )
+    )
+    points = _several(len(both), "point")
+    if found is None:
+        why = "too few to rank" if len(both) < 3 else "all alike on text or on the images"
+        return f"There is no rank correlation: the {points} are {why}."
+    correlation, p = found
+    if not p < 0.05:
+        means = "this may be chance, so nothing says that text can choose"
+    elif correlation < 0:
+        means = "text ranks the settings the wrong way round, so it must not choose"
+    elif correlation < 0.7:
+        means = "text tells poor settings from good ones, but not which of the good ones is best"
+    else:
+        means = "text ranks the settings much as the images do, so it can choose without labels"
+    return (
+        f"Spearman’s rank correlation is {fixed(correlation, 2)} over {points}: {means}, for this "
+        f"label list and these fields. {told}"
+    )
+
+
+def render_sweep(data: SweepData) -> str:
+    """The page as one HTML file."""
+    shown = heights(data, room=3)
+    of_curves = heights_of_curves(data, shown)
+    done = data.finished
+    rest = [point for point in data.points if not point.finished]
+    rest.sort(key=lambda point: (point.status, -(point.level or 0.0), point.number))
+    x, y = _of_epochs(data, of_curves)
+    slots = data.seconds["wall"] * data.seconds["slots"]
+    return page_template("sweep.html.j2").render(
+        data=data,
+        lead=lead(data),
+        caution=caution(data),
+        seeds=max((len(point.objective) for point in done), default=0),
+        selected={data.role(point): fmean(point.objective) for point in done},
+        rows=[*enumerate(done, start=1), *((None, point) for point in rest)],
+        plots=plots(data, shown),
+        below=sum(p.level is not None and p.level < shown.low for p in data.points),
+        parallel=parallel(data) if len(done) > 1 else None,
+        learning=learning(data, of_curves),
+        learning_words=learning_words(data),
+        epoch_ticks=[(x(e), f"{e:.0f}") for e in ticks(1, data.epochs, 10, least=1.0)],
+        level_ticks=[(y(value), label) for value, label in of_curves.ticks],
+        stops=stops(data),
+        saved=saved(data),
+        scatter=scatter(data),
+        in_use=data.seconds["tuning"] / slots if slots else None,
+        frame=FRAME,
+        wide=WIDE,
+        square=SQUARE,
+        axis_length=AXIS_LENGTH,
+        broken=broken,
+        mean=fmean,
+        spread=spread,
+        word=word,
+    )
