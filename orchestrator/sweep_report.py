@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 from orchestrator.report import FRAME, fixed, page_template, scale, signed, spread, ticks
 
 # Where a drawing's borders are, in SVG units, like `FRAME` of a field's plot.
-WIDE = {"width": 680, "height": 300, "left": 42, "right": 664, "top": 10, "bottom": 264}
+WIDE = {"width": 520, "height": 300, "left": 42, "right": 504, "top": 10, "bottom": 264}
 SQUARE = {"width": 400, "height": 330, "left": 46, "right": 390, "top": 10, "bottom": 286}
 # Parallel coordinates: between two axes, beside the outer ones, and an axis's length.
 AXIS_GAP, AXIS_MARGIN, AXIS_LENGTH = 106, 58, 250
@@ -278,11 +278,11 @@ def heights(data: SweepData, room: float) -> Heights:
 
 
 def heights_of_curves(data: SweepData, shown: Heights) -> Heights:
-    """Lower than `shown`, for the first epochs: 19 in 20 of the values, twice as high at most."""
+    """Lower than `shown`, for the first epochs: 19 in 20 values, three times as high at most."""
     values = sorted(v for p in data.points for curve in p.curves for v in _finite(curve))
     if not values:
         return shown
-    low = max(values[len(values) // 20], 2 * shown.low - shown.high)
+    low = max(values[len(values) // 20], 3 * shown.low - 2 * shown.high)
     return Heights(min(low, shown.low), max(values[-1] + 0.3, shown.high))
 
 
