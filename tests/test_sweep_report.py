@@ -344,6 +344,8 @@ def test_stops_are_counted_by_epoch_and_saved_epochs_told() -> None:
 
 def test_stopped_lines_end_where_they_were_stopped() -> None:
     data = fake()
+    failed = replace(data.points[5], curves=[[60.0, 61.0]])
+    data = replace(data, points=[*data.points[:5], failed, *data.points[6:]])
     shown = heights(data, room=3)
     paths = learning(data, heights_of_curves(data, shown))
     assert len(paths) == 3 * 29
