@@ -1,0 +1,137 @@
+"""How much of a sweep's time is spent tuning: 16 trials of 30 s each, start-up counted.
+
+    python benchmarks/sweep_efficiency.py [--trials 16] [--seconds 30]
+
+What the trials share is computed first. A pair of trials then tells how many epochs take the
+wanted time at this machine's largest concurrency (a worker of a CPU each), and these are tuned by
+the sweep's own rounds. `ratio` is the time between the first step and the last epoch's end, summed
+over trials, over wall time × slots. `start_s`: from the moment at which a slot falls free to the
+first step of the trial that takes it. `stretched`: how much longer a trial's tuning takes than one
+that has the machine for itself, because processes of the next trials start beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.cluster import connect, disconnect
+from orchestrator.commands.run import quieten_libraries
+from orchestrator.pipeline import stage_work
+from orchestrator.preflight import find_resources
+from orchestrator.sweep_plan import SweepPlan, plan_sweep
+from orchestrator.sweep_results import tuning_seconds
+from orchestrator.sweep_rounds import run_rounds
+from orchestrator.trial_records import TrialRecords
+from workers.stages import run_stage
+from workers.sweep_trials import Outcome
+
+CATEGORIES = ("dog", "bicycle", "violin", "lemon", "car", "tree", "lamp", "horse")
+LOOKS = ("small", "large", "brown", "old", "bright", "strange", "new", "wet", "dry", "heavy")
+PLACES = ("in the park", "near a wall", "on the grass", "by the road", "at home", "in the sun")
+
+
+def sweep_config(folder: Path, values: list[float], epochs: int) -> dict[str, Any]:
+    """A sweep over one loss weight, on sentences made here; `values` are its points."""
+    draws = random.Random(0)
+    sentences = []
+    for name in CATEGORIES:
+        for look in LOOKS:
+            for place in PLACES:
+                other = draws.choice([c for c in CATEGORIES if c != name])
+                sentences.append(f"A {look} {name} and a {other} {place}.\t{name};{other}")
+    (folder / "sentences.tsv").write_text("\n".join(sentences), "utf-8")
+    return {
+        "name": f"efficiency-{epochs}",
+        "paths": {"cache": str(folder / "cache"), "runs": str(folder / "runs")},
+        "categories": list(CATEGORIES),
+        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
+        "captions": {"files": ["sentences.tsv"], "held_out": 0.1},
+        "hierarchy": {"groups": "auto", "coarse": 2, "fine": 4},
+        "vlm": {"model": "efficientnet-lite0+minilm", "resolution": 224},
+        "losses": {"order": values[0]},
+        "tuning": {"epochs": epochs, "batch": 64, "workers": 1},
+        "sweep": {"space": {"losses.order": {"grid": values}}},
+    }
+
+
+def tune_all(
+    folder: Path, values: list[float], epochs: int
+) -> tuple[SweepPlan, list[Outcome], float]:
+    """Run the sweep of these points; their outcomes, and the seconds that the rounds took."""
+    raw, console = sweep_config(folder, values, epochs), Console()
+    plan = plan_sweep(raw, folder / "sweep.yaml", find_resources(), None)
+    for stage, of in plan.shared().items():
+        run_stage(stage, stage_work(of, None, console)[stage])
+    records = TrialRecords(plan.run_folder / "trials", None)
+    connect(plan.resources.cpus, plan.resources.gpus)
+    began = time.time()
+    run_rounds(plan, records, console)
+    return plan, records.in_order(), time.time() - began
+
+
+def slot_gaps(outcomes: list[Outcome], slots: int) -> list[float]:
+    """Seconds from a slot's falling free to the first step of the trial that takes it."""
+    spans = sorted((o.entries[0]["started"], o.entries[-1]["at"]) for o in outcomes)
+    free = [end for _, end in spans[:slots]]
+    gaps = []
+    for start, end in spans[slots:]:
+        taken = min(free)
+        free.remove(taken)
+        gaps.append(start - taken)
+        free.append(end)
+    return gaps
+
+
+def main() -> None:
+    """Run the benchmark and print its figures as JSON in the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    options = parser.parse_args()
+    quieten_libraries()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        # One trial alone, then two: what a trial takes, and how many epochs the wanted time is.
+        _, alone, _ = tune_all(folder, [0.2], 20)
+        _, pair, _ = tune_all(folder, [0.21, 0.22], 20)
+        epoch = statistics.mean(tuning_seconds(outcome.entries) / 20 for outcome in pair)
+        epochs = max(2, round(options.seconds / epoch))
+        values = [round(0.01 * (n + 1), 2) for n in range(options.trials)]
+        plan, outcomes, wall = tune_all(folder, values, epochs)
+        disconnect()
+    assert all(outcome.status == "finished" for outcome in outcomes), outcomes
+    tuning = [tuning_seconds(outcome.entries) for outcome in outcomes]
+    gaps = slot_gaps(outcomes, plan.slots)
+
+    print(
+        json.dumps(
+            {
+                "ratio": round(sum(tuning) / (wall * plan.slots), 3),
+                "trials": len(outcomes),
+                "slots": plan.slots,
+                "epochs": epochs,
+                "tuning_s": round(statistics.median(tuning), 1),
+                "wall_s": round(wall, 1),
+                "start_s": round(statistics.median(gaps), 2),
+                "longest_start_s": round(max(gaps), 2),
+                "idle_between_trials_s": round(sum(gaps), 1),
+                "stretched": round(
+                    statistics.median(tuning) / epochs / (tuning_seconds(alone[0].entries) / 20),
+                    2,
+                ),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""What the points of a sweep share, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.config_file import InputError
+from orchestrator.plan import make_plan
+from orchestrator.preflight import Node, Resources
+from orchestrator.sweep_plan import SweepPlan, plan_sweep
+
+TWO_CORES = Resources((Node(2, 0),))
+THREE_NODES = Resources((Node(1, 0), Node(4, 2), Node(4, 1)))
+
+
+@pytest.fixture
+def raw(tmp_path: Path, lasting_cache: Path) -> dict[str, Any]:
+    return {
+        "name": "own",
+        "paths": {"cache": str(lasting_cache), "runs": str(tmp_path / "runs")},
+        "categories": ["dog", "cat", "bus", "car"],
+        "captions": {"templates": True},
+        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
+        "hierarchy": {"coarse": 1, "fine": 2},
+        "sweep": {"space": {"hierarchy.depth": {"grid": [1, 2, 4]}}},
+    }
+
+
+def plan(raw: dict[str, Any], resources: Resources = TWO_CORES) -> SweepPlan:
+    return plan_sweep(raw, Path("/nowhere/sweep.yaml"), resources, None)
+
+
+def test_points_that_only_tune_otherwise_share_all_that_comes_before(raw: dict[str, Any]) -> None:
+    raw["sweep"]["space"]["losses.order"] = {"grid": [0, 0.2]}
+    planned = plan(raw)
+    assert len(planned.points) == 6, "the default is one of them"
+    assert planned.default.fields == {"hierarchy.depth": 4, "losses.order": 0.2}
+    assert list(planned.shared()) == planned.default.plan.shared
+    assert len({point.plan.tuning[0] for point in planned.points}) == 6
+
+
+def test_a_point_has_the_stages_of_a_run_of_its_config(raw: dict[str, Any]) -> None:
+    raw["sweep"]["space"] = {
+        "scoring.global_weight": {"grid": [0.3]},
+        "tuning.batch": {"grid": [64]},
+        "vlm.resolution": {"grid": [224, 320]},
+    }
+    for point in plan(raw).points:
+        alone = make_plan(point.plan.config, TWO_CORES, None)
+        assert point.plan.stages == alone.stages
+
+
+def test_what_differs_before_tuning_is_planned_apart(raw: dict[str, Any]) -> None:
+    raw["sweep"]["space"] = {"hierarchy.fine": {"grid": [2, 3]}}
+    planned = plan(raw)
+    names = [stage.name for stage in planned.shared()]
+    assert sorted(names) == ["caption_features", "hierarchy", "hierarchy", "knowledge"]
+
+
+def test_a_wider_space_has_the_same_trials_and_more(raw: dict[str, Any]) -> None:
+    wider = copy.deepcopy(raw)
+    wider["sweep"]["space"]["hierarchy.depth"]["grid"] = [1, 2, 3, 4]
+    few, many = ({p.plan.tuning[0] for p in plan(of).points} for of in (raw, wider))
+    assert few < many
+    assert len(many) == len(few) + 1
+
+
+def test_seeds_are_those_of_the_sweep(raw: dict[str, Any]) -> None:
+    raw["seeds"] = [7]
+    raw["sweep"]["seeds"] = 3
+    assert plan(raw).seeds == (0, 1, 2)
+
+
+def test_trials_fit_beside_each_other(raw: dict[str, Any]) -> None:
+    assert plan(raw).slots == 2
+    raw["tuning"] = {"workers": 2}
+    assert plan(raw).slots == 1
+    assert plan(raw, THREE_NODES).slots == 1, "three GPUs, two of them a trial"
+    raw["tuning"] = {"workers": 1, "gpus_per_worker": 0.5}
+    assert plan(raw, THREE_NODES).slots == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"space": {"tuning.workers": {"grid": [1, 30]}}}, "tuning.workers=30: tuning.workers: 30 "),
+        ({"space": {"tuning.gpus_per_worker": {"grid": [1]}}}, "can never be scheduled"),
+        ({"space": {"hierarchy.dept": {"grid": [1]}}}, "hierarchy.dept is no field .*depth"),
+        ({"space": {"losses": {"grid": [3]}}}, "losses"),
+        ({"asha": {"grace": 10}}, "sweep.asha.grace: 10 epochs spare every trial"),
+        ({"sedes": 3}, "sweep: sedes: unknown field; did you mean seeds"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_starts(
+    raw: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    raw["sweep"].update(change)
+    with pytest.raises(InputError, match=message) as error:
+        plan(raw)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_without_a_sweep_is_told_where_one_is(raw: dict[str, Any]) -> None:
+    del raw["sweep"]
+    with pytest.raises(InputError, match="has no sweep part; configs/sweep.yaml shows"):
+        plan(raw)

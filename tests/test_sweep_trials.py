@@ -1,0 +1,129 @@
+"""Trials on a real Ray Tune whose work is next to nothing: how each of them ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.losses import LossSettings
+from prompt_tuning.prompts import PromptSettings
+from prompt_tuning.scoring import ScoringSettings
+from prompt_tuning.vlm import VLMSettings
+from workers.stages import Stage
+from workers.sweep_trials import Halving, OnEpoch, OnWaiting, Outcome, Trial, run_trials
+from workers.tuning_worker import DistributedTuningSettings, TuningJob
+
+EPOCHS = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def trial(number: int, folder: Path) -> Trial:
+    """A trial whose work reads its number from its seed."""
+    job = TuningJob(
+        captions=folder,
+        features=folder,
+        held_out=0.1,
+        categories=CategoryList(categories=({"name": "dog"}, {"name": "cat"})),
+        hierarchy=Hierarchy(("a",), (0, 0), ("a",), (0,)),
+        depth=1,
+        vlm=VLMSettings(),
+        prompts=PromptSettings(),
+        scoring=ScoringSettings(),
+        losses=LossSettings(),
+        tuning=DistributedTuningSettings(epochs=EPOCHS),
+        seed=number,
+        cache=folder,
+        progress=folder / f"{number}.json",
+    )
+    return Trial(f"trial-{number}", Stage("tuning", str(number), folder), job, folder, 1, 0)
+
+
+def tell_epochs(trial: Trial, on_epoch: OnEpoch) -> None:
+    """The higher its number, the better a trial is, from its first epoch on."""
+    for epoch in range(1, EPOCHS + 1):
+        figure = 10.0 * trial.job.seed + epoch
+        on_epoch({"epoch": epoch, "held_out_loss": -figure, "held_out_map": figure})
+
+
+def fail_the_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
+    if trial.job.seed == 1:
+        raise RuntimeError("tuning: the loss is nan at epoch 1, step 3")
+    tell_epochs(trial, on_epoch)
+
+
+def die_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
+    """Take the process of the trial's driver down with it, the first time."""
+    died = trial.storage / f"died-{trial.name}"
+    if not died.exists():
+        died.touch()
+        os._exit(1)
+    tell_epochs(trial, on_epoch)
+
+
+def slowly(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
+    time.sleep(0.3)
+    tell_epochs(trial, on_epoch)
+
+
+def outcomes(trials: list[Trial], folder: Path, **options: object) -> dict[int, Outcome]:
+    told: dict[int, Outcome] = {}
+
+    def on_outcome(trial: Trial, outcome: Outcome) -> None:
+        assert trial.job.seed not in told, "each trial is told once"
+        told[trial.job.seed] = outcome
+
+    run_trials(
+        trials,
+        len(trials),
+        slots=1,
+        storage=folder / "tune",
+        on_outcome=on_outcome,
+        on_waiting=lambda _: None,
+        **options,  # type: ignore[arg-type]
+    )
+    assert not (folder / "tune").exists()
+    return told
+
+
+def test_a_trial_that_fails_is_told_with_its_reason_and_ends_no_other(tmp_path: Path) -> None:
+    told = outcomes([trial(n, tmp_path) for n in range(3)], tmp_path, work=fail_the_second)
+    assert [told[n].status for n in range(3)] == ["finished", "failed", "finished"]
+    assert told[1].reason == "tuning: the loss is nan at epoch 1, step 3"
+    assert [entry["epoch"] for entry in told[2].entries] == list(range(1, EPOCHS + 1))
+
+
+def test_a_trial_whose_driver_dies_starts_again(tmp_path: Path) -> None:
+    told = outcomes([trial(n, tmp_path) for n in range(2)], tmp_path, work=die_once)
+    assert [told[n].status for n in range(2)] == ["finished", "finished"]
+    assert len(told[0].entries) == EPOCHS
+
+
+def test_halving_stops_what_falls_behind_and_remembers_what_it_has_seen(tmp_path: Path) -> None:
+    worse_and_worse = [trial(n, tmp_path) for n in (3, 2, 1)]
+    told = outcomes(worse_and_worse, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2))
+    assert told[3].status == "finished"
+    assert [told[n].status for n in (2, 1)] == ["stopped", "stopped"]
+    assert len(told[1].entries) < EPOCHS
+
+    one = [replace(trial(2, tmp_path), name="again")]
+    alone = outcomes(one, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2))
+    assert alone[2].status == "finished"
+    known = [[30.0 + epoch for epoch in range(1, EPOCHS + 1)]]
+    after = outcomes(
+        one, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2), known=known
+    )
+    assert after[2].status == "stopped"
