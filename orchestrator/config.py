@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
 
 from orchestrator.config_file import InputError, parse_yaml, read_text, read_yaml
+from orchestrator.preflight import check_absolute
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
 from prompt_tuning.datasets import WHERE_TO_GET, DatasetSettings
@@ -68,6 +69,12 @@ class EvaluationSettings(DatasetSettings):
     split_seed: Seed = 0
 
 
+class PlacedTuningSettings(DistributedTuningSettings):
+    """`pool`: the custom Ray resource of the nodes that tuning workers may be on."""
+
+    pool: Annotated[str, Field(min_length=1)] | None = None
+
+
 class RunConfig(Settings):
     """All settings of `datafree run`. Input files named here are relative to the config file."""
 
@@ -82,7 +89,7 @@ class RunConfig(Settings):
     prompts: PromptSettings = PromptSettings()
     scoring: ScoringSettings = ScoringSettings()
     losses: LossSettings = LossSettings()
-    tuning: DistributedTuningSettings = DistributedTuningSettings()
+    tuning: PlacedTuningSettings = PlacedTuningSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
     @field_validator("name")
@@ -137,6 +144,11 @@ def load_config(path: Path, overrides: list[str], cache: str | None, runs: str |
     Raises:
         InputError: naming the field or file, what is wrong and what would be right.
     """
+    return _with_absolute_inputs(read_config(path, overrides, cache, runs), path.parent)
+
+
+def read_config(path: Path, overrides: list[str], cache: str | None, runs: str | None) -> RunConfig:
+    """As `load_config`, but input files are neither looked for nor made absolute."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must be a mapping of settings, such as `name: my-run`")
@@ -148,8 +160,7 @@ def load_config(path: Path, overrides: list[str], cache: str | None, runs: str |
     }
     if any(chosen_paths.values()) and isinstance(raw.setdefault("paths", {}), dict):
         raw["paths"].update({k: v for k, v in chosen_paths.items() if v})
-    config = validate(RunConfig, raw, str(path))
-    return _with_absolute_inputs(config, path.parent)
+    return validate(RunConfig, raw, str(path))
 
 
 def validate(model: type[Model], raw: Any, source: str) -> Model:
@@ -272,6 +283,8 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
     except ValueError as error:
         raise InputError(f"evaluation.{error}") from None
     if config.evaluation.root is not None:
+        if os.environ.get("RAY_ADDRESS"):
+            check_absolute(config.evaluation.root, "evaluation.root")
         try:
             root = _existing(config.evaluation.root, base, "evaluation.root", folder=True)
         except InputError as error:
