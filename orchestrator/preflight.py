@@ -106,7 +106,7 @@ def find_resources() -> Resources:
     from orchestrator.cluster import connect
 
     try:
-        _knock(address)
+        knock(address)
         connect()
     except OSError:
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
@@ -123,7 +123,7 @@ def _ray_node(resources: dict[str, float]) -> Node:
     return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), accelerator, own)
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Raise OSError when nobody listens at host:port; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():

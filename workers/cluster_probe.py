@@ -6,6 +6,7 @@ import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -42,7 +43,7 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
         for marker in markers.values():
             marker.mkdir()
             (marker / here).write_text(token)
-        look: ray.remote_function.RemoteFunction = ray.remote(num_cpus=0)(_look)
+        look: Any = ray.remote(num_cpus=0)(_look)
         asked = [
             look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -60,9 +61,7 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
             _remove(marker)
 
 
-def _look(
-    address: str, node: str, markers: dict[str, Path], asker: str, token: str
-) -> NodeReport:
+def _look(address: str, node: str, markers: dict[str, Path], asker: str, token: str) -> NodeReport:
     """Runs on the node that is asked."""
     blind = {}
     for name, marker in markers.items():
