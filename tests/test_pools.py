@@ -58,7 +58,7 @@ def test_engines_that_do_not_fit_in_their_pool(tmp_path: Path, override: str, wo
 
 def test_workers_that_do_not_fit_in_their_pool(tmp_path: Path) -> None:
     overrides = ("tuning.pool=training", "tuning.workers=2", "tuning.gpus_per_worker=1")
-    with pytest.raises(InputError, match="tuning.workers: 2 with 1 CPUs and 1 GPUs each can never"):
+    with pytest.raises(InputError, match=r"workers: 2 with 1 CPUs and 1 GPUs each can never"):
         place_workers(config(tmp_path, *overrides), CLUSTER)
 
 
