@@ -64,6 +64,7 @@ def head() -> Iterator[Head]:
         starts = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             *("--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}/ray"),
+            *("--min-worker-port=0", "--max-worker-port=0"),  # none of those below
             *(f"--port={ports[0]}", f"--dashboard-port={ports[1]}"),
             *(f"--dashboard-agent-listen-port={ports[2]}", f"--ray-client-server-port={ports[3]}"),
         ]
