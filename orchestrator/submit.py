@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import AuthenticationError
@@ -149,13 +149,13 @@ class JobServer:
             InputError: when the working directory is too large to travel.
         """
         try:
-            # By themselves, for what is excluded of the working directory belongs to ours: `data`.
-            packages = {"py_modules": job.packages}
-            self._client._upload_py_modules_if_needed(packages)
-            name: str = self._client.submit_job(
-                entrypoint=job.entrypoint,
-                runtime_env={"working_dir": os.getcwd(), "excludes": job.excludes, **packages},
-            )
+            environment: dict[str, Any] = {}
+            if job.packages:  # Ray stumbles over none
+                # Sent before `excludes` is known, which means the working directory alone.
+                environment["py_modules"] = job.packages
+                self._client._upload_py_modules_if_needed(environment)
+            environment |= {"working_dir": os.getcwd(), "excludes": job.excludes}
+            name: str = self._client.submit_job(entrypoint=job.entrypoint, runtime_env=environment)
         except RuntimeError as error:
             if "exceeds the maximum size" not in str(error):
                 raise

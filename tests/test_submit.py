@@ -211,7 +211,9 @@ def test_what_need_not_travel_stays_and_our_packages_travel_whole(
 def test_a_person_s_mistake_that_only_the_cluster_sees_exits_2_and_is_told_once(
     head: Head, project: Path
 ) -> None:
-    code, output = end(start(head, project, "tiny.yaml", "--set", "captions.files=[/nowhere.tsv]"))
+    wrong = ("--set", "captions.files=[/nowhere.tsv]", "--cache", f"{project}/cache")
+    here = ("configs/quickstart.yaml", *wrong, "--runs", f"{project}/runs")
+    code, output = end(start(head, ROOT, *here, folders=False))  # whose packages travel as they are
     assert code == 2, output
     assert output.count("captions.files: '/nowhere.tsv' is no file") == 1
     assert output.splitlines()[-1] == f"{name_of(output)}: failed, for what it was given is wrong"
