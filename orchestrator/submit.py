@@ -157,11 +157,11 @@ class JobServer:
             environment |= {"working_dir": os.getcwd(), "excludes": job.excludes}
             name: str = self._client.submit_job(entrypoint=job.entrypoint, runtime_env=environment)
         except RuntimeError as error:
-            if "exceeds the maximum size" not in str(error):
+            if "status code 413" not in str(error):
                 raise
             raise InputError(
-                f"{os.getcwd()}: is too large to travel (Ray takes 500 MiB); list what the job "
-                "does not need in .rayignore, in the manner of .gitignore"
+                f"{os.getcwd()}: is too large to travel (Ray takes 100 MiB, packed); list what the "
+                "job does not need in .rayignore, in the manner of .gitignore"
             ) from None
         return name
 

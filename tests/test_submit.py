@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -298,6 +299,11 @@ def test_a_job_that_there_is_not(head: Head, project: Path) -> None:
 def test_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> None:
     words = "this cluster asks for a token: set RAY_AUTH_MODE=token"
     refused(start(head, project, "tiny.yaml", RAY_AUTH_MODE="disabled"), words)
+
+
+def test_a_working_directory_that_is_too_large(head: Head, project: Path) -> None:
+    (project / "photos.bin").write_bytes(random.Random(0).randbytes(101 * 2**20))
+    refused(start(head, project, "tiny.yaml"), f"{project}: is too large to travel")
 
 
 def refused(process: subprocess.Popen[str], words: str) -> None:
