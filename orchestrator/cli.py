@@ -123,6 +123,39 @@ def evaluate(
 
 
 @app.command()
+def submit(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG|status|logs|stop", help="YAML file, or what of a job")
+    ],
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="run|sweep|knowledge|JOB", help="default: run; or the job"),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="of the job server (default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS, "
+            "http://127.0.0.1:8265)",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="override, e.g. tuning.epochs=5"),
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="folder that every node sees")] = None,
+    runs: Annotated[str | None, typer.Option(help="folder that every node sees")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="follow the job's log to its end")
+    ] = True,
+) -> None:
+    """A config as a job of a Ray cluster; or a job's status or logs, or stop it."""
+    from orchestrator.commands.submit import submit as submit_command
+
+    submit_command(config, what, address, set_ or [], cache, runs, wait)
+
+
+@app.command()
 def doctor(
     cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
 ) -> None:

@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
 
 from orchestrator.config_file import InputError, parse_yaml, read_text, read_yaml
+from orchestrator.preflight import check_absolute
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
 from prompt_tuning.datasets import WHERE_TO_GET, DatasetSettings
@@ -299,6 +300,8 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
     except ValueError as error:
         raise InputError(f"evaluation.{error}") from None
     if config.evaluation.root is not None:
+        if os.environ.get("RAY_ADDRESS"):
+            check_absolute(config.evaluation.root, "evaluation.root")
         try:
             root = _existing(config.evaluation.root, base, "evaluation.root", folder=True)
         except InputError as error:

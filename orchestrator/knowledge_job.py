@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cluster import disconnect
+from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.preflight import find_resources
@@ -31,6 +32,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
     if dry_run:
         _print_plan(plan, console)
         return
+    check_cluster(config.paths)
     from orchestrator.knowledge_stage import RESULTS, read_summary, write_knowledge
 
     with only_driver(plan.run_folder):

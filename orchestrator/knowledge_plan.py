@@ -63,7 +63,8 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     Raises:
         InputError: for what a person has to change.
     """
-    config = _with_model(config, resources)
+    on = resources.of_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
+    config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
     _check_caption_files(config, categories)
@@ -73,11 +74,13 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     llm_path, llm_content = _llm(config, cache)
     llm_identity: dict[str, object] = {
         "model": llm_content,
-        "engine": config.knowledge.llm.model_dump(exclude={"model", "engines", "cpus_per_engine"}),
+        "engine": config.knowledge.llm.model_dump(
+            exclude={"model", "engines", "cpus_per_engine", "pool"}
+        ),
         "sampling": config.knowledge.sampling.model_dump(),
         "cpus": engines.cpus,
         "gpus": engines.gpus,
-        "accelerators": sorted({node.accelerator for node in resources.nodes if node.gpus}),
+        "accelerators": sorted({node.accelerator for node in on.nodes if node.gpus}),
         "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
         "versions": engine_versions(),
         "source": source_digest(

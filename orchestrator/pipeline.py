@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cluster import disconnect
+from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
 from orchestrator.config_file import InputError
 from orchestrator.plan import Plan, make_plan
@@ -34,6 +35,7 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     if dry_run:
         _print_plan(plan, console)
         return
+    check_cluster(config.paths)
     with only_driver(plan.run_folder):
         if wants_scenes and not stamps:
             stamps = fetch_scenes(plan, console)

@@ -170,8 +170,8 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
             prompts=config.prompts.model_dump(),
             scoring=config.scoring.model_dump(),
             losses=config.losses.model_dump(),
-            tuning=config.tuning.model_dump(exclude={"gpus_per_worker", "cpus_per_worker"}),
-            share=asdict(share),
+            tuning=config.tuning.model_dump(exclude={"gpus_per_worker", "cpus_per_worker", "pool"}),
+            share={"cpus": share.cpus, "gpus": share.gpus},
         )
         for seed in config.seeds
     }

@@ -22,14 +22,22 @@ if TYPE_CHECKING:
 # Below this, workers only wait for each other and fill the memory.
 _LEAST_CPUS_A_WORKER = 0.25
 
+# Of a node's resources, those that are no pool.
+_RAYS_OWN = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
+_RAYS_PREFIXES = ("node:", "accelerator_type:")
+
 
 @dataclass(frozen=True)
 class Node:
-    """The CPUs and GPUs of one machine; `accelerator`: what those GPUs are."""
+    """The CPUs and GPUs of one machine; `accelerator`: what those GPUs are.
+
+    `pools`: the custom Ray resources that it advertises.
+    """
 
     cpus: int
     gpus: int
     accelerator: str = ""
+    pools: frozenset[str] = frozenset()
 
     def holds(self, cpus: float, gpus: float) -> int:
         """How many actors of this need fit here at once."""
@@ -55,6 +63,21 @@ class Resources:
         """How many actors of this need, none of which spans nodes, fit at once."""
         return sum(node.holds(cpus, gpus) for node in self.nodes)
 
+    def of_pool(self, pool: str | None, field: str) -> Resources:
+        """The nodes that advertise the pool, all of them where no pool is wanted.
+
+        Raises:
+            InputError: naming the field, when no node advertises it.
+        """
+        nodes = tuple(node for node in self.nodes if pool is None or pool in node.pools)
+        if not nodes:
+            there = sorted({name for node in self.nodes for name in node.pools})
+            raise InputError(
+                f"{field}: no node advertises the custom resource {pool!r}; "
+                f"there are: {', '.join(there) or 'none'}"
+            )
+        return Resources(nodes)
+
     def __str__(self) -> str:
         on = f" on {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
         return f"there are {self.cpus} CPUs and {self.gpus} GPUs{on}"
@@ -62,10 +85,17 @@ class Resources:
 
 @dataclass(frozen=True)
 class WorkerShare:
-    """What each tuning worker gets."""
+    """What each tuning worker gets, in which pool if in one."""
 
     cpus: float
     gpus: float
+    pool: str | None = None
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """By Ray's names; of the pool next to nothing, for it says where, not how many."""
+        pool = {self.pool: 0.001} if self.pool else {}
+        return {"CPU": self.cpus, "GPU": self.gpus, **pool}
 
 
 def find_resources() -> Resources:
@@ -82,7 +112,7 @@ def find_resources() -> Resources:
     from orchestrator.cluster import connect
 
     try:
-        _knock(address)
+        knock(address)
         connect()
     except OSError:
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
@@ -93,10 +123,13 @@ def find_resources() -> Resources:
 def _ray_node(resources: dict[str, float]) -> Node:
     kinds = [name for name in resources if name.startswith("accelerator_type:")]
     accelerator = kinds[0].partition(":")[2] if kinds else ""
-    return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), accelerator)
+    own = frozenset(
+        name for name in resources if name not in _RAYS_OWN and not name.startswith(_RAYS_PREFIXES)
+    )
+    return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), accelerator, own)
 
 
-def _knock(address: str) -> None:
+def knock(address: str) -> None:
     """Raise OSError when nobody listens at host:port; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
@@ -133,6 +166,7 @@ def place_engines(config: RunConfig, resources: Resources) -> Placement:
     from workers.knowledge_pool import Placement
 
     llm = config.knowledge.llm
+    resources = resources.of_pool(llm.pool, "knowledge.llm.pool")
     gpus = llm.tensor_parallel if resources.gpus else 0
     if llm.tensor_parallel > max(1, *(node.gpus for node in resources.nodes)):
         raise InputError(
@@ -153,7 +187,7 @@ def place_engines(config: RunConfig, resources: Resources) -> Placement:
             f"knowledge.llm.engines: {max(engines, 1)} with {cpus} CPUs and {gpus} GPUs each can "
             f"never be scheduled: {resources}; lower engines or cpus_per_engine"
         )
-    return Placement(engines, cpus, gpus)
+    return Placement(engines, cpus, gpus, llm.pool)
 
 
 def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
@@ -163,6 +197,7 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
         InputError: naming the field that asks for more than there is.
     """
     tuning = config.tuning
+    resources = resources.of_pool(tuning.pool, "tuning.pool")
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
     share = max(_LEAST_CPUS_A_WORKER, min(1.0, resources.cpus / tuning.workers))
@@ -172,7 +207,16 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
             f"tuning.workers: {tuning.workers} with {cpus:g} CPUs and {gpus:g} GPUs each can never "
             f"be scheduled: {resources}; lower workers, cpus_per_worker or gpus_per_worker"
         )
-    return WorkerShare(cpus, gpus)
+    return WorkerShare(cpus, gpus, tuning.pool)
+
+
+def check_absolute(name: str, field: str) -> None:
+    """Refuse a relative path to what lies on a cluster. Raises InputError."""
+    if not Path(name).expanduser().is_absolute():
+        raise InputError(
+            f"{field}: {name!r} must be absolute on a cluster, where every node sees it: the "
+            "working directory of a Ray job is a temporary copy"
+        )
 
 
 def check_folder(name: str, field: str) -> Path:
@@ -182,13 +226,9 @@ def check_folder(name: str, field: str) -> Path:
         InputError: when it cannot, or when it is relative although the run is in a cluster.
     """
     try:
-        folder = Path(name).expanduser()
-        if os.environ.get("RAY_ADDRESS") and not folder.is_absolute():
-            raise InputError(
-                f"{field}: {name!r} must be absolute on a cluster, where every node sees it: the "
-                "working directory of a Ray job is a temporary copy"
-            )
-        folder = folder.resolve()
+        if os.environ.get("RAY_ADDRESS"):
+            check_absolute(name, field)
+        folder = Path(name).expanduser().resolve()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryFile(dir=there):
             return folder

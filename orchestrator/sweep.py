@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cluster import disconnect
+from orchestrator.cluster_check import check_cluster
 from orchestrator.config import build_config
 from orchestrator.pipeline import fetch_scenes, fetch_vlm, stage_work
 from orchestrator.preflight import check_folder, find_resources
@@ -46,6 +47,7 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
     if dry_run:
         _print_plan(plan, console)
         return
+    check_cluster(config.paths)
     with only_driver(plan.run_folder):
         if wants_scenes and not stamps:
             stamps = fetch_scenes(plan.default.plan, console)

@@ -57,7 +57,10 @@ class SweepPlan:
     def slots(self) -> int:
         """How many trials fit at once."""
         return min(
-            self.resources.holds(plan.share.cpus, plan.share.gpus) // plan.config.tuning.workers
+            self.resources.of_pool(plan.share.pool, "tuning.pool").holds(
+                plan.share.cpus, plan.share.gpus
+            )
+            // plan.config.tuning.workers
             for plan in (point.plan for point in self.points)
         )
 

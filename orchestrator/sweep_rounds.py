@@ -95,8 +95,7 @@ class _Rounds:
             stage=stage,
             job=tuning_job(point.plan, seed, self._halves[features]),
             storage=self._plan.run_folder / RAY_STORAGE,
-            cpus=share.cpus,
-            gpus=share.gpus,
+            resources=share.resources,
         )
 
     def _known(self, trial: Trial, enough: str) -> bool:

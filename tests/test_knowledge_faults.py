@@ -159,9 +159,14 @@ def shards(count: int, size: int, orders: dict[int, str] | None = None) -> list[
 
 
 def pool(
-    model: Path, ledger: Path, engines: int, engine: type = StandIn, gpus: int = 0
+    model: Path,
+    ledger: Path,
+    engines: int,
+    engine: type = StandIn,
+    gpus: int = 0,
+    on: str | None = None,
 ) -> KnowledgePool:
-    settings, placement = EngineSettings(model="stand-in"), Placement(engines, 1, gpus)
+    settings, placement = EngineSettings(model="stand-in"), Placement(engines, 1, gpus, on)
     return KnowledgePool(settings, SamplingSettings(), placement, model, Ledger(ledger), engine)
 
 
@@ -483,5 +488,24 @@ def test_tensor_parallel_engines_have_a_node_each(
         assert [group["bundles"] for group in groups] == [{0: {"CPU": 1.0, "GPU": 2.0}}] * 2
     where = {Ledger(tmp_path / "ledger").read(shard)[0].text for shard in work}
     assert where == {f"{node.node_id} 2" for node in nodes}
+    for node in nodes:
+        cluster.remove_node(node)
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_engines_of_a_pool_are_on_its_nodes_only(
+    cluster: Cluster, model: Path, tmp_path: Path, gpus: int
+) -> None:
+    size = {"num_cpus": 2, "num_gpus": 2 * gpus}
+    nodes = [cluster.add_node(**size), cluster.add_node(**size, resources={"engines": 1})]
+    work = shards(2, 2, {0: "wait"})
+
+    def on_shard(*_: object) -> None:
+        (model / "go on").touch()  # so the other engine has answered meanwhile
+
+    with pool(model, tmp_path / "ledger", 2, NamesItsNode, gpus, on="engines") as running:
+        running.answer(work, on_shard)
+    where = {Ledger(tmp_path / "ledger").read(shard)[0].text for shard in work}
+    assert where == {f"{nodes[1].node_id} {gpus}"}
     for node in nodes:
         cluster.remove_node(node)

@@ -87,7 +87,10 @@ def test_trials_fit_beside_each_other(raw: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"space": {"tuning.workers": {"grid": [1, 30]}}}, "tuning.workers=30: tuning.workers: 30 "),
+        (
+            {"space": {"tuning.workers": {"grid": [1, 30]}}},
+            "=30: tuning.workers: 30 ",
+        ),
         ({"space": {"tuning.gpus_per_worker": {"grid": [1]}}}, "can never be scheduled"),
         ({"space": {"hierarchy.dept": {"grid": [1]}}}, "hierarchy.dept is no field .*depth"),
         ({"space": {"losses": {"grid": [3]}}}, "losses"),
@@ -106,5 +109,5 @@ def test_what_cannot_be_is_refused_before_anything_starts(
 
 def test_a_config_without_a_sweep_is_told_where_one_is(raw: dict[str, Any]) -> None:
     del raw["sweep"]
-    with pytest.raises(InputError, match="has no sweep part; configs/sweep.yaml shows"):
+    with pytest.raises(InputError, match=r"has no sweep part; configs/sweep\.yaml shows"):
         plan(raw)

@@ -49,7 +49,9 @@ def trial(number: int, folder: Path) -> Trial:
         cache=folder,
         progress=folder / f"{number}.json",
     )
-    return Trial(f"trial-{number}", Stage("tuning", str(number), folder), job, folder, 1, 0)
+    return Trial(
+        f"trial-{number}", Stage("tuning", str(number), folder), job, folder, {"CPU": 1, "GPU": 0}
+    )
 
 
 def tell_epochs(trial: Trial, on_epoch: OnEpoch) -> None:
@@ -123,7 +125,5 @@ def test_halving_stops_what_falls_behind_and_remembers_what_it_has_seen(tmp_path
     alone = outcomes(one, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2))
     assert alone[2].status == "finished"
     known = [[30.0 + epoch for epoch in range(1, EPOCHS + 1)]]
-    after = outcomes(
-        one, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2), known=known
-    )
+    after = outcomes(one, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2), known=known)
     assert after[2].status == "stopped"

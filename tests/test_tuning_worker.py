@@ -35,6 +35,7 @@ HIERARCHY = parse_groups(
     CATEGORIES,
     "test",
 )  # fmt: skip
+HALF_A_CPU = {"CPU": 0.5, "GPU": 0.0}
 EPOCHS = 6
 
 
@@ -86,7 +87,7 @@ def without_times(told: list[dict[str, float]]) -> list[dict[str, float]]:
 def run(job: TuningJob, storage: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     told: list[dict[str, float]] = []
     job = replace(job, progress=storage / "progress.json")
-    classes, history = tune(job, storage, "run", 0, 0.5, told.append, on_waiting=lambda _: None)
+    classes, history = tune(job, storage, "run", HALF_A_CPU, told.append, on_waiting=lambda _: None)
     assert without_times(told) == history, "each epoch is told once, whatever happens on the way"
     return classes, history
 
@@ -97,8 +98,7 @@ def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_pat
         replace(job, progress=tmp_path / "two" / "progress.json"),
         tmp_path / "two",
         "run",
-        gpus=0,
-        cpus=0.5,
+        HALF_A_CPU,
         on_epoch=told.append,
         on_waiting=lambda _: None,
     )

@@ -36,15 +36,18 @@ _FRUITLESS_HUNTS = 2
 _LOST_ALLOWED = 2
 # As many questions of a shard may fail, or a tenth of them if that is more.
 _GUILTY_ALLOWED = 3
+# Of a pool's custom resource an engine takes next to nothing: it says where, not how many.
+_OF_POOL = 0.001
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many engines run, each on how much."""
+    """How many engines run, each on how much, and on which nodes: those of a pool, or any."""
 
     engines: int
     cpus: int
     gpus: int
+    pool: str | None = None
 
 
 @dataclass(eq=False)
@@ -94,11 +97,16 @@ class _Engine:
     def __init__(self, engine: type, placement: Placement, *arguments: Any) -> None:
         self._group = None
         strategy: Any = "SPREAD"
+        pool = {placement.pool: _OF_POOL} if placement.pool else {}
         if placement.gpus > 1:
-            self._group = placement_group([{"CPU": placement.cpus, "GPU": placement.gpus}])
+            bundle = {"CPU": placement.cpus, "GPU": placement.gpus, **pool}
+            self._group = placement_group([bundle])
             strategy = PlacementGroupSchedulingStrategy(self._group)
         actor: Any = ray.remote(engine).options(
-            num_cpus=placement.cpus, num_gpus=placement.gpus, scheduling_strategy=strategy
+            num_cpus=placement.cpus,
+            num_gpus=placement.gpus,
+            resources=pool,
+            scheduling_strategy=strategy,
         )
         self._actor: Any = actor.remote(*arguments)
         self.loading: ray.ObjectRef | None = self._actor.__ray_ready__.remote()

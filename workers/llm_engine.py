@@ -36,7 +36,7 @@ class EngineSettings(Settings):
     `chatglm3` in ChatGLM3's token layout, `base` lets it complete patterns; `auto` goes by the
     checkpoint's architecture, then by whether its tokenizer has a chat template. `engines: auto`:
     GPUs ÷ `tensor_parallel`, or one on the CPU. `cpus_per_engine: auto`: one beside a GPU, all of
-    a machine without.
+    a machine without. `pool`: the custom Ray resource of the nodes that engines may be on.
     """
 
     model: Annotated[str, Field(min_length=1)] = "auto"
@@ -47,6 +47,7 @@ class EngineSettings(Settings):
     max_model_len: Annotated[int, Field(ge=256)] = 1024
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 128
     trust_remote_code: bool = False
+    pool: Annotated[str, Field(min_length=1)] | None = None
 
 
 class SamplingSettings(Settings):

@@ -61,8 +61,7 @@ class Trial:
     stage: Stage
     job: TuningJob
     storage: Path
-    cpus: float
-    gpus: float
+    resources: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -99,10 +98,10 @@ def curve(entries: Sequence[Entry], on_images: bool) -> list[float]:
 def tune_prompts(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     """Tune a trial's seed in Ray Train workers of its own, unless its stage is done."""
     name = trial.stage.key
-    work = partial(
-        write_tuned, trial.job, trial.storage, name, trial.gpus, trial.cpus, on_epoch, on_waiting
+    told = (on_epoch, on_waiting)
+    run_stage(
+        trial.stage, partial(write_tuned, trial.job, trial.storage, name, trial.resources, *told)
     )
-    run_stage(trial.stage, work)
     shutil.rmtree(trial.storage / name, ignore_errors=True)
 
 

@@ -48,11 +48,15 @@ OnWaiting = Callable[[float], None]
 
 
 class DistributedTuningSettings(TuningSettings):
-    """`workers` share each batch. `auto`: a GPU each where there are enough, at most one CPU."""
+    """`workers` share each batch. `auto`: a GPU each where there are enough, at most one CPU.
+
+    `pool`: the custom Ray resource of the nodes that workers may be on.
+    """
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Literal["auto"] = "auto"
     cpus_per_worker: Annotated[float, Field(gt=0, le=256)] | Literal["auto"] = "auto"
+    pool: Annotated[str, Field(min_length=1)] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,13 @@ def write_tuned(
     job: TuningJob,
     storage: Path,
     name: str,
-    gpus: float,
-    cpus: float,
+    resources: dict[str, float],
     on_epoch: OnEpoch,
     on_waiting: OnWaiting,
     staging: Path,
 ) -> None:
     """Tune as `tune` does; write the class features and the history into a stage's folder."""
-    classes, history = tune(job, storage, name, gpus, cpus, on_epoch, on_waiting)
+    classes, history = tune(job, storage, name, resources, on_epoch, on_waiting)
     save_file(classes, staging / CLASSES)
     (staging / HISTORY).write_text(canonical_json(history), "utf-8")
 
@@ -116,13 +119,13 @@ def tune(
     job: TuningJob,
     storage: Path,
     name: str,
-    gpus: float,
-    cpus: float,
+    resources: dict[str, float],
     on_epoch: OnEpoch,
     on_waiting: OnWaiting,
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     """Run a seed's workers to the end, from the last checkpoint of the same storage and name.
 
+    `resources`: of each worker, by Ray's names, with a number of GPUs that may be 0.
     `on_epoch` is told of each epoch of the history once more when it resumes: with `at`, the time
     at which it ended, and `selecting_map` (0-100) where images select. `on_waiting` is told now and
     then how many seconds it has waited, until the workers are up.
@@ -141,8 +144,8 @@ def tune(
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.tuning.workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus},
+            use_gpu=resources["GPU"] > 0,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=name,

@@ -1,0 +1,98 @@
+"""What each node of a cluster is and sees: its versions, and whether it shares the folders."""
+
+from __future__ import annotations
+
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+# A client of NFS looks at a folder again after some seconds; a node may have to start a worker.
+_PATIENCE = 10.0
+_ANSWERS_WITHIN = 120.0
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node has told. `blind`: of each folder that it does not share, by name, why."""
+
+    address: str
+    python: str
+    ray: str
+    blind: dict[str, str]
+
+
+def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
+    """Ask every node but this one. This one writes a marker into each folder, the others read it
+    and write one back, which this one reads.
+
+    `folders`: by name, on this node there already. `token`: names this probe's markers.
+
+    Raises:
+        OSError: when this node cannot write to a folder.
+        ray.exceptions.RayError: when a node goes away meanwhile, or gives no answer.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    markers = {name: folder / f".probe-{token}" for name, folder in folders.items()}
+    try:
+        for marker in markers.values():
+            marker.mkdir()
+            (marker / here).write_text(token)
+        look: Any = ray.remote(num_cpus=0)(_look)
+        asked = [
+            look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            ).remote(node["NodeManagerAddress"], node["NodeID"], markers, here, token)
+            for node in others
+        ]
+        reports: list[NodeReport] = ray.get(asked, timeout=_ANSWERS_WITHIN)
+        for node, report in zip(others, reports, strict=True):
+            for name in markers.keys() - report.blind.keys():
+                if why := _unread(markers[name] / node["NodeID"], token):
+                    report.blind[name] = f"what it writes there is not seen on this node ({why})"
+        return reports
+    finally:
+        for marker in markers.values():
+            _remove(marker)
+
+
+def _look(address: str, node: str, markers: dict[str, Path], asker: str, token: str) -> NodeReport:
+    """Runs on the node that is asked."""
+    blind = {}
+    for name, marker in markers.items():
+        if why := _unread(marker / asker, token):
+            blind[name] = f"what the driver's node has written there is not seen ({why})"
+            continue
+        try:
+            (marker / node).write_text(token)
+        except OSError as error:
+            blind[name] = f"it cannot be written to ({error.strerror})"
+    return NodeReport(address, platform.python_version(), ray.__version__, blind)
+
+
+def _unread(marker: Path, token: str) -> str:
+    """Why a marker cannot be read, after some patience; empty when it can."""
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            list(marker.parent.iterdir())  # makes an NFS client look again
+            if marker.read_text() == token:
+                return ""
+            why = "unfinished"
+        except OSError as error:
+            why = error.strerror or str(error)
+        if time.monotonic() > end:
+            return why
+        time.sleep(0.1)
+
+
+def _remove(marker: Path) -> None:
+    for file in marker.glob("*"):
+        file.unlink(missing_ok=True)
+    if marker.is_dir():
+        marker.rmdir()
