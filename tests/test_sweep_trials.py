@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import ray.cloudpickle
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
@@ -26,6 +28,8 @@ EPOCHS = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
+    # Processes of Ray cannot import this file: its functions travel whole.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(address="local", num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
@@ -54,9 +58,10 @@ def trial(number: int, folder: Path) -> Trial:
     )
 
 
-def tell_epochs(trial: Trial, on_epoch: OnEpoch) -> None:
+def tell_epochs(trial: Trial, on_epoch: OnEpoch, pause: float = 0.0) -> None:
     """The higher its number, the better a trial is, from its first epoch on."""
     for epoch in range(1, EPOCHS + 1):
+        time.sleep(pause)
         figure = 10.0 * trial.job.seed + epoch
         on_epoch({"epoch": epoch, "held_out_loss": -figure, "held_out_map": figure})
 
@@ -76,9 +81,9 @@ def die_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     tell_epochs(trial, on_epoch)
 
 
-def slowly(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
-    time.sleep(0.3)
-    tell_epochs(trial, on_epoch)
+def slow_if_bad(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
+    """The best comes first, so that halving has something to compare with."""
+    tell_epochs(trial, on_epoch, pause=0.5 * (3 - trial.job.seed))
 
 
 def outcomes(trials: list[Trial], folder: Path, **options: object) -> dict[int, Outcome]:
@@ -116,14 +121,18 @@ def test_a_trial_whose_driver_dies_starts_again(tmp_path: Path) -> None:
 
 def test_halving_stops_what_falls_behind_and_remembers_what_it_has_seen(tmp_path: Path) -> None:
     worse_and_worse = [trial(n, tmp_path) for n in (3, 2, 1)]
-    told = outcomes(worse_and_worse, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2))
+    told = outcomes(
+        worse_and_worse, tmp_path, work=slow_if_bad, halving=Halving(grace=2, reduction=2)
+    )
     assert told[3].status == "finished"
     assert [told[n].status for n in (2, 1)] == ["stopped", "stopped"]
     assert len(told[1].entries) < EPOCHS
 
     one = [replace(trial(2, tmp_path), name="again")]
-    alone = outcomes(one, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2))
+    alone = outcomes(one, tmp_path, work=slow_if_bad, halving=Halving(grace=2, reduction=2))
     assert alone[2].status == "finished"
     known = [[30.0 + epoch for epoch in range(1, EPOCHS + 1)]]
-    after = outcomes(one, tmp_path, work=slowly, halving=Halving(grace=2, reduction=2), known=known)
+    after = outcomes(
+        one, tmp_path, work=slow_if_bad, halving=Halving(grace=2, reduction=2), known=known
+    )
     assert after[2].status == "stopped"

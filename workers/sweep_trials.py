@@ -148,8 +148,6 @@ def run_trials(
         ),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
-            metric="objective",
-            mode="max",
             num_samples=count if searcher else 1,
             search_alg=searcher,
             scheduler=_scheduler(halving, known) if halving else FIFOScheduler(),
