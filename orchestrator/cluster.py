@@ -19,7 +19,11 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     # Ray Train looks at its workers each 2 s: until then a checkpoint can be lost with its worker,
     # and a finished seed waits.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    # A process less for each tuning: workers of a node that goes are started again anyway.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     address = os.environ.get("RAY_ADDRESS")
+    if not address:  # many small processes start at once here, and that is meant
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     ray.init(
         address=address or "local",
         num_cpus=None if address else cpus,

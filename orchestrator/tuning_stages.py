@@ -95,6 +95,7 @@ def tuning_job(plan: Plan, seed: int, selecting: SelectingHalf | None = None) ->
         seed=seed,
         cache=plan.cache,
         progress=plan.run_folder / RAY_STORAGE / f"{plan.tuning[seed].key}.progress.json",
+        threads=max(1, int(plan.share.cpus)),
         selecting=selecting,
     )
 

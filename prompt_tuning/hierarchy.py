@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, model_validator
-from scipy.optimize import linear_sum_assignment
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.premises import Premises, Votes
@@ -181,6 +180,8 @@ def _balanced_clusters(features: np.ndarray, groups: int) -> np.ndarray:
 
     Starts from the farthest-first items, so that no random draw is needed.
     """
+    from scipy.optimize import linear_sum_assignment  # takes long to import, and few cluster
+
     start = [int(np.argmax(features @ features.mean(0)))]
     while len(start) < groups:
         start.append(int(np.argmin((features @ features[start].T).max(1))))

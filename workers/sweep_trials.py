@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,11 +20,13 @@ from typing import Annotated, Any, Literal
 import ray
 import ray.tune
 from pydantic import Field
+from ray.actor import ActorHandle
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from prompt_tuning.settings import Settings
 from workers.failure import root_cause
+from workers.slots import Slots
 from workers.stages import Stage, run_stage
 from workers.tuning_worker import (
     SECONDS_BETWEEN_WAITS,
@@ -39,9 +41,9 @@ Entry = dict[str, float]
 
 # What drives a trial takes no CPU. It belongs on the head node: nodes that leave take workers only.
 _ON_HEAD_NODE = {"node:__internal_head__": 0.001}
-# Trials whose processes start while others still tune, so that these wait for a slot, not it for
-# them.
-_AHEAD = 1
+# As many trials start their processes and load while others tune, so that they wait for a slot, not
+# it for them.
+_MOST_AHEAD = 2
 _DRIVER_DEATHS_ALLOWED = 2
 
 
@@ -138,27 +140,30 @@ def run_trials(
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     }
+    ahead = min(slots, _MOST_AHEAD)
+    gate = ray.remote(Slots).options(num_cpus=0, resources=_ON_HEAD_NODE).remote(slots)
     searcher = trials if isinstance(trials, Searcher) else None
     space = {}
     if not isinstance(trials, Searcher):
         space["trial"] = ray.tune.grid_search([ray.put(trial) for trial in trials])
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
-            partial(_run_trial, work), ray.tune.PlacementGroupFactory([_ON_HEAD_NODE])
+            partial(_run_trial, work, gate, slots / (slots + ahead)),
+            ray.tune.PlacementGroupFactory([_ON_HEAD_NODE]),
         ),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
             num_samples=count if searcher else 1,
             search_alg=searcher,
             scheduler=_scheduler(halving, known) if halving else FIFOScheduler(),
-            max_concurrent_trials=slots + _AHEAD,
+            max_concurrent_trials=slots + ahead,
             reuse_actors=True,
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
             storage_path=str(storage),
             verbose=0,
-            callbacks=[_Listener(on_outcome, on_waiting), *map(_tracking, trackers)],
+            callbacks=[_Listener(on_outcome, on_waiting, gate), *map(_tracking, trackers)],
             failure_config=ray.tune.FailureConfig(max_failures=_DRIVER_DEATHS_ALLOWED),
         ),
     )
@@ -168,9 +173,18 @@ def run_trials(
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _run_trial(work: Work, config: dict[str, Any]) -> None:
-    """What Tune runs: a trial from its start to its end, telling Tune of each epoch."""
+def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, Any]) -> None:
+    """What Tune runs: a trial from its start to its end, telling Tune of each epoch.
+
+    `share`: of its CPUs a worker asks for so much less that those fit too who load ahead. A GPU
+    cannot be shared so; there only the drivers are ahead.
+    """
     trial: Trial = ray.get(config["trial"])
+    needs = trial.resources
+    if not needs["GPU"]:
+        needs = {**needs, "CPU": share * needs["CPU"]}
+    trial = replace(trial, resources=needs, job=replace(trial.job, slots=gate))
+    ray.get(gate.load.remote(trial.job.name))
     on_images = trial.job.selecting is not None
     entries: list[Entry] = []
 
@@ -229,8 +243,8 @@ def _tracking(tracker: Tracker) -> ray.tune.Callback:
 class _Listener(ray.tune.Callback):
     """Hears what trials report, and tells the driver how each of them ended."""
 
-    def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting) -> None:
-        self._on_outcome, self._on_waiting = on_outcome, on_waiting
+    def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting, gate: ActorHandle) -> None:
+        self._on_outcome, self._on_waiting, self._gate = on_outcome, on_waiting, gate
         self._entries: dict[str, dict[float, Entry]] = {}
         self._waiting: dict[str, tuple[float, float]] = {}  # when told, for how long
 
@@ -258,15 +272,15 @@ class _Listener(ray.tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         stopped = Outcome("stopped", list(self._entries.pop(trial.trial_id, {}).values()))
-        self._on_outcome(_trial(trial), trial.last_result.get("outcome", stopped))
+        self._ended(trial, trial.last_result.get("outcome", stopped))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cause = root_cause(trial.get_error() or RuntimeError("its driver died"))
         reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:1000]}"
         entries = list(self._entries.pop(trial.trial_id, {}).values())
-        self._on_outcome(_trial(trial), Outcome("failed", entries, reason))
+        self._ended(trial, Outcome("failed", entries, reason))
 
-
-def _trial(trial: Any) -> Trial:
-    told: Trial = ray.get(trial.config["trial"])
-    return told
+    def _ended(self, trial: Any, outcome: Outcome) -> None:
+        of_sweep: Trial = ray.get(trial.config["trial"])
+        self._gate.leave.remote(of_sweep.job.name)
+        self._on_outcome(of_sweep, outcome)

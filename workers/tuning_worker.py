@@ -16,6 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 from pydantic import Field
+from ray.actor import ActorHandle
 from safetensors.torch import load_file, save_file
 
 from prompt_tuning.captions import read_captions
@@ -63,7 +64,9 @@ class DistributedTuningSettings(TuningSettings):
 class TuningJob:
     """What one seed's workers need; paths are absolute, for workers change their directory.
 
-    `selecting`: the labelled images on which each epoch's prompts are measured, where such choose.
+    `threads`: of each worker, on a CPU. `selecting`: the labelled images on which each epoch's
+    prompts are measured, where such choose. `slots`: where workers that have loaded wait for their
+    turn (an actor of `Slots`).
     """
 
     captions: Path
@@ -80,7 +83,14 @@ class TuningJob:
     seed: int
     cache: Path
     progress: Path
+    threads: int = 1
     selecting: SelectingHalf | None = None
+    slots: ActorHandle | None = None
+
+    @property
+    def name(self) -> str:
+        """What no other job at work on the same storage is called."""
+        return self.progress.name
 
     @property
     def not_finite(self) -> Path:
@@ -141,7 +151,8 @@ def tune(
     job.not_finite.unlink(missing_ok=True)
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
-        train_loop_config={"job": job},
+        # By reference: its controller has no use for it, and would import all of this module.
+        train_loop_config={"job": ray.put(job)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.tuning.workers,
             use_gpu=resources["GPU"] > 0,
@@ -219,7 +230,8 @@ def _watch(
 
 def _train_loop(config: dict[str, Any]) -> None:
     """What each worker runs: load, wrap in DDP, go on from the last checkpoint, epoch by epoch."""
-    job: TuningJob = config["job"]
+    job: TuningJob = ray.get(config["job"])
+    torch.set_num_threads(job.threads)
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
     vlm = load_vlm(job.vlm, device, job.cache)
@@ -245,6 +257,8 @@ def _train_loop(config: dict[str, Any]) -> None:
         with checkpoint.as_directory() as folder:
             state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
             run.load_state_dict(state)
+    if job.slots:
+        ray.get(job.slots.enter.remote(job.name))
     diary = _Diary(job, run) if rank == 0 else None
     while run.epochs_done < job.tuning.epochs:
         try:
@@ -259,6 +273,8 @@ def _train_loop(config: dict[str, Any]) -> None:
             diary.add(entry)
         _report(entry, run, rank, result=None)
     features = run.best_class_features()
+    if job.slots and rank == 0:
+        job.slots.leave.remote(job.name)
     _report({"finished": 1.0}, run, rank, result=features)
 
 
