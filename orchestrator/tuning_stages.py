@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from orchestrator.cluster import connect
 from orchestrator.config_file import InputError
@@ -122,6 +123,12 @@ def read_tuned(plan: Plan, seed: int) -> ClassFeatures:
     """The class features that one seed's tuning stage wrote."""
     tensors = load_file(plan.tuning[seed].folder / CLASSES)
     return ClassFeatures(tensors["global"], tensors["local"])
+
+
+def read_tokens(plan: Plan, seed: int) -> dict[str, Tensor]:
+    """The tokens behind these class features (see `TuningRun.best_tokens`)."""
+    tensors = load_file(plan.tuning[seed].folder / CLASSES)
+    return {name: tensor for name, tensor in tensors.items() if name not in ("global", "local")}
 
 
 def read_history(plan: Plan, seed: int) -> list[dict[str, float]]:

@@ -82,7 +82,8 @@ def tune(
     """Run a seed's workers to the end, from the last checkpoint of the same storage and name.
 
     Returns:
-        class features of the best epoch ("global" and "local", `(classes, dim)`), and the history.
+        class features of the best epoch ("global" and "local", `(classes, dim)`) with the tokens
+        behind them (see `TuningRun.best_tokens`), and the history.
 
     Raises:
         RuntimeError: for a loss that is not finite, with the step and the captions of its batch;
@@ -200,8 +201,8 @@ def _train_loop(config: dict[str, Any]) -> None:
         if rank == 0:
             write_atomic(job.progress, canonical_json(run.history).encode())
         _report(entry, run, rank, result=None)
-    features = run.best_class_features()
-    _report({"finished": 1.0}, run, rank, result=features)
+    result = {**run.best_class_features(), **run.best_tokens()}
+    _report({"finished": 1.0}, run, rank, result=result)
 
 
 def _report(
