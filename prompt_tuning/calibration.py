@@ -40,38 +40,18 @@ _SLOPE_STD = 0.25
 class Calibration:
     """What makes raw scores calibrated ones; every array is `(classes,)`.
 
-    `means`, `spreads`: mean and standard deviation of the raw scores of what it was fitted on.
-    `shared`: slope, offset, threshold, mean and spread for a label that nothing is known of.
+    `thresholds` are calibrated scores. `shared`: slope, offset and threshold for a label that
+    nothing is known of.
     """
 
     slopes: np.ndarray
     offsets: np.ndarray
     thresholds: np.ndarray
-    means: np.ndarray
-    spreads: np.ndarray
-    shared: tuple[float, ...]
+    shared: tuple[float, float, float]
 
     def scores(self, raw: np.ndarray) -> np.ndarray:
         """Calibrated scores in [0, 1] of raw ones, both `(items, classes)`."""
         return np.asarray(expit(self.slopes * raw + self.offsets))
-
-    def shifted(self, raw: np.ndarray) -> Calibration:
-        """Moved to the pictures at hand: raw scores `(images, classes)` of them, without labels.
-
-        Level and spread of each category's scores are taken for those of the stand-ins.
-        """
-        means, spreads = raw.mean(0), raw.std(0)
-        slopes = self.slopes * self.spreads / spreads
-        offsets = self.offsets + self.slopes * self.means - slopes * means
-        scores = expit(slopes * raw + offsets)
-        return replace(
-            self,
-            slopes=slopes,
-            offsets=offsets,
-            means=means,
-            spreads=spreads,
-            thresholds=f1_thresholds(scores),
-        )
 
     def of(self, rows: list[int]) -> Calibration:
         """That of these categories, in their order."""
@@ -94,11 +74,12 @@ class Calibration:
     @classmethod
     def from_json(cls, described: dict[str, Any]) -> Calibration:
         """Read what `to_json` gave."""
-        slopes, offsets, thresholds, means, spreads = (np.array(described[n]) for n in _ARRAYS)
-        return cls(slopes, offsets, thresholds, means, spreads, tuple(described["shared"]))
+        slopes, offsets, thresholds = (np.array(described[name]) for name in _ARRAYS)
+        slope, offset, threshold = described["shared"]
+        return cls(slopes, offsets, thresholds, (slope, offset, threshold))
 
 
-_ARRAYS = ("slopes", "offsets", "thresholds", "means", "spreads")
+_ARRAYS = ("slopes", "offsets", "thresholds")
 
 
 def fit_sigmoids(
@@ -176,16 +157,7 @@ def calibrate(
     weight = len(held_out) / len(raw)
     slopes, offsets, slope, offset = fit_sigmoids(raw, labels, weight)
     thresholds = f1_thresholds(np.asarray(expit(slopes * raw + offsets)))
-    means, spreads = raw.mean(0), raw.std(0)
-    shared = (thresholds, means, spreads)
-    return Calibration(
-        slopes,
-        offsets,
-        thresholds,
-        means,
-        spreads,
-        (slope, offset, *(float(np.median(of_class)) for of_class in shared)),
-    )
+    return Calibration(slopes, offsets, thresholds, (slope, offset, float(np.median(thresholds))))
 
 
 def mixtures(held_out: CaptionSet, captions: int, seed: int) -> CaptionSet:

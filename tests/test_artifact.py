@@ -33,9 +33,7 @@ CALIBRATION = Calibration(
     slopes=np.array([1.0, 2.0, 3.0]) / 7,
     offsets=np.array([-1.0, 0.0, 1.0]) / 7,
     thresholds=np.array([0.1, 0.2, 0.3]),
-    means=np.zeros(3),
-    spreads=np.ones(3) / 3,
-    shared=(0.5, -0.5, 0.25, 0.0, 0.9),
+    shared=(0.5, -0.5, 0.25),
 )
 
 

@@ -19,7 +19,7 @@ from prompt_tuning.calibration import (
 )
 from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.features import Features
-from prompt_tuning.metrics import best_thresholds, expected_calibration_error
+from prompt_tuning.metrics import best_thresholds
 from prompt_tuning.tuning import CaptionSet
 from prompt_tuning.vlm import Geometry
 
@@ -40,7 +40,7 @@ def drawn(items: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def known(slopes: np.ndarray = SLOPES, offsets: np.ndarray = OFFSETS) -> Calibration:
     raw, _ = drawn(20_000)
     thresholds = f1_thresholds(expit(slopes * raw + offsets))
-    return Calibration(slopes, offsets, thresholds, raw.mean(0), raw.std(0), (1.0,) * 5)
+    return Calibration(slopes, offsets, thresholds, (1.0, 1.0, 1.0))
 
 
 def test_sigmoids_are_recovered() -> None:
@@ -108,18 +108,6 @@ def test_quality_counts_what_is_labelled_and_shows_what_is_wrong() -> None:
     reached = quality["at_thresholds"]["macro"]
     assert quality["best_f1"]["macro"] - reached["f1"] > 2
     assert reached["recall"] > reached["precision"]
-
-
-def test_pictures_of_another_level_and_spread_are_met_without_labels() -> None:
-    raw, labels = drawn(5000, seed=2)
-    pictures = raw * np.array([0.5, 1.0, 2.0, 0.25]) + np.array([3.0, -1.0, 0.0, 1.0])
-    calibration = known()
-    before = expected_calibration_error(calibration.scores(pictures), labels)
-    moved = calibration.shifted(pictures)
-    after = expected_calibration_error(moved.scores(pictures), labels)
-    assert before > 0.1
-    assert after < 0.02
-    np.testing.assert_allclose(moved.thresholds, calibration.thresholds, atol=0.05)
 
 
 def test_a_calibration_reads_back_and_is_cut_and_extended() -> None:

@@ -320,7 +320,7 @@ def write_run(folder: Path) -> None:
         ),
         tokens=TunedTokens({}, {"global": 0.0, "local": 0.0}),
         fusion="mean",
-        calibration=Calibration(*5 * [np.ones(2)], shared=(1.0,) * 5),
+        calibration=Calibration(np.ones(2), np.ones(2), np.ones(2), (1.0, 1.0, 1.0)),
         vlm_settings=VLMSettings(),
         vlm=VLMIdentity(
             kind="embedded", model="m", weights="w", preprocessing="p", resolution=224, dim=2
