@@ -22,13 +22,14 @@ from orchestrator.cli import main
 from orchestrator.config import EvaluationSettings
 from orchestrator.evaluate_job import chosen_settings, evaluation_name
 from prompt_tuning.artifact import Artifact
-from prompt_tuning.calibration import Calibration
+from prompt_tuning.calibration import Calibration, calibration_quality
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import UNTUNED, Arms, ClassFeatures, arm_scores
 from prompt_tuning.image_files import open_image
 from prompt_tuning.new_labels import TunedTokens
 from prompt_tuning.scenes import SceneSettings
 from prompt_tuning.selection import Selection, split_halves
+from prompt_tuning.tagger import Tagger
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
 NAMES = ["dog", "violin", "lemon", "car"]
@@ -166,6 +167,19 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
         return arm_scores(of_photos, classes, artifact.geometry, "mean")["fused"]
 
     scores = scores_by(artifact.classes)
+    shown_in = np.array([[name in labels for name in NAMES] for labels in PHOTOS.values()])
+    told = calibration_quality(scores, shown_in, None, artifact.calibration)
+    assert metrics["calibration"]["ece"] == pytest.approx(told["ece"], abs=0.01)
+    assert metrics["calibration"]["best_f1"] == pytest.approx(told["best_f1"])
+    # What the run leaves is all that a tagger needs, for new labels too.
+    assert sorted(artifact.tokens.tensors) == [
+        *("global.rows", "global.table", "local.rows", "local.table")
+    ]
+    tagger = Tagger.load(run / "artifact", device="cpu", cache=lasting_cache)
+    photos = [Path("photos", name) for name in PHOTOS]
+    expected = artifact.calibration.scores(scores)
+    np.testing.assert_allclose(tagger.scores(photos), expected, atol=1e-4)
+    assert tagger.with_labels(["cat", "dog"]).scores(photos[:1]).shape == (1, 2)
     for c, name in enumerate(NAMES):
         shown = [name in labels for labels in PHOTOS.values()]
         ap = 100 * average_precision_score(shown, scores[:, c]) if any(shown) else None
