@@ -7,6 +7,9 @@ all categories share, by normal priors around these (maximum a posteriori).
 
 Thresholds are those of the best F1 to expect: with calibrated scores it is half of that F1 itself
 (Lipton, Elkan and Naryanaswamy, 2014, arXiv 1402.1892), which needs no label either.
+
+A category that no held-out caption shows has what the others share, and so have labels that come
+later: captions are no sample of anyone's pictures, so their silence says nothing.
 """
 
 from __future__ import annotations
@@ -85,7 +88,7 @@ _ARRAYS = ("slopes", "offsets", "thresholds")
 def fit_sigmoids(
     raw: np.ndarray, labels: np.ndarray, weight: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Slopes and offsets `(classes,)`, then the shared slope and offset.
+    """Slopes and offsets `(classes,)`, then the shared ones, which classes without labels have.
 
     Args:
         raw: `(items, classes)`.
@@ -100,6 +103,7 @@ def fit_sigmoids(
     shown, hidden = weight * labels.sum(), weight * (~labels).sum()
     targets = np.where(labels, (shown + 1) / (shown + 2), 1 / (hidden + 2))
     wanted = torch.from_numpy(targets).double()
+    seen = torch.from_numpy(labels.any(0))
     shared = torch.tensor([1.0, -3.0], dtype=torch.double, requires_grad=True)
     own = torch.zeros(2, raw.shape[1], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -114,8 +118,8 @@ def fit_sigmoids(
         optimizer.zero_grad()
         slopes, offsets = parameters()
         logits = slopes * scores + offsets
-        likelihood = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
-        total = weight * likelihood + own.square().sum() / 2
+        losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        total = weight * losses[:, seen].sum() + own.square().sum() / 2
         total.backward()
         return total
 
@@ -156,8 +160,10 @@ def calibrate(
     # Captions are in many mixtures, and none of them is evidence more than once.
     weight = len(held_out) / len(raw)
     slopes, offsets, slope, offset = fit_sigmoids(raw, labels, weight)
-    thresholds = f1_thresholds(np.asarray(expit(slopes * raw + offsets)))
-    return Calibration(slopes, offsets, thresholds, (slope, offset, float(np.median(thresholds))))
+    scores = np.asarray(expit(slopes * raw + offsets))
+    threshold = float(f1_thresholds(scores.reshape(-1, 1))[0])
+    thresholds = np.where(labels.any(0), f1_thresholds(scores), threshold)
+    return Calibration(slopes, offsets, thresholds, (slope, offset, threshold))
 
 
 def mixtures(held_out: CaptionSet, captions: int, seed: int) -> CaptionSet:

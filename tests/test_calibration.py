@@ -17,7 +17,7 @@ from prompt_tuning.calibration import (
     fit_sigmoids,
     mixtures,
 )
-from prompt_tuning.evaluation import ClassFeatures
+from prompt_tuning.evaluation import ClassFeatures, arm_scores
 from prompt_tuning.features import Features
 from prompt_tuning.metrics import best_thresholds
 from prompt_tuning.tuning import CaptionSet
@@ -67,12 +67,10 @@ def test_a_rare_category_keeps_near_to_what_all_share() -> None:
     labels[:, 3] = False
     labels[0, 3] = True  # shown once, with the lowest score: alone it would have a negative one
     raw[0, 3] = raw[:, 3].min()
-    slopes, offsets, slope, _ = fit_sigmoids(raw, labels)
+    slopes, offsets, slope, offset = fit_sigmoids(raw, labels)
     assert (slopes > slope / 3).all()
     assert (slopes < slope * 3).all()
-    rates = expit(slopes * raw + offsets).mean(0)
-    assert 0 < rates[1] < 0.05
-    assert rates[1] < rates[0]
+    assert (slopes[1], offsets[1]) == (slope, offset)
     # The less an item counts as, the nearer all are.
     fewer, _, common, _ = fit_sigmoids(raw, labels, weight=0.01)
     assert np.ptp(fewer / common) < np.ptp(slopes / slope)
@@ -152,6 +150,18 @@ def test_captions_calibrate_however_few() -> None:
         assert (calibration.slopes > 0).all()
         assert ((calibration.thresholds > 0) & (calibration.thresholds <= 0.5)).all()
         assert calibrate(classes, some, GEOMETRY).to_json() == calibration.to_json()
+
+
+def test_a_category_that_no_caption_shows_is_no_tag_of_everything() -> None:
+    classes, held_out = captions(300)
+    unseen = held_out.take((~held_out.labels[:, 2]).nonzero().flatten())
+    calibration = calibrate(classes, unseen, GEOMETRY)
+    of_unseen = (calibration.slopes[2], calibration.offsets[2], calibration.thresholds[2])
+    assert of_unseen == calibration.shared
+    raw = arm_scores(unseen.features, classes, GEOMETRY, "mean")["fused"]
+    tags = calibration.scores(raw) >= calibration.thresholds
+    assert tags[:, 2].mean() < 0.2
+    assert 0.1 < tags[:, 0].mean() < 0.6
 
 
 def test_captions_that_are_told_apart_make_no_score_certain() -> None:

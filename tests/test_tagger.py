@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,14 @@ def test_scores_are_calibrated_raw_scores_in_the_order_of_the_pictures(
         np.testing.assert_allclose(scores[row], artifact.calibration.scores(raw)[0], atol=1e-4)
     assert tagger.scores([]).shape == (0, 4)
     assert tagger.tag([]) == []
+
+
+def test_a_softmax_in_the_fusion_changes_no_calibrated_score(
+    tagger: Tagger, folder: Path, files: list[Path], embedded_vlm: VLM
+) -> None:
+    artifact = replace(Artifact.load(folder), fusion="softmax")
+    competing = Tagger(artifact, embedded_vlm).scores(files[:2])
+    np.testing.assert_allclose(competing, tagger.scores(files[:2]), atol=1e-6)
 
 
 def test_paths_text_and_pictures_are_all_taken(tagger: Tagger, files: list[Path]) -> None:
