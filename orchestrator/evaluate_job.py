@@ -45,6 +45,7 @@ from orchestrator.report import best_untuned, evaluated_on
 from orchestrator.results import small_jpeg, write_metrics
 from orchestrator.tuning_stages import FEATURES
 from prompt_tuning.artifact import Artifact
+from prompt_tuning.calibration import calibration_quality
 from prompt_tuning.datasets import WHERE_TO_GET, LabelledImages
 from prompt_tuning.evaluation import (
     BRANCHES,
@@ -131,6 +132,11 @@ def evaluate(
             list(run.arms.tuned),
             run.selection.told(int(selecting.sum())),
             len(listed.files) - len(rows),
+        )
+        artifact = run.artifact
+        raw = arm_scores(items, artifact.classes, artifact.geometry, "mean")["fused"]
+        metrics["calibration"] = calibration_quality(
+            raw, images.labels, images.ignored, artifact.calibration
         )
         if other and other_plan:
             of_other = _features(other_plan, console).take(torch.from_numpy(rows))

@@ -18,11 +18,13 @@ from orchestrator.config_file import InputError
 from orchestrator.plan import ImagesPlan, Plan
 from orchestrator.progress import StageProgress
 from orchestrator.tuning_stages import FEATURES, read_caption_sets
+from prompt_tuning.calibration import calibrate, calibration_quality
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
 from prompt_tuning.evaluation import (
     Arms,
     ArmScores,
     ClassFeatures,
+    arm_scores,
     compare_arms,
     score_arms,
     untuned_arms,
@@ -39,6 +41,7 @@ EXAMPLES = "examples.json"
 IDENTITY = "vlm_identity.json"
 GEOMETRY = "geometry.json"
 SELECTION = "selection.json"
+CALIBRATION = "calibration.json"
 PHOTOS = "photos.npz"
 UNREADABLE = "unreadable.json"
 
@@ -129,6 +132,11 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
         "held_out_captions": len(held_out),
     }
+    calibration = calibrate(tuned[chosen], held_out, geometry)
+    (staging / CALIBRATION).write_text(canonical_json(calibration.to_json()), "utf-8")
+    if plan.images:
+        raw = arm_scores(items, tuned[chosen], geometry, "mean")["fused"]
+        metrics["calibration"] = calibration_quality(raw, labels, ignored, calibration)
     (staging / METRICS).write_text(json.dumps(metrics, allow_nan=False), "utf-8")
     (staging / IDENTITY).write_text(vlm.identity.model_dump_json(), "utf-8")
     (staging / GEOMETRY).write_text(geometry.model_dump_json(), "utf-8")

@@ -181,6 +181,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         "evaluation",
         (
             "orchestrator.evaluation_stages",
+            "prompt_tuning.calibration",
             "prompt_tuning.evaluation",
             "prompt_tuning.intervals",
             "prompt_tuning.selection",

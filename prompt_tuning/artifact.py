@@ -4,34 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from prompt_tuning.categories import CategoryList
+from prompt_tuning.calibration import Calibration
+from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.scoring import branch_scores, fuse
+from prompt_tuning.new_labels import TunedTokens, check_labels, prompt_new_labels
 from prompt_tuning.store import is_published, publishing
-from prompt_tuning.vlm import VLM, Geometry, VLMIdentity
+from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
 _FEATURES = "class_features.safetensors"
+_TOKENS = "tokens.safetensors"
 _DESCRIPTION = "artifact.json"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Class features of both branches, names, hierarchy, scoring, and the identity of the VLM."""
+    """Class features of both branches, names, hierarchy, scoring, calibration, and the VLM.
+
+    `vlm_settings` load the VLM, `vlm` is what class features depend on of it. `tokens` are behind
+    the class features, for labels that come later.
+    """
 
     categories: CategoryList
     tree: dict[str, dict[str, list[str]]]
     classes: ClassFeatures
+    tokens: TunedTokens
     geometry: Geometry
     fusion: str
+    calibration: Calibration
+    vlm_settings: VLMSettings
     vlm: VLMIdentity
 
     def save(self, folder: Path) -> None:
@@ -42,6 +51,9 @@ class Artifact:
             "hierarchy": self.tree,
             "geometry": self.geometry.model_dump(mode="json"),
             "fusion": self.fusion,
+            "calibration": self.calibration.to_json(),
+            "handcrafted": self.tokens.handcrafted,
+            "vlm_settings": self.vlm_settings.model_dump(mode="json"),
             "vlm": self.vlm.model_dump(mode="json"),
         }
         with publishing(folder, replace=True) as staging:
@@ -50,6 +62,7 @@ class Artifact:
             )
             tensors = {"global": self.classes.pooled, "local": self.classes.local}
             save_file({k: v.contiguous() for k, v in tensors.items()}, staging / _FEATURES)
+            save_file(self.tokens.tensors, staging / _TOKENS)
 
     @classmethod
     def load(cls, folder: Path | str) -> Artifact:
@@ -62,7 +75,10 @@ class Artifact:
             raise ValueError(f"{folder}: no artifact, or one that was altered after it was written")
         described: dict[str, Any] = json.loads(Path(folder, _DESCRIPTION).read_text("utf-8"))
         if described.get("version") != _VERSION:
-            raise ValueError(f"{folder}: artifact of version {described.get('version')}")
+            raise ValueError(
+                f"{folder}: artifact of version {described.get('version')}, and this is {_VERSION} "
+                "(with calibrated scores and tokens); run its config again"
+            )
         tensors = load_file(Path(folder, _FEATURES))
         return cls(
             categories=CategoryList.model_validate_json(
@@ -70,44 +86,66 @@ class Artifact:
             ),
             tree=described["hierarchy"],
             classes=ClassFeatures(tensors["global"], tensors["local"]),
+            tokens=TunedTokens(load_file(Path(folder, _TOKENS)), described["handcrafted"]),
             geometry=Geometry.model_validate(described["geometry"]),
             fusion=described["fusion"],
+            calibration=Calibration.from_json(described["calibration"]),
+            vlm_settings=VLMSettings.model_validate(described["vlm_settings"]),
             vlm=VLMIdentity.model_validate(described["vlm"]),
         )
 
-    def tag(
-        self, vlm: VLM, images: Sequence[Image.Image], top: int = 5
-    ) -> list[list[tuple[str, float]]]:
-        """The `top` best categories of each picture with their scores, best first.
-
-        Raises:
-            ValueError: when `vlm` is not the one that the artifact was tuned for.
-        """
-        pixels = torch.stack([vlm.preprocess(image) for image in images]).to(vlm.device)
-        best = self.scores(vlm, pixels).topk(min(top, len(self.categories)))
-        names = self.categories.names
-        return [
-            [(names[c], score) for c, score in zip(row, values, strict=True)]
-            for row, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    def check_vlm(self, vlm: VLM) -> None:
+        """Raises ValueError when `vlm` is not the one that the artifact was tuned for."""
+        differing = [
+            name
+            for name in VLMIdentity.model_fields
+            if getattr(vlm.identity, name) != getattr(self.vlm, name)
         ]
-
-    @torch.no_grad()
-    def scores(self, vlm: VLM, pixels: torch.Tensor) -> torch.Tensor:
-        """Fused scores `(images, classes)` of preprocessed pixels.
-
-        Raises:
-            ValueError: when `vlm` is not the one that the artifact was tuned for.
-        """
-        if vlm.identity != self.vlm:
-            differing = [
-                name
-                for name in VLMIdentity.model_fields
-                if getattr(vlm.identity, name) != getattr(self.vlm, name)
-            ]
+        if differing:
             raise ValueError(
                 f"the artifact was tuned for {self.vlm.model} at {self.vlm.resolution}; "
                 f"this model differs in {', '.join(differing)}"
             )
-        images = vlm.encode_image(pixels)
-        branches = branch_scores(images, self.classes.pooled, self.classes.local, self.geometry)
-        return fuse(*branches, self.geometry, self.fusion)
+
+    def groups(self) -> list[list[int]]:
+        """The categories of each fine group, as places on the classes axis."""
+        place = {name: c for c, name in enumerate(self.categories.names)}
+        fines = [names for coarse in self.tree.values() for names in coarse.values()]
+        return [[place[name] for name in names] for names in fines]
+
+    def adding(self, labels: Sequence[str], vlm: VLM) -> Artifact:
+        """With more labels after its categories, without tuning (see new_labels.py).
+
+        Their calibration is what the categories share.
+
+        Raises:
+            ValueError: for labels that are no names or stand for a category already, and when `vlm`
+                is not the one that the artifact was tuned for.
+        """
+        self.check_vlm(vlm)
+        check_labels(labels)
+        try:
+            new = tuple(Category(name=label) for label in labels)
+            categories = CategoryList(categories=(*self.categories.categories, *new))
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        added = prompt_new_labels(vlm, labels, self.categories, self.groups(), self.tokens)
+        fines = [(coarse, fine) for coarse, of_coarse in self.tree.items() for fine in of_coarse]
+        tree = {
+            coarse: {fine: list(names) for fine, names in of_coarse.items()}
+            for coarse, of_coarse in self.tree.items()
+        }
+        for label, group in zip(labels, added.groups, strict=True):
+            coarse, fine = fines[group]
+            tree[coarse][fine].append(label)
+        return replace(
+            self,
+            categories=categories,
+            tree=tree,
+            classes=ClassFeatures(
+                torch.cat([self.classes.pooled, added.features.pooled]),
+                torch.cat([self.classes.local, added.features.local]),
+            ),
+            tokens=self.tokens.adding(added.contexts),
+            calibration=self.calibration.adding(len(labels)),
+        )

@@ -158,6 +158,49 @@ def tag_quality(
     return TagQuality(_rates(right.sum(), given.sum(), wanted.sum()), macro, by_class)
 
 
+def best_thresholds(
+    scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None
+) -> np.ndarray:
+    """The threshold of the highest F1 of each class on these very labels, `(classes,)`.
+
+    What no threshold that is found without them can beat; infinite for a class without positives.
+
+    Args:
+        scores: `(images, classes)`.
+        positives: `(images, classes)`, bool.
+        ignored: `(images, classes)`, bool.
+    """
+    counted = _counted(positives, ignored)
+    best = np.full(scores.shape[1], np.inf)
+    for c in np.flatnonzero((positives & counted).any(0)):
+        of_class, wanted = scores[counted[:, c], c], positives[counted[:, c], c]
+        order = np.argsort(-of_class, kind="stable")
+        ranked, hits = of_class[order], wanted[order].cumsum()
+        f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+        last_of_ties = np.append(ranked[1:] != ranked[:-1], True)
+        best[c] = ranked[np.where(last_of_ties, f1, -1).argmax()]
+    return best
+
+
+def expected_calibration_error(
+    scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None, bins: int = 15
+) -> float:
+    """How far scores are from being probabilities, in [0, 1], over all pairs of image and class.
+
+    The mean, over bins of equal width weighted by their pairs, of the distance between mean score
+    and share of positives (Naeini et al., 2015; Guo et al., 2017, arXiv 1706.04599, §2).
+
+    Args:
+        scores: `(images, classes)`, in [0, 1].
+        positives: `(images, classes)`, bool.
+        ignored: `(images, classes)`, bool.
+    """
+    counted = _counted(positives, ignored)
+    bin_of = np.minimum((scores[counted] * bins).astype(int), bins - 1)
+    excess = scores[counted] - positives[counted]
+    return float(np.abs(np.bincount(bin_of, excess, bins)).sum() / counted.sum())
+
+
 def coverage_error(
     scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None
 ) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -82,6 +83,14 @@ class PromptSettings(Settings):
     init_std: Annotated[float, Field(ge=0, le=10)] = 0.02
     memory_gib: Annotated[float, Field(gt=0, le=1024)] = 2.0
 
+    @property
+    def handcrafted(self) -> dict[str, float]:
+        """The hand-crafted prompts' share in each branch."""
+        return {
+            "global": self.global_branch.handcrafted,
+            "local": self.local_branch.handcrafted,
+        }
+
 
 class PromptBranch(nn.Module):
     """One branch's context tokens: a `(groups, tokens, context_width)` parameter a level.
@@ -143,6 +152,11 @@ class FreeVectors(nn.Module):
     def forward(self) -> Tensor:
         """`(classes, dim)`, what encoded prompts are elsewhere."""
         return self.vectors
+
+
+def lean_back(tuned: Tensor, handcrafted: Tensor, share: float) -> Tensor:
+    """Tuned class features with the `share` of hand-crafted prompts in them, `(classes, dim)`."""
+    return F.normalize(tuned.lerp(F.normalize(handcrafted, dim=-1), share), dim=-1)
 
 
 def handcrafted_features(vlm: VLM, categories: CategoryList) -> Tensor:

@@ -62,6 +62,14 @@ def region_scores(
     return geometry.scale * (highest + mean.log() / geometry.local_temperature)
 
 
+def region_shares(regions: Tensor, class_features: Tensor, geometry: Geometry) -> Tensor:
+    """Each region's weight in one item's aggregated scores: `(regions, classes)`, columns add to 1.
+
+    Of `softmax` its weights, of `log_mean_exp` its gradient, which are the same.
+    """
+    return (geometry.local_temperature * regions @ class_features.T).softmax(0)
+
+
 def branch_scores(
     features: Features, class_pooled: Tensor, class_local: Tensor, geometry: Geometry
 ) -> tuple[Tensor, Tensor]:

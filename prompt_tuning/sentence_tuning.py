@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 
 from prompt_tuning.artifact import Artifact
+from prompt_tuning.calibration import calibrate
 from prompt_tuning.captions import Caption, is_held_out
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.hierarchy import HierarchySettings, cluster_groups
 from prompt_tuning.losses import LossSettings
+from prompt_tuning.new_labels import TunedTokens
 from prompt_tuning.prompts import PromptSettings, handcrafted_features
 from prompt_tuning.scoring import ScoringSettings
 from prompt_tuning.tuning import (
@@ -64,12 +66,16 @@ def tune(
         if on_epoch:
             on_epoch(figures)
     best = run.best_class_features()
+    classes = ClassFeatures(best["global"], best["local"])
     return Artifact(
         categories=listed,
         tree=groups.tree(listed),
-        classes=ClassFeatures(best["global"], best["local"]),
+        classes=classes,
+        tokens=TunedTokens(run.best_tokens(), prompts.handcrafted),
         geometry=class_prompts.geometry,
         fusion=scoring.fusion,
+        calibration=calibrate(classes, validation, class_prompts.geometry),
+        vlm_settings=vlm.settings,
         vlm=vlm.identity,
     )
 

@@ -26,7 +26,13 @@ from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.losses import LossSettings, order_loss
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.prompt_encoder import PromptEncoder, place_in_group
-from prompt_tuning.prompts import FreeVectors, PromptBranch, PromptSettings, handcrafted_features
+from prompt_tuning.prompts import (
+    FreeVectors,
+    PromptBranch,
+    PromptSettings,
+    handcrafted_features,
+    lean_back,
+)
 from prompt_tuning.scoring import ScoringSettings, branch_scores, fuse
 from prompt_tuning.settings import Settings
 from prompt_tuning.store import digest
@@ -369,15 +375,29 @@ class TuningRun:
         self.prompts.load_state_dict(self.best)
         class_global, class_local = self.prompts.class_features()
         self.prompts.load_state_dict(last)
-        handcrafted = F.normalize(self.prompts.handcrafted, dim=-1)
+        handcrafted = self.prompts.handcrafted
         settings = self.prompts.prompt_settings
         return {
-            name: F.normalize(tuned.lerp(handcrafted, branch.handcrafted), dim=-1).cpu()
+            name: lean_back(tuned, handcrafted, branch.handcrafted).cpu()
             for name, tuned, branch in (
                 ("global", class_global, settings.global_branch),
                 ("local", class_local, settings.local_branch),
             )
         }
+
+    def best_tokens(self) -> dict[str, Tensor]:
+        """The tokens behind `best_class_features`; a branch of free vectors has none.
+
+        Of a branch that has: "global.table", `(Σ groups · tokens, context_width)`, and
+        "global.rows", `(classes, tokens)`, the rows of the table that each class's prompt is of.
+        """
+        tokens = {}
+        for name, branch in self.prompts.branches.items():
+            if isinstance(branch, PromptBranch):
+                kept = [self.best[f"branches.{name}.tokens.{level}"] for level in branch.levels]
+                tokens[f"{name}.table"] = torch.cat([of_level.flatten(0, 1) for of_level in kept])
+                tokens[f"{name}.rows"] = branch.rows.cpu()
+        return tokens
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on."""

@@ -68,6 +68,8 @@ class VLMIdentity(Settings):
 class VLM(nn.Module, ABC):
     """A frozen image encoder and text encoder that share one space of `dim` numbers."""
 
+    settings: VLMSettings
+    """What `load_vlm` loaded it by, and would again."""
     identity: VLMIdentity
     geometry: Geometry
     context_width: int
@@ -158,6 +160,7 @@ def load_vlm(
         from prompt_tuning.open_clip_vlm import OpenCLIPVLM
 
         vlm = OpenCLIPVLM(settings)
+    vlm.settings = settings
     return vlm.to(device).eval().requires_grad_(False)
 
 

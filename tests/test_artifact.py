@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file
 
 from prompt_tuning.artifact import Artifact
+from prompt_tuning.calibration import Calibration
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation import ClassFeatures, arm_scores
+from prompt_tuning.evaluation import ClassFeatures
+from prompt_tuning.new_labels import TunedTokens
 from prompt_tuning.store import publishing
+from prompt_tuning.tagger import Tagger
 from prompt_tuning.vlm import VLM, Geometry, VLMSettings, load_vlm
 
 CATEGORIES = CategoryList(
@@ -25,6 +28,13 @@ CATEGORIES = CategoryList(
     )
 )
 TREE = {"living": {"animals": ["dog"]}, "things": {"all": ["café", "hot air balloon"]}}
+# Sigmoids that differ, with numbers that have no short decimal form.
+CALIBRATION = Calibration(
+    slopes=np.array([1.0, 2.0, 3.0]) / 7,
+    offsets=np.array([-1.0, 0.0, 1.0]) / 7,
+    thresholds=np.array([0.1, 0.2, 0.3]),
+    shared=(0.5, -0.5, 0.25),
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +43,24 @@ def artifact(embedded_vlm: VLM) -> Artifact:
     pooled, local = F.normalize(torch.randn(2, 3, embedded_vlm.dim, generator=generator), dim=-1)
     geometry = embedded_vlm.geometry.model_copy(update={"scale": 3.0, "global_weight": 0.25})
     classes = ClassFeatures(pooled, local)
-    return Artifact(CATEGORIES, TREE, classes, geometry, "mean", embedded_vlm.identity)
+    return Artifact(
+        CATEGORIES,
+        TREE,
+        classes,
+        tokens(embedded_vlm),
+        geometry,
+        "mean",
+        CALIBRATION,
+        embedded_vlm.settings,
+        embedded_vlm.identity,
+    )
+
+
+def tokens(vlm: VLM) -> TunedTokens:
+    """Of the global branch 2 shared tokens and one of each category; none of the local branch."""
+    table = vlm.initial_context(5) + 0.1 * torch.arange(5.0)[:, None]
+    rows = torch.tensor([[0, 1, 2], [0, 1, 3], [0, 1, 4]])
+    return TunedTokens({"global.table": table, "global.rows": rows}, {"global": 0.25, "local": 0.0})
 
 
 @pytest.fixture
@@ -42,18 +69,17 @@ def folder(artifact: Artifact, tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
-def pixels(vlm: VLM, batch: int = 3) -> torch.Tensor:
-    draw = np.random.default_rng(0)
-    images = [draw.integers(0, 256, (40, 50, 3), dtype=np.uint8) for _ in range(batch)]
-    return torch.stack([vlm.preprocess(Image.fromarray(image)) for image in images])
-
-
 def test_an_artifact_reads_back_as_saved(artifact: Artifact, folder: Path) -> None:
     read = Artifact.load(folder)
-    for name in ("categories", "tree", "geometry", "fusion", "vlm"):
+    for name in ("categories", "tree", "geometry", "fusion", "vlm_settings", "vlm"):
         assert getattr(read, name) == getattr(artifact, name)
     assert torch.equal(read.classes.pooled, artifact.classes.pooled)
     assert torch.equal(read.classes.local, artifact.classes.local)
+    assert read.calibration.to_json() == artifact.calibration.to_json()
+    assert read.tokens.handcrafted == artifact.tokens.handcrafted
+    assert read.tokens.tensors.keys() == artifact.tokens.tensors.keys()
+    for name, tensor in artifact.tokens.tensors.items():
+        assert torch.equal(read.tokens.tensors[name], tensor)
     assert Artifact.load(str(folder)).vlm == artifact.vlm
 
 
@@ -62,7 +88,7 @@ def test_saving_again_replaces_what_was_there(artifact: Artifact, folder: Path) 
     artifact.save(folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == first
     classes = ClassFeatures(artifact.classes.local, artifact.classes.pooled)
-    Artifact(CATEGORIES, TREE, classes, artifact.geometry, "softmax", artifact.vlm).save(folder)
+    replace(artifact, classes=classes, fusion="softmax").save(folder)
     assert torch.equal(Artifact.load(folder).classes.pooled, artifact.classes.local)
     assert Artifact.load(folder).fusion == "softmax"
 
@@ -73,26 +99,11 @@ def test_no_file_is_a_pickle(folder: Path) -> None:
         "artifact.json",
         "class_features.safetensors",
         "manifest.json",
+        "tokens.safetensors",
     ]
     for file in files:
         assert file.read_bytes()[:2] not in (b"PK", b"\x80\x02", b"\x80\x04", b"\x80\x05")
     assert set(load_file(folder / "class_features.safetensors")) == {"global", "local"}
-
-
-@pytest.mark.parametrize("fusion", ["mean", "softmax"])
-def test_scores_are_those_of_the_evaluation(
-    embedded_vlm: VLM, artifact: Artifact, folder: Path, fusion: str
-) -> None:
-    read = Artifact.load(folder)
-    read = Artifact(read.categories, read.tree, read.classes, read.geometry, fusion, read.vlm)
-    batch = pixels(embedded_vlm)
-    expected = arm_scores(
-        embedded_vlm.encode_image(batch), artifact.classes, artifact.geometry, fusion
-    )
-    assert expected["fused"].shape == (3, 3)
-    np.testing.assert_allclose(
-        read.scores(embedded_vlm, batch).numpy(), expected["fused"], atol=1e-6
-    )
 
 
 def test_another_model_is_refused_by_what_differs(
@@ -101,10 +112,14 @@ def test_another_model_is_refused_by_what_differs(
     settings = embedded_settings.model_copy(update={"resolution": 192})
     other = load_vlm(settings, cache=lasting_cache)
     with pytest.raises(ValueError, match=r"lite0\+minilm at 224; .* differs in resolution$"):
-        artifact.scores(other, pixels(other))
+        artifact.check_vlm(other)
+    with pytest.raises(ValueError, match="differs in resolution"):
+        Tagger(artifact, other)
 
 
-@pytest.mark.parametrize("file", ["artifact.json", "class_features.safetensors", "manifest.json"])
+@pytest.mark.parametrize(
+    "file", ["artifact.json", "class_features.safetensors", "manifest.json", "tokens.safetensors"]
+)
 def test_an_altered_file_is_refused(folder: Path, file: str) -> None:
     content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 1
@@ -128,9 +143,9 @@ def test_an_artifact_of_another_version_is_refused(folder: Path) -> None:
     description = (folder / "artifact.json").read_text("utf-8")
     with publishing(folder, replace=True) as staging:
         (staging / "artifact.json").write_text(
-            description.replace('"version": 1', '"version": 99'), "utf-8"
+            description.replace('"version": 2', '"version": 1'), "utf-8"
         )
-    with pytest.raises(ValueError, match="artifact of version 99"):
+    with pytest.raises(ValueError, match=r"artifact of version 1, .* run its config again"):
         Artifact.load(folder)
 
 
@@ -140,3 +155,53 @@ def test_an_artifact_brings_its_own_geometry(folder: Path, embedded_vlm: VLM) ->
         scale=3.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.25
     )
     assert geometry != embedded_vlm.geometry
+
+
+def test_labels_are_added_with_the_tokens_of_their_nearest_group(
+    artifact: Artifact, tmp_path: Path, embedded_vlm: VLM
+) -> None:
+    more = artifact.adding(["wolf", "airship"], embedded_vlm)
+    assert more.categories.names == ("dog", "café", "hot air balloon", "wolf", "airship")
+    assert more.tree == {
+        "living": {"animals": ["dog", "wolf"]},
+        "things": {"all": ["café", "hot air balloon", "airship"]},
+    }
+    assert torch.equal(more.classes.pooled[:3], artifact.classes.pooled)
+    # wolf: what dog has; airship: the shared tokens and the mean of café's and balloon's.
+    before, after = artifact.tokens.context("global"), more.tokens.context("global")
+    assert before is not None
+    assert after is not None
+    assert torch.equal(after[:4], before[[0, 1, 2, 0]])
+    torch.testing.assert_close(after[4], before[1:].mean(0))
+    handcrafted = embedded_vlm.encode_text(["a photo of a wolf.", "a photo of a airship."])
+    prompted = embedded_vlm.encode_prompts(after[3:], ["wolf", "airship"])
+    tuned = F.normalize(prompted + handcrafted, dim=-1)
+    expected = F.normalize(0.75 * tuned + 0.25 * handcrafted, dim=-1)
+    torch.testing.assert_close(more.classes.pooled[3:], expected)
+    # The local branch has no tokens: plain zero-shot.
+    torch.testing.assert_close(more.classes.local[3:], handcrafted)
+    assert more.calibration.slopes.tolist() == [*CALIBRATION.slopes.tolist(), 0.5, 0.5]
+    assert more.calibration.thresholds.tolist() == [0.1, 0.2, 0.3, 0.25, 0.25]
+    more.save(tmp_path / "more")
+    assert Artifact.load(tmp_path / "more").adding(["car"], embedded_vlm).categories.names[-2:] == (
+        "airship",
+        "car",
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([], "no label is given"),
+        ([" dog"], "label ' dog': .*not a plain name"),
+        (["car", "Car"], "label 'car' is given twice"),
+        (["Dog"], "'Dog' is listed twice"),
+        (["hound"], "'hound' stands for two categories: dog and hound"),
+    ],
+)
+def test_labels_that_cannot_be_added(
+    artifact: Artifact, embedded_vlm: VLM, labels: list[str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        artifact.adding(labels, embedded_vlm)
+    assert "\n" not in str(caught.value)

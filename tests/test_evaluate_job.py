@@ -22,12 +22,15 @@ from orchestrator.cli import main
 from orchestrator.config import EvaluationSettings
 from orchestrator.evaluate_job import chosen_settings, evaluation_name
 from prompt_tuning.artifact import Artifact
+from prompt_tuning.calibration import Calibration, calibration_quality
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation import UNTUNED, Arms, ClassFeatures
+from prompt_tuning.evaluation import UNTUNED, Arms, ClassFeatures, arm_scores
 from prompt_tuning.image_files import open_image
+from prompt_tuning.new_labels import TunedTokens
 from prompt_tuning.scenes import SceneSettings
 from prompt_tuning.selection import Selection, split_halves
-from prompt_tuning.vlm import VLM, Geometry, VLMIdentity
+from prompt_tuning.tagger import Tagger
+from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
 NAMES = ["dog", "violin", "lemon", "car"]
 PHOTOS = {
@@ -158,7 +161,25 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert metrics["positives"] == {"dog": 2, "violin": 0, "lemon": 2, "car": 3}
     assert "against" not in metrics
     pixels = [embedded_vlm.preprocess(open_image(Path("photos", name))) for name in PHOTOS]
-    scores = artifact.scores(embedded_vlm, torch.stack(pixels))
+    of_photos = embedded_vlm.encode_image(torch.stack(pixels))
+
+    def scores_by(classes: ClassFeatures) -> np.ndarray:
+        return arm_scores(of_photos, classes, artifact.geometry, "mean")["fused"]
+
+    scores = scores_by(artifact.classes)
+    shown_in = np.array([[name in labels for name in NAMES] for labels in PHOTOS.values()])
+    told = calibration_quality(scores, shown_in, None, artifact.calibration)
+    assert metrics["calibration"]["ece"] == pytest.approx(told["ece"], abs=0.01)
+    assert metrics["calibration"]["best_f1"] == pytest.approx(told["best_f1"])
+    # What the run leaves is all that a tagger needs, for new labels too.
+    assert sorted(artifact.tokens.tensors) == [
+        *("global.rows", "global.table", "local.rows", "local.table")
+    ]
+    tagger = Tagger.load(run / "artifact", device="cpu", cache=lasting_cache)
+    photos = [Path("photos", name) for name in PHOTOS]
+    expected = artifact.calibration.scores(scores)
+    np.testing.assert_allclose(tagger.scores(photos), expected, atol=1e-4)
+    assert tagger.with_labels(["cat", "dog"]).scores(photos[:1]).shape == (1, 2)
     for c, name in enumerate(NAMES):
         shown = [name in labels for labels in PHOTOS.values()]
         ap = 100 * average_precision_score(shown, scores[:, c]) if any(shown) else None
@@ -227,15 +248,12 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     labels = np.array([[name in shown for name in NAMES] for shown in PHOTOS.values()])
     assert list(half["positives"].values()) == labels[reported].sum(0).tolist()
     arms, artifact = Arms.load(halves / "arms.safetensors"), Artifact.load(halves / "artifact")
-    scores = {
-        seed: replace(artifact, classes=of).scores(embedded_vlm, torch.stack(pixels))
-        for seed, of in arms.tuned.items()
-    }
+    by_seed = {seed: scores_by(of) for seed, of in arms.tuned.items()}
 
     def fused_map(seed: int, rows: np.ndarray) -> float:
         shown = labels[rows].any(0)
         return 100 * float(
-            average_precision_score(labels[rows][:, shown], scores[seed][rows][:, shown])
+            average_precision_score(labels[rows][:, shown], by_seed[seed][rows][:, shown])
         )
 
     chosen = max(arms.tuned, key=lambda seed: fused_map(seed, selecting))
@@ -314,7 +332,10 @@ def write_run(folder: Path) -> None:
         geometry=Geometry(
             scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.65
         ),
+        tokens=TunedTokens({}, {"global": 0.0, "local": 0.0}),
         fusion="mean",
+        calibration=Calibration(np.ones(2), np.ones(2), np.ones(2), (1.0, 1.0, 1.0)),
+        vlm_settings=VLMSettings(),
         vlm=VLMIdentity(
             kind="embedded", model="m", weights="w", preprocessing="p", resolution=224, dim=2
         ),

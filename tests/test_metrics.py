@@ -13,6 +13,7 @@ from sklearn.metrics import (
 )
 from sklearn.metrics import coverage_error as sklearn_coverage_error
 from torchmetrics.functional.classification import (
+    binary_calibration_error,
     multilabel_average_precision,
     multilabel_coverage_error,
     multilabel_f1_score,
@@ -25,8 +26,10 @@ from prompt_tuning.metrics import (
     TagQuality,
     average_precision,
     average_precisions,
+    best_thresholds,
     chance_map,
     coverage_error,
+    expected_calibration_error,
     mean_average_precision,
     tag_quality,
     tags_at_thresholds,
@@ -257,3 +260,49 @@ def test_coverage_error_with_ignored_entries_is_that_of_the_other_classes() -> N
         for i, kept in enumerate(~ignored)
     ]
     assert coverage_error(scores, positives, ignored) == pytest.approx(np.mean(of_images))
+
+
+def test_calibration_error_of_a_case_by_hand() -> None:
+    # One bin has 0.1 and 0.11 of which none is right, the last one 0.95 and 1 of which one is.
+    scores = np.array([[0.1, 0.95], [0.11, 1.0]])
+    shown = np.array([[False, True], [False, False]])
+    assert expected_calibration_error(scores, shown, bins=2) == pytest.approx(
+        (0.21 + abs(0.95 + 1.0 - 1)) / 4
+    )
+    hidden = np.array([[False, False], [False, True]])
+    assert expected_calibration_error(scores, shown, hidden, bins=2) == pytest.approx(
+        (0.21 + 0.05) / 3
+    )
+
+
+def test_calibration_error_is_that_of_torchmetrics() -> None:
+    draw = np.random.default_rng(0)
+    scores = draw.random((200, 5))
+    shown = draw.random((200, 5)) < scores**2
+    theirs = binary_calibration_error(
+        torch.from_numpy(scores.ravel()), torch.from_numpy(shown.ravel()).int(), n_bins=15
+    )
+    assert expected_calibration_error(scores, shown) == pytest.approx(float(theirs), abs=1e-6)
+    truth = draw.random((100_000, 2))
+    honest = draw.random(truth.shape) < truth
+    assert expected_calibration_error(truth, honest) < 0.01
+    assert expected_calibration_error(truth**2, honest) > 0.1
+
+
+def test_best_thresholds_are_the_best_of_all() -> None:
+    draw = np.random.default_rng(1)
+    shown = draw.random((80, 4)) < 0.3
+    shown[:, 3] = False
+    scores = (draw.normal(size=(80, 4)) + shown).round(1)  # with ties
+    hidden = draw.random((80, 4)) < 0.1
+    best = best_thresholds(scores, shown, hidden)
+    assert np.isinf(best[3])
+    reached = tag_quality(tags_at_thresholds(scores, best), shown, hidden)
+    for c in range(3):
+        of_all = [
+            tag_quality(tags_at_thresholds(scores, t), shown, hidden).by_class[c]
+            for t in np.unique(scores)
+        ]
+        ours = reached.by_class[c]
+        assert ours is not None
+        assert ours.f1 == max(rates.f1 for rates in of_all if rates)

@@ -397,6 +397,11 @@ def evaluated(classes: int = 44, tuned: float = 63.1) -> EvaluationData:
         "positives": {**dict.fromkeys(shown, 1234), last: 0},
         "f1_at_top_k": {"k": 3, "tuned": {"micro": rates, "macro": {**rates, "f1": 51.2}}},
         "coverage_error": {"tuned": 4.25},
+        "calibration": {
+            "ece": 2.34,
+            "at_thresholds": {"micro": {**rates, "f1": 55.5}, "macro": rates},
+            "best_f1": {"micro": 66.6, "macro": 61.0},
+        },
     }
     falling = [(i / 9, 1 - i / 15) for i in range(10)]
     return EvaluationData(
@@ -444,7 +449,12 @@ def test_figures_of_the_evaluation_page() -> None:
         ["macro", "41.0", "82.5", "51.2"],
     ]
     assert "An image needs 4.2 tags" in page.text
-    classes = page.tables[2]
+    assert "off by 2.3 points on average" in page.text
+    assert page.tables[2][1:] == [
+        ["micro", "41.0", "82.5", "55.5", "66.6"],
+        ["macro", "41.0", "82.5", "54.8", "61.0"],
+    ]
+    classes = page.tables[3]
     assert classes[0][:5] == ["Class", "Tuned", "Untuned", "Diff.", "Positives"]
     assert float(classes[1][1]) <= float(classes[2][1])
     assert classes[1][4] == "1,234"

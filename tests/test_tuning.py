@@ -199,6 +199,26 @@ def test_what_is_left_leans_back_to_the_handcrafted_prompts(embedded_vlm: VLM, d
     torch.testing.assert_close(chosen["local"], expected)
 
 
+def test_the_tokens_that_are_left_are_behind_the_class_features(
+    embedded_vlm: VLM, data: Data
+) -> None:
+    # The first epoch is the best, so the last prompts are others.
+    wrong_labels = replace(data.held_out, labels=~data.held_out.labels)
+    run = finish(new_run(embedded_vlm, replace(data, held_out=wrong_labels)))
+    chosen, tokens = run.best_class_features(), run.best_tokens()
+    assert sorted(tokens) == ["global.rows", "global.table", "local.rows", "local.table"]
+    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    for branch in ("global", "local"):
+        context = tokens[f"{branch}.table"][tokens[f"{branch}.rows"]]
+        prompted = embedded_vlm.encode_prompts(context, list(NAMES))
+        expected = F.normalize(prompted + handcrafted, dim=-1)
+        torch.testing.assert_close(chosen[branch], expected, atol=1e-5, rtol=0)
+    # Shared by all, by pets, and by none.
+    rows = tokens["global.rows"]
+    assert (rows[:, :2] == rows[0, :2]).all()
+    assert (rows[0] == rows[1]).tolist() == [True, True, True, True, False]
+
+
 def test_the_best_epoch_is_the_one_with_the_lowest_held_out_loss(
     embedded_vlm: VLM, data: Data
 ) -> None:

@@ -141,7 +141,7 @@ def run_trials(
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     }
     ahead = min(slots, _MOST_AHEAD)
-    gate = ray.remote(Slots).options(num_cpus=0, resources=_ON_HEAD_NODE).remote(slots)
+    gate: Any = ray.remote(Slots).options(num_cpus=0, resources=_ON_HEAD_NODE).remote(slots)
     searcher = trials if isinstance(trials, Searcher) else None
     space = {}
     if not isinstance(trials, Searcher):

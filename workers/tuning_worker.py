@@ -119,6 +119,12 @@ def read_classes(folder: Path) -> ClassFeatures:
     return ClassFeatures(tensors["global"], tensors["local"])
 
 
+def read_tokens(folder: Path) -> dict[str, torch.Tensor]:
+    """The tokens behind these class features (see `TuningRun.best_tokens`)."""
+    tensors = load_file(folder / CLASSES)
+    return {name: tensor for name, tensor in tensors.items() if name not in ("global", "local")}
+
+
 def read_history(folder: Path) -> list[dict[str, float]]:
     """One entry an epoch: epoch, loss, held_out_loss, held_out_map (0-100)."""
     history: list[dict[str, float]] = json.loads((folder / HISTORY).read_bytes())
@@ -141,7 +147,8 @@ def tune(
     then how many seconds it has waited, until the workers are up.
 
     Returns:
-        class features of the best epoch ("global" and "local", `(classes, dim)`), and the history.
+        class features of the best epoch ("global" and "local", `(classes, dim)`) with the tokens
+        behind them (see `TuningRun.best_tokens`), and the history.
 
     Raises:
         RuntimeError: for a loss that is not finite, with the step and the captions of its batch;
@@ -272,10 +279,10 @@ def _train_loop(config: dict[str, Any]) -> None:
         if diary:
             diary.add(entry)
         _report(entry, run, rank, result=None)
-    features = run.best_class_features()
+    result = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
         job.slots.leave.remote(job.name)
-    _report({"finished": 1.0}, run, rank, result=features)
+    _report({"finished": 1.0}, run, rank, result=result)
 
 
 class _Diary:
