@@ -106,24 +106,22 @@ class _Rounds:
         if outcome is None or outcome.status not in ("finished", enough):
             return False
         if trial.job.selecting and "selecting_map" not in outcome.entries[-1]:
-            # Tuned by something that does not select on these images.
-            outcome.entries[-1]["selecting_map"] = self._selecting_map(trial)
             self._keep(trial, outcome)
         return True
-
-    def _selecting_map(self, trial: Trial) -> float:
-        half, job = trial.job.selecting, trial.job
-        assert half is not None
-        geometry = job.scoring.resolve(load_vlm(job.vlm, cache=job.cache).geometry)
-        classes = read_classes(trial.stage.folder)
-        return half.fused_map(half.load(), classes, geometry, job.scoring.fusion)
 
     def _objective(self, outcome: Outcome) -> float:
         return objective(outcome.entries, self._plan.default.plan.images_select)
 
     def _keep(self, trial: Trial, outcome: Outcome) -> None:
-        self._records.add(trial.stage, outcome)
+        half, job = trial.job.selecting, trial.job
+        if half and outcome.status == "finished" and "selecting_map" not in outcome.entries[-1]:
+            # Tuned by somebody who does not select on these images.
+            geometry = job.scoring.resolve(load_vlm(job.vlm, cache=job.cache).geometry)
+            outcome.entries[-1]["selecting_map"] = half.fused_map(
+                half.load(), read_classes(trial.stage.folder), geometry, job.scoring.fusion
+            )
         point, seed = self._stages[trial.stage]
+        self._records.add(trial.stage, seed, outcome)
         run = re.sub(r"[^A-Za-z0-9=.,_-]+", "_", f"{point.told},seed={seed}")[:150]
         folder = self._plan.run_folder / "tensorboard" / f"{run}-{trial.stage.key[:6]}"
         with new_curves(folder) as add_epoch:
@@ -152,7 +150,7 @@ class _Rounds:
 
             seen = [
                 curve(outcome.entries, plan.default.plan.images_select)
-                for outcome in self._records.in_order()
+                for outcome in self._records.in_order(plan.seeds[0])
             ]
             run_trials(
                 trials,

@@ -25,9 +25,14 @@ class TrialRecords:
             file.stem: json.loads(file.read_bytes()) for file in files
         }
 
-    def add(self, stage: Stage, outcome: Outcome) -> None:
+    def add(self, stage: Stage, seed: int, outcome: Outcome) -> None:
         """Keep how a trial ended."""
-        record = {**asdict(outcome), "halving": self._halving, "number": len(self._records)}
+        record = {
+            **asdict(outcome),
+            "seed": seed,
+            "halving": self._halving,
+            "number": len(self._records),
+        }
         self._records[stage.key] = record
         write_atomic(self._folder / f"{stage.key}.json", canonical_json(record).encode())
 
@@ -49,7 +54,8 @@ class TrialRecords:
             return None
         return Outcome("failed", record["entries"], record["reason"])
 
-    def in_order(self) -> list[Outcome]:
-        """All that are kept, in the order in which they ended."""
-        by_end = sorted(self._records.values(), key=lambda record: record["number"])
+    def in_order(self, seed: int) -> list[Outcome]:
+        """All that are kept of a seed, in the order in which they ended."""
+        of_seed = [record for record in self._records.values() if record["seed"] == seed]
+        by_end = sorted(of_seed, key=lambda record: record["number"])
         return [Outcome(record["status"], record["entries"], record["reason"]) for record in by_end]

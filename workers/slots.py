@@ -9,8 +9,8 @@ class Slots:
     """An actor that says which trials may load, and of the loaded ones which may tune.
 
     As many load at once as tune, so that the first ones need not share the machine with those who
-    will wait for them. A trial keeps its slot until somebody gives it back for it: workers that
-    start again after a death go on at once.
+    will wait for them. Whoever notices that a trial has ended or lost its workers gives back what
+    it has.
     """
 
     def __init__(self, count: int) -> None:

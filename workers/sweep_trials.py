@@ -33,6 +33,7 @@ from workers.tuning_worker import (
     OnEpoch,
     OnWaiting,
     TuningJob,
+    read_history,
     write_tuned,
 )
 
@@ -205,8 +206,11 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
         kind = "" if isinstance(cause, RuntimeError) else f"{type(cause).__name__}: "
         report(outcome=Outcome("failed", entries, kind + reason[:1000]))
         return
-    end = Outcome("finished", entries)
-    report(outcome=end, epoch=len(entries), objective=objective(entries, on_images))
+    if not entries:  # somebody else has filled the stage meanwhile
+        report(outcome=Outcome("finished", read_history(trial.stage.folder)))
+        return
+    end = {"epoch": len(entries), "objective": objective(entries, on_images)}
+    report(outcome=Outcome("finished", entries), **end)
 
 
 def _scheduler(halving: Halving, known: Sequence[Sequence[float]]) -> TrialScheduler:

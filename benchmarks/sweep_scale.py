@@ -1,0 +1,110 @@
+"""Whether a sweep's driver grows with its trials: 500 whose tuning is a stub, and 20 real ones.
+
+    python benchmarks/sweep_scale.py [--stubs 500] [--real 20]
+
+A stub sleeps for a second and tells one epoch; all else is the sweep's own: its plan of as many
+points, Ray Tune, the records. `stub.last_to_first`: time a trial of the last fifth over that of the
+second (the first starts the processes); `driver_growth_mib`: memory of the driver's process from
+the end of the first fifth to the end. `real`: the same for trials of two epochs that Ray Train
+tunes, by thirds. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from sweep_efficiency import sweep_config
+
+from orchestrator.cluster import connect, disconnect
+from orchestrator.commands.run import quieten_libraries
+from orchestrator.pipeline import stage_work
+from orchestrator.preflight import find_resources
+from orchestrator.sweep_plan import plan_sweep
+from orchestrator.tuning_stages import RAY_STORAGE, tuning_job
+from workers.stages import run_stage
+from workers.sweep_trials import (
+    OnEpoch,
+    OnWaiting,
+    Outcome,
+    Trial,
+    Work,
+    run_trials,
+    tune_prompts,
+)
+
+
+def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
+    """The stub."""
+    time.sleep(1)
+    on_epoch({"epoch": 1, "held_out_loss": 1.0, "held_out_map": 50.0})
+
+
+def run(folder: Path, count: int, parts: int, work: Work) -> dict[str, Any]:
+    """Plan and run so many trials; times and memory of the driver, by parts of them."""
+    values = [round(0.001 * (n + 1), 3) for n in range(count)]
+    raw, console = sweep_config(folder, values, epochs=2), Console()
+    began = time.time()
+    plan = plan_sweep(raw, folder / "sweep.yaml", find_resources(), None)
+    planned = time.time() - began
+    for stage, of in plan.shared().items():
+        run_stage(stage, stage_work(of, None, console)[stage])
+    connect(plan.resources.cpus, plan.resources.gpus)
+    trials = [
+        Trial(
+            name=f"point-{point.number}",
+            stage=point.plan.tuning[0],
+            job=tuning_job(point.plan, 0),
+            storage=plan.run_folder / RAY_STORAGE,
+            resources=point.plan.share.resources,
+        )
+        for point in plan.points
+    ]
+    driver, ends, memory = psutil.Process(), [time.time()], []
+
+    def on_outcome(trial: Trial, outcome: Outcome) -> None:
+        assert outcome.status == "finished", outcome
+        ends.append(time.time())
+        memory.append(driver.memory_info().rss / 2**20)
+
+    run_trials(
+        trials, count, plan.slots, folder / "tune", on_outcome, lambda seconds: None, work=work
+    )
+    part = len(trials) // parts
+    first = (ends[2 * part] - ends[part]) / part
+    last = (ends[-1] - ends[-1 - part]) / part
+    return {
+        "trials": len(trials),
+        "plan_s": round(planned, 1),
+        "wall_s": round(ends[-1] - ends[0], 1),
+        "s_a_trial": round(last, 3),
+        "last_to_first": round(last / first, 3),
+        "driver_mib": round(memory[-1]),
+        "driver_growth_mib": round(memory[-1] - memory[part - 1], 1),
+    }
+
+
+def main() -> None:
+    """Run the benchmark and print its figures as JSON in the last line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stubs", type=int, default=500)
+    parser.add_argument("--real", type=int, default=20)
+    options = parser.parse_args()
+    quieten_libraries()
+    with tempfile.TemporaryDirectory() as temporary:
+        figures = {
+            "stub": run(Path(temporary), options.stubs, 5, sleep_a_second),
+            "real": run(Path(temporary), options.real, 3, tune_prompts),
+        }
+        disconnect()
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
