@@ -71,11 +71,13 @@ def tune_all(
     plan = plan_sweep(raw, folder / "sweep.yaml", find_resources(), None)
     for stage, of in plan.shared().items():
         run_stage(stage, stage_work(of, None, console)[stage])
-    records = TrialRecords(plan.run_folder / "trials", None)
+    records = TrialRecords(plan.run_folder / "trials", plan.measured_on, None)
     connect(plan.resources.cpus, plan.resources.gpus)
     began = time.time()
     run_rounds(plan, records, console)
-    return plan, records.in_order(0), time.time() - began
+    wall = time.time() - began
+    found = [records.find(point.plan.tuning[0]) for point in plan.points]
+    return plan, [outcome for outcome in found if outcome], wall
 
 
 def slot_gaps(outcomes: list[Outcome], slots: int) -> list[float]:

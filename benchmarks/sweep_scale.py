@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,17 +28,10 @@ from orchestrator.commands.run import quieten_libraries
 from orchestrator.pipeline import stage_work
 from orchestrator.preflight import find_resources
 from orchestrator.sweep_plan import plan_sweep
-from orchestrator.tuning_stages import RAY_STORAGE, tuning_job
+from orchestrator.sweep_rounds import run_rounds
+from orchestrator.trial_records import TrialRecords
 from workers.stages import run_stage
-from workers.sweep_trials import (
-    OnEpoch,
-    OnWaiting,
-    Outcome,
-    Trial,
-    Work,
-    run_trials,
-    tune_prompts,
-)
+from workers.sweep_trials import OnEpoch, OnWaiting, Trial, Work, tune_prompts
 
 
 def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
@@ -56,37 +50,33 @@ def run(folder: Path, count: int, parts: int, work: Work) -> dict[str, Any]:
     for stage, of in plan.shared().items():
         run_stage(stage, stage_work(of, None, console)[stage])
     connect(plan.resources.cpus, plan.resources.gpus)
-    trials = [
-        Trial(
-            name=f"point-{point.number}",
-            stage=point.plan.tuning[0],
-            job=tuning_job(point.plan, 0),
-            storage=plan.run_folder / RAY_STORAGE,
-            resources=point.plan.share.resources,
-        )
-        for point in plan.points
-    ]
-    driver, ends, memory = psutil.Process(), [time.time()], []
+    trials = plan.run_folder / "trials"
+    records = TrialRecords(trials, plan.measured_on, None)
+    started, memory, over = time.time(), [], threading.Event()
 
-    def on_outcome(trial: Trial, outcome: Outcome) -> None:
-        assert outcome.status == "finished", outcome
-        ends.append(time.time())
-        memory.append(driver.memory_info().rss / 2**20)
+    def look() -> None:
+        driver = psutil.Process()
+        while not over.wait(0.5):
+            memory.append((time.time(), driver.memory_info().rss / 2**20))
 
-    run_trials(
-        trials, count, plan.slots, folder / "tune", on_outcome, lambda seconds: None, work=work
-    )
-    part = len(trials) // parts
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    run_rounds(plan, records, console, work)
+    over.set()
+    watcher.join()
+    ends = [started, *sorted(file.stat().st_mtime for file in trials.rglob("*.json"))]
+    part = (len(ends) - 1) // parts
     first = (ends[2 * part] - ends[part]) / part
     last = (ends[-1] - ends[-1 - part]) / part
+    settled = next(mib for at, mib in memory if at >= ends[part])
     return {
-        "trials": len(trials),
+        "trials": len(ends) - 1,
         "plan_s": round(planned, 1),
         "wall_s": round(ends[-1] - ends[0], 1),
         "s_a_trial": round(last, 3),
         "last_to_first": round(last / first, 3),
-        "driver_mib": round(memory[-1]),
-        "driver_growth_mib": round(memory[-1] - memory[part - 1], 1),
+        "driver_mib": round(memory[-1][1]),
+        "driver_growth_mib": round(memory[-1][1] - settled, 1),
     }
 
 

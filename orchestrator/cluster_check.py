@@ -43,9 +43,13 @@ def check_cluster(paths: Paths) -> None:
 def _check_node(report: NodeReport, folders: dict[str, str]) -> None:
     import ray
 
+    from workers.cluster_probe import package_versions
+
+    here = package_versions()
     for what, theirs, ours in (
         ("Python", _minor(report.python), _minor(platform.python_version())),
         ("Ray", report.ray, ray.__version__),
+        *((package, report.packages[package], here[package]) for package in here),
     ):
         if theirs != ours:
             raise InputError(

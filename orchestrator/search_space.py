@@ -12,13 +12,28 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config import RunConfig, build_config, set_field
 from orchestrator.config_file import InputError
+from orchestrator.plan import TUNING
 from prompt_tuning.settings import Settings
 from prompt_tuning.stable_draws import unit_draw
 from prompt_tuning.store import canonical_json
 from workers.sweep_trials import Halving, Tracker
 
-# What the points of a sweep are compared by, and where their results are, is the same for all.
-_FIXED = ("name", "paths", "seeds", "evaluation", "sweep")
+# What points are compared by, how large their trials are, and where results are kept.
+_FIXED = (
+    "name",
+    "paths",
+    "seeds",
+    "categories",
+    "evaluation",
+    "vlm.resolution",
+    "tuning.workers",
+    "tuning.gpus_per_worker",
+    "tuning.cpus_per_worker",
+    "tuning.pool",
+    "sweep",
+)
+# These decide which captions are held out, and which there are.
+_CAPTIONS = ("captions", "knowledge")
 
 Fields = dict[str, Any]
 Bounds = Annotated[tuple[float, ...], Field(min_length=2, max_length=2)]
@@ -44,6 +59,13 @@ class Axis(Settings):
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("loguniform: bounds must be above 0")
         return self
+
+    def has(self, value: Any) -> bool:
+        """Whether a value may be drawn."""
+        if self.choice is not None:
+            return value in self.choice
+        low, *_, high = self.uniform or self.loguniform or (math.inf, -math.inf)
+        return isinstance(value, float | int) and low <= value <= high
 
     def draw(self, *name: object) -> Any:
         """A value from a distribution, decided by the draw's name."""
@@ -81,7 +103,7 @@ class SweepSettings(Settings):
     def _fields_may_vary(cls, space: dict[str, Axis]) -> dict[str, Axis]:
         names = [name for key in space for name in split_names(key)]
         for name in names:
-            if name.split(".")[0] in _FIXED:
+            if is_below(name, _FIXED):
                 raise ValueError(f"{name} cannot be swept: it is the same for all points")
             if names.count(name) > 1:
                 raise ValueError(f"{name} is given twice")
@@ -97,7 +119,35 @@ class SweepSettings(Settings):
             )
         if self.search == "optuna" and grids:
             raise ValueError(f"space.{grids[0]}: optuna proposes points itself; use choice")
+        early = [key for key in self.space if not all(map(_tunes, split_names(key)))]
+        if self.search == "optuna" and early:
+            raise ValueError(
+                f"space.{early[0]}: matters before tuning, which all points of optuna share; "
+                "search: random can vary it"
+            )
         return self
+
+    def check_comparable(self, select_on: str) -> None:
+        """Refuse points whose held-out captions differ where these choose.
+
+        Raises:
+            InputError: naming the axis.
+        """
+        for key in self.space:
+            if select_on == "text" and any(is_below(n, _CAPTIONS) for n in split_names(key)):
+                raise InputError(
+                    f"sweep.space: {key} changes the held-out captions that points are compared "
+                    "on; evaluation.select_on: evaluation would compare on images"
+                )
+
+
+def is_below(name: str, fields: tuple[str, ...]) -> bool:
+    """Whether a dotted name is one of these fields, within one or around one."""
+    return any(f"{name}.".startswith(f"{f}.") or f"{f}.".startswith(f"{name}.") for f in fields)
+
+
+def _tunes(name: str) -> bool:
+    return any(f"{name}.".startswith(f"{field}.") for field in TUNING)
 
 
 def split_names(key: str) -> list[str]:

@@ -56,21 +56,28 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
             if stage == of.captions:
                 fetch_vlm(of, console)
         try:
-            for stage, of in plan.shared().items():
-                run_stage(stage, stage_work(of, stamps, console)[stage])
+            # What runs now, of all stages.
+            ran = {
+                stage
+                for stage, of in plan.shared().items()
+                if run_stage(stage, stage_work(of, stamps, console)[stage])
+            }
             # Heavy: needed only now.
             from orchestrator.sweep_results import best_point, point_results, write_sweep
             from orchestrator.sweep_rounds import run_rounds
             from orchestrator.trial_records import TrialRecords
 
-            records = TrialRecords(plan.run_folder / "trials", plan.settings.asha)
-            run_rounds(plan, records, console)
+            folder = plan.run_folder / "trials"
+            records = TrialRecords(folder, plan.measured_on, plan.settings.asha)
+            ran |= run_rounds(plan, records, console)
             results = point_results(plan, records)
             best = best_point(results)
             for result in (results[0], best):
-                if result.status == "finished":
-                    work = stage_work(result.point.plan, stamps, console)
-                    ran = {stage: run_stage(stage, work[stage]) for stage in work}
+                of = result.point.plan
+                if result.status == "finished" and run_stage(
+                    of.evaluation, stage_work(of, stamps, console)[of.evaluation]
+                ):
+                    ran.add(of.evaluation)
         finally:
             disconnect()
         compared = write_sweep(plan, results, best, ran, time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from orchestrator.config_file import InputError
 from orchestrator.plan import TUNING, Plan, make_plan, retune
 from orchestrator.preflight import Resources
 from orchestrator.search_space import Fields, SweepSettings, config_at, points, split_names, told
-from prompt_tuning.store import canonical_json
+from prompt_tuning.store import canonical_json, digest
 from workers.stages import Stage
 
 
@@ -55,14 +56,23 @@ class SweepPlan:
 
     @property
     def slots(self) -> int:
-        """How many trials fit at once."""
-        return min(
-            self.resources.of_pool(plan.share.pool, "tuning.pool").holds(
-                plan.share.cpus, plan.share.gpus
-            )
-            // plan.config.tuning.workers
-            for plan in (point.plan for point in self.points)
-        )
+        """How many trials fit at once; all are of one size."""
+        share = self.default.plan.share
+        nodes = self.resources.of_pool(share.pool, "tuning.pool")
+        return nodes.holds(share.cpus, share.gpus) // self.default.plan.config.tuning.workers
+
+    @property
+    def on_images(self) -> bool:
+        """Whether points are compared on images."""
+        return self.default.plan.images_select
+
+    @property
+    def measured_on(self) -> str:
+        """What points are compared on, as a name of it."""
+        plan = self.default.plan
+        if not plan.images_select or plan.images is None:
+            return "text"
+        return digest([plan.images.key, plan.config.evaluation.split_seed])[:12]
 
     def shared(self) -> dict[Stage, Plan]:
         """The stages that come before tuning, each once, with a plan that has it."""
@@ -111,18 +121,29 @@ def plan_sweep(
     if "sweep" not in run:
         raise InputError(f"{path}: has no sweep part; configs/sweep.yaml shows what goes there")
     settings = validate(SweepSettings, run.pop("sweep"), f"{path}: sweep")
+    _check_extras(settings)
     plan = SweepPlan(settings, run, path, resources, stamps)
-    default = plan.add({})
-    epochs = default.plan.config.tuning.epochs
-    if settings.asha and settings.asha.grace >= epochs:
-        raise InputError(
-            f"sweep.asha.grace: {settings.asha.grace} epochs spare every trial, for tuning.epochs "
-            f"is {epochs}; a smaller grace would do"
-        )
+    default = plan.add({}).plan.config
+    settings.check_comparable(default.evaluation.select_on)
     if settings.search == "random":
         for fields in points(settings):
             plan.add(fields)
+    longest = max(point.plan.config.tuning.epochs for point in plan.points)
+    if settings.asha and settings.asha.grace >= longest:
+        raise InputError(
+            f"sweep.asha.grace: {settings.asha.grace} epochs spare every trial, for tuning.epochs "
+            f"is {longest}; a smaller grace would do"
+        )
     return plan
+
+
+def _check_extras(settings: SweepSettings) -> None:
+    """Refuse what needs a package that is not here, before anything runs for hours."""
+    for extra in (*settings.trackers, *(["optuna"] if settings.search == "optuna" else [])):
+        if importlib.util.find_spec(extra) is None:
+            raise InputError(
+                f"sweep: {extra} is not installed; pip install 'datafree[{extra}]' brings it"
+            )
 
 
 def _before_tuning(config: RunConfig) -> str:

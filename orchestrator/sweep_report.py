@@ -76,7 +76,7 @@ class SweepData:
     objective: str  # "mAP on the half of the images that selects" | "mAP on held-out captions"
     points: list[SweptPoint]
     best: int  # number; 0 when nothing is better than the default
-    compared: Compared | None  # None where nothing is left to measure them on
+    compared: Compared | None  # None without images, or where the default could not be tuned
     epochs: int  # of a full tuning
     halving: str  # what ASHA was told, in words, or ""
     seconds: dict[str, float]  # cost: "tuning" (sum over trials), "wall", "trials", "slots"
@@ -222,9 +222,10 @@ def lead(data: SweepData) -> str:
     named = f" ({settings(best, data.axes)})" if len(data.axes) <= 3 else ""
     told = f"Of {tried}, point {data.best}{named} is best by {data.objective}"
     if compared is None:
-        return (
-            f"{told}. It was compared with the default on nothing but what selected it, so how "
-            "much it gains is not known."
+        return f"{told}. How much it gains is not known: " + (
+            "the default could not be tuned."
+            if any(point.number == 0 and not point.finished for point in data.points)
+            else "there were no images to compare it with the default on."
         )
     gap, low, high = compared.difference
     told += (
@@ -534,10 +535,10 @@ def stops(data: SweepData) -> str:
 
 
 def saved(data: SweepData) -> float | None:
-    """The share of a full sweep's epochs that stopping early saved; failed points don't count."""
-    ran = [point.curves for point in data.points if point.status != "failed"]
-    full = len(ran) * max(map(len, ran), default=0) * data.epochs
-    return 1 - sum(len(curve) for curves in ran for curve in curves) / full if full else None
+    """The share of a full first round's epochs that stopping early saved."""
+    full = data.epochs * len(data.points)
+    spared = sum(data.epochs - point.epochs for point in data.points if point.status == "stopped")
+    return spared / full if full else None
 
 
 def scatter(data: SweepData) -> Scatter | None:
@@ -641,7 +642,7 @@ def render_sweep(data: SweepData) -> str:
         stops=stops(data),
         saved=saved(data),
         scatter=scatter(data),
-        in_use=data.seconds["tuning"] / slots if slots else None,
+        in_use=data.seconds["tuning_now"] / slots if slots else None,
         frame=FRAME,
         wide=WIDE,
         square=SQUARE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +27,11 @@ from orchestrator.search_space import split_names
 from orchestrator.sweep_plan import Point, SweepPlan
 from orchestrator.sweep_report import Compared, SweepData, SweptPoint, render_sweep
 from orchestrator.trial_records import TrialRecords
+from orchestrator.tuning_stages import RAY_STORAGE
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.evaluation import RESAMPLES, arm_scores
 from prompt_tuning.intervals import paired_difference
-from prompt_tuning.store import canonical_json, write_atomic
+from prompt_tuning.store import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.vlm import Geometry
 from workers.stages import Stage
 from workers.sweep_trials import Entry, Outcome, curve, objective
@@ -51,7 +53,9 @@ class PointResult:
     def status(self) -> str:
         """Finished when all seeds are; else what became of the first that is not."""
         unfinished = [o.status for o in self.outcomes.values() if o.status != "finished"]
-        return unfinished[0] if unfinished else "finished"
+        if len(self.outcomes) == len(self.point.plan.tuning) and not unfinished:
+            return "finished"
+        return unfinished[0] if unfinished else "stopped"
 
     @property
     def reason(self) -> str:
@@ -104,7 +108,7 @@ def tuning_seconds(entries: Sequence[Entry]) -> float:
 
 
 def compare(plan: SweepPlan, best: Point) -> Compared:
-    """The best point against the default, on what had no say in which is best.
+    """The best point against the default, on the images that had no say in which is best.
 
     Both need their evaluation stages.
     """
@@ -118,7 +122,7 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
         difference=(100 * difference.mean, 100 * difference.low, 100 * difference.high),
         best_ci=tuple(told[0]["ci"]["tuned"]),
         default_ci=tuple(told[1]["ci"]["tuned"]),
-        where=evaluated_on(told[0] if best.plan.images else None),
+        where=evaluated_on(told[0]),
     )
 
 
@@ -139,25 +143,32 @@ def write_sweep(
     plan: SweepPlan,
     results: Sequence[PointResult],
     best: PointResult,
-    ran: dict[Stage, bool],
+    ran: set[Stage],
     wall_seconds: float,
 ) -> Compared | None:
     """Write `best/`, `best-run/`, `results.parquet` and `report.html` into the sweep's folder.
 
-    `ran`: of the stages of the best point, whether each ran now.
+    `ran`: the stages that ran now, for `wall_seconds` in all. What nobody goes on from is removed.
 
     Returns:
-        the comparison of the best with the default; None where the default could not be tuned.
+        the comparison of the best with the default; None where there are no images to compare them
+        on, or the default could not be tuned.
     """
     folder = plan.run_folder
     best_run = replace(best.point.plan, run_folder=folder / BEST_RUN)
-    write_results(best_run, ran)
+    write_results(best_run, {stage: stage in ran for stage in best_run.stages})
     Artifact.load(best_run.run_folder / "artifact").save(folder / BEST)
     _write_table(results, folder / "results.parquet")
-    default_finished = results[0].status == "finished"
-    compared = compare(plan, best.point) if default_finished else None
-    page = render_sweep(_report_data(plan, results, best, compared, wall_seconds))
+    comparable = plan.default.plan.images and results[0].status == "finished"
+    compared = compare(plan, best.point) if comparable else None
+    page = render_sweep(_report_data(plan, results, best, compared, ran, wall_seconds))
     write_atomic(folder / "report.html", page.encode())
+    for point in plan.points:
+        for stage in point.plan.tuning.values():
+            remove_abandoned(stage.folder)
+            if stage.done():
+                for left in (folder / RAY_STORAGE / plan.measured_on).glob(f"{stage.key}*"):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
     return compared
 
 
@@ -206,6 +217,7 @@ def _report_data(
     results: Sequence[PointResult],
     best: PointResult,
     compared: Compared | None,
+    ran: set[Stage],
     wall_seconds: float,
 ) -> SweepData:
     config, settings = plan.default.plan.config, plan.settings
@@ -239,7 +251,7 @@ def _report_data(
         ],
         best=best.point.number,
         compared=compared,
-        epochs=config.tuning.epochs,
+        epochs=max(result.point.plan.config.tuning.epochs for result in results),
         halving=(
             f"after {halving.grace} epochs, and each {halving.reduction:g} times as many, a point "
             f"goes on only if it is in the best 1/{halving.reduction:g} of those so far"
@@ -248,6 +260,12 @@ def _report_data(
         ),
         seconds={
             "tuning": sum(tuning_seconds(outcome.entries) for outcome in outcomes),
+            "tuning_now": sum(
+                tuning_seconds(outcome.entries)
+                for result in results
+                for seed, outcome in result.outcomes.items()
+                if result.point.plan.tuning[seed] in ran
+            ),
             "wall": wall_seconds,
             "trials": len(outcomes),
             "slots": plan.slots,

@@ -77,8 +77,10 @@ def read_hierarchy(plan: Plan) -> Hierarchy:
     return Hierarchy(**{name: tuple(values) for name, values in groups.items()})
 
 
-def tuning_job(plan: Plan, seed: int, selecting: SelectingHalf | None = None) -> TuningJob:
-    """What the workers of one seed need; `selecting`: as in `TuningJob`."""
+def tuning_job(
+    plan: Plan, seed: int, storage: Path, selecting: SelectingHalf | None = None
+) -> TuningJob:
+    """What one seed's workers need; `storage`: of Ray Train; `selecting`: as in `TuningJob`."""
     config = plan.config
     return TuningJob(
         captions=plan.knowledge.stage.folder / CAPTIONS,
@@ -94,7 +96,7 @@ def tuning_job(plan: Plan, seed: int, selecting: SelectingHalf | None = None) ->
         tuning=config.tuning,
         seed=seed,
         cache=plan.cache,
-        progress=plan.run_folder / RAY_STORAGE / f"{plan.tuning[seed].key}.progress.json",
+        progress=storage / f"{plan.tuning[seed].key}.progress.json",
         threads=max(1, int(plan.share.cpus)),
         selecting=selecting,
     )
@@ -115,7 +117,8 @@ def check_captions(plan: Plan) -> None:
 def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
     """Tune one seed's prompts in Ray Train workers, from the last checkpoint if there is one."""
     check_captions(plan)
-    job, share = tuning_job(plan, seed), plan.share
+    storage = plan.run_folder / RAY_STORAGE
+    job, share = tuning_job(plan, seed, storage), plan.share
     connect(plan.resources.cpus, plan.resources.gpus)
     with (
         StageProgress(console, f"tuning seed {seed}", job.tuning.epochs) as progress,
@@ -129,7 +132,7 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
 
         tuning_worker.write_tuned(
             job,
-            plan.run_folder / RAY_STORAGE,
+            storage,
             plan.tuning[seed].key,
             share.resources,
             on_epoch,

@@ -95,7 +95,7 @@ def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
     unless the caller wants to `replace` it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
+    remove_abandoned(target)
     staging = target.with_name(f".{target.name}.{_writer()}")
     staging.mkdir()
     try:
@@ -150,7 +150,7 @@ def _writer() -> str:
     return f"{_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
-def _remove_abandoned(target: Path) -> None:
+def remove_abandoned(target: Path) -> None:
     """Remove what killed processes of this host have left of the same target."""
     for path in target.parent.glob(f".{target.name}.{_host()}-*.tmp*"):
         pid = path.name.removesuffix(".old").rsplit("-", 2)[-2]

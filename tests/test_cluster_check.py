@@ -18,7 +18,7 @@ from orchestrator.cluster_check import _check_node, check_cluster
 from orchestrator.config import Paths
 from orchestrator.config_file import InputError
 from orchestrator.preflight import find_resources
-from workers.cluster_probe import NodeReport, _unread
+from workers.cluster_probe import NodeReport, _unread, package_versions
 
 # A mount that only the processes below see: the same path, another folder.
 BLIND = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
@@ -84,15 +84,25 @@ def test_a_node_that_does_not_see_a_folder_is_named(cluster: Cluster, paths: Pat
     assert list(runs.iterdir()) == []
 
 
+def report(python: str, ray: str) -> NodeReport:
+    return NodeReport("10.0.0.2", python, ray, package_versions(), {})
+
+
 def test_a_node_of_another_python_or_ray_is_named() -> None:
     ours, major = platform.python_version(), ray.__version__
-    _check_node(NodeReport("10.0.0.2", ours, major, {}), {})
-    for report, words in (
-        (NodeReport("10.0.0.2", "3.9.1", major, {}), "node 10.0.0.2: has Python 3.9, but the dri"),
-        (NodeReport("10.0.0.2", ours, "2.9.3", {}), "node 10.0.0.2: has Ray 2.9.3, but the driver"),
+    _check_node(report(ours, major), {})
+    for other, words in (
+        (
+            report("3.9.1", major),
+            "node 10.0.0.2: has Python 3.9, but the dri",
+        ),
+        (
+            report(ours, "2.9.3"),
+            "node 10.0.0.2: has Ray 2.9.3, but the driver",
+        ),
     ):
         with pytest.raises(InputError, match=words):
-            _check_node(report, {})
+            _check_node(other, {})
 
 
 def test_a_marker_may_be_seen_late(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_the_same_point_is_tried_once() -> None:
         ({"paths.cache": {"grid": ["a"]}}, {}, "cannot be swept"),
         ({"tuning.lr": {"grid": [1]}}, {"samples": 3}, "all axes are grids"),
         ({"tuning.lr": {"grid": [1]}}, {"search": "optuna"}, "use choice"),
+        ({"hierarchy.fine": {"choice": [1]}}, {"search": "optuna"}, "matters before tuning"),
         ({"a.b": {"grid": [1]}, "c, a.b": {"grid": [1]}}, {}, "a.b is given twice"),
         ({"tuning.lr": {"grid": [1]}}, {"asha": {"reduction": 1}}, "asha.reduction"),
     ],

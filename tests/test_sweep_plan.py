@@ -47,7 +47,6 @@ def test_a_point_has_the_stages_of_a_run_of_its_config(raw: dict[str, Any]) -> N
     raw["sweep"]["space"] = {
         "scoring.global_weight": {"grid": [0.3]},
         "tuning.batch": {"grid": [64]},
-        "vlm.resolution": {"grid": [224, 320]},
     }
     for point in plan(raw).points:
         alone = make_plan(point.plan.config, TWO_CORES, None)
@@ -89,9 +88,10 @@ def test_trials_fit_beside_each_other(raw: dict[str, Any]) -> None:
     [
         (
             {"space": {"tuning.workers": {"grid": [1, 30]}}},
-            "=30: tuning.workers: 30 ",
+            r"tuning\.workers cannot be swept",
         ),
-        ({"space": {"tuning.gpus_per_worker": {"grid": [1]}}}, "can never be scheduled"),
+        ({"space": {"vlm": {"grid": [{}]}}}, "vlm cannot be swept"),
+        ({"space": {"captions.held_out": {"grid": [0.2]}}}, "changes the held-out captions"),
         ({"space": {"hierarchy.dept": {"grid": [1]}}}, "hierarchy.dept is no field .*depth"),
         ({"space": {"losses": {"grid": [3]}}}, "losses"),
         ({"asha": {"grace": 10}}, "sweep.asha.grace: 10 epochs spare every trial"),
@@ -105,6 +105,12 @@ def test_what_cannot_be_is_refused_before_anything_starts(
     with pytest.raises(InputError, match=message) as error:
         plan(raw)
     assert "\n" not in str(error.value)
+
+
+def test_trials_that_fit_nowhere_are_refused(raw: dict[str, Any]) -> None:
+    raw["tuning"] = {"workers": 2, "cpus_per_worker": 1.5}
+    with pytest.raises(InputError, match=r"tuning.workers: 2 with 1.5 CPUs .* never be scheduled"):
+        plan(raw)
 
 
 def test_a_config_without_a_sweep_is_told_where_one_is(raw: dict[str, Any]) -> None:

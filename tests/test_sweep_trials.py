@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +13,11 @@ from pathlib import Path
 import pytest
 import ray
 import ray.cloudpickle
+from ray.tune.search import Searcher
 
+from orchestrator.config import validate
+from orchestrator.proposed_points import ProposedTrials
+from orchestrator.search_space import Fields, SweepSettings
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.losses import LossSettings
@@ -54,7 +59,12 @@ def trial(number: int, folder: Path) -> Trial:
         progress=folder / f"{number}.json",
     )
     return Trial(
-        f"trial-{number}", Stage("tuning", str(number), folder), job, folder, {"CPU": 1, "GPU": 0}
+        f"trial-{number}",
+        {},
+        Stage("tuning", str(number), folder),
+        job,
+        folder,
+        {"CPU": 1, "GPU": 0},
     )
 
 
@@ -81,12 +91,25 @@ def die_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     tell_epochs(trial, on_epoch)
 
 
+def at_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
+    tell_epochs(trial, on_epoch)
+
+
 def slow_if_bad(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
-    """The best comes first, so that halving has something to compare with."""
-    tell_epochs(trial, on_epoch, pause=0.5 * (3 - trial.job.seed))
+    """The best comes first, so that halving has something to compare with.
+
+    Epochs are told by a thread, as in real trials: Tune cannot end the work by ending who tells.
+    """
+    pause = 0.5 * (3 - trial.job.seed)
+    teller = threading.Thread(target=tell_epochs, args=(trial, on_epoch, pause), daemon=True)
+    teller.start()
+    time.sleep((EPOCHS + 1) * pause)
+    teller.join()
 
 
-def outcomes(trials: list[Trial], folder: Path, **options: object) -> dict[int, Outcome]:
+def outcomes(
+    trials: list[Trial] | Searcher, folder: Path, count: int = 0, **options: object
+) -> dict[int, Outcome]:
     told: dict[int, Outcome] = {}
 
     def on_outcome(trial: Trial, outcome: Outcome) -> None:
@@ -95,7 +118,7 @@ def outcomes(trials: list[Trial], folder: Path, **options: object) -> dict[int, 
 
     run_trials(
         trials,
-        len(trials),
+        count or len(trials),
         slots=1,
         storage=folder / "tune",
         on_outcome=on_outcome,
@@ -136,3 +159,49 @@ def test_halving_stops_what_falls_behind_and_remembers_what_it_has_seen(tmp_path
         one, tmp_path, work=slow_if_bad, halving=Halving(grace=2, reduction=2), known=known
     )
     assert after[2].status == "stopped"
+
+
+def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> None:
+    settings = validate(
+        SweepSettings,
+        {
+            "space": {
+                "hierarchy.depth": {"choice": [0, 1, 2, 3]},
+                "tuning.lr": {"loguniform": [0.01, 1]},
+            },
+            "search": "optuna",
+            "samples": 8,
+        },
+        "sweep",
+    )
+
+    def search(earlier: list[Fields]) -> tuple[list[Fields], dict[int, Outcome]]:
+        proposed: list[Fields] = []
+
+        def plan(fields: Fields) -> Trial:
+            proposed.append(fields)
+            return replace(trial(len(proposed), tmp_path), name=str(fields["hierarchy.depth"]))
+
+        def known(trial: Trial) -> float | None:
+            return 7.0 if trial.name == "0" else None
+
+        searcher = ProposedTrials(settings, plan, known, earlier)
+        return proposed, outcomes(searcher, tmp_path, count=searcher.left, work=at_once)
+
+    proposed, told = search([])
+    assert len(proposed) == 8
+    assert all(
+        set(fields) == set(settings.space) and 0.01 <= fields["tuning.lr"] <= 1
+        for fields in proposed
+    )
+    ran = [n for n, fields in enumerate(proposed, start=1) if fields["hierarchy.depth"] != 0]
+    assert sorted(told) == ran, "what is known does not run"
+    assert {outcome.status for outcome in told.values()} == {"finished"}
+    # What was proposed to an earlier command counts, where the space has it and its end is known.
+    earlier = [
+        {"hierarchy.depth": depth, "tuning.lr": rate}
+        for depth, rate in ((0, 0.5), (0, 5.0), (2, 0.5))
+    ]
+    proposed, told = search(earlier)
+    assert proposed[:2] == [earlier[0], earlier[2]]
+    assert len(proposed) == 2 + 7

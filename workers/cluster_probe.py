@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 # A client of NFS looks at a folder again after some seconds; a node may have to start a worker.
 _PATIENCE = 10.0
 _ANSWERS_WITHIN = 120.0
+_PACKAGES = ("torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class NodeReport:
     address: str
     python: str
     ray: str
+    packages: dict[str, str]
     blind: dict[str, str]
 
 
@@ -72,7 +76,20 @@ def _look(address: str, node: str, markers: dict[str, Path], asker: str, token: 
             (marker / node).write_text(token)
         except OSError as error:
             blind[name] = f"it cannot be written to ({error.strerror})"
-    return NodeReport(address, platform.python_version(), ray.__version__, blind)
+    versions = package_versions()
+    return NodeReport(address, platform.python_version(), ray.__version__, versions, blind)
+
+
+def package_versions() -> dict[str, str]:
+    """The packages here on which numbers depend; `none` where one is not installed."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            # A build for CPUs beside one for GPUs is no mismatch: nodes differ so.
+            found[package] = version(package).partition("+")[0]
+        except PackageNotFoundError:
+            found[package] = "none"
+    return found
 
 
 def _unread(marker: Path, token: str) -> str:
@@ -94,5 +111,4 @@ def _unread(marker: Path, token: str) -> str:
 def _remove(marker: Path) -> None:
     for file in marker.glob("*"):
         file.unlink(missing_ok=True)
-    if marker.is_dir():
-        marker.rmdir()
+    shutil.rmtree(marker, ignore_errors=True)  # NFS may keep a file for a while

@@ -46,6 +46,9 @@ _ON_HEAD_NODE = {"node:__internal_head__": 0.001}
 # it for them.
 _MOST_AHEAD = 2
 _DRIVER_DEATHS_ALLOWED = 2
+_MOST_WAITING = 100_000
+# What an entry may have, so that it can be told apart from what else Tune is told.
+_ENTRY = ("epoch", "loss", "held_out_loss", "held_out_map", "selecting_map", "started", "at")
 
 
 class Halving(Settings):
@@ -58,9 +61,13 @@ class Halving(Settings):
 
 @dataclass(frozen=True)
 class Trial:
-    """One seed of one point: the stage that it fills, and what with."""
+    """One seed of one point: the stage that it fills, and what with.
+
+    `fields`: the swept ones and the seed, for experiment trackers.
+    """
 
     name: str
+    fields: dict[str, Any]
     stage: Stage
     job: TuningJob
     storage: Path
@@ -79,6 +86,16 @@ class Outcome:
 # Fills the stage of a trial; the real one is `tune_prompts`.
 Work = Callable[[Trial, OnEpoch, OnWaiting], None]
 OnOutcome = Callable[[Trial, Outcome], None]
+
+
+def as_config(trial: Trial) -> dict[str, Any]:
+    """A trial as Tune passes it on: by reference, beside the fields that trackers show."""
+    return {"point": {"trial": ray.put(trial), **trial.fields}}
+
+
+def _of_config(config: dict[str, Any]) -> Trial:
+    trial: Trial = ray.get(config["point"]["trial"])
+    return trial
 
 
 def objective(entries: Sequence[Entry], on_images: bool) -> float:
@@ -126,7 +143,7 @@ def run_trials(
     its last checkpoint.
 
     Args:
-        trials: those to run, or a searcher that gives each as `{"trial": ray.put(trial)}`.
+        trials: those to run, or a searcher that gives each by `as_config`.
         count: how many there are.
         storage: a folder for Tune's own files, which are removed at the end.
         on_waiting: told the seconds that all trials have waited for resources.
@@ -142,11 +159,14 @@ def run_trials(
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     }
     ahead = min(slots, _MOST_AHEAD)
-    gate: Any = ray.remote(Slots).options(num_cpus=0, resources=_ON_HEAD_NODE).remote(slots)
+    actor = ray.remote(Slots).options(
+        num_cpus=0, resources=_ON_HEAD_NODE, max_concurrency=_MOST_WAITING
+    )
+    gate: Any = actor.remote(slots)
     searcher = trials if isinstance(trials, Searcher) else None
     space = {}
     if not isinstance(trials, Searcher):
-        space["trial"] = ray.tune.grid_search([ray.put(trial) for trial in trials])
+        space["point"] = ray.tune.grid_search([as_config(trial)["point"] for trial in trials])
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
             partial(_run_trial, work, gate, slots / (slots + ahead)),
@@ -158,7 +178,8 @@ def run_trials(
             search_alg=searcher,
             scheduler=_scheduler(halving, known) if halving else FIFOScheduler(),
             max_concurrent_trials=slots + ahead,
-            reuse_actors=True,
+            # An actor whose trial was stopped in the middle cannot be used again.
+            reuse_actors=halving is None,
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
@@ -180,37 +201,36 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
     `share`: of its CPUs a worker asks for so much less that those fit too who load ahead. A GPU
     cannot be shared so; there only the drivers are ahead.
     """
-    trial: Trial = ray.get(config["trial"])
+    trial = _of_config(config)
     needs = trial.resources
     if not needs["GPU"]:
         needs = {**needs, "CPU": share * needs["CPU"]}
     trial = replace(trial, resources=needs, job=replace(trial.job, slots=gate))
+    # Of a driver that has died, this one goes on with its trial.
+    ray.get(gate.leave.remote(trial.job.name))
     ray.get(gate.load.remote(trial.job.name))
     on_images = trial.job.selecting is not None
     entries: list[Entry] = []
-
-    def report(**told: Any) -> None:
-        ray.tune.report({"name": trial.name, **told})
 
     def on_epoch(entry: Entry) -> None:
         entries.append(entry)
         # The last one is told with the end: halving must not stop what is about to be done.
         if len(entries) < trial.job.tuning.epochs:
-            report(entry=entry, epoch=len(entries), objective=objective(entries, on_images))
+            ray.tune.report({**entry, "objective": objective(entries, on_images)})
 
     try:
-        work(trial, on_epoch, lambda seconds: report(waiting=seconds))
+        work(trial, on_epoch, lambda seconds: ray.tune.report({"waiting": seconds}))
     except Exception as error:
         cause = root_cause(error)
         reason = " ".join(str(cause).split()) or "no message"
         kind = "" if isinstance(cause, RuntimeError) else f"{type(cause).__name__}: "
-        report(outcome=Outcome("failed", entries, kind + reason[:1000]))
+        ray.tune.report({"outcome": Outcome("failed", entries, kind + reason[:1000])})
         return
     if not entries:  # somebody else has filled the stage meanwhile
-        report(outcome=Outcome("finished", read_history(trial.stage.folder)))
+        ray.tune.report({"outcome": Outcome("finished", read_history(trial.stage.folder))})
         return
-    end = {"epoch": len(entries), "objective": objective(entries, on_images)}
-    report(outcome=Outcome("finished", entries), **end)
+    figures = {**entries[-1], "objective": objective(entries, on_images)}
+    ray.tune.report({"outcome": Outcome("finished", entries), **figures})
 
 
 def _scheduler(halving: Halving, known: Sequence[Sequence[float]]) -> TrialScheduler:
@@ -259,8 +279,8 @@ class _Listener(ray.tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        if "entry" in result:
-            entry = result["entry"]
+        entry = {name: result[name] for name in _ENTRY if name in result}
+        if entry:
             self._entries.setdefault(trial.trial_id, {})[entry["epoch"]] = entry
         if "waiting" in result:
             now = time.time()
@@ -285,6 +305,6 @@ class _Listener(ray.tune.Callback):
         self._ended(trial, Outcome("failed", entries, reason))
 
     def _ended(self, trial: Any, outcome: Outcome) -> None:
-        of_sweep: Trial = ray.get(trial.config["trial"])
+        of_sweep = _of_config(trial.config)
         self._gate.leave.remote(of_sweep.job.name)
         self._on_outcome(of_sweep, outcome)

@@ -36,6 +36,7 @@ from prompt_tuning.tuning import (
     load_caption_sets,
 )
 from prompt_tuning.vlm import VLMSettings, load_vlm
+from workers.slots import SlotGivenBack
 
 CLASSES = "class_features.safetensors"
 HISTORY = "history.json"
@@ -156,7 +157,7 @@ def tune(
     """
     _discard_torn_snapshot(storage / name)
     job.not_finite.unlink(missing_ok=True)
-    callbacks: list[Any] = [_SlotGivenBack(job)] if job.slots else []
+    callbacks: list[Any] = [SlotGivenBack(job.slots, job.name)] if job.slots else []
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
         # By reference: its controller has no use for it, and would import all of this module.
@@ -190,17 +191,6 @@ def tune(
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
         return load_file(Path(folder, CLASSES)), state["history"]
-
-
-class _SlotGivenBack(ray.train.UserCallback):
-    """While workers that died are not back another trial may tune; it may hold what they need."""
-
-    def __init__(self, job: TuningJob) -> None:
-        self._slots, self._name = job.slots, job.name
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        assert self._slots
-        self._slots.leave.remote(self._name)
 
 
 def _not_finite(job: TuningJob) -> str:
