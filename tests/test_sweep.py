@@ -29,7 +29,14 @@ CATEGORIES = ["dog", "bicycle", "violin", "lemon"]
 LOOKS = ["small", "large", "brown", "old", "bright", "strange", "new", "wet"]
 PLACES = ["in the park", "near a wall", "on the grass", "by the road"]
 # Stages that do not tune: what one sweep has, another may take.
-SHARED = ("caption_features", "hierarchy", "image_features", "imagenet_anchors", "images")
+SHARED = (
+    "caption_features",
+    "hierarchy",
+    "image_features",
+    "imagenet_anchors",
+    "images",
+    "knowledge",
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "name": "own",
         "categories": CATEGORIES,
-        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
+        # As many CPUs here as on a node of the cluster, so that both share stages.
+        "knowledge": {
+            "llm": {"cpus_per_engine": 1},
+            "questions": {"per_category": 0, "relationships": 0},
+        },
         "captions": {"files": ["sentences.tsv"], "held_out": 0.2},
         "hierarchy": {"groups": "auto", "coarse": 1, "fine": 2},
         "vlm": {"model": "efficientnet-lite0+minilm", "resolution": 224},
@@ -174,7 +185,7 @@ def test_a_sweep_that_loses_its_driver_and_a_node_ends_with_the_same_table(
     storage = tmp_path / "runs" / "own" / ".ray"
 
     def epochs() -> int:
-        files = storage.glob("*.progress.json")
+        files = storage.rglob("*.progress.json")
         return sum(len(json.loads(file.read_bytes())) for file in files)
 
     def start() -> subprocess.Popen[str]:
