@@ -275,13 +275,13 @@ def _tagged_on_workers(
 
 
 def _tell(options: TagOptions, listing: PictureListing, tally: Tally, console: Console) -> None:
-    told = [f"{tally.tagged:,} pictures tagged, {tally.without:,} of them without a tag"]
+    told = [f"{tally.tagged:,} tagged, {tally.without:,} of them without a tag"]
     if tally.labels:
         often = tally.labels.most_common(_LABELS_TOLD)
         told.append("Most often: " + ", ".join(f"{name} {count:,}" for name, count in often))
     if tally.unreadable:
         told.append(f"{tally.unreadable:,} could not be read, such as:")
-        told += [f"  {line_of(row)}" for row in tally.errors]
+        told += ["  " + line_of(row).replace("\t", ": ") for row in tally.errors]
     if listing.passed_over:
         told.append(
             f"{listing.passed_over:,} passed over that are hidden, links to folders, or not named "
