@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.report import EXAMPLE_SIDE, data_uri, page_template
+from orchestrator.report import data_uri, page_template
 from orchestrator.tags_file import Row
 from prompt_tuning.image_files import small_jpeg
 from prompt_tuning.store import write_atomic
 
 SHEET_PICTURES = 300  # a page of about 5 MB
+_SIDE = 240
 
 
 class Card(NamedTuple):
@@ -32,6 +33,6 @@ def _source(row: Row) -> str | None:
     if "error" in row:
         return None
     try:
-        return data_uri(small_jpeg(Path(row["file"]), EXAMPLE_SIDE))
+        return data_uri(small_jpeg(Path(row["file"]), _SIDE))
     except ValueError:  # it went away meanwhile
         return None
