@@ -123,6 +123,33 @@ def evaluate(
 
 
 @app.command()
+def tag(
+    artifact: Annotated[Path, typer.Argument(help="folder, e.g. runs/quickstart/artifact")],
+    pictures: Annotated[
+        list[str], typer.Argument(metavar="PATH…", help="pictures, folders, or quoted patterns")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="tags.jsonl, .csv or .parquet (default: lines on the standard output)"),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="score of a tag, 0 to 1 (default: each label's own)")
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="no more tags for a picture than this")] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="these instead, without tuning")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="spread over so many workers on Ray")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="a page of pictures and tags, .html")] = None,
+    cache: Annotated[str | None, typer.Option(help="folder of what models derive")] = None,
+) -> None:
+    """Tags for pictures: files, folders, any number; goes on where it was stopped."""
+    from orchestrator.commands.tag import tag as tag_command
+
+    tag_command(artifact, pictures, out, threshold, top, labels, workers, sheet, cache)
+
+
+@app.command()
 def submit(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG|status|logs|stop", help="YAML file, or what of a job")

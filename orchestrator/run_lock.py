@@ -11,8 +11,10 @@ from orchestrator.config_file import InputError
 
 
 @contextmanager
-def only_driver(run_folder: Path) -> Iterator[None]:
+def only_driver(run_folder: Path, field: str = "name") -> Iterator[None]:
     """Hold the run for this process; the kernel lets go of it however the process ends.
+
+    `field`: what a person would change.
 
     Raises:
         InputError: when another process holds it.
@@ -23,6 +25,7 @@ def only_driver(run_folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"name: another process is at work on {run_folder}; wait for it, or choose another"
+                f"{field}: another process is at work on {run_folder}; "
+                "wait for it, or choose another"
             ) from None
         yield

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.image_files import open_image
@@ -17,7 +18,6 @@ from prompt_tuning.new_labels import check_labels
 from prompt_tuning.scoring import branch_scores, fuse, region_shares
 from prompt_tuning.vlm import VLM, fetch_weights, load_vlm
 
-_IMAGES_AT_ONCE = 16
 _TOKENIZER = threading.Lock()  # tokenizers refuse two threads at once
 
 Picture = Image.Image | Path | str
@@ -38,7 +38,7 @@ class Tagger:
     other: a picture may show several labels, or none (see calibration.py).
 
     `names`: the labels, in the order of every `(…, classes)` axis. `thresholds`: `(classes,)`, the
-    score from which on a label is a tag.
+    score from which on a label is a tag. `batch`: how many pictures are encoded at once.
     """
 
     def __init__(self, artifact: Artifact, vlm: VLM, labels: Sequence[str] | None = None) -> None:
@@ -61,6 +61,7 @@ class Tagger:
         self._local = artifact.classes.local[rows].to(vlm.device)
         self._calibration = artifact.calibration.of(rows)
         self.thresholds = self._calibration.thresholds
+        self.batch = 4 if vlm.device.type == "cpu" else 64  # CPUs' caches are small
 
     @classmethod
     def load(
@@ -88,22 +89,31 @@ class Tagger:
         """
         return self._calibration.scores(self.raw_scores(images))
 
-    @torch.no_grad()
     def raw_scores(self, images: Sequence[Picture]) -> np.ndarray:
         """What is calibrated: the weighted mean of both branches' scores, `(images, classes)`."""
-        geometry = self._artifact.geometry
         scored = [np.zeros((0, len(self.names)), dtype=np.float32)]
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            pixels = torch.stack(
-                [
-                    self._vlm.preprocess(_opened(image))
-                    for image in images[start : start + _IMAGES_AT_ONCE]
-                ]
-            )
-            features = self._vlm.encode_image(pixels.to(self._vlm.device)).float()
-            scores = branch_scores(features, self._pooled, self._local, geometry)
-            scored.append(fuse(*scores, geometry).cpu().numpy())
+        for start in range(0, len(images), self.batch):
+            batch = images[start : start + self.batch]
+            scored.append(self._raw(torch.stack([self.pixels(image) for image in batch])))
         return np.concatenate(scored)
+
+    def pixels(self, image: Picture) -> Tensor:
+        """A picture as the model wants it, `(3, resolution, resolution)`.
+
+        Raises:
+            ValueError: naming the file, when it cannot be read.
+        """
+        return self._vlm.preprocess(_opened(image))
+
+    @torch.no_grad()
+    def _raw(self, pixels: Tensor) -> np.ndarray:
+        """Raw scores `(batch, classes)` of pixels `(batch, 3, resolution, resolution)`."""
+        geometry = self._artifact.geometry
+        # Convolutions are faster so on CPUs (see feature_workers.py).
+        pixels = pixels.to(self._vlm.device, memory_format=torch.channels_last)
+        features = self._vlm.encode_image(pixels).float()
+        scores = branch_scores(features, self._pooled, self._local, geometry)
+        return fuse(*scores, geometry).cpu().numpy()
 
     def tag(
         self, images: Sequence[Picture], threshold: float | None = None, top: int | None = None
@@ -116,7 +126,17 @@ class Tagger:
         Raises:
             ValueError: naming the file, when one cannot be read.
         """
-        scores = self.scores(images)
+        return self._tags(self.scores(images), threshold, top)
+
+    def tag_pixels(
+        self, pixels: Tensor, threshold: float | None = None, top: int | None = None
+    ) -> list[list[Tag]]:
+        """As `tag`, of what `pixels` gave: one batch `(batch, 3, resolution, resolution)`."""
+        return self._tags(self._calibration.scores(self._raw(pixels)), threshold, top)
+
+    def _tags(
+        self, scores: np.ndarray, threshold: float | None, top: int | None
+    ) -> list[list[Tag]]:
         reached = scores >= (self.thresholds if threshold is None else threshold)
         return [
             [
@@ -136,7 +156,7 @@ class Tagger:
         Raises:
             ValueError: naming the file, when it cannot be read.
         """
-        pixels = self._vlm.preprocess(_opened(image))[None].to(self._vlm.device)
+        pixels = self.pixels(image)[None].to(self._vlm.device)
         regions = self._vlm.encode_image(pixels).regions.float()
         shares = region_shares(regions, self._local, self._artifact.geometry)
         side = round(len(regions) ** 0.5)  # pictures are made square

@@ -1,0 +1,63 @@
+"""`datafree tag`."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from orchestrator.commands.run import quieten_libraries, resumable
+from orchestrator.config_file import InputError
+from orchestrator.preflight import check_folder
+
+
+def tag(
+    artifact: Path,
+    pictures: list[str],
+    out: Path | None,
+    threshold: float | None,
+    top: int | None,
+    labels: str | None,
+    workers: int | None,
+    sheet: Path | None,
+    cache: str | None,
+) -> None:
+    """Check what is asked, then tag; exit code 1 when no picture could be."""
+    quieten_libraries()
+    warnings.filterwarnings("ignore", module="PIL")  # of a picture that is odd but can be read
+    from orchestrator.tag_job import TagOptions
+    from orchestrator.tag_job import tag as tag_pictures
+    from orchestrator.tags_file import SUFFIXES
+    from prompt_tuning.tag_stream import TagRule
+
+    if threshold is not None and not 0 <= threshold <= 1:
+        shown = "nan" if math.isnan(threshold) else threshold
+        raise InputError(f"--threshold: {shown} is no score; scores go from 0 to 1")
+    for option, value in (("--top", top), ("--workers", workers)):
+        if value is not None and value < 1:
+            raise InputError(f"{option}: {value} is too few; 1 is the least")
+    for option, file, suffixes in (("--out", out, SUFFIXES), ("--sheet", sheet, (".html",))):
+        if file and file.suffix not in suffixes:
+            raise InputError(f"{option}: {file} must end in {' or '.join(suffixes)}")
+        if file and file.is_dir():
+            raise InputError(f"{option}: {file} is a folder")
+        if file:
+            check_folder(str(file.absolute().parent), option)
+    options = TagOptions(
+        artifact=artifact,
+        names=pictures,
+        out=out,
+        sheet=sheet,
+        rule=TagRule(threshold, top),
+        labels=None if labels is None else [label.strip() for label in labels.split(",")],
+        workers=workers,
+        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+    )
+    with resumable() if out else nullcontext():
+        if not tag_pictures(options, Console(stderr=True)):
+            raise typer.Exit(1)

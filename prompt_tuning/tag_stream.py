@@ -1,0 +1,93 @@
+"""Tagging a stream of files, however long: pictures are read ahead so that the model need not wait.
+
+A file that cannot be read has its reason in the place of its tags, and the stream goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from prompt_tuning.image_files import open_image
+from prompt_tuning.tagger import Tag, Tagger
+
+Item = TypeVar("Item")
+Started = TypeVar("Started")
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """What became of a file: its tags, best first, or the reason why it cannot be read."""
+
+    tags: list[Tag] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class TagRule:
+    """Which labels become tags (see `Tagger.tag`)."""
+
+    threshold: float | None = None
+    top: int | None = None
+
+
+def tag_files(
+    tagger: Tagger, files: Iterable[Path], rule: TagRule, readers: int = 1
+) -> Iterator[Tagged]:
+    """What became of each file, in order; `readers` threads read pictures ahead.
+
+    Every `tagger.batch` files one after the other are a batch, less those that cannot be read. So
+    the same files have the same scores, to the last bit, wherever in a stream such a batch begins.
+    """
+    with ThreadPoolExecutor(readers) as pool:
+
+        def read(batch: list[Path]) -> Iterator[Tensor | str]:
+            return pool.map(lambda file: _read(tagger, file), batch)
+
+        for reading in started_ahead(
+            chunks(files, tagger.batch), read, 2 + readers // tagger.batch
+        ):
+            yield from _tag_batch(tagger, list(reading), rule)
+
+
+def _read(tagger: Tagger, file: Path) -> Tensor | str:
+    """Pixels, or the reason why there are none."""
+    try:
+        return tagger.pixels(open_image(file))
+    except ValueError as error:
+        return str(error).removeprefix(f"{file}: ")
+
+
+def _tag_batch(tagger: Tagger, batch: list[Tensor | str], rule: TagRule) -> Iterator[Tagged]:
+    pixels = [of_file for of_file in batch if isinstance(of_file, Tensor)]
+    tags = tagger.tag_pixels(torch.stack(pixels), rule.threshold, rule.top) if pixels else []
+    coming = iter(tags)
+    for of_file in batch:
+        yield Tagged(error=of_file) if isinstance(of_file, str) else Tagged(next(coming))
+
+
+def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter if need be."""
+    coming = iter(items)
+    while chunk := list(islice(coming, size)):
+        yield chunk
+
+
+def started_ahead(
+    items: Iterable[Item], start: Callable[[Item], Started], ahead: int
+) -> Iterator[Started]:
+    """What `start` gave for each item, in order; as many as `ahead` are started before wanted."""
+    waiting: deque[Started] = deque()
+    for item in items:
+        waiting.append(start(item))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting

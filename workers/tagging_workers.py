@@ -1,0 +1,61 @@
+"""Ray actors that tag files, in order and with no more of them under way than are soon wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from prompt_tuning.tag_stream import Tagged, TagRule, chunks, started_ahead, tag_files
+from prompt_tuning.tagger import Tagger
+
+# Tasks that a worker has been given at once: one more than it can do, so that it need not wait.
+_TASKS_A_WORKER = 2
+
+
+@ray.remote(max_restarts=-1, max_task_retries=3)
+class _TaggingWorker:
+    def __init__(
+        self, artifact: Path, labels: list[str] | None, cache: Path, gpus: float, readers: int
+    ) -> None:
+        tagger = Tagger.load(artifact, "cuda" if gpus else "cpu", cache)
+        self._tagger = tagger.with_labels(labels) if labels else tagger
+        self._readers = readers
+
+    def ready(self) -> None: ...
+
+    def tag(self, files: list[Path], rule: TagRule) -> list[Tagged]:
+        return list(tag_files(self._tagger, files, rule, self._readers))
+
+
+def tag_on_workers(
+    artifact: Path,
+    labels: list[str] | None,
+    cache: Path,
+    files: Iterable[Path],
+    rule: TagRule,
+    a_task: int,
+    workers: int,
+    cpus: int,
+    gpus: float,
+) -> Iterator[Tagged]:
+    """What became of each file, in order, from `workers` actors of so many CPUs and GPUs each.
+
+    A worker that dies is started again, and what it had is done once more. `a_task`: how many
+    files are one task; as in `tag_files`, a multiple of a batch keeps scores the same to the bit.
+    """
+    worker: Any = _TaggingWorker.options(num_cpus=cpus, num_gpus=gpus)  # type: ignore[attr-defined]
+    made = [worker.remote(artifact, labels, cache, gpus, cpus)]
+    # Alone: what a backbone derives from its weights is then computed only once.
+    ray.get(made[0].ready.remote())
+    made += [worker.remote(artifact, labels, cache, gpus, cpus) for _ in range(workers - 1)]
+    turns = cycle(made)
+    for task in started_ahead(
+        chunks(files, a_task),
+        lambda chunk: next(turns).tag.remote(chunk, rule),
+        _TASKS_A_WORKER * workers,
+    ):
+        yield from ray.get(task)
