@@ -123,6 +123,25 @@ def evaluate(
 
 
 @app.command()
+def export(
+    artifact: Annotated[Path, typer.Argument(help="folder, e.g. runs/quickstart/artifact")],
+    onnx: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="one ONNX file, from pixels to calibrated scores"),
+    ] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="the artifact with a model card, for a hub"),
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
+) -> None:
+    """An artifact for other programs: as an ONNX file, or as a folder with a model card."""
+    from orchestrator.commands.export import export as export_command
+
+    export_command(artifact, onnx, hf, cache)
+
+
+@app.command()
 def submit(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG|status|logs|stop", help="YAML file, or what of a job")
