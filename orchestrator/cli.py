@@ -176,12 +176,20 @@ def submit(
 
 @app.command()
 def doctor(
+    verify_clip: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify-clip",
+            metavar="DATASET_ROOT",
+            help="instead, CLIP's zero-shot figure on VOC 2007 against the published one",
+        ),
+    ] = None,
     cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
 ) -> None:
     """What is here and what is missing: cores, GPUs, versions, models, a writable cache."""
     from orchestrator.commands.doctor import doctor as doctor_command
 
-    doctor_command(cache)
+    doctor_command(cache, verify_clip)
 
 
 def main() -> None:

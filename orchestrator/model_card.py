@@ -56,11 +56,12 @@ def model_card(artifact: Artifact, run: Path) -> str:
         *([_NOT_CLIP] if artifact.vlm.kind == "embedded" else []),
         "## Use",
         _USE,
+        *_local_checkpoint(artifact),
         "## Labels",
         _fenced("\n".join(artifact.categories.names)),
         "## Data",
-        "**No photo and no label of a photo was used**: not in tuning, nor for the scores' "
-        "calibration and thresholds, which come from held-out sentences.",
+        "**Tuned without a photo and without a label of one**, on sentences alone; the scores' "
+        "calibration and thresholds come from held-out sentences.",
         _sentences(run) if is_run else "Which sentences: not recorded beside the artifact.",
         "## Figures",
         _figures(run) if is_run else "**Not measured**: the artifact lies in no run's folder.",
@@ -105,6 +106,17 @@ _LICENCE = (
 )
 
 
+def _local_checkpoint(artifact: Artifact) -> list[str]:
+    file = Path(artifact.vlm_settings.pretrained or "")
+    if not file.is_absolute():
+        return []
+    return [
+        f"They are of a local checkpoint, `{file.name}` (SHA-256 `{artifact.vlm.weights}`), and "
+        "loaded from the place that `vlm_settings.pretrained` in `artifact.json` names: elsewhere, "
+        "put it there, or load it with `load_vlm` and give it to `Tagger` with the `Artifact`."
+    ]
+
+
 def _sentences(run: Path) -> str:
     config = validate(RunConfig, read_yaml(run / "config.yaml"), str(run / "config.yaml"))
     sources = []
@@ -143,8 +155,9 @@ def _figures(run: Path) -> str:
                 ],
             ),
             "`tuned` is the mean over the seeds; this artifact is that of seed "
-            f"{selected}. The other arms are untuned: one prompt, CLIP's 80 templates, the mean "
-            "over synonyms and kinds, the mean over the very sentences that tuning sees.",
+            f"{selected}, chosen by {metrics['protocol']['selected_on']}. The other arms are "
+            "untuned: one prompt, CLIP's 80 templates, the mean over synonyms and kinds, the mean "
+            "over the very sentences that tuning sees.",
             "Protocol:",
             "\n".join(
                 f"- {field.replace('_', ' ')}: {value}"

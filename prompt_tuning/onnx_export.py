@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,16 +42,18 @@ def export_onnx(artifact: Artifact, vlm: VLM, file: Path) -> None:
     scorer = _Scorer(artifact, vlm).eval()
     pixels = torch.zeros(_BATCH, 3, side, side, dtype=torch.uint8)
     scorer(pixels)  # a tower may be built when the first picture comes, which cannot be traced
-    program = torch.onnx.export(
-        scorer,
-        (pixels,),
-        input_names=["pixels"],
-        output_names=["scores"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns of its own parts
+        program = torch.onnx.export(
+            scorer,
+            (pixels,),
+            input_names=["pixels"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
     assert program is not None
     model = program.model_proto
     for name, text in _metadata(artifact).items():

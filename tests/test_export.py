@@ -72,7 +72,7 @@ def write_run(folder: Path, vlm: VLM, images: int = 40) -> dict[str, Any]:
     metrics = {
         "dataset": "folder" if images else "held_out_captions",
         "images": images,
-        "protocol": {"resize": "straight, no crop", "seeds": "3, 7"},
+        "protocol": {"selected_on": "text: held-out captions", "seeds": "3, 7"},
         **compare_arms(scores, labels, artifact.categories),
     }
     (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
@@ -112,7 +112,12 @@ def test_a_folder_with_a_card_loads_as_the_artifact_does(
     assert matter["license"]
     assert matter["library_name"] == "datafree"
     assert "multi-label-image-classification" in matter["tags"]
-    for told in ("is not CLIP", "Not measured", "No photo", "dog\ncafé\nhot air balloon"):
+    for told in (
+        "is not CLIP",
+        "Not measured",
+        "Tuned without a photo",
+        "dog\ncafé\nhot air balloon",
+    ):
         assert told in card
     # A second export takes the place of the first, from the first as well as from the artifact.
     datafree("export", target, "--hf", tmp_path / "again")
@@ -132,9 +137,9 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
         low, high = metrics["ci"][arm]
         figures = " | ".join(f"{of_arm[branch]:.1f}" for branch in BRANCHES)
         assert f"| `{arm}` | {figures} | {low:.1f} to {high:.1f} |" in card
-    assert "- resize: straight, no crop" in card
+    assert "- selected on: text: held-out captions" in card
     assert "- seeds: 3, 7" in card
-    assert "that of seed 7" in card
+    assert "that of seed 7, chosen by text: held-out captions" in card
     assert "`some/model-1B`" in card
     assert "80 templates, filled in" in card
     assert "Not measured" not in card
