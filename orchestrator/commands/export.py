@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
     if onnx and onnx.is_dir():
         raise InputError(f"--onnx: {onnx} is a folder; name a file, such as {onnx / 'model.onnx'}")
     quieten_libraries()
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it cannot simplify
     from prompt_tuning.artifact import Artifact
 
     try:
