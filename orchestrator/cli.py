@@ -150,6 +150,25 @@ def tag(
 
 
 @app.command()
+def export(
+    artifact: Annotated[Path, typer.Argument(help="folder, e.g. runs/quickstart/artifact")],
+    onnx: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="one ONNX file, from pixels to calibrated scores"),
+    ] = None,
+    hf: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="the artifact with a model card, for a hub"),
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
+) -> None:
+    """An artifact for other programs: as an ONNX file, or as a folder with a model card."""
+    from orchestrator.commands.export import export as export_command
+
+    export_command(artifact, onnx, hf, cache)
+
+
+@app.command()
 def submit(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG|status|logs|stop", help="YAML file, or what of a job")
@@ -184,12 +203,20 @@ def submit(
 
 @app.command()
 def doctor(
+    verify_clip: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify-clip",
+            metavar="DATASET_ROOT",
+            help="instead, CLIP's zero-shot figure on VOC 2007 against the published one",
+        ),
+    ] = None,
     cache: Annotated[str | None, typer.Option(help="folder of stage results")] = None,
 ) -> None:
     """What is here and what is missing: cores, GPUs, versions, models, a writable cache."""
     from orchestrator.commands.doctor import doctor as doctor_command
 
-    doctor_command(cache)
+    doctor_command(cache, verify_clip)
 
 
 def main() -> None:

@@ -13,10 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -71,10 +69,8 @@ class EmbeddedVLM(VLM):
         tower = _image_tower(model, weight_files(VLMSettings(model=model))[0])
         return tower.to(self.device).eval().requires_grad_(False)
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        size = (self.identity.resolution, self.identity.resolution)
-        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return pixels.float() / 127.5 - 1
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Features:

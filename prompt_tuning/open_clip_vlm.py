@@ -10,10 +10,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from prompt_tuning.open_clip_checkpoint import (
@@ -130,11 +128,8 @@ class OpenCLIPVLM(CausalVLM):
         self.tokenizer = load_tokenizer(settings.model)
         self.eval().requires_grad_(False)
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        size = (self.identity.resolution, self.identity.resolution)
-        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
-        scaled = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-        return (scaled - self.mean) / self.std
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return (pixels.float() / 255 - self.mean) / self.std
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Features:

@@ -11,10 +11,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from prompt_tuning.open_clip_checkpoint import (
@@ -127,10 +125,8 @@ class SigLIPVLM(VLM):
         self.context_width = self.text.width
         self.eval().requires_grad_(False)
 
-    def preprocess(self, image: Image.Image) -> Tensor:
-        size = (self.identity.resolution, self.identity.resolution)
-        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 127.5 - 1
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return pixels.float() / 127.5 - 1
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Features:

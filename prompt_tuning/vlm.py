@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field
@@ -83,9 +84,15 @@ class VLM(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @abstractmethod
     def preprocess(self, image: Image.Image) -> Tensor:
         """One picture as `(3, resolution, resolution)`: resized straight, not cropped."""
+        size = (self.identity.resolution, self.identity.resolution)
+        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+        return self.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+
+    @abstractmethod
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """RGB from 0 to 255, `(…, 3, height, width)`, as the image tower takes it."""
 
     @abstractmethod
     def encode_image(self, pixels: Tensor) -> Features:

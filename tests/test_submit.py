@@ -229,8 +229,9 @@ def test_a_failure_exits_1(head: Head, project: Path) -> None:
     assert output.splitlines()[-1] == f"{name_of(output)}: failed with exit code 1"
 
 
-def test_the_plain_command_of_the_readme(head: Head, tmp_path: Path) -> None:
-    [command] = re.findall(r"^ray job submit .*$", (ROOT / "README.md").read_text("utf-8"), re.M)
+def test_the_plain_command_of_the_page(head: Head, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    [command] = re.findall(r"^ray job submit .*$", page, re.M)
     done = subprocess.run(
         ["bash", "-c", command.replace("/shared/", f"{tmp_path}/") + " --dry-run"],
         cwd=ROOT,

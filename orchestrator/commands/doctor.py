@@ -1,6 +1,7 @@
 """`datafree doctor`: what is here, what is missing, and how to get it.
 
-Looks only at what is installed and lies on disk: importing torch or Ray would take too long.
+Looks only at what is installed and lies on disk: importing torch or Ray would take too long. Only
+`--verify-clip` computes (clip_check.py).
 """
 
 from __future__ import annotations
@@ -49,9 +50,15 @@ class Finding:
     """Whether the quickstart cannot run without."""
 
 
-def doctor(cache: str | None) -> None:
-    """Print what is here and what is missing; exit code 1 if the quickstart cannot run."""
+def doctor(cache: str | None, verify_clip: Path | None) -> None:
+    """Print what is here and what is missing; exit code 1 if the quickstart cannot run.
+
+    `verify_clip`: the folder of VOC 2007, to measure CLIP on instead; exit code 1 if it is off.
+    """
     folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache").resolve()
+    if verify_clip:
+        _verify_clip(verify_clip, folder)
+        return
     node = local_node()
     findings = [
         *_machine(node),
@@ -75,6 +82,21 @@ def doctor(cache: str | None) -> None:
         console.print(f"The quickstart cannot run yet; it lacks: {', '.join(lacking)}.")
         raise typer.Exit(1)
     console.print("The quickstart can run: datafree run configs/quickstart.yaml")
+
+
+def _verify_clip(root: Path, cache: Path) -> None:
+    from orchestrator.commands.run import quieten_libraries, resumable
+
+    quieten_libraries()
+    from orchestrator.clip_check import RN50, verify_clip
+
+    try:
+        with resumable():
+            near = verify_clip(RN50, root, str(cache), Console())
+    except InputError as error:
+        raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
+    if not near:
+        raise typer.Exit(1)
 
 
 def _machine(node: Node) -> list[Finding]:

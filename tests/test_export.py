@@ -1,0 +1,213 @@
+"""`datafree export` from the command line, and the model card against the run's own figures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_onnx_export import artifact_for, needs_onnx, tiny_clip
+
+from orchestrator.cli import main
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.evaluation import BRANCHES, UNTUNED, compare_arms
+from prompt_tuning.selection import Selection
+from prompt_tuning.tagger import Tagger
+from prompt_tuning.vlm import VLM
+
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def datafree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Calls the command line in this process: what it printed, or, with `refused`, its error."""
+    monkeypatch.delenv("DATAFREE_CACHE", raising=False)
+
+    def call(*arguments: object, refused: bool = False) -> str:
+        monkeypatch.setattr(sys, "argv", ["datafree", *map(str, arguments)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert code == (2 if refused else 0), (out, err)
+        message = err.partition("error: ")[2]
+        assert not refused or message.count("\n") == 1, err
+        return message if refused else out
+
+    return call
+
+
+@pytest.fixture
+def alone(embedded_vlm: VLM, tmp_path: Path) -> Path:
+    """An artifact that lies in no run."""
+    folder = tmp_path / "alone" / "artifact"
+    artifact_for(embedded_vlm).save(folder)
+    return folder
+
+
+def write_run(folder: Path, vlm: VLM, images: int = 40) -> dict[str, Any]:
+    """As a run leaves it, as far as a card needs it; returns the metrics."""
+    artifact = artifact_for(vlm)
+    artifact.save(folder / "artifact")
+    drawn = np.random.default_rng(0)
+    labels = drawn.random((40, 3)) < 0.4
+
+    def some_scores() -> dict[str, np.ndarray]:
+        return {branch: drawn.random((40, 3)) + labels for branch in BRANCHES}
+
+    scores = {arm: [some_scores()] for arm in UNTUNED} | {"tuned": [some_scores(), some_scores()]}
+    metrics = {
+        "dataset": "folder" if images else "held_out_captions",
+        "images": images,
+        "protocol": {"selected_on": "text: held-out captions", "seeds": "3, 7"},
+        **compare_arms(scores, labels, artifact.categories),
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
+    selection = {"artifact_seed": 7, **asdict(Selection())}
+    (folder / "selection.json").write_text(json.dumps(selection), "utf-8")
+    config = {
+        "name": folder.name,
+        "categories": list(artifact.categories.names),
+        "knowledge": {"llm": {"model": "some/model-1B"}},
+        "captions": {"templates": True},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    return metrics
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, matter, _ = card.split("---\n", 2)
+    return yaml.safe_load(matter)
+
+
+def test_a_folder_with_a_card_loads_as_the_artifact_does(
+    alone: Path, tmp_path: Path, datafree: Call, embedded_vlm: VLM, lasting_cache: Path
+) -> None:
+    target = tmp_path / "exported"
+    datafree("export", alone, "--hf", target)
+    assert {file.name for file in target.iterdir()} == {
+        *(file.name for file in alone.iterdir()),
+        "README.md",
+        ".gitattributes",
+    }
+    picture = Image.effect_noise((60, 50), 90).convert("RGB")
+    loaded = Tagger.load(target, device="cpu", cache=lasting_cache)
+    expected = Tagger(Artifact.load(alone), embedded_vlm).scores([picture])
+    np.testing.assert_allclose(loaded.scores([picture]), expected, atol=1e-6)
+    card = (target / "README.md").read_text("utf-8")
+    matter = front_matter(card)
+    assert matter["license"]
+    assert matter["library_name"] == "datafree"
+    assert "multi-label-image-classification" in matter["tags"]
+    for told in (
+        "is not CLIP",
+        "Not measured",
+        "Tuned without a photo",
+        "dog\ncafé\nhot air balloon",
+    ):
+        assert told in card
+    # A second export takes the place of the first, from the first as well as from the artifact.
+    datafree("export", target, "--hf", tmp_path / "again")
+    datafree("export", alone, "--hf", target)
+    again = (tmp_path / "again" / "README.md").read_text("utf-8")
+    assert again == card == (target / "README.md").read_text("utf-8")
+
+
+def test_the_card_has_the_figures_and_the_protocol_of_the_run(
+    embedded_vlm: VLM, tmp_path: Path, datafree: Call
+) -> None:
+    metrics = write_run(tmp_path / "workshop", embedded_vlm)
+    datafree("export", tmp_path / "workshop/artifact", "--hf", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text("utf-8")
+    assert "mAP on 40 images of folder" in card
+    for arm, of_arm in metrics["map"].items():
+        low, high = metrics["ci"][arm]
+        figures = " | ".join(f"{of_arm[branch]:.1f}" for branch in BRANCHES)
+        assert f"| `{arm}` | {figures} | {low:.1f} to {high:.1f} |" in card
+    assert "- selected on: text: held-out captions" in card
+    assert "- seeds: 3, 7" in card
+    assert "that of seed 7, chosen by text: held-out captions" in card
+    assert "`some/model-1B`" in card
+    assert "80 templates, filled in" in card
+    assert "Not measured" not in card
+
+
+def test_figures_of_sentences_are_not_given_for_figures_of_photos(
+    embedded_vlm: VLM, tmp_path: Path, datafree: Call
+) -> None:
+    write_run(tmp_path / "run", embedded_vlm, images=0)
+    datafree("export", tmp_path / "run/artifact", "--hf", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text("utf-8")
+    assert "held-out sentences (there were no images)" in card
+    assert "promise little for photos" in card
+
+
+def test_a_label_with_a_fence_stays_in_its_list(
+    embedded_vlm: VLM, tmp_path: Path, datafree: Call
+) -> None:
+    artifact = artifact_for(embedded_vlm)
+    odd = tuple(Category(name=name) for name in ("```dog", "# cat", "<b>car</b>"))
+    replace(
+        artifact,
+        categories=CategoryList(categories=odd),
+        tree={"all": {"all": [category.name for category in odd]}},
+    ).save(tmp_path / "artifact")
+    datafree("export", tmp_path / "artifact", "--hf", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text("utf-8")
+    assert "````text\n```dog\n# cat\n<b>car</b>\n````" in card
+
+
+@needs_onnx
+def test_one_command_writes_both(tmp_path: Path, datafree: Call) -> None:
+    import onnxruntime
+
+    vlm = tiny_clip("tiny-ViT", tmp_path / "clip")
+    artifact = artifact_for(vlm)
+    artifact.save(tmp_path / "artifact")
+    file, folder = tmp_path / "out" / "model.onnx", tmp_path / "out" / "hf"
+    told = datafree("export", tmp_path / "artifact", "--onnx", file, "--hf", folder)
+    assert str(file) in told and str(folder) in told
+    assert "not CLIP" not in (folder / "README.md").read_text("utf-8")
+    pixels = np.zeros((1, 3, 32, 32), dtype=np.uint8)
+    (scores,) = onnxruntime.InferenceSession(file).run(None, {"pixels": pixels})
+    expected = Tagger(artifact, vlm).scores([Image.new("RGB", (32, 32))])
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+
+
+def test_what_cannot_be_exported_is_said_in_one_line(
+    alone: Path, tmp_path: Path, datafree: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    for arguments, words in (
+        ((alone,), "--onnx FILE, --hf FOLDER or both"),
+        ((tmp_path / "nowhere", "--hf", tmp_path / "hf"), "no artifact"),
+        ((alone, "--hf", tmp_path / "photos"), "photos is there already and is no export"),
+        ((alone, "--hf", tmp_path / "photos" / "a.jpg"), "is there already and is no export"),
+        ((alone, "--hf", alone), "lies in the artifact"),
+        ((alone, "--onnx", alone / "model.onnx"), "lies in the artifact"),
+        ((alone, "--onnx", tmp_path / "photos"), "--onnx: .*photos is a folder"),
+    ):
+        message = datafree("export", *arguments, refused=True)
+        assert re.search(words, message), message
+    assert (tmp_path / "photos" / "a.jpg").is_file()
+    Artifact.load(alone)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name)
+    )
+    message = datafree("export", alone, "--onnx", tmp_path / "model.onnx", refused=True)
+    assert "--onnx needs onnx and onnxscript: pip install 'datafree[onnx]'" in message

@@ -1,0 +1,149 @@
+"""The ONNX file gives what the tagger gives, read by onnxruntime alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
+from test_open_clip_vlm import RESNET, TEXT, VIT, random_model
+
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.calibration import Calibration
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.evaluation import ClassFeatures
+from prompt_tuning.new_labels import TunedTokens
+from prompt_tuning.onnx_export import export_onnx
+from prompt_tuning.tagger import Tagger
+from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+
+_LACKING = [
+    name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None
+]
+needs_onnx = pytest.mark.skipif(bool(_LACKING), reason=f"not installed: {', '.join(_LACKING)}")
+NAMES = ("dog", "café", "hot air balloon")
+
+
+def artifact_for(vlm: VLM) -> Artifact:
+    """Random class features, with a sigmoid of its own for each."""
+    drawn = torch.Generator().manual_seed(0)
+    pooled, local = F.normalize(torch.randn(2, len(NAMES), vlm.dim, generator=drawn), dim=-1)
+    return Artifact(
+        categories=CategoryList(categories=tuple(Category(name=name) for name in NAMES)),
+        tree={"all": {"all": list(NAMES)}},
+        classes=ClassFeatures(pooled, local),
+        tokens=TunedTokens({}, {"global": 1.0, "local": 1.0}),
+        geometry=vlm.geometry,
+        fusion="mean",
+        calibration=Calibration(
+            slopes=np.array([3.0, 5.0, 9.0]) / 7,
+            offsets=np.array([-1.0, 0.0, 1.0]) / 7,
+            thresholds=np.array([0.1, 0.2, 0.3]),
+            shared=(0.5, -0.5, 0.25),
+        ),
+        vlm_settings=vlm.settings,
+        vlm=vlm.identity,
+    )
+
+
+def tiny_clip(name: str, folder: Path) -> VLM:
+    """A CLIP with random weights in which different pictures have different features."""
+    folder.mkdir()
+    vision = RESNET if "RN" in name else VIT
+    quick_gelu = name.endswith("quickgelu")
+    config = {"embed_dim": 24, "vision_cfg": vision, "text_cfg": TEXT, "quick_gelu": quick_gelu}
+    (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    model = random_model(name)
+    if "RN" in name:  # norms with statistics that are not the network's make all pictures alike
+        with torch.no_grad():
+            model.visual.train()
+            for _ in range(30):
+                model.visual(torch.randn(8, 3, 64, 64))
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    return load_vlm(
+        VLMSettings(
+            kind="open_clip",
+            model=name,
+            pretrained=str(folder / "weights.safetensors"),
+            quick_gelu=quick_gelu,
+            resolution=64 if "RN" in name else 32,
+        )
+    )
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Blots in colours, none of them square, some dark and some bright."""
+    drawn = np.random.default_rng(0)
+    return [
+        Image.fromarray(
+            drawn.integers(50 * (i % 3), 100 + 50 * (i % 4), (5 + i, 7, 3), dtype=np.uint8)
+        ).resize((90, 60 + i))
+        for i in range(count)
+    ]
+
+
+def as_the_metadata_says(images: list[Image.Image], side: int) -> np.ndarray:
+    """As a program would that has nothing of ours."""
+    resized = [i.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for i in images]
+    return np.stack([np.asarray(image).transpose(2, 0, 1) for image in resized])
+
+
+def check_export(vlm: VLM, file: Path) -> None:
+    import onnxruntime
+
+    images, artifact = pictures(5), artifact_for(vlm)
+    # Sigmoids over the scores that these pictures have: a small mistake in a feature would show.
+    raw = Tagger(artifact, vlm).raw_scores(images)
+    assert raw.std(0).min() > 1e-3
+    slopes = np.array([0.5, 1.0, 2.0]) / raw.std(0)
+    calibration = replace(artifact.calibration, slopes=slopes, offsets=-slopes * raw.mean(0))
+    artifact = replace(artifact, calibration=calibration)
+    export_onnx(artifact, vlm, file)
+    assert [f.name for f in file.parent.iterdir()] == [file.name]
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (given,), (got,) = session.get_inputs(), session.get_outputs()
+    side = vlm.identity.resolution
+    assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [3, side, side])
+    assert (got.name, got.type) == ("scores", "tensor(float)")
+    expected = Tagger(artifact, vlm).scores(images)
+    for batch in (1, 2, 5):
+        pixels = as_the_metadata_says(images[:batch], side)
+        (scores,) = session.run(["scores"], {"pixels": pixels})
+        assert scores.shape == (batch, len(NAMES))
+        np.testing.assert_allclose(scores, expected[:batch], rtol=0, atol=1e-4)
+    told = session.get_modelmeta().custom_metadata_map
+    assert json.loads(told["labels"]) == list(NAMES)
+    assert json.loads(told["thresholds"]) == [0.1, 0.2, 0.3]
+    assert f"{side} x {side}" in told["preprocessing"]
+    assert json.loads(told["vlm"]) == vlm.identity.model_dump()
+    assert len(told["artifact"]) == 64
+    assert told["datafree"]
+
+
+@needs_onnx
+def test_the_embedded_model_is_exported_whole(embedded_vlm: VLM, tmp_path: Path) -> None:
+    check_export(embedded_vlm, tmp_path / "model.onnx")
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", ["tiny-RN-quickgelu", "tiny-ViT"])
+def test_a_clip_is_exported_whole(name: str, tmp_path: Path) -> None:
+    check_export(tiny_clip(name, tmp_path / "clip"), tmp_path / "out" / "model.onnx")
+
+
+@needs_onnx
+def test_another_model_is_refused(embedded_vlm: VLM, tmp_path: Path) -> None:
+    artifact = artifact_for(embedded_vlm)
+    other = replace(artifact, vlm=artifact.vlm.model_copy(update={"weights": "others"}))
+    with pytest.raises(ValueError, match="differs in weights"):
+        export_onnx(other, embedded_vlm, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
