@@ -138,6 +138,7 @@ def test_a_sweep_leaves_a_table_a_page_and_the_best_artifact(
     assert len(events) == len(rows)
 
 
+@pytest.mark.slow
 def test_a_wider_space_runs_only_its_new_points(
     config: Path, undisturbed: tuple[Path, str]
 ) -> None:

@@ -142,25 +142,21 @@ def test_a_trial_whose_driver_dies_starts_again(tmp_path: Path) -> None:
     assert len(told[0].entries) == EPOCHS
 
 
-def test_halving_stops_what_falls_behind_and_remembers_what_it_has_seen(tmp_path: Path) -> None:
-    worse_and_worse = [trial(n, tmp_path) for n in (3, 2, 1)]
-    told = outcomes(
-        worse_and_worse, tmp_path, work=slow_if_bad, halving=Halving(grace=2, reduction=2)
-    )
-    assert told[3].status == "finished"
-    assert [told[n].status for n in (2, 1)] == ["stopped", "stopped"]
-    assert len(told[1].entries) < EPOCHS
-
-    one = [replace(trial(2, tmp_path), name="again")]
-    alone = outcomes(one, tmp_path, work=slow_if_bad, halving=Halving(grace=2, reduction=2))
-    assert alone[2].status == "finished"
+def test_halving_stops_what_falls_behind_what_it_has_seen(tmp_path: Path) -> None:
+    halving = Halving(grace=2, reduction=2)
+    alone = outcomes([trial(2, tmp_path)], tmp_path, work=slow_if_bad, halving=halving)
+    assert alone[2].status == "finished", "nothing to fall behind of"
     known = [[30.0 + epoch for epoch in range(1, EPOCHS + 1)]]
-    after = outcomes(
-        one, tmp_path, work=slow_if_bad, halving=Halving(grace=2, reduction=2), known=known
-    )
-    assert after[2].status == "stopped"
+    others = [trial(n, tmp_path) for n in (2, 1)]
+    told = outcomes(others, tmp_path, work=slow_if_bad, halving=halving, known=known)
+    assert [told[n].status for n in (2, 1)] == ["stopped", "stopped"]
+    assert all(len(outcome.entries) < EPOCHS for outcome in told.values())
+    # What was stopped has not taken the place of what comes next.
+    again = outcomes(others, tmp_path, work=at_once, halving=None)
+    assert [again[n].status for n in (2, 1)] == ["finished", "finished"]
 
 
+@pytest.mark.slow
 def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> None:
     settings = validate(
         SweepSettings,
