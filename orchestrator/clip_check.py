@@ -2,8 +2,9 @@
 
 Protocol: the global feature's cosines, "a photo of a {}." with the development kit's class names
 ("diningtable"), all pictures of the test split resized straight to 224, difficult objects counted
-as not shown, AP over all points. As in TaI-DPT's code (arXiv 2211.12739), after which the figure's
-paper evaluates (arXiv 2403.01209); no paper spells out all of it.
+as not shown, AP over all points. Read out of TaI-DPT's code (arXiv 2211.12739); no paper spells out
+all of it, and real weights have not been run here: a figure that is off by a little may be the
+protocol's.
 """
 
 from __future__ import annotations
