@@ -32,12 +32,19 @@ from orchestrator.sweep_rounds import run_rounds
 from orchestrator.trial_records import TrialRecords
 from workers.stages import run_stage
 from workers.sweep_trials import OnEpoch, OnWaiting, Trial, Work, tune_prompts
+from workers.tuning_worker import HISTORY
 
 
 def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
-    """The stub."""
-    time.sleep(1)
-    on_epoch({"epoch": 1, "held_out_loss": 1.0, "held_out_map": 50.0})
+    """The stub; its stage is filled, so that no round runs it again."""
+    entry = {"epoch": 1.0, "held_out_loss": 1.0, "held_out_map": 50.0}
+
+    def sleep(staging: Path) -> None:
+        time.sleep(1)
+        (staging / HISTORY).write_text(json.dumps([entry]), "utf-8")
+
+    run_stage(trial.stage, sleep)
+    on_epoch(entry)
 
 
 def run(folder: Path, count: int, parts: int, work: Work) -> dict[str, Any]:
@@ -89,8 +96,11 @@ def main() -> None:
     quieten_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         figures = {
-            "stub": run(Path(temporary), options.stubs, 5, sleep_a_second),
-            "real": run(Path(temporary), options.real, 3, tune_prompts),
+            name: run(Path(tempfile.mkdtemp(dir=temporary)), count, parts, work)
+            for name, count, parts, work in (
+                ("stub", options.stubs, 5, sleep_a_second),
+                ("real", options.real, 3, tune_prompts),
+            )
         }
         disconnect()
     print(json.dumps(figures))
