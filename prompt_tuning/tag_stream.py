@@ -1,4 +1,4 @@
-"""Tagging a stream of files, however long: pictures are read ahead so that the model need not wait.
+"""Tagging a stream of files, however long: pictures are read while others are encoded.
 
 A file that cannot be read has its reason in the place of its tags, and the stream goes on.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -40,22 +42,27 @@ class TagRule:
 
 
 def tag_files(
-    tagger: Tagger, files: Iterable[Path], rule: TagRule, readers: int = 1
+    tagger: Tagger, files: Iterable[Path], rule: TagRule, threads: int = 1
 ) -> Iterator[Tagged]:
-    """What became of each file, in order; `readers` threads read pictures ahead.
+    """What became of each file, in order; `threads` threads work at batches ahead.
 
-    Every `tagger.batch` files one after the other are a batch, less those that cannot be read. So
-    the same files have the same scores, to the last bit, wherever in a stream such a batch begins.
+    Every `tagger.batch` files one after the other are a batch, less those that cannot be read. One
+    thread reads and encodes it alone: many that share one wait for each other, and on a machine
+    that others use too, for long. So the same files also have the same scores, to the last bit, on
+    any number of cores, wherever in a stream such a batch begins. A GPU has one batch at a time.
     """
-    with ThreadPoolExecutor(readers) as pool:
+    model = nullcontext() if tagger.device.type == "cpu" else Lock()
 
-        def read(batch: list[Path]) -> Iterator[Tensor | str]:
-            return pool.map(lambda file: _read(tagger, file), batch)
+    def work(batch: list[Path]) -> list[Tagged]:
+        read = [_read(tagger, file) for file in batch]
+        with model:
+            return list(_tag_batch(tagger, read, rule))
 
-        for reading in started_ahead(
-            chunks(files, tagger.batch), read, 2 + readers // tagger.batch
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for batch in started_ahead(
+            chunks(files, tagger.batch), lambda batch: pool.submit(work, batch), threads + 1
         ):
-            yield from _tag_batch(tagger, list(reading), rule)
+            yield from batch.result()
 
 
 def _read(tagger: Tagger, file: Path) -> Tensor | str:

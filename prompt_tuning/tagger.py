@@ -61,7 +61,8 @@ class Tagger:
         self._local = artifact.classes.local[rows].to(vlm.device)
         self._calibration = artifact.calibration.of(rows)
         self.thresholds = self._calibration.thresholds
-        self.batch = 4 if vlm.device.type == "cpu" else 64  # CPUs' caches are small
+        self.device = vlm.device
+        self.batch = 4 if self.device.type == "cpu" else 64  # CPUs' caches are small
 
     @classmethod
     def load(

@@ -411,12 +411,8 @@ def test_workers_give_the_same_rows_in_order(tag: Callable[..., Done]) -> None:
     assert tag("photos", "--out", "alone.jsonl", "--threshold", 0).code == 0
     done = tag("photos", "--out", "spread.jsonl", "--threshold", 0, "--workers", 1)
     assert done.code == 0, done.err
-    alone, spread = rows_of(Path("alone.jsonl")), rows_of(Path("spread.jsonl"))
-    assert [row["file"] for row in spread] == [str(file) for file in files]
-    for one, other in zip(alone, spread, strict=True):
-        assert one.get("error") == other.get("error")
-        scores = [{of["name"]: of["score"] for of in row["tags"]} for row in (one, other)]
-        assert scores[0] == pytest.approx(scores[1], abs=2e-4)
+    assert [row["file"] for row in rows_of(Path("spread.jsonl"))] == [str(file) for file in files]
+    assert Path("spread.jsonl").read_bytes() == Path("alone.jsonl").read_bytes()
 
 
 def test_files_are_taken_only_as_they_are_needed(
@@ -432,7 +428,7 @@ def test_files_are_taken_only_as_they_are_needed(
             yield file
 
     tagger = Tagger.load(artifact, "cpu", lasting_cache)
-    stream = tag_files(tagger, endless(), TagRule(threshold=0), readers=2)
+    stream = tag_files(tagger, endless(), TagRule(threshold=0), threads=2)
     assert len(next(stream).tags) == 4
     assert taken <= 4 * tagger.batch
     stream.close()

@@ -19,16 +19,16 @@ _TASKS_A_WORKER = 2
 @ray.remote(max_restarts=-1, max_task_retries=3)
 class _TaggingWorker:
     def __init__(
-        self, artifact: Path, labels: list[str] | None, cache: Path, gpus: float, readers: int
+        self, artifact: Path, labels: list[str] | None, cache: Path, gpus: float, threads: int
     ) -> None:
         tagger = Tagger.load(artifact, "cuda" if gpus else "cpu", cache)
         self._tagger = tagger.with_labels(labels) if labels else tagger
-        self._readers = readers
+        self._threads = threads
 
     def ready(self) -> None: ...
 
     def tag(self, files: list[Path], rule: TagRule) -> list[Tagged]:
-        return list(tag_files(self._tagger, files, rule, self._readers))
+        return list(tag_files(self._tagger, files, rule, self._threads))
 
 
 def tag_on_workers(
