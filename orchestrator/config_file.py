@@ -97,7 +97,7 @@ def parse_yaml(text: str, source: str) -> Any:
         InputError: naming `source`, line and what is wrong.
     """
     try:
-        return yaml.load(text, Loader=_PlainLoader)
+        return yaml.load(text, Loader=_PlainLoader)  # a SafeLoader, made stricter above
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{source}{place}: {error.problem}") from None

@@ -6,10 +6,9 @@ Nothing here feeds back: the run's artifact, thresholds and choices stay as they
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cluster import disconnect
-from orchestrator.config import EvaluationSettings, RunConfig, validate
-from orchestrator.config_file import InputError, read_yaml
+from orchestrator.config import EvaluationSettings
+from orchestrator.config_file import InputError
+from orchestrator.evaluated_set import chosen_settings, evaluation_name, measured_on
 from orchestrator.evaluation_report import (
     EvaluationData,
     Mistake,
@@ -30,27 +30,23 @@ from orchestrator.evaluation_report import (
     render_evaluation,
 )
 from orchestrator.evaluation_stages import (
-    ARMS,
-    SELECTION,
     make_metrics,
     read_images,
-    read_selection,
     write_image_features,
     write_images,
 )
+from orchestrator.finished_run import FinishedRun, read_run
 from orchestrator.plan import ImagesPlan, plan_images, text_side
 from orchestrator.preflight import Resources, check_folder, find_resources
 from orchestrator.progress import status
 from orchestrator.report import EXAMPLE_SIDE, best_untuned, evaluated_on
 from orchestrator.results import write_metrics
 from orchestrator.tuning_stages import FEATURES
-from prompt_tuning.artifact import Artifact
 from prompt_tuning.calibration import calibration_quality
-from prompt_tuning.datasets import WHERE_TO_GET, LabelledImages
+from prompt_tuning.datasets import LabelledImages
 from prompt_tuning.evaluation import (
     BRANCHES,
     RESAMPLES,
-    Arms,
     ArmScores,
     arm_scores,
     precision_recall,
@@ -61,24 +57,13 @@ from prompt_tuning.image_files import small_jpeg
 from prompt_tuning.intervals import paired_difference
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
-from prompt_tuning.selection import Selection, images_at
-from prompt_tuning.store import digest, write_atomic
+from prompt_tuning.selection import images_at
+from prompt_tuning.store import write_atomic
 from prompt_tuning.vlm import fetch_weights, load_vlm
 from workers.stages import run_stage
 
 _MISTAKES = 16
 _CURVE_POINTS = 40
-
-
-@dataclass(frozen=True)
-class FinishedRun:
-    """What a run left in its folder, as far as an evaluation needs it."""
-
-    folder: Path
-    config: RunConfig
-    artifact: Artifact
-    arms: Arms
-    selection: Selection
 
 
 def evaluate(
@@ -155,88 +140,6 @@ def evaluate(
     _print(run, metrics, (metrics_file, page_file), console)
 
 
-def read_run(folder: Path) -> FinishedRun:
-    """Read a run's folder.
-
-    Raises:
-        InputError: when it is none, or not a whole one.
-    """
-    config_file, arms = folder / "config.yaml", folder / ARMS
-    if not config_file.is_file():
-        raise InputError(f"{folder}: no folder of a run, such as runs/quickstart (no config.yaml)")
-    try:
-        artifact = Artifact.load(folder / "artifact")
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    selected = folder / SELECTION
-    for file in (arms, selected):
-        if not file.is_file():
-            raise InputError(f"{file} is missing; `datafree run {config_file}` writes it")
-    config = validate(RunConfig, read_yaml(config_file), str(config_file))
-    return FinishedRun(folder, config, artifact, Arms.load(arms), read_selection(selected)[1])
-
-
-def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> EvaluationSettings:
-    """The data set that the options name, else the run's own with these options.
-
-    `options`: fields of `DatasetSettings`, `scenes_seed` and `scenes_images`; None where not given.
-
-    Raises:
-        InputError: for options that do not go together, or name nothing that is there.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    if "root" in given:
-        given["root"] = str(Path(given["root"]).expanduser().resolve())
-    scenes = {
-        field: given.pop(f"scenes_{field}")
-        for field in ("seed", "images")
-        if f"scenes_{field}" in given
-    }
-    start = {} if "dataset" in given else own.model_dump()
-    given["scenes"] = {**own.scenes.model_dump(), **scenes}
-    settings = validate(EvaluationSettings, {**start, **given}, "evaluation")
-    if settings.dataset == "none":
-        raise InputError(
-            "--dataset: is missing, and the run's own evaluation is of no images; there are: "
-            + ", ".join((*WHERE_TO_GET, "scenes"))
-        )
-    if scenes and settings.dataset != "scenes":
-        raise InputError(f"--scenes-{next(iter(scenes))}: only goes with dataset: scenes")
-    try:
-        settings.options()
-    except ValueError as error:
-        raise InputError(f"--{error}") from None
-    if settings.root is not None and not Path(settings.root).is_dir():
-        raise InputError(f"--root: {settings.root} is no folder; {WHERE_TO_GET[settings.dataset]}")
-    return settings
-
-
-def evaluation_name(settings: EvaluationSettings, own: EvaluationSettings) -> str:
-    """What to name the files of an evaluation: the run's own set by its data set alone."""
-    if _measured_on(settings) == _measured_on(own):
-        return settings.dataset
-    if settings.dataset == "scenes":
-        parts = [f"seed-{settings.scenes.seed}", f"images-{settings.scenes.images}"]
-    else:
-        options = settings.options()
-        crowd = {True: ["crowd"], False: ["no-crowd"]}.get(options.pop("crowd", None), [])
-        folder = Path(settings.root or "").name
-        parts = [*options.values(), *crowd, folder, digest(_measured_on(settings))[:6]]
-    plain = (re.sub(r"[^A-Za-z0-9._-]+", "_", part)[:40] for part in parts)
-    return "-".join((settings.dataset, *plain))
-
-
-def _measured_on(settings: EvaluationSettings) -> dict[str, Any]:
-    """All that decides which images are measured on, and by which labels."""
-    scenes = settings.scenes.model_dump() if settings.dataset == "scenes" else None
-    return {
-        "dataset": settings.dataset,
-        "root": settings.root,
-        "scenes": scenes,
-        **settings.options(),
-    }
-
-
 def _selecting(
     run: FinishedRun, settings: EvaluationSettings, images: LabelledImages
 ) -> np.ndarray:
@@ -246,7 +149,7 @@ def _selecting(
         InputError: when they are among the images by their description, but not by their bytes.
     """
     among = run.selection.among(images.files)
-    same = _measured_on(settings) == _measured_on(run.config.evaluation)
+    same = measured_on(settings) == measured_on(run.config.evaluation)
     if same and among.sum() < len(run.selection.selecting):
         raise InputError(
             f"{run.folder}: the images that chose its artifact are no longer the same, so they "
@@ -296,19 +199,17 @@ def _check_vlm(run: FinishedRun, cache: Path, console: Console) -> None:
     try:
         with status(console, "looking at the image–text model …"):
             fetch_weights(run.config.vlm)
-            found = load_vlm(run.config.vlm, cache=cache).identity
+            vlm = load_vlm(run.config.vlm, cache=cache)
     except ValueError as error:
         raise InputError(str(error)) from None
-    tuned_for = run.artifact.vlm
-    differing = [
-        f"{name} ({getattr(tuned_for, name)}, here {getattr(found, name)})"
-        for name in type(found).model_fields
-        if getattr(tuned_for, name) != getattr(found, name)
-    ]
-    if differing:
+    tuned_for, here = run.artifact.vlm, vlm.identity
+    if names := run.artifact.differs_in(vlm):
+        told = [
+            f"{name} ({getattr(tuned_for, name)}, here {getattr(here, name)})" for name in names
+        ]
         raise InputError(
             f"{run.folder}: the artifact was tuned for another image–text model than its "
-            f"config.yaml names; it differs in {', '.join(differing)}"
+            f"config.yaml names; it differs in {', '.join(told)}"
         )
 
 

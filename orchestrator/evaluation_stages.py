@@ -23,7 +23,6 @@ from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, rea
 from prompt_tuning.evaluation import (
     Arms,
     ArmScores,
-    ClassFeatures,
     arm_scores,
     compare_arms,
     score_arms,
@@ -32,7 +31,6 @@ from prompt_tuning.evaluation import (
 from prompt_tuning.features import Features, load_features, save_features
 from prompt_tuning.selection import SelectingHalf, Selection, images_at, select_on_half
 from prompt_tuning.store import canonical_json
-from prompt_tuning.vlm import Geometry
 from workers.tuning_worker import read_classes, read_history
 
 METRICS = "metrics.json"
@@ -119,12 +117,28 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     geometry = config.scoring.resolve(vlm.geometry)
     train, held_out = read_caption_sets(plan)
     tuned = {seed: read_classes(plan.tuning[seed].folder) for seed in plan.tuning}
-    if plan.images_select:
-        chosen, selection = _select(plan, tuned, geometry)
+    chosen, selection = _best_seed(plan), Selection()
+    reported, left_out = np.arange(0), 0
+    if plan.images:
+        images = read_images(plan)
+        if plan.images_select:
+            evaluation, fusion = config.evaluation, config.scoring.fusion
+            chosen, selection = select_on_half(
+                selecting_half(plan, images),
+                images,
+                tuned,
+                geometry,
+                fusion,
+                evaluation.dataset,
+                evaluation.split_seed,
+            )
+        reported = reported_rows(plan, images, selection)
+        left_out = len(images.files) - len(reported)
+        items, images = image_features_at(plan, reported), images_at(images, reported)
+        labels, ignored = images.labels, images.ignored
     else:
-        chosen, selection = _best_seed(plan), Selection()
-    items, labels, ignored, reported = reported_items(plan, selection)
-    left_out = len(read_images(plan).files) - len(reported) if plan.images else 0
+        of_text = held_out.load()
+        items, labels, ignored = of_text.features, of_text.labels.numpy(), None
     arms = Arms(untuned_arms(vlm, plan.categories, train), tuned)
     scores = score_arms(items, arms, geometry, config.scoring.fusion)
     told = selection.told(left_out)
@@ -150,44 +164,37 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         (staging / EXAMPLES).write_text(canonical_json(examples), "utf-8")
 
 
-def reported_items(
-    plan: Plan, selection: Selection
-) -> tuple[Features, np.ndarray, np.ndarray | None, np.ndarray]:
-    """What the arms are compared on: the images that did not select, or held-out captions.
-
-    Returns:
-        their features, labels and ignored labels `(items, classes)`, and the images' places among
-        all of the plan's (none for captions).
+def reported_rows(plan: Plan, images: LabelledImages, selection: Selection) -> np.ndarray:
+    """The places of the images that did not select, in their order.
 
     Raises:
         InputError: when they show no category.
     """
-    if plan.image_features is None:
-        held_out = read_caption_sets(plan)[1].load()
-        return held_out.features, held_out.labels.numpy(), None, np.arange(0)
-    items, images = load_features(plan.image_features.folder / FEATURES), read_images(plan)
     rows = np.flatnonzero(~selection.among(images.files))
-    images = images_at(images, rows)
-    if plan.images_select and not images.labels.any():
+    if plan.images_select and not images.labels[rows].any():
         raise InputError(
             "evaluation.select_on: the half that is reported shows no category; more images, "
             "another evaluation.split_seed or select_on: text would do"
         )
-    return items.take(torch.from_numpy(rows)), images.labels, images.ignored, rows
+    return rows
 
 
-def selecting_half(plan: Plan) -> SelectingHalf | None:
-    """The half of the images that chooses, where the config says that images do.
+def image_features_at(plan: Plan, rows: np.ndarray) -> Features:
+    """The features of the plan's images at these places."""
+    assert plan.image_features is not None
+    return load_features(plan.image_features.folder / FEATURES).take(torch.from_numpy(rows))
+
+
+def selecting_half(plan: Plan, images: LabelledImages) -> SelectingHalf:
+    """The half of the plan's images that chooses.
 
     Raises:
         InputError: when it shows no category.
     """
-    if not plan.images_select:
-        return None
     assert plan.image_features is not None
     features = plan.image_features.folder / FEATURES
     try:
-        return SelectingHalf.of(read_images(plan), features, plan.config.evaluation.split_seed)
+        return SelectingHalf.of(images, features, plan.config.evaluation.split_seed)
     except ValueError as error:
         raise InputError(f"evaluation.select_on: {error}") from None
 
@@ -199,23 +206,6 @@ def _best_seed(plan: Plan) -> int:
         for seed, stage in plan.tuning.items()
     }
     return min(losses, key=losses.__getitem__)
-
-
-def _select(
-    plan: Plan, tuned: dict[int, ClassFeatures], geometry: Geometry
-) -> tuple[int, Selection]:
-    """The seed that half of the images chooses, and which these are."""
-    settings, half = plan.config.evaluation, selecting_half(plan)
-    assert half is not None
-    return select_on_half(
-        half,
-        read_images(plan),
-        tuned,
-        geometry,
-        plan.config.scoring.fusion,
-        settings.dataset,
-        settings.split_seed,
-    )
 
 
 def read_selection(file: Path) -> tuple[int, Selection]:

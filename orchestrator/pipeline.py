@@ -28,17 +28,14 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     Raises:
         InputError: for what a person has to change, before anything has started.
     """
-    wants_scenes = config.evaluation.dataset == "scenes"
-    cache = check_folder(config.paths.cache, "paths.cache")
-    stamps = stamps_source(cache) if wants_scenes else None
+    stamps = stamps_here(config)
     plan = make_plan(config, find_resources(), stamps)
     if dry_run:
         _print_plan(plan, console)
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
-        if wants_scenes and not stamps:
-            stamps = fetch_scenes(plan, console)
+        if not stamps and (stamps := fetch_scenes(plan, console)):
             plan = make_plan(config, plan.resources, stamps)
         fetch_vlm(plan, console)
         try:
@@ -78,8 +75,20 @@ def stage_work(
     return work
 
 
+def stamps_here(config: RunConfig) -> Path | None:
+    """The scenes' cut-outs, where they are wanted and on this machine.
+
+    Raises:
+        InputError: when the cache cannot be written to.
+    """
+    cache = check_folder(config.paths.cache, "paths.cache")
+    return stamps_source(cache) if config.evaluation.dataset == "scenes" else None
+
+
 def fetch_scenes(plan: Plan, console: Console) -> Path | None:
-    """Fetch the scenes' cut-outs; None, with the reason printed, where they cannot be had."""
+    """Fetch the scenes' cut-outs; None without scenes, or, with the reason printed, without any."""
+    if plan.config.evaluation.dataset != "scenes":
+        return None
     try:
         with status(console, "fetching the cut-outs of the scenes (Debian package, 161 MB) …"):
             return fetch_stamps(plan.cache)

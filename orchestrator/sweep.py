@@ -15,16 +15,15 @@ from rich.table import Table
 from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import build_config
-from orchestrator.pipeline import fetch_scenes, fetch_vlm, stage_work
-from orchestrator.preflight import check_folder, find_resources
+from orchestrator.pipeline import fetch_scenes, fetch_vlm, stage_work, stamps_here
+from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
 from orchestrator.sweep_plan import SweepPlan, plan_sweep
-from prompt_tuning.scenes import stamps_source
 from workers.stages import run_stage
 
 if TYPE_CHECKING:
-    from orchestrator.sweep_report import Compared
     from orchestrator.sweep_results import PointResult
+    from orchestrator.swept_points import Compared
 
 _POINTS_SHOWN = 10
 
@@ -40,17 +39,14 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
     """
     began = time.monotonic()
     config = build_config({name: raw[name] for name in raw if name != "sweep"}, path)
-    wants_scenes = config.evaluation.dataset == "scenes"
-    cache = check_folder(config.paths.cache, "paths.cache")
-    stamps = stamps_source(cache) if wants_scenes else None
+    stamps = stamps_here(config)
     plan = plan_sweep(raw, path, find_resources(), stamps)
     if dry_run:
         _print_plan(plan, console)
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
-        if wants_scenes and not stamps:
-            stamps = fetch_scenes(plan.default.plan, console)
+        if not stamps and (stamps := fetch_scenes(plan.default.plan, console)):
             plan = plan_sweep(raw, path, plan.resources, stamps)
         for stage, of in plan.shared().items():
             if stage == of.captions:

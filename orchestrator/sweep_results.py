@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -17,20 +18,25 @@ from orchestrator.config import set_field
 from orchestrator.evaluation_stages import (
     GEOMETRY,
     SELECTION,
+    image_features_at,
+    read_images,
     read_metrics,
     read_selection,
-    reported_items,
+    reported_rows,
 )
+from orchestrator.plan import Plan
 from orchestrator.report import evaluated_on
 from orchestrator.results import write_results
 from orchestrator.search_space import split_names
 from orchestrator.sweep_plan import Point, SweepPlan
-from orchestrator.sweep_report import Compared, SweepData, SweptPoint, render_sweep
+from orchestrator.sweep_report import render_sweep
+from orchestrator.swept_points import Compared, SweepData, SweptPoint
 from orchestrator.trial_records import TrialRecords
 from orchestrator.tuning_stages import RAY_STORAGE
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.evaluation import RESAMPLES, arm_scores
 from prompt_tuning.intervals import paired_difference
+from prompt_tuning.selection import images_at
 from prompt_tuning.store import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.vlm import Geometry
 from workers.stages import Stage
@@ -112,31 +118,30 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
 
     Both need their evaluation stages.
     """
-    sides = [_reported_scores(point) for point in (best, plan.default)]
-    _, labels, ignored = sides[0]
-    difference = paired_difference(sides[0][0], sides[1][0], labels, RESAMPLES, 0, ignored)
-    told = [read_metrics(point.plan) for point in (best, plan.default)]
+    default, images = plan.default.plan, read_images(plan.default.plan)
+    _, selection = read_selection(default.evaluation.folder / SELECTION)
+    rows = reported_rows(default, images, selection)
+    reported, sides = images_at(images, rows), (_scores(best.plan, rows), _scores(default, rows))
+    difference = paired_difference(*sides, reported.labels, RESAMPLES, 0, reported.ignored)
+    of_best, of_default = read_metrics(best.plan), read_metrics(default)
     return Compared(
-        best=told[0]["map"]["tuned"]["fused"],
-        default=told[1]["map"]["tuned"]["fused"],
+        best=of_best["map"]["tuned"]["fused"],
+        default=of_default["map"]["tuned"]["fused"],
         difference=(100 * difference.mean, 100 * difference.low, 100 * difference.high),
-        best_ci=tuple(told[0]["ci"]["tuned"]),
-        default_ci=tuple(told[1]["ci"]["tuned"]),
-        where=evaluated_on(told[0]),
+        best_ci=tuple(of_best["ci"]["tuned"]),
+        default_ci=tuple(of_default["ci"]["tuned"]),
+        where=evaluated_on(of_best),
     )
 
 
-def _reported_scores(point: Point) -> tuple[list[Any], Any, Any]:
-    """Fused scores `(items, classes)` of each seed on the reported items, labels, ignored."""
-    folder, fusion = point.plan.evaluation.folder, point.plan.config.scoring.fusion
-    geometry = Geometry.model_validate_json((folder / GEOMETRY).read_bytes())
-    _, selection = read_selection(folder / SELECTION)
-    items, labels, ignored, _ = reported_items(point.plan, selection)
-    scores = [
-        arm_scores(items, read_classes(stage.folder), geometry, fusion)["fused"]
-        for stage in point.plan.tuning.values()
+def _scores(plan: Plan, rows: np.ndarray) -> list[np.ndarray]:
+    """Of each seed the fused scores `(rows, classes)` of the images at these places."""
+    items = image_features_at(plan, rows)
+    geometry = Geometry.model_validate_json((plan.evaluation.folder / GEOMETRY).read_bytes())
+    return [
+        arm_scores(items, read_classes(stage.folder), geometry, plan.config.scoring.fusion)["fused"]
+        for stage in plan.tuning.values()
     ]
-    return scores, labels, ignored
 
 
 def write_sweep(

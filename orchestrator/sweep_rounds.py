@@ -11,7 +11,7 @@ from rich.console import Console
 
 from orchestrator.cluster import connect
 from orchestrator.curves import new_curves
-from orchestrator.evaluation_stages import selecting_half
+from orchestrator.evaluation_stages import read_images, selecting_half
 from orchestrator.progress import StageProgress
 from orchestrator.proposed_points import ProposedTrials
 from orchestrator.search_space import Fields
@@ -65,7 +65,7 @@ class _Rounds:
     ) -> None:
         self._plan, self._records, self._console, self._work = plan, records, console, work
         self._storage = plan.run_folder / RAY_STORAGE / plan.measured_on
-        self._halves: dict[Stage | None, SelectingHalf | None] = {}
+        self._halves: dict[Stage | None, SelectingHalf] = {}
         self._checked: set[tuple[Stage, float]] = set()
         self._geometries: dict[VLMSettings, Geometry] = {}
         self._points: dict[Stage, tuple[Point, int]] = {}
@@ -87,7 +87,7 @@ class _Rounds:
         enough = ("finished", "stopped") if halve else ("finished",)
         todo = [trial for trial in trials.values() if self._known(trial, enough) is None]
         if todo:
-            self._run(todo, len(todo), halve)
+            self._run(todo, halve)
 
     def propose(self, seed: int) -> None:
         """Tune one seed of the default, and then of each point that Optuna proposes.
@@ -106,7 +106,7 @@ class _Rounds:
         settings = self._plan.settings
         searcher = ProposedTrials(settings, planned, known, self._records.fields())
         if searcher.left:
-            self._run(searcher, searcher.left, halve=True)
+            self._run(searcher, halve=True)
 
     def _trial(self, point: Point, seed: int) -> Trial:
         plan, stage = point.plan, point.plan.tuning[seed]
@@ -115,13 +115,12 @@ class _Rounds:
         if captions not in self._checked:
             check_captions(plan)
             self._checked.add(captions)
-        if plan.image_features not in self._halves:
-            self._halves[plan.image_features] = selecting_half(plan)
+        if plan.images_select and plan.image_features not in self._halves:
+            self._halves[plan.image_features] = selecting_half(plan, read_images(plan))
         return Trial(
-            name=f"point-{point.number}-seed-{seed}",
             fields={**point.fields, "seed": seed},
             stage=stage,
-            job=tuning_job(plan, seed, self._storage, self._halves[plan.image_features]),
+            job=tuning_job(plan, seed, self._storage, self._halves.get(plan.image_features)),
             storage=self._storage,
             resources=plan.share.resources,
         )
@@ -161,10 +160,11 @@ class _Rounds:
         key = point.plan.tuning[seed].key
         return self._plan.run_folder / "tensorboard" / f"{name}-{key[:6]}"
 
-    def _run(self, trials: list[Trial] | ProposedTrials, count: int, halve: bool) -> None:
+    def _run(self, trials: list[Trial] | ProposedTrials, halve: bool) -> None:
         plan, settings, resources = self._plan, self._plan.settings, self._plan.resources
         connect(resources.cpus, resources.gpus)
         default = plan.default.plan
+        count = trials.left if isinstance(trials, ProposedTrials) else len(trials)
         best: list[float] = []
         with StageProgress(self._console, "trials", count) as progress:
 
@@ -185,7 +185,6 @@ class _Rounds:
 
             run_trials(
                 trials,
-                count,
                 plan.slots,
                 plan.run_folder / _TUNE_STORAGE,
                 on_outcome,

@@ -94,14 +94,17 @@ class Artifact:
             vlm=VLMIdentity.model_validate(described["vlm"]),
         )
 
-    def check_vlm(self, vlm: VLM) -> None:
-        """Raises ValueError when `vlm` is not the one that the artifact was tuned for."""
-        differing = [
+    def differs_in(self, vlm: VLM) -> list[str]:
+        """In what of its identity a VLM is not the one that the artifact was tuned for."""
+        return [
             name
             for name in VLMIdentity.model_fields
             if getattr(vlm.identity, name) != getattr(self.vlm, name)
         ]
-        if differing:
+
+    def check_vlm(self, vlm: VLM) -> None:
+        """Raises ValueError when `vlm` is not the one that the artifact was tuned for."""
+        if differing := self.differs_in(vlm):
             raise ValueError(
                 f"the artifact was tuned for {self.vlm.model} at {self.vlm.resolution}; "
                 f"this model differs in {', '.join(differing)}"

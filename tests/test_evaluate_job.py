@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,10 +14,10 @@ import pytest
 import ray
 import torch
 import yaml
+from command_line import run_datafree
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from orchestrator.cli import main
 from orchestrator.config import EvaluationSettings
 from orchestrator.evaluate_job import chosen_settings, evaluation_name
 from prompt_tuning.artifact import Artifact
@@ -56,14 +55,7 @@ def datafree(
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object, refused: bool = False) -> str:
-        monkeypatch.setattr(sys, "argv", ["datafree", *map(str, arguments)])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
+        code, out, err = run_datafree(monkeypatch, capsys, *arguments)
         assert code == (2 if refused else 0), (out, err)
         assert not ray.is_initialized()
         message = err.partition("error: ")[2]  # bars of libraries may stand before it

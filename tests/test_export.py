@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from command_line import run_datafree
 from PIL import Image
 from test_onnx_export import artifact_for, needs_onnx, tiny_clip
 
-from orchestrator.cli import main
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import BRANCHES, UNTUNED, compare_arms
@@ -34,14 +33,7 @@ def datafree(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     monkeypatch.delenv("DATAFREE_CACHE", raising=False)
 
     def call(*arguments: object, refused: bool = False) -> str:
-        monkeypatch.setattr(sys, "argv", ["datafree", *map(str, arguments)])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
-        out, err = capsys.readouterr()
+        code, out, err = run_datafree(monkeypatch, capsys, *arguments)
         assert code == (2 if refused else 0), (out, err)
         message = err.partition("error: ")[2]
         assert not refused or message.count("\n") == 1, err

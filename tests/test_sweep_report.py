@@ -14,25 +14,19 @@ import pytest
 from test_report import HOSTILE, NOTE, Page
 
 from orchestrator.report import FRAME
-from orchestrator.sweep_report import (
-    Compared,
-    SweepData,
-    SweptPoint,
+from orchestrator.sweep_drawings import (
     axis,
-    caution,
     heights,
     heights_of_curves,
-    lead,
     learning,
     parallel,
     plots,
-    render_sweep,
-    saved,
     scatter,
     spread_out,
-    stops,
-    word,
 )
+from orchestrator.sweep_report import render_sweep
+from orchestrator.sweep_words import caution, lead, saved, stops
+from orchestrator.swept_points import Compared, SweepData, SweptPoint, word
 
 AXES: dict[str, Callable[[random.Random], Any]] = {
     "tuning.lr": lambda draw: 10 ** draw.uniform(-4, -1),

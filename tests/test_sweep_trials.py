@@ -58,14 +58,7 @@ def trial(number: int, folder: Path) -> Trial:
         cache=folder,
         progress=folder / f"{number}.json",
     )
-    return Trial(
-        f"trial-{number}",
-        {},
-        Stage("tuning", str(number), folder),
-        job,
-        folder,
-        {"CPU": 1, "GPU": 0},
-    )
+    return Trial({}, Stage("tuning", str(number), folder), job, folder, {"CPU": 1, "GPU": 0})
 
 
 def tell_epochs(trial: Trial, on_epoch: OnEpoch, pause: float = 0.0) -> None:
@@ -84,7 +77,7 @@ def fail_the_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> N
 
 def die_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     """Take the process of the trial's driver down with it, the first time."""
-    died = trial.storage / f"died-{trial.name}"
+    died = trial.storage / f"died-{trial.stage.key}"
     if not died.exists():
         died.touch()
         os._exit(1)
@@ -107,9 +100,7 @@ def slow_if_bad(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     teller.join()
 
 
-def outcomes(
-    trials: list[Trial] | Searcher, folder: Path, count: int = 0, **options: object
-) -> dict[int, Outcome]:
+def outcomes(trials: list[Trial] | Searcher, folder: Path, **options: object) -> dict[int, Outcome]:
     told: dict[int, Outcome] = {}
 
     def on_outcome(trial: Trial, outcome: Outcome) -> None:
@@ -118,7 +109,6 @@ def outcomes(
 
     run_trials(
         trials,
-        count or len(trials),
         slots=1,
         storage=folder / "tune",
         on_outcome=on_outcome,
@@ -176,13 +166,13 @@ def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> Non
 
         def plan(fields: Fields) -> Trial:
             proposed.append(fields)
-            return replace(trial(len(proposed), tmp_path), name=str(fields["hierarchy.depth"]))
+            return replace(trial(len(proposed), tmp_path), fields=fields)
 
         def known(trial: Trial) -> float | None:
-            return 7.0 if trial.name == "0" else None
+            return 7.0 if trial.fields["hierarchy.depth"] == 0 else None
 
         searcher = ProposedTrials(settings, plan, known, earlier)
-        return proposed, outcomes(searcher, tmp_path, count=searcher.left, work=at_once)
+        return proposed, outcomes(searcher, tmp_path, work=at_once)
 
     proposed, told = search([])
     assert len(proposed) == 8

@@ -13,16 +13,16 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from command_line import Done, run_datafree
 from PIL import Image
 from test_tagger import NAMES, QUICK, SENTENCES
 
-from orchestrator.cli import main
 from orchestrator.picture_listing import PictureListing
 from prompt_tuning import Tagger, tune
 from prompt_tuning.image_files import MAX_PIXELS, open_image
@@ -38,12 +38,6 @@ def artifact(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Pat
     target = tmp_path_factory.mktemp("tag") / "artifact"
     tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(target)
     return target
-
-
-class Done(NamedTuple):
-    code: object
-    out: str
-    err: str
 
 
 @pytest.fixture
@@ -63,16 +57,9 @@ def tag(
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Done:
-        words = ["datafree", "tag", str(artifact), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", words)
-        capsys.readouterr()
-        code: object = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code or 0
+        done = run_datafree(monkeypatch, capsys, "tag", artifact, *arguments)
         assert not ray.is_initialized()
-        return Done(code, *capsys.readouterr())
+        return done
 
     return call
 
@@ -349,17 +336,14 @@ def test_artifacts_that_will_not_do(
             text = file.read_bytes().replace(b'"version": 2', b'"version": 1')
             (staging / file.name).write_bytes(text)
     for folder, told in ((older, "artifact of version 1"), (Path("photos"), "no artifact")):
-        monkeypatch.setattr(sys, "argv", ["datafree", "tag", str(folder), "photos"])
-        with pytest.raises(SystemExit) as end:
-            main()
-        assert end.value.code == 2
-        assert told in capsys.readouterr().err
+        done = run_datafree(monkeypatch, capsys, "tag", folder, "photos")
+        assert done.code == 2
+        assert told in done.err
 
 
 # Runs the command line, and prints which of these it imported.
 COMMAND_LINE = """
 import sys
-from orchestrator.cli import main
 try:
     main()
 finally:

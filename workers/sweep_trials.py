@@ -66,7 +66,6 @@ class Trial:
     `fields`: the swept ones and the seed, for experiment trackers.
     """
 
-    name: str
     fields: dict[str, Any]
     stage: Stage
     job: TuningJob
@@ -127,7 +126,6 @@ def tune_prompts(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None
 
 def run_trials(
     trials: Sequence[Trial] | Searcher,
-    count: int,
     slots: int,
     storage: Path,
     on_outcome: OnOutcome,
@@ -143,8 +141,7 @@ def run_trials(
     its last checkpoint.
 
     Args:
-        trials: those to run, or a searcher that gives each by `as_config`.
-        count: how many there are.
+        trials: those to run, or a searcher that gives each by `as_config` until there are no more.
         storage: a folder for Tune's own files, which are removed at the end.
         on_waiting: told the seconds that all trials have waited for resources.
         known: of trials that halving has seen before, in their order, the objective by epoch.
@@ -174,7 +171,7 @@ def run_trials(
         ),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
-            num_samples=count if searcher else 1,
+            num_samples=-1 if searcher else 1,
             search_alg=searcher,
             scheduler=_scheduler(halving, known) if halving else FIFOScheduler(),
             max_concurrent_trials=slots + ahead,
