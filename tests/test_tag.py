@@ -344,6 +344,7 @@ def test_artifacts_that_will_not_do(
 # Runs the command line, and prints which of these it imported.
 COMMAND_LINE = """
 import sys
+from orchestrator.cli import main
 try:
     main()
 finally:
