@@ -75,7 +75,10 @@ def _read(tagger: Tagger, file: Path) -> Tensor | str:
 
 def _tag_batch(tagger: Tagger, batch: list[Tensor | str], rule: TagRule) -> Iterator[Tagged]:
     pixels = [of_file for of_file in batch if isinstance(of_file, Tensor)]
-    tags = tagger.tag_pixels(torch.stack(pixels), rule.threshold, rule.top) if pixels else []
+    tags: list[list[Tag]] = []
+    if pixels:
+        scores = tagger.pixel_scores(torch.stack(pixels))
+        tags = tagger.tags(scores, rule.threshold, rule.top)
     coming = iter(tags)
     for of_file in batch:
         yield Tagged(error=of_file) if isinstance(of_file, str) else Tagged(next(coming))

@@ -127,17 +127,16 @@ class Tagger:
         Raises:
             ValueError: naming the file, when one cannot be read.
         """
-        return self._tags(self.scores(images), threshold, top)
+        return self.tags(self.scores(images), threshold, top)
 
-    def tag_pixels(
-        self, pixels: Tensor, threshold: float | None = None, top: int | None = None
-    ) -> list[list[Tag]]:
-        """As `tag`, of what `pixels` gave: one batch `(batch, 3, resolution, resolution)`."""
-        return self._tags(self._calibration.scores(self._raw(pixels)), threshold, top)
+    def pixel_scores(self, pixels: Tensor) -> np.ndarray:
+        """As `scores`, of what `pixels` gave: one batch `(batch, 3, resolution, resolution)`."""
+        return self._calibration.scores(self._raw(pixels))
 
-    def _tags(
-        self, scores: np.ndarray, threshold: float | None, top: int | None
+    def tags(
+        self, scores: np.ndarray, threshold: float | None = None, top: int | None = None
     ) -> list[list[Tag]]:
+        """As `tag`, of calibrated scores `(images, classes)`."""
         reached = scores >= (self.thresholds if threshold is None else threshold)
         return [
             [
