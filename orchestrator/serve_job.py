@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import signal
 import socket
 import time
@@ -55,6 +56,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         connect(resources.cpus, resources.gpus)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
         ray_serve.start(
             proxy_location="HeadOnly",

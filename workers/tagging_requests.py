@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from fastapi import HTTPException, Request
-from pydantic import Base64Bytes, BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive
@@ -33,7 +33,9 @@ class Limits:
 class PictureIn(BaseModel):
     """A picture file's content in base64."""
 
-    data: Base64Bytes
+    model_config = ConfigDict(val_json_bytes="base64")
+
+    data: bytes = Field(json_schema_extra={"format": "byte", "contentEncoding": "base64"})
     name: str | None = None
 
 

@@ -217,7 +217,11 @@ def build_app(
         responses={status: {"model": ErrorOut} for status in (401, 413, 415, 422, 429, 503, 504)},
     )
 
-    @guarded.get("/labels", summary="Artifacts with their labels and thresholds")
+    @guarded.get(
+        "/labels",
+        summary="Artifacts with their labels and thresholds",
+        response_model_exclude_none=True,
+    )
     async def labels() -> LabelsOut:
         try:
             state = await models.state()
@@ -229,7 +233,12 @@ def build_app(
     async def metrics() -> PlainTextResponse:
         return PlainTextResponse(measures.text(), media_type="text/plain; version=0.0.4")
 
-    @guarded.post("/tag", summary="Tags for pictures", openapi_extra=body_schema("several"))
+    @guarded.post(
+        "/tag",
+        summary="Tags for pictures",
+        openapi_extra=body_schema("several"),
+        response_model_exclude_none=True,
+    )
     async def tag(
         request: Request,
         artifact: ArtifactName = None,
