@@ -142,8 +142,8 @@ class TaggingModel:
         pixels = await self._in_thread(self._pixels, tagger, picture)
         if isinstance(pixels, Refusal):
             return pixels
-        scores = await self._scored(_Waiting(tagger, pixels))
-        [tags] = tagger.tags(scores[None], rule.threshold, rule.top)
+        raw = await self._scored(_Waiting(tagger, pixels))
+        [tags] = tagger.tags(raw[None], rule.threshold, rule.top)
         return TaggedPicture(version, tags)
 
     async def regions(
@@ -194,11 +194,11 @@ class TaggingModel:
 
 
 def _scores(pictures: list[_Waiting]) -> list[np.ndarray]:
-    """Calibrated scores of each picture, `(classes,)`; those of one artifact are one batch."""
+    """Raw scores of each picture, `(classes,)`; those of one artifact are one batch."""
     scores: dict[int, np.ndarray] = {}
     for tagger in {id(picture.tagger): picture.tagger for picture in pictures}.values():
         rows = [row for row, picture in enumerate(pictures) if picture.tagger is tagger]
-        batch = tagger.pixel_scores(torch.stack([pictures[row].pixels for row in rows]))
+        batch = tagger.score_pixels(torch.stack([pictures[row].pixels for row in rows]))
         scores |= dict(zip(rows, batch, strict=True))
     return [scores[row] for row in range(len(pictures))]
 
