@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import signal
 import socket
 import time
@@ -53,11 +54,18 @@ def serve(options: ServeOptions, console: Console) -> None:
     _check_port(options)
     resources = find_resources()
     replicas = _replicas(options.replicas, resources)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    started = False
     try:
         connect(resources.cpus, resources.gpus)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has its own
+        if ray_serve.status().proxies:
+            raise InputError(
+                "RAY_ADDRESS: Ray Serve runs on this cluster already, at a port of its own; "
+                "end it, or name another cluster"
+            )
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+        started = True
         ray_serve.start(
             proxy_location="HeadOnly",
             http_options={"host": options.host, "port": options.port},
@@ -81,7 +89,9 @@ def serve(options: ServeOptions, console: Console) -> None:
     except KeyboardInterrupt:
         console.print("Stopped.")
     finally:
-        _end()
+        if started and os.environ.get("RAY_ADDRESS"):  # else Ray ends here, with all of it
+            ray_serve.shutdown()
+        disconnect()
 
 
 def named_folders(artifacts: list[str]) -> dict[str, Path]:
@@ -172,11 +182,3 @@ def _watch() -> None:
         status = ray_serve.status().applications[APPLICATION]
         if status.status == ApplicationStatus.DEPLOY_FAILED:
             raise RuntimeError(f"the service ended: {status.message}")
-
-
-def _end() -> None:
-    import ray
-
-    if ray.is_initialized():
-        ray_serve.shutdown()
-    disconnect()

@@ -333,7 +333,7 @@ def test_artifacts_that_will_not_do(
     older = Path("older")
     with publishing(older) as staging:
         for file in artifact.iterdir():
-            text = file.read_bytes().replace(b'"version": 2', b'"version": 1')
+            text = file.read_bytes().replace(b'"version": 3', b'"version": 1')
             (staging / file.name).write_bytes(text)
     for folder, told in ((older, "artifact of version 1"), (Path("photos"), "no artifact")):
         done = run_datafree(monkeypatch, capsys, "tag", folder, "photos")
