@@ -17,7 +17,7 @@ class Problem extends Error {
   constructor(sentence, again) { super(sentence); this.again = again; }
 }
 
-let token = null, tokenAsked = null, pauseUntil = 0;
+let token = null, tokenAsked = null, declined = false, pauseUntil = 0;
 const wait = ms => new Promise(done => setTimeout(done, ms));
 
 async function ask(path, query = [], body = null, signal = null) {
@@ -50,6 +50,7 @@ function busy(answer) {
 
 function newToken(refused) {
   if (token !== refused) return null;  // another request has got one meanwhile
+  if (declined) throw new Problem("The service wants a token.", true);
   tokenAsked ??= askToken(refused).finally(() => { tokenAsked = null; });
   return tokenAsked;
 }
@@ -61,7 +62,8 @@ function askToken(refused) {
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((done, fail) => dialog.addEventListener("close", () => {
-    if (dialog.returnValue !== "given") return fail(new Problem("The service wants a token.", true));
+    declined = dialog.returnValue !== "given";
+    if (declined) return fail(new Problem("The service wants a token.", true));
     token = field.value.trim();
     field.value = "";
     done();
@@ -99,6 +101,7 @@ function choose(of) {
 }
 
 async function start() {
+  declined = false;
   await readLabels();
   pump();
 }
@@ -134,7 +137,7 @@ async function dropped(transfer) {
 function add(found) {
   const pictures = found.filter(({ file }) => file.type.startsWith("image/") || EXTENSIONS.test(file.name));
   const left = found.length - pictures.length;
-  notice(left ? `${many(left, "file is no picture and was", "files are no pictures and were")} left out.` : "");
+  if (!again) notice(left ? `${many(left, "file is no picture and was", "files are no pictures and were")} left out.` : "");
   pictures.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
   const added = pictures.map(newEntry);
   entries.push(...added);
@@ -153,7 +156,7 @@ function newEntry({ file, name }) {
   part(".again").addEventListener("click", () => { part("h3").focus(); queue([entry]); });
   part(".again").setAttribute("aria-label", `Try ${name} again`);
   part(".more").addEventListener("click", () => { entry.long = !entry.long; draw(entry); });
-  of.set(card, entry);
+  entryOf.set(card, entry);
   return entry;
 }
 
@@ -187,6 +190,7 @@ function removeAll() {
 // ---- Tagging, so many requests at once
 
 function queue(some) {
+  declined = false;
   for (const entry of some) {
     entry.abort?.abort();
     Object.assign(entry, { status: "waiting", tags: [], regions: new Map(), error: null, abort: null });
@@ -235,9 +239,9 @@ async function tag(entry) {
 
 // ---- What is shown; drawn at most once a frame
 
-const of = new WeakMap();  // card -> entry
+const entryOf = new WeakMap();  // by card
 const near = new IntersectionObserver(list => list.forEach(({ target, isIntersecting }) => {
-  const entry = of.get(target);
+  const entry = entryOf.get(target);
   entry.near = isIntersecting;
   draw(entry);
 }), { rootMargin: "600px" });
@@ -461,7 +465,7 @@ function paint(canvas, rows, [width, height]) {
   const most = Math.max(...rows.flat()) || 1;
   rows.flat().forEach((share, i) => {
     const heat = Math.sqrt(share / most), mix = (cold, hot) => cold + heat * (hot - cold);
-    pixels.data.set([mix(8, 255), mix(14, 150), mix(48, 20), mix(185, 95)], 4 * i);
+    pixels.data.set([mix(6, 255), mix(12, 140), mix(44, 0), mix(205, 100)], 4 * i);
   });
   small.getContext("2d").putImageData(pixels, 0, 0);
   Object.assign(canvas, { width, height });
