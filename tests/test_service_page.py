@@ -10,6 +10,7 @@ import io
 import json
 import re
 import shutil
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,9 @@ def test_filter_shows_pictures_with_all_tags_and_the_csv_has_these(
     more = page.locator(".filter button.plain", has_text="all ")
     if more.count():
         more.click()
-    chip = page.locator(".filter button[aria-pressed]", has_text=re.compile(f"^{re.escape(label)} "))
+    chip = page.locator(
+        ".filter button[aria-pressed]", has_text=re.compile(f"^{re.escape(label)} ")
+    )
     expect(chip.locator("small")).to_have_text(str(len(have)))
     chip.focus()
     page.keyboard.press("Enter")
@@ -242,8 +245,6 @@ DROP = """([files, folder, how]) => {
 
 
 def hand_over(page: Page, files: list[Path], how: str, folder: str = "") -> None:
-    from base64 import b64encode
-
     given = [[file.name, b64encode(file.read_bytes()).decode()] for file in files]
     page.evaluate(DROP, [given, folder, how])
 
@@ -404,7 +405,9 @@ def test_by_keyboard_alone_and_focus_is_never_lost(page: Page, pictures: list[Pa
     expect(page.locator("#results")).to_be_hidden()
 
 
-def test_another_artifact_tags_what_is_there(page: Page, service: str, pictures: list[Path]) -> None:
+def test_another_artifact_tags_what_is_there(
+    page: Page, service: str, pictures: list[Path]
+) -> None:
     of = page.request.get(f"{service.rstrip('/')}/labels").json()
     known: dict[str, Any] = of["artifacts"][0]
     both = {"artifacts": [known, {**known, "name": "other"}]}
@@ -453,9 +456,10 @@ def test_a_phone_in_both_schemes(
 def test_a_thousand_pictures_leave_the_page_awake(page: Page, pictures: list[Path]) -> None:
     under_way = {"now": 0, "most": 0}
     tags = [{"name": f"label {n}", "score": 1 - n / 200} for n in range(100)]
+    of = {"name": "", "tags": tags}
 
     def tag(route: Route) -> None:
-        route.fulfill(json={"artifact": "x", "version": "", "pictures": [{"name": "", "tags": tags}]})
+        route.fulfill(json={"artifact": "x", "version": "", "pictures": [of]})
 
     def count(by: int) -> None:
         under_way["now"] += by
@@ -470,13 +474,11 @@ def test_a_thousand_pictures_leave_the_page_awake(page: Page, pictures: list[Pat
       for (let n = 0; n < 1000; n++)
         all.items.add(new File([bytes], `${n}.png`, { type: "image/png" }));
       document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: all })); }"""
-    from base64 import b64encode
-
     page.evaluate(many, [b64encode(pictures[0].read_bytes()).decode()])
     expect(page.locator("#cards .card")).to_have_count(1000)
     one_threshold(page, 0)  # while they are being tagged
     drawn = page.locator("#cards .tags button").count()
     assert drawn < 1000  # only what is near the window
     assert under_way["most"] <= 4
-    page.get_by_role("button", name="Remove all").click()
+    page.locator("#remove-all").click()
     expect(page.locator("#results")).to_be_hidden()

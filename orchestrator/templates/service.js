@@ -100,6 +100,13 @@ function choose(of) {
   refresh();
 }
 
+let versionAsked = null;
+function newVersion(version) {  // its thresholds and labels may be others
+  if (version === artifact.version || version === versionAsked) return;
+  versionAsked = version;
+  readLabels();
+}
+
 async function start() {
   declined = false;
   await readLabels();
@@ -179,6 +186,7 @@ function remove(entry) {
 }
 
 function removeAll() {
+  $("cards").replaceChildren();  // at once: one by one is slow
   entries.forEach(drop);
   entries = [];
   wanted.clear();
@@ -227,7 +235,7 @@ async function tag(entry) {
     if (picture.error) throw new Problem(picture.error, false);
     Object.assign(entry, { status: "done", tags: picture.tags });
     if (!pauseUntil || pauseUntil < Date.now()) calm();
-    if (answer.version !== artifact.version && answer.artifact === artifact.name) readLabels();
+    if (answer.artifact === artifact.name) newVersion(answer.version);
   } catch (error) {
     if (entry.abort === abort && !abort.signal.aborted) Object.assign(entry, { status: "failed", error });
   } finally {
