@@ -150,6 +150,50 @@ def tag(
 
 
 @app.command()
+def calibrate(
+    artifact: Annotated[Path, typer.Argument(help="folder, e.g. runs/quickstart/artifact")],
+    out: Annotated[Path, typer.Option(help="folder of the new artifact")],
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH…]", help="photos without labels, as `tag` takes them"),
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="folder of labelled photos instead")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="what --root is: folder (labels.csv; default), coco_json …")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="of a benchmark, e.g. val")] = None,
+    cache: Annotated[str | None, typer.Option(help="folder of what models derive")] = None,
+) -> None:
+    """Scores and thresholds that fit your photos: a handful with labels, or any without."""
+    from orchestrator.commands.calibrate import calibrate as calibrate_command
+
+    calibrate_command(artifact, photos or [], out, root, dataset, split, cache)
+
+
+@app.command()
+def serve(
+    artifacts: Annotated[
+        list[str],
+        typer.Argument(metavar="ARTIFACT…", help="folders, e.g. runs/quickstart/artifact"),
+    ],
+    host: Annotated[str, typer.Option(help="address to listen at")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen at")] = 8080,
+    token: Annotated[
+        str | None,
+        typer.Option(help="that requests must bear (default: DATAFREE_TOKEN, which nobody sees)"),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="models at once (default: one a GPU; without GPUs two)")
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="folder of what models derive")] = None,
+) -> None:
+    """Tags over HTTP, and a page to try them in a browser; takes artifacts written anew."""
+    from orchestrator.commands.serve import serve as serve_command
+
+    serve_command(artifacts, host, port, token, replicas, cache)
+
+
+@app.command()
 def export(
     artifact: Annotated[Path, typer.Argument(help="folder, e.g. runs/quickstart/artifact")],
     onnx: Annotated[

@@ -61,7 +61,7 @@ def model_card(artifact: Artifact, run: Path) -> str:
         _fenced("\n".join(artifact.categories.names)),
         "## Data",
         "**Tuned without a photo and without a label of one**, on sentences alone; the scores' "
-        "calibration and thresholds come from held-out sentences.",
+        f"calibration and thresholds come from {artifact.calibration.source}.",
         _sentences(run) if is_run else "Which sentences: not recorded beside the artifact.",
         "## Figures",
         _figures(run) if is_run else "**Not measured**: the artifact lies in no run's folder.",

@@ -44,13 +44,14 @@ class Calibration:
     """What makes raw scores calibrated ones; every array is `(classes,)`.
 
     `thresholds` are calibrated scores. `shared`: slope, offset and threshold for a label that
-    nothing is known of.
+    nothing is known of. `source`: what all this was found on, for people.
     """
 
     slopes: np.ndarray
     offsets: np.ndarray
     thresholds: np.ndarray
     shared: tuple[float, float, float]
+    source: str = "held-out sentences"
 
     def scores(self, raw: np.ndarray) -> np.ndarray:
         """Calibrated scores in [0, 1] of raw ones, both `(items, classes)`."""
@@ -72,14 +73,15 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """As JSON values, which keep every bit."""
         arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
-        return {**arrays, "shared": list(self.shared)}
+        return {**arrays, "shared": list(self.shared), "source": self.source}
 
     @classmethod
     def from_json(cls, described: dict[str, Any]) -> Calibration:
         """Read what `to_json` gave."""
         slopes, offsets, thresholds = (np.array(described[name]) for name in _ARRAYS)
         slope, offset, threshold = described["shared"]
-        return cls(slopes, offsets, thresholds, (slope, offset, threshold))
+        shared = (slope, offset, threshold)
+        return cls(slopes, offsets, thresholds, shared, described["source"])
 
 
 _ARRAYS = ("slopes", "offsets", "thresholds")

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,19 +45,34 @@ class TagRule:
 def tag_files(
     tagger: Tagger, files: Iterable[Path], rule: TagRule, threads: int = 1
 ) -> Iterator[Tagged]:
-    """What became of each file, in order; `threads` threads work at batches ahead.
+    """What became of each file, in order; `threads` as in `score_files`."""
+    for scored in score_files(tagger, files, threads):
+        if isinstance(scored, str):
+            yield Tagged(error=scored)
+        else:
+            [tags] = tagger.tags(scored[None], rule.threshold, rule.top)
+            yield Tagged(tags)
+
+
+def score_files(
+    tagger: Tagger, files: Iterable[Path], threads: int = 1
+) -> Iterator[np.ndarray | str]:
+    """Each file's raw scores `(classes,)` in order, or the reason why it cannot be read.
 
     Every `tagger.batch` files one after the other are a batch, less those that cannot be read. One
     thread reads and encodes it alone: many that share one wait for each other, and on a machine
     that others use too, for long. So the same files also have the same scores, to the last bit, on
     any number of cores, wherever in a stream such a batch begins. A GPU has one batch at a time.
+    `threads` threads work at batches ahead.
     """
     model = nullcontext() if tagger.device.type == "cpu" else Lock()
 
-    def work(batch: list[Path]) -> list[Tagged]:
+    def work(batch: list[Path]) -> list[np.ndarray | str]:
         read = [_read(tagger, file) for file in batch]
+        pixels = [of_file for of_file in read if isinstance(of_file, Tensor)]
         with model:
-            return list(_tag_batch(tagger, read, rule))
+            coming = iter(tagger.score_pixels(torch.stack(pixels)) if pixels else ())
+        return [of_file if isinstance(of_file, str) else next(coming) for of_file in read]
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for batch in started_ahead(
@@ -71,14 +87,6 @@ def _read(tagger: Tagger, file: Path) -> Tensor | str:
         return tagger.pixels(open_image(file))
     except ValueError as error:
         return str(error).removeprefix(f"{file}: ")
-
-
-def _tag_batch(tagger: Tagger, batch: list[Tensor | str], rule: TagRule) -> Iterator[Tagged]:
-    pixels = [of_file for of_file in batch if isinstance(of_file, Tensor)]
-    tags = tagger.tag_pixels(torch.stack(pixels), rule.threshold, rule.top) if pixels else []
-    coming = iter(tags)
-    for of_file in batch:
-        yield Tagged(error=of_file) if isinstance(of_file, str) else Tagged(next(coming))
 
 
 def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

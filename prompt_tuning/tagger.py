@@ -95,7 +95,7 @@ class Tagger:
         scored = [np.zeros((0, len(self.names)), dtype=np.float32)]
         for start in range(0, len(images), self.batch):
             batch = images[start : start + self.batch]
-            scored.append(self._raw(torch.stack([self.pixels(image) for image in batch])))
+            scored.append(self.score_pixels(torch.stack([self.pixels(image) for image in batch])))
         return np.concatenate(scored)
 
     def pixels(self, image: Picture) -> Tensor:
@@ -107,8 +107,8 @@ class Tagger:
         return self._vlm.preprocess(_opened(image))
 
     @torch.no_grad()
-    def _raw(self, pixels: Tensor) -> np.ndarray:
-        """Raw scores `(batch, classes)` of pixels `(batch, 3, resolution, resolution)`."""
+    def score_pixels(self, pixels: Tensor) -> np.ndarray:
+        """As `raw_scores`, of what `pixels` gave: `(batch, 3, resolution, resolution)`."""
         geometry = self._artifact.geometry
         # Convolutions are faster so on CPUs (see feature_workers.py).
         pixels = pixels.to(self._vlm.device, memory_format=torch.channels_last)
@@ -127,17 +127,13 @@ class Tagger:
         Raises:
             ValueError: naming the file, when one cannot be read.
         """
-        return self._tags(self.scores(images), threshold, top)
+        return self.tags(self.raw_scores(images), threshold, top)
 
-    def tag_pixels(
-        self, pixels: Tensor, threshold: float | None = None, top: int | None = None
+    def tags(
+        self, raw: np.ndarray, threshold: float | None = None, top: int | None = None
     ) -> list[list[Tag]]:
-        """As `tag`, of what `pixels` gave: one batch `(batch, 3, resolution, resolution)`."""
-        return self._tags(self._calibration.scores(self._raw(pixels)), threshold, top)
-
-    def _tags(
-        self, scores: np.ndarray, threshold: float | None, top: int | None
-    ) -> list[list[Tag]]:
+        """As `tag`, of raw scores `(images, classes)`."""
+        scores = self._calibration.scores(raw)
         reached = scores >= (self.thresholds if threshold is None else threshold)
         return [
             [

@@ -1,0 +1,251 @@
+"""Requests a second of `datafree serve`, and whether any fails while things go wrong.
+
+    python benchmarks/serving.py [--seconds 20] [--disturbed-seconds 60]
+
+The service is the command, as a process of its own; its clients are threads here, on the same
+cores. Each sends one picture a request over a kept connection and waits for the answer: 1, 8 and 32
+of them, for so many seconds each. `bare` is the model in this process with the same pictures: one
+at a time (what one client can hope for), and in batches of the service's size on threads that each
+take batches of their own (what many can).
+
+Then 8 clients go on while, at a quarter and at three quarters of the time, a model replica is
+killed (SIGKILL), and at half of it the artifact is replaced by another one. `failed` counts every
+answer but 200 and every broken connection: clients do not try again. `second_tries` are the
+service's own. The pictures are JPEGs of 500 × 375, made here from a seed; the artifacts are tuned
+here on sentences. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import psutil
+import torch
+from image_features import write_photo
+from tagging import CATEGORIES, SENTENCES
+
+from prompt_tuning import Tagger, load_vlm, tune
+from prompt_tuning.image_files import read_image
+from prompt_tuning.store import MANIFEST, publishing
+from prompt_tuning.tuning import TuningSettings
+
+CLIENTS = (1, 8, 32)
+PHOTOS = 64
+
+
+class Answered(NamedTuple):
+    """A request: its status (0: no answer), seconds, and version of the artifact."""
+
+    status: int
+    seconds: float
+    version: str = ""
+
+
+class Service(NamedTuple):
+    """A running `datafree serve`."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that hold a model."""
+        return [
+            process
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if "Replica" in (title := " ".join(process.cmdline())) and "TaggingModel" in title
+        ]
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Status and body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+@contextmanager
+def serving(artifact: Path, cache: Path) -> Iterator[Service]:
+    """`datafree serve` until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "orchestrator", "serve", str(artifact)]
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--cache", str(cache)], stderr=subprocess.DEVNULL
+    )
+    service = Service(port, process)
+    try:
+        while True:
+            assert process.poll() is None
+            try:
+                if service.get("/health")[0] == 200:
+                    break
+            except OSError:
+                pass
+            time.sleep(0.2)
+        yield service
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
+def body_of(picture: bytes, name: str = "a.jpg") -> tuple[bytes, dict[str, str]]:
+    """A multipart body of one picture, and its headers."""
+    head = f'--cut\r\nContent-Disposition: form-data; name="pictures"; filename="{name}"\r\n\r\n'
+    return head.encode() + picture + b"\r\n--cut--\r\n", {
+        "Content-Type": "multipart/form-data; boundary=cut"
+    }
+
+
+def client(port: int, pictures: list[bytes], until: Callable[[], bool]) -> list[Answered]:
+    """Sends picture after picture; a connection that breaks is opened anew for the next one."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    answers: list[Answered] = []
+    for number in range(sys.maxsize):
+        if until():
+            return answers
+        body, headers = body_of(pictures[number % len(pictures)])
+        begun = time.perf_counter()
+        try:
+            connection.request("POST", "/tag?threshold=0", body, headers)
+            answer = connection.getresponse()
+            text = answer.read()
+            version = json.loads(text).get("version", "")
+            answers.append(Answered(answer.status, time.perf_counter() - begun, version))
+        except (OSError, http.client.HTTPException):
+            answers.append(Answered(0, time.perf_counter() - begun))
+            connection.close()
+    raise AssertionError
+
+
+def load(
+    port: int, pictures: list[bytes], clients: int, seconds: float
+) -> tuple[list[Answered], float]:
+    """What `clients` got in so many seconds, and how long it took with the last answers."""
+    begun = time.monotonic()
+    with ThreadPoolExecutor(clients) as pool:
+        turned = [pictures[k:] + pictures[:k] for k in range(clients)]
+        asked = [
+            pool.submit(client, port, turned[k], lambda: time.monotonic() > begun + seconds)
+            for k in range(clients)
+        ]
+        answers = [answer for of in asked for answer in of.result()]
+    return answers, time.monotonic() - begun
+
+
+def bare(tagger: Tagger, pictures: list[bytes], batch: int, threads: int) -> float:
+    """Pictures a second, by threads that each decode and score batches of their own."""
+
+    def work(contents: list[bytes]) -> None:
+        pixels = [tagger.pixels(read_image(content, 10**8)) for content in contents]
+        tagger.tags(tagger.score_pixels(torch.stack(pixels)), 0)
+
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(work, [pictures[k : k + batch] for k in range(0, len(pictures), batch)]))
+    return len(pictures) / (time.perf_counter() - begun)
+
+
+def disturbed(
+    service: Service, artifact: Path, other: Path, pictures: list[bytes], seconds: float
+) -> list[Answered]:
+    """8 clients, while replicas are killed and the artifact is replaced."""
+
+    def replace() -> None:
+        with publishing(artifact, replace=True) as staging:
+            for file in other.iterdir():
+                if file.name != MANIFEST:
+                    shutil.copy(file, staging)
+
+    def kill() -> None:
+        service.replicas()[0].kill()
+
+    timers = [
+        threading.Timer(seconds / 4, kill),
+        threading.Timer(seconds / 2, replace),
+        threading.Timer(3 * seconds / 4, kill),
+    ]
+    for timer in timers:
+        timer.start()
+    answers, _ = load(service.port, pictures, 8, seconds)
+    for timer in timers:
+        timer.join()
+    return answers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--disturbed-seconds", type=float, default=60)
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    options = parser.parse_args()
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(1)
+    vlm = load_vlm(cache=options.cache)
+    result: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as name:
+        artifact, other = Path(name, "artifact"), Path(name, "other")
+        settings = TuningSettings(epochs=2, batch=32)
+        for target, sentences in ((artifact, SENTENCES), (other, SENTENCES[::2])):
+            tune(vlm, CATEGORIES, sentences, tuning=settings).save(target)
+        draw = np.random.default_rng(0)
+        pictures = []
+        for _ in range(PHOTOS):
+            write_photo(photo := Path(name, "photo.jpg"), draw)
+            pictures.append(photo.read_bytes())
+        tagger = Tagger.load(artifact, cache=options.cache)
+        for _ in range(2):  # the first warms up
+            one = bare(tagger, pictures, 1, 1)
+            batched = max(bare(tagger, pictures, tagger.batch, threads) for threads in (1, cores))
+        result |= {"bare_one_s": round(one, 2), "bare_batched_s": round(batched, 2)}
+        print(result, flush=True)
+        with serving(artifact, options.cache) as service:
+            load(service.port, pictures, 8, 5)  # warms up
+            for clients in CLIENTS:
+                answers, took = load(service.port, pictures, clients, options.seconds)
+                assert {answer.status for answer in answers} == {200}
+                times = sorted(1000 * answer.seconds for answer in answers)
+                result[f"clients_{clients}"] = of = {
+                    "requests_s": round(len(answers) / took, 2),
+                    "p50_ms": round(statistics.median(times), 1),
+                    "p99_ms": round(times[int(0.99 * len(times))], 1),
+                }
+                print(clients, of, flush=True)
+            answers = disturbed(service, artifact, other, pictures, options.disturbed_seconds)
+            [tries] = [
+                float(line.split()[1])
+                for line in service.get("/metrics")[1].decode().splitlines()
+                if line.startswith("datafree_second_tries_total")
+            ]
+        result |= {
+            "failed": sum(answer.status != 200 for answer in answers),
+            "disturbed_requests": len(answers),
+            "versions": len({answer.version for answer in answers if answer.version}),
+            "second_tries": int(tries),
+            "longest_s": round(max(answer.seconds for answer in answers), 2),
+            "cores": cores,
+            "load": round(os.getloadavg()[0], 1),
+        }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

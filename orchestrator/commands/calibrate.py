@@ -1,0 +1,47 @@
+"""`datafree calibrate`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.commands.run import quieten_libraries
+from orchestrator.config_file import InputError
+from orchestrator.preflight import check_folder
+
+
+def calibrate(
+    artifact: Path,
+    photos: list[str],
+    out: Path,
+    root: str | None,
+    dataset: str | None,
+    split: str | None,
+    cache: str | None,
+) -> None:
+    """Check what is asked, then fit."""
+    quieten_libraries()
+    warnings.filterwarnings("ignore", module="PIL")
+    if bool(photos) == bool(root):
+        raise InputError(
+            "name photos, whose labels are not known, or --root, a folder of labelled ones; "
+            f"{'not both' if photos else 'neither is given'}"
+        )
+    if (dataset or split) and not root:
+        raise InputError(f"--{'dataset' if dataset else 'split'}: only goes with --root")
+    from orchestrator.calibrate_job import CalibrateOptions
+    from orchestrator.calibrate_job import calibrate as calibrate_artifact
+
+    given = {"root": root, "split": split}
+    labelled = {"dataset": dataset or "folder", **{k: v for k, v in given.items() if v}}
+    options = CalibrateOptions(
+        artifact=artifact,
+        out=out,
+        labelled=labelled if root else {},
+        photos=photos,
+        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+    )
+    calibrate_artifact(options, Console(stderr=True))

@@ -1,0 +1,42 @@
+"""`datafree serve`."""
+
+from __future__ import annotations
+
+import os
+
+from rich.console import Console
+
+from orchestrator.commands.run import quieten_libraries
+from orchestrator.config_file import InputError
+from orchestrator.preflight import check_folder
+
+
+def serve(
+    artifacts: list[str],
+    host: str,
+    port: int,
+    token: str | None,
+    replicas: int | None,
+    cache: str | None,
+) -> None:
+    """Check what is asked, then serve until stopped."""
+    quieten_libraries()
+    if not 0 < port < 65536:
+        raise InputError(f"--port: {port} is no port; 1 to 65535 are")
+    if replicas is not None and replicas < 1:
+        raise InputError(f"--replicas: {replicas} is too few; 1 is the least")
+    token = token or os.environ.get("DATAFREE_TOKEN")
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise InputError("--token: letters, digits and signs of ASCII without spaces are wanted")
+    from orchestrator.serve_job import ServeOptions
+    from orchestrator.serve_job import serve as serve_artifacts
+
+    options = ServeOptions(
+        artifacts=artifacts,
+        host=host,
+        port=port,
+        token=token,
+        replicas=replicas,
+        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+    )
+    serve_artifacts(options, Console(stderr=True))

@@ -1,0 +1,182 @@
+"""`serve`: check what is asked, start Ray Serve, tell where, stay until stopped."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ray import serve as ray_serve
+from ray.serve.schema import ApplicationStatus, LoggingConfig
+from rich.console import Console
+
+from orchestrator.cluster import connect, disconnect
+from orchestrator.config_file import InputError
+from orchestrator.preflight import Resources, find_resources
+from orchestrator.report import page_template
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.vlm import fetch_weights
+from workers.tagging_requests import Limits
+from workers.tagging_service import APPLICATION, application
+
+_LOOK_EACH_S = 2.0
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What is asked. `artifacts`: folders, or NAME=FOLDER; `replicas`: of the model."""
+
+    artifacts: list[str]
+    host: str
+    port: int
+    token: str | None
+    replicas: int | None
+    cache: Path
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(options: ServeOptions, console: Console) -> None:
+    """Serve artifacts until Ctrl-C or SIGTERM.
+
+    Raises:
+        InputError: for what a person has to change.
+        RuntimeError: when the service does not start, or ends by itself.
+    """
+    folders = named_folders(options.artifacts)
+    for folder in folders.values():
+        _check_artifact(folder)
+    hosts = _hosts(options)
+    _check_port(options)
+    resources = find_resources()
+    replicas = _replicas(options.replicas, resources)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    try:
+        connect(resources.cpus, resources.gpus)
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
+        ray_serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": options.host, "port": options.port},
+            logging_config=quiet,
+        )
+        service = application(
+            folders,
+            options.cache,
+            page_template("service.html.j2").render(picture_bytes=options.limits.picture_bytes),
+            options.token,
+            hosts,
+            replicas,
+            max(1, resources.cpus // max(replicas, len(resources.nodes))),
+            1 if resources.gpus else 0,
+            options.limits,
+        )
+        ray_serve.run(service, name=APPLICATION, logging_config=quiet)
+        where = f"http://{_in_url(options.host)}:{options.port}"
+        console.print(f"Serving {', '.join(folders)} at {where} · Ctrl-C ends it", soft_wrap=True)
+        _watch()
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+    finally:
+        _end()
+
+
+def named_folders(artifacts: list[str]) -> dict[str, Path]:
+    """The artifacts' folders by the names that requests have for them, in order.
+
+    A name is what stands before `=`, else the folder's own; the run's, where the folder is named
+    `artifact`, as runs leave it.
+
+    Raises:
+        InputError: for two of one name.
+    """
+    folders: dict[str, Path] = {}
+    for given in artifacts:
+        name, folder = _named(given)
+        if name in folders:
+            raise InputError(f"{given}: a second artifact named {name}; name it: NAME={folder}")
+        folders[name] = folder
+    return folders
+
+
+def _named(given: str) -> tuple[str, Path]:
+    name, equals, rest = given.partition("=")
+    if equals and name and not Path(given).exists():
+        return name, Path(rest).absolute()
+    folder = Path(given).absolute()
+    return (folder.parent.name if folder.name == "artifact" else folder.name), folder
+
+
+def _check_artifact(folder: Path) -> None:
+    """Raises InputError for one that is none, or whose model cannot be had."""
+    try:
+        fetch_weights(Artifact.load(folder).vlm_settings)
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+
+
+def _hosts(options: ServeOptions) -> list[str]:
+    """What browsers may call the service by. Raises InputError when it wants a token first."""
+    if _is_local(options.host):
+        return ["localhost", "127.0.0.1", options.host]
+    if not options.token:
+        raise InputError(
+            f"--host: {options.host} can be reached from other machines; give a token in "
+            "DATAFREE_TOKEN or with --token, which requests then have to send"
+        )
+    return ["*"]
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_port(options: ServeOptions) -> None:
+    """Raises InputError when nobody can listen there; Ray would tell it minutes later."""
+    try:
+        family, *_, address = socket.getaddrinfo(
+            options.host, options.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, socket.SOCK_STREAM) as one:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"--port: cannot listen at {options.host}:{options.port} ({error.strerror}); "
+            "choose another port or host"
+        ) from None
+
+
+def _replicas(asked: int | None, resources: Resources) -> int:
+    """How many models. Two on CPUs, for one that dies. Raises InputError for too many."""
+    most = resources.gpus or resources.cpus
+    if asked and asked > most:
+        raise InputError(f"--replicas: {asked} are too many, for {resources}")
+    return asked or resources.gpus or min(2, resources.cpus)
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _watch() -> None:
+    """Stay while the service does. Raises RuntimeError when it has ended."""
+    while True:
+        time.sleep(_LOOK_EACH_S)
+        status = ray_serve.status().applications[APPLICATION]
+        if status.status == ApplicationStatus.DEPLOY_FAILED:
+            raise RuntimeError(f"the service ended: {status.message}")
+
+
+def _end() -> None:
+    import ray
+
+    if ray.is_initialized():
+        ray_serve.shutdown()
+    disconnect()

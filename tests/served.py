@@ -1,0 +1,82 @@
+"""`datafree serve` as a process of its own, over a real Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+# `datafree serve` with other limits, which people cannot set.
+_SERVE = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from orchestrator.serve_job import ServeOptions, serve
+from workers.tagging_requests import Limits
+artifacts, port, cache, limits = eval(sys.argv[1])
+options = ServeOptions(artifacts, "127.0.0.1", port, None, None, Path(cache), Limits(**limits))
+serve(options, Console(stderr=True))
+"""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running service. `url`: where; `process`: of the command."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that hold a model."""
+        return [
+            process
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if "Replica" in (title := " ".join(process.cmdline())) and "TaggingModel" in title
+        ]
+
+
+@contextmanager
+def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Service]:
+    """Serve until the block ends; then as Ctrl-C does."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    given = repr((artifacts, port, str(cache), limits))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SERVE, given], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while not _is_up(url):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield Service(url, process)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def _is_up(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=10).status_code == 200
+    except httpx.TransportError:
+        return False

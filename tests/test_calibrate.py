@@ -1,0 +1,171 @@
+"""Calibration by photos: the fit against scores whose probabilities are known, and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Done, run_datafree
+from test_calibration import OFFSETS, SLOPES, drawn, known
+from test_tagger import NAMES, QUICK, SENTENCES
+
+from prompt_tuning import Artifact, Tagger, tune
+from prompt_tuning.calibration import calibration_quality
+from prompt_tuning.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
+from prompt_tuning.scenes import SceneSettings, compose_scenes
+from prompt_tuning.vlm import VLM
+
+
+def test_many_labelled_photos_decide_and_a_handful_leans_on_what_was() -> None:
+    off = known(SLOPES * 0.6, OFFSETS * 0.6 - 1.5)
+    raw, labels = drawn(20_000, seed=1)
+    truth = calibration_quality(raw, labels, None, known())
+    ece, f1 = [], []
+    for photos in (20, 100, 5000):
+        fitted = fit_labelled(off, *drawn(photos, seed=2))
+        quality = calibration_quality(raw, labels, None, fitted)
+        ece.append(quality["ece"])
+        f1.append(quality["at_thresholds"]["micro"]["f1"])
+    before = calibration_quality(raw, labels, None, off)
+    assert before["ece"] > ece[0] > ece[1] > ece[2]
+    assert ece[2] < 1
+    assert before["at_thresholds"]["micro"]["f1"] < f1[0]
+    assert f1[2] > truth["best_f1"]["micro"] - 1
+    np.testing.assert_allclose(fitted.slopes, SLOPES, rtol=0.15)
+    # Without a photo's label nothing moves but by what all categories share.
+    raw, labels = drawn(20, seed=3)
+    unknown = np.ones_like(labels)
+    unknown[:, :3] = False
+    fitted = fit_labelled(off, raw, labels, unknown)
+    assert fitted.slopes[3] / off.slopes[3] == pytest.approx(fitted.shared[0])
+    assert fitted.offsets[3] == pytest.approx(
+        fitted.shared[0] * off.offsets[3] + fitted.shared[1] - fitted.shared[0]
+    )
+
+
+def test_labels_that_are_ignored_have_no_say() -> None:
+    raw, labels = drawn(60, seed=2)
+    ignored = np.random.default_rng(0).random(labels.shape) < 0.3
+    one, two = (fit_labelled(known(), raw, shown, ignored) for shown in (labels, labels ^ ignored))
+    np.testing.assert_array_equal(one.slopes, two.slopes)
+    np.testing.assert_array_equal(one.offsets, two.offsets)
+
+
+def test_thresholds_without_labels_are_those_of_the_best_f1_to_expect() -> None:
+    raw, labels = drawn(20_000, seed=1)
+    calibration = replace(known(), thresholds=np.full(4, 0.95))
+    fitted = fit_unlabelled(calibration, drawn(5000, seed=2)[0])
+    np.testing.assert_array_equal(fitted.scores(raw), calibration.scores(raw))
+    quality = calibration_quality(raw, labels, None, fitted)
+    assert quality["at_thresholds"]["macro"]["f1"] > quality["best_f1"]["macro"] - 0.5
+
+
+def test_figures_of_a_fit_are_of_photos_that_it_did_not_see() -> None:
+    raw, labels = drawn(4000, seed=2)
+    noise = np.random.default_rng(0).random(labels.shape) < 0.3  # nothing to be learnt
+    before, after = cross_validated(known(), raw[:40], noise[:40], None)
+    seen = calibration_quality(
+        raw[:40], noise[:40], None, fit_labelled(known(), raw[:40], noise[:40])
+    )
+    assert after.micro_f1 < seen["at_thresholds"]["micro"]["f1"]
+    before, after = cross_validated(known(SLOPES, OFFSETS - 2), raw, labels, None)
+    assert after.ece < before.ece
+    assert after.micro_f1 > before.micro_f1
+
+
+@pytest.fixture(scope="module")
+def artifact(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("calibrate") / "artifact"
+    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(target)
+    return target
+
+
+@pytest.fixture
+def calibrate(
+    artifact: Path,
+    tmp_path: Path,
+    lasting_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., Done]:
+    """Calls `datafree calibrate` with the artifact, in this process and an empty folder."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("DATAFREE_CACHE", str(lasting_cache))
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run_datafree(monkeypatch, capsys, "calibrate", artifact, *arguments)
+
+
+def write_photos(stamps: Path, count: int) -> list[Path]:
+    """Composed scenes in `photos`."""
+    compose_scenes(stamps, SceneSettings(images=count, size=160), Path("photos"))
+    return sorted(Path("photos").rglob("*.[jp][pn]g"))
+
+
+def test_labelled_photos_make_a_new_artifact(
+    calibrate: Callable[..., Done], artifact: Path, lasting_cache: Path, stamps: Path
+) -> None:
+    files = write_photos(stamps, 24)
+    tagger = Tagger.load(artifact, "cpu", lasting_cache)
+    raw = tagger.raw_scores(files)
+    labels = raw > np.quantile(raw, 0.7, axis=0)  # what a fit can find
+    rows = []
+    for file, row in zip(files, labels, strict=True):
+        shown = ";".join(name for name, of in zip(NAMES, row, strict=True) if of)
+        rows.append(f"{file.relative_to('photos')},{shown}")
+    Path("photos/broken.jpg").write_bytes(b"no picture")
+    Path("photos/labels.csv").write_text("\n".join([*rows, f"broken.jpg,{NAMES[0]}"]) + "\n")
+    done = calibrate("--root", "photos", "--out", "fitted")
+    assert done.code == 0, done.err
+    assert "broken.jpg: cannot be read" in done.err
+    assert "five folds of 24" in done.err
+    fitted = Artifact.load("fitted")
+    expected = fit_labelled(Artifact.load(artifact).calibration, raw, labels)
+    np.testing.assert_allclose(fitted.calibration.slopes, expected.slopes, rtol=1e-3)
+    np.testing.assert_allclose(fitted.calibration.thresholds, expected.thresholds, atol=1e-3)
+    assert fitted.calibration.source == "held-out sentences and 24 labelled photos"
+    tags = Tagger.load("fitted", "cpu", lasting_cache).tag(files)
+    given = np.array([[name in {tag.name for tag in of} for name in NAMES] for of in tags])
+    assert (given == labels).mean() > 0.9
+    done = calibrate("--root", "photos", "--out", "fitted")
+    assert (done.code, "is there already" in done.err) == (2, True)
+
+
+def test_photos_without_labels_move_thresholds_only(
+    calibrate: Callable[..., Done], artifact: Path, stamps: Path
+) -> None:
+    write_photos(stamps, 12)
+    done = calibrate("photos", "--out", "fitted")
+    assert done.code == 0, done.err
+    assert "12 photos say little" in done.err
+    before, after = (Artifact.load(folder).calibration for folder in (artifact, Path("fitted")))
+    np.testing.assert_array_equal(before.slopes, after.slopes)
+    np.testing.assert_array_equal(before.offsets, after.offsets)
+    assert (before.thresholds != after.thresholds).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "name photos, whose labels are not known, or --root"),
+        (["photos", "--root", "photos"], "not both"),
+        (["photos", "--dataset", "folder"], "--dataset: only goes with --root"),
+        (["nowhere"], "nowhere"),
+        (["--root", "nowhere"], "nowhere"),
+        (["--root", "photos", "--dataset", "pictures"], "--dataset: Input should be"),
+        (["--root", "photos", "--split", "val"], "split: only goes with dataset"),
+        (["--root", "photos"], "1 photos that can be read are too few; 10 are the least"),
+    ],
+)
+def test_what_is_asked_wrong_is_told(
+    calibrate: Callable[..., Done], stamps: Path, arguments: list[str], told: str
+) -> None:
+    [file] = write_photos(stamps, 1)
+    Path("photos/labels.csv").write_text(f"{file.relative_to('photos')},{NAMES[0]}\n")
+    done = calibrate(*arguments, "--out", "fitted")
+    assert done.code == 2
+    assert told in done.err
+    assert "Traceback" not in done.err
+    assert not Path("fitted").exists()

@@ -1,0 +1,391 @@
+"""`datafree serve`: a real Ray Serve and artifact; replicas that die, artifacts that change."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from command_line import run_datafree
+from PIL import Image
+from served import Service, served
+from starlette.testclient import TestClient
+from test_tagger import NAMES, QUICK, SENTENCES
+
+from orchestrator.serve_job import named_folders
+from prompt_tuning import Tagger, tune
+from prompt_tuning.store import publishing
+from prompt_tuning.vlm import VLM
+from workers.tagging_requests import Limits
+from workers.tagging_service import build_app
+
+
+@pytest.fixture(scope="module")
+def artifacts(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two, of other labels; the second one is named by the run that it is in."""
+    folder = tmp_path_factory.mktemp("serve")
+    all_of_it, half = folder / "all", folder / "half" / "artifact"
+    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(all_of_it)
+    sentences = [(text, of) for text, of in SENTENCES if set(of) <= set(NAMES[:2])]
+    tune(embedded_vlm, NAMES[:2], sentences, tuning=QUICK, held_out=0.3).save(half)
+    return {"all": all_of_it, "half": half}
+
+
+@pytest.fixture(scope="module")
+def service(artifacts: dict[str, Path], lasting_cache: Path) -> Iterator[Service]:
+    limits = {
+        "request_bytes": 3_000_000,
+        "picture_bytes": 1_000_000,
+        "pixels": 1_000_000,
+        "pictures": 4,
+        "waiting": 16,
+        "seconds": 4,
+    }
+    with served([str(folder) for folder in artifacts.values()], lasting_cache, **limits) as running:
+        yield running
+
+
+def picture(number: int, size: tuple[int, int] = (64, 48), kind: str = "png") -> bytes:
+    draw = np.random.default_rng(number)
+    pixels = draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(stream, kind)
+    return stream.getvalue()
+
+
+def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("pictures", (f"{n}.png", content)) for n, content in enumerate(contents)]
+
+
+def error_of(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert list(answer.json()) == ["error"]
+    error: str = answer.json()["error"]
+    assert "\n" not in error
+    return error
+
+
+def test_tags_are_the_taggers_whichever_way_pictures_come(
+    service: Service, artifacts: dict[str, Path], lasting_cache: Path
+) -> None:
+    contents = [picture(number) for number in range(3)]
+    images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
+    for name, folder in artifacts.items():
+        tagger = Tagger.load(folder, "cpu", lasting_cache)
+        expected = tagger.tag(images, threshold=0.0, top=2)
+        for body in (
+            {"files": files(*contents)},
+            {"json": {"pictures": [{"data": base64.b64encode(of).decode()} for of in contents]}},
+        ):
+            asked = {"artifact": name, "threshold": 0, "top": 2}
+            answer = httpx.post(f"{service.url}/tag", params=asked, **body)  # type: ignore[arg-type]
+            assert answer.status_code == 200, answer.text
+            told = answer.json()
+            assert told["artifact"] == name
+            for of, tags in zip(told["pictures"], expected, strict=True):
+                assert [tag["name"] for tag in of["tags"]] == [tag.name for tag in tags]
+                scores = [tag["score"] for tag in of["tags"]]
+                np.testing.assert_allclose(scores, [tag.score for tag in tags], atol=1e-4)
+    # Without a threshold each label has its own.
+    answer = httpx.post(f"{service.url}/tag?artifact=half", files=files(*contents))
+    for of, tags in zip(answer.json()["pictures"], tagger.tag(images), strict=True):
+        assert [tag["name"] for tag in of["tags"]] == [tag.name for tag in tags]
+
+
+def test_labels_health_metrics_regions_and_description(
+    service: Service, artifacts: dict[str, Path], lasting_cache: Path
+) -> None:
+    told = httpx.get(f"{service.url}/labels").json()["artifacts"]
+    assert [of["name"] for of in told] == ["all", "half"]
+    assert [label["name"] for label in told[0]["labels"]] == NAMES
+    tagger = Tagger.load(artifacts["all"], "cpu", lasting_cache)
+    thresholds = [label["threshold"] for label in told[0]["labels"]]
+    np.testing.assert_allclose(thresholds, tagger.thresholds, rtol=1e-6)
+    health = httpx.get(f"{service.url}/health").json()
+    assert health["status"] == "ok"
+    assert health["artifacts"] == {of["name"]: of["version"] for of in told}
+
+    asked = {"artifact": "all", "label": ["penguin", "bicycle"]}
+    found = httpx.post(f"{service.url}/regions", params=asked, files=files(picture(1)))
+    expected = tagger.heat_maps(Image.open(io.BytesIO(picture(1))).convert("RGB"))
+    assert list(found.json()["regions"]) == ["penguin", "bicycle"]
+    for label, regions in found.json()["regions"].items():
+        np.testing.assert_allclose(regions, expected[NAMES.index(label)], atol=1e-4)
+        assert np.sum(regions) == pytest.approx(1, abs=1e-3)
+
+    httpx.post(f"{service.url}/tag", params={"artifact": "all"}, files=files(b"no picture"))
+    metrics = httpx.get(f"{service.url}/metrics")
+    assert metrics.headers["content-type"].startswith("text/plain")
+    assert 'datafree_requests_total{path="/tag",status="415"}' in metrics.text
+    assert "datafree_request_seconds_bucket" in metrics.text
+
+    paths = httpx.get(f"{service.url}/openapi.json").json()["paths"]
+    body = paths["/tag"]["post"]["requestBody"]["content"]
+    answer = httpx.post(
+        f"{service.url}/tag?artifact=all&threshold=0", json=body["application/json"]["example"]
+    )
+    assert answer.status_code == 200, answer.text
+    assert set(paths) == {"/tag", "/regions", "/labels", "/health", "/metrics"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "body", "status", "told"),
+    [
+        ({}, {"files": files(picture(0))}, 422, "artifact: missing; there are all, half"),
+        ({"artifact": "none"}, {"files": files(picture(0))}, 422, "artifact: none"),
+        ({"threshold": 1.5}, {"files": files(picture(0))}, 422, "threshold: "),
+        ({"threshold": "nan"}, {"files": files(picture(0))}, 422, "threshold: "),
+        ({"top": 0}, {"files": files(picture(0))}, 422, "top: "),
+        ({}, {"content": b"x"}, 415, "content type missing"),
+        ({}, {"data": {"pictures": "x"}}, 415, "content type application/x-www-form-urlencoded"),
+        ({}, {"files": [("pictures", (None, b"text"))]}, 422, "pictures: text"),
+        ({}, {"files": [("photos", ("a.png", picture(0)))]}, 422, "pictures: none"),
+        ({}, {"json": {}}, 422, "pictures: "),
+        ({}, {"json": {"pictures": []}}, 422, "pictures: "),
+        ({}, {"json": {"pictures": [{"data": "?"}]}}, 422, "pictures.0.data: "),
+        (
+            {},
+            {"content": b"{", "headers": {"content-type": "application/json"}},
+            422,
+            "the body: Invalid JSON",
+        ),
+        (
+            {},
+            {"content": b"--x", "headers": {"content-type": "multipart/form-data"}},
+            422,
+            "the form cannot be read",
+        ),
+        ({}, {"files": files(b"no picture")}, 415, "0.png: cannot be read as an image (not of a"),
+        ({}, {"files": files(b"")}, 415, "0.png: "),
+        ({}, {"files": files(picture(0, kind="jpeg")[:-300])}, 422, "0.png: cannot be read"),
+        ({}, {"files": files(picture(0, (1001, 1000), "gif"))}, 413, "1001 × 1000 pixels; 1,0"),
+        ({}, {"files": files(*[picture(0)] * 5)}, 413, "5 pictures; 4 are the most"),
+        ({}, {"files": files(*[b""] * 500)}, 413, "Too many files"),
+        ({}, {"files": files(bytes(1_000_001))}, 413, "0.png: the picture is too large; 1 MB"),
+        ({}, {"files": files(bytes(3_000_001))}, 413, "the request is too large; 3 MB"),
+        (
+            {},
+            {
+                "content": iter([bytes(1_000_000)] * 4),  # no length is told
+                "headers": {"content-type": "application/json"},
+            },
+            413,
+            "the request is too large; 3 MB",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_answered_is_told_in_a_sentence(
+    service: Service, asked: dict[str, Any], body: dict[str, Any], status: int, told: str
+) -> None:
+    asked = {"artifact": "all", **asked} if "artifact: missing" not in told else asked
+    answer = httpx.post(f"{service.url}/tag", params=asked, **body)
+    assert told in error_of(answer, status)
+
+
+def test_a_broken_picture_does_not_take_the_others_with_it(service: Service) -> None:
+    contents = [picture(0), b"no picture", picture(1)]
+    answer = httpx.post(f"{service.url}/tag?artifact=all&threshold=0", files=files(*contents))
+    assert answer.status_code == 200
+    first, broken, last = answer.json()["pictures"]
+    assert len(first["tags"]) == len(last["tags"]) == len(NAMES)
+    assert broken["tags"] == []
+    assert broken["status"] == 415
+    assert "not of a known format" in broken["error"]
+
+
+def test_regions_refuse_other_labels_and_several_pictures(service: Service) -> None:
+    url = f"{service.url}/regions?artifact=half&label="
+    answer = httpx.post(url + "penguin", files=files(picture(0)))
+    assert error_of(answer, 422) == "label: penguin is none of the labels of half"
+    answer = httpx.post(url + NAMES[0], files=files(picture(0), picture(1)))
+    assert "one is the most" in error_of(answer, 413)
+    assert "label: " in error_of(httpx.post(f"{service.url}/regions?artifact=half"), 422)
+    assert error_of(httpx.get(f"{service.url}/none"), 404)
+
+
+def test_others_hosts_are_refused_and_the_page_loads_nothing_from_elsewhere(
+    service: Service,
+) -> None:
+    elsewhere = httpx.get(f"{service.url}/labels", headers={"Host": "elsewhere.example"})
+    assert elsewhere.status_code == 400
+    page = httpx.get(service.url)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+
+
+def test_more_than_may_wait_is_told_to_come_again(service: Service) -> None:
+    def ask(number: int) -> httpx.Response:
+        contents = [picture(number, (900, 900))] * 4
+        return httpx.post(f"{service.url}/tag?artifact=all", files=files(*contents), timeout=30)
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(ask, range(24)))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < 24
+    for answer in refused:
+        assert "are waiting already" in error_of(answer, 429)
+        assert int(answer.headers["retry-after"]) >= 1
+    assert ask(0).status_code == 200
+
+
+def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
+    service: Service, artifacts: dict[str, Path]
+) -> None:
+    ended = False
+
+    def ask_until_ended(number: int) -> list[httpx.Response]:
+        answers = []
+        while not ended:
+            content = picture(number)
+            url = f"{service.url}/tag?artifact=all&threshold=0"
+            answers.append(httpx.post(url, files=files(content), timeout=30))
+        return answers
+
+    before = httpx.get(f"{service.url}/health").json()["artifacts"]["all"]
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask_until_ended, number) for number in range(4)]
+        try:
+            time.sleep(1)
+            assert len(service.replicas()) == 2
+            service.replicas()[0].kill()
+            time.sleep(1)
+            # Another artifact in its place, as `datafree run` leaves it.
+            with publishing(artifacts["all"], replace=True) as staging:
+                shutil.copytree(
+                    artifacts["half"],
+                    staging,
+                    ignore=shutil.ignore_patterns("manifest.json"),
+                    dirs_exist_ok=True,
+                )
+            deadline = time.monotonic() + 60
+            while _version(service) == before or len(service.replicas()) < 2:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            time.sleep(2)
+        finally:
+            ended = True
+        answers = [answer for of in asking for answer in of.result()]
+    assert {answer.status_code for answer in answers} == {200}
+    by_version = {answer.json()["version"]: answer.json()["pictures"][0] for answer in answers}
+    assert len(by_version[before]["tags"]) == len(NAMES)
+    assert len(by_version.pop(_version(service))["tags"]) == 2
+    assert list(by_version) == [before]
+    metrics = httpx.get(f"{service.url}/metrics").text
+    assert "datafree_second_tries_total 0.0" not in metrics
+
+
+def _version(service: Service) -> str:
+    version: str = httpx.get(f"{service.url}/health", timeout=30).json()["artifacts"]["all"]
+    return version
+
+
+def test_what_cannot_be_loaded_is_told_and_the_one_before_stays(
+    service: Service, artifacts: dict[str, Path]
+) -> None:
+    aside = artifacts["half"].with_name("aside")
+    artifacts["half"].rename(aside)
+    artifacts["half"].mkdir()
+    try:
+        deadline = time.monotonic() + 30
+        while "half" not in (health := httpx.get(f"{service.url}/health").json())["problems"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert health["status"] == "ok"
+        answer = httpx.post(f"{service.url}/tag?artifact=half", files=files(picture(0)))
+        assert answer.status_code == 200
+    finally:
+        artifacts["half"].rmdir()
+        aside.rename(artifacts["half"])
+
+
+def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: Service) -> None:
+    replicas = service.replicas()
+    for process in replicas:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        answer = httpx.post(f"{service.url}/tag?artifact=all", files=files(picture(0)), timeout=30)
+        assert error_of(answer, 504) == "this took longer than 4 seconds"
+        health = httpx.get(f"{service.url}/health", timeout=30)
+        assert (health.status_code, health.json()["status"]) == (503, "unavailable")
+    finally:
+        for process in replicas:
+            process.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["nowhere"], "nowhere: no artifact"),
+        (["{all}", "{all}"], "a second artifact named all; name it: NAME="),
+        (["{all}", "--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines"),
+        (
+            ["{all}", "--host", "no.such.host", "--token", "t"],
+            "--port: cannot listen at no.such.host",
+        ),
+        (["{all}", "--port", "{taken}"], "--port: cannot listen at 127.0.0.1:"),
+        (["{all}", "--port", "70000"], "--port: 70000 is no port"),
+        (["{all}", "--replicas", "0"], "--replicas: 0 is too few"),
+        (["{all}", "--replicas", "4000"], "--replicas: 4000 are too many, for"),
+        (["{all}", "--token", "a b"], "--token: "),
+    ],
+)
+def test_what_is_asked_wrong_is_told_before_anything_starts(
+    artifacts: dict[str, Path],
+    arguments: list[str],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("DATAFREE_TOKEN", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        given = {"all": artifacts["all"], "taken": taken.getsockname()[1]}
+        done = run_datafree(
+            monkeypatch, capsys, "serve", *(argument.format(**given) for argument in arguments)
+        )
+    assert done.code == 2
+    assert told in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_token_is_wanted_for_all_but_the_page_and_health() -> None:
+    nobody: Any = None  # the models, which are not asked
+    app = build_app(nobody, ["all"], "<!doctype html>", "s3cret", ["*"], Limits())
+    client = TestClient(app)
+    assert client.get("/").status_code == 200
+    for method, path in (
+        ("GET", "/labels"),
+        ("GET", "/metrics"),
+        ("POST", "/tag?threshold=7"),
+        ("POST", "/regions"),
+    ):
+        for given in (None, "s3cret", "Bearer", "Bearer s3cre", "Bearer s3cret1", "Bearer s3crét"):
+            headers = {"Authorization": given.encode()} if given else {}
+            answer = client.request(method, path, headers=headers)
+            assert "bearer token" in error_of(answer, 401)
+            assert answer.headers["www-authenticate"] == "Bearer"
+    right = {"Authorization": "Bearer s3cret"}
+    assert client.get("/metrics", headers=right).status_code == 200
+    assert "threshold: " in error_of(client.post("/tag?threshold=7", headers=right), 422)
+
+
+def test_artifacts_are_named_by_run_folder_or_person(tmp_path: Path) -> None:
+    given = ["runs/quick/artifact", "old=runs/other/artifact", "exported"]
+    names = named_folders(given)
+    assert list(names) == ["quick", "old", "exported"]
+    assert names["old"] == Path("runs/other/artifact").absolute()

@@ -1,0 +1,91 @@
+"""The answers of the tagging service, as its OpenAPI description has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from workers.tagging_model import ArtifactState, Refusal
+
+
+class TagOut(BaseModel):
+    """A label with its calibrated score in [0, 1]."""
+
+    name: str
+    score: float
+
+
+class PictureOut(BaseModel):
+    """A picture's tags, best first; or why it has none, and the status that says so."""
+
+    name: str
+    tags: list[TagOut]
+    error: str | None = None
+    status: int | None = None
+
+
+class TagsOut(BaseModel):
+    """The pictures of a request, in order, and which version of the artifact tagged them."""
+
+    artifact: str
+    version: str
+    pictures: list[PictureOut]
+
+
+class RegionsOut(BaseModel):
+    """For each label rows of shares, which add up to 1 and cover the whole picture."""
+
+    artifact: str
+    version: str
+    regions: dict[str, list[list[float]]]
+
+
+class LabelOut(BaseModel):
+    """A label; from `threshold` on it is a tag."""
+
+    name: str
+    threshold: float
+
+
+class ArtifactOut(BaseModel):
+    """An artifact; `problem`: why what lies in its folder now is not served."""
+
+    name: str
+    version: str
+    labels: list[LabelOut]
+    problem: str | None = None
+
+
+class LabelsOut(BaseModel):
+    """What is served."""
+
+    artifacts: list[ArtifactOut]
+
+
+class HealthOut(BaseModel):
+    """Versions by artifact, and problems with what lies in their folders now."""
+
+    status: str
+    artifacts: dict[str, str] = {}
+    problems: dict[str, str] = {}
+
+
+class ErrorOut(BaseModel):
+    """What is wrong, in one sentence."""
+
+    error: str
+
+
+def picture_out(name: str, result: Any) -> PictureOut:
+    if isinstance(result, Refusal):
+        return PictureOut(name=name, tags=[], error=result.reason, status=result.status)
+    return PictureOut(name=name, tags=[TagOut(name=t.name, score=t.score) for t in result.tags])
+
+
+def artifact_out(name: str, of: ArtifactState) -> ArtifactOut:
+    labels = [
+        LabelOut(name=label, threshold=threshold)
+        for label, threshold in zip(of.labels, of.thresholds, strict=True)
+    ]
+    return ArtifactOut(name=name, version=of.version, labels=labels, problem=of.problem)

@@ -1,0 +1,162 @@
+"""The pictures of a request to the tagging service, within limits."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NoReturn
+
+from fastapi import HTTPException, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Message, Receive
+
+# What a person's picture is named where the request does not say.
+_NAMELESS = "picture {number}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused: above so many bytes, pixels and pictures of a request with 413, above so
+    many `waiting` pictures of all requests with 429, after so many seconds with 504.
+    """
+
+    request_bytes: int = 100_000_000
+    picture_bytes: int = 20_000_000
+    pixels: int = 50_000_000
+    pictures: int = 32
+    waiting: int = 128
+    seconds: float = 60
+
+
+class PictureIn(BaseModel):
+    """A picture file's content in base64."""
+
+    model_config = ConfigDict(val_json_bytes="base64")
+
+    data: bytes = Field(json_schema_extra={"format": "byte", "contentEncoding": "base64"})
+    name: str | None = None
+
+
+class PicturesIn(BaseModel):
+    """The JSON body of a request."""
+
+    pictures: list[PictureIn] = Field(min_length=1)
+
+
+class Picture(NamedTuple):
+    """A picture of a request, not yet read."""
+
+    name: str
+    content: bytes
+
+
+def refuse(status: int, sentence: str, retry_after: int | None = None) -> NoReturn:
+    """Raise what answers a request so, with a sentence for the person."""
+    headers = None if retry_after is None else {"Retry-After": str(retry_after)}
+    raise HTTPException(status, sentence, headers)
+
+
+async def read_pictures(request: Request, limits: Limits) -> list[Picture]:
+    """The pictures of a request's body. Raises HTTPException: 413, 415 or 422."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in ("multipart/form-data", "application/json"):
+        refuse(
+            415,
+            f"content type {kind or 'missing'}; send multipart/form-data with files in the field "
+            "pictures, or application/json",
+        )
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limits.request_bytes:
+        refuse(413, _too_large("the request", limits.request_bytes))
+    limited = Request(request.scope, _limited(request.receive, limits.request_bytes))
+    read = _from_form if kind == "multipart/form-data" else _from_json
+    pictures = [
+        Picture(name or _NAMELESS.format(number=number), content)
+        for number, (name, content) in enumerate(await read(limited, limits), start=1)
+    ]
+    if not pictures:
+        refuse(422, "pictures: none; send at least one")
+    if len(pictures) > limits.pictures:
+        refuse(413, f"{len(pictures)} pictures; {limits.pictures} are the most in a request")
+    for picture in pictures:
+        if len(picture.content) > limits.picture_bytes:
+            refuse(413, f"{picture.name}: {_too_large('the picture', limits.picture_bytes)}")
+    return pictures
+
+
+async def _from_form(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:
+    try:
+        form = await request.form(max_files=10 * limits.pictures, max_fields=10)
+    except StarletteHTTPException as error:
+        if error.status_code != 400:
+            raise
+        many = str(error.detail).startswith("Too many files")
+        refuse(413 if many else 422, f"the form cannot be read: {error.detail}")
+    files = form.getlist("pictures")
+    if any(not isinstance(file, UploadFile) for file in files):
+        refuse(422, "pictures: text; send files in this field")
+    return [(file.filename, await file.read()) for file in files if isinstance(file, UploadFile)]
+
+
+async def _from_json(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:
+    body = await request.body()
+    try:
+        pictures = await asyncio.to_thread(PicturesIn.model_validate_json, body)
+    except ValidationError as error:
+        refuse(422, first_error(error.errors(include_input=False)))
+    return [(picture.name, picture.data) for picture in pictures.pictures]
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """The body as it comes, refused as soon as it is too long."""
+    taken = 0
+
+    async def limited() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > most:
+            refuse(413, _too_large("the request", most))
+        return message
+
+    return limited
+
+
+def _too_large(what: str, most: int) -> str:
+    return f"{what} is too large; {most / 1e6:g} MB are the most"
+
+
+def first_error(errors: Any, skip: int = 0) -> str:
+    """The first of pydantic's errors as a sentence."""
+    place = ".".join(str(part) for part in errors[0]["loc"][skip:])
+    return f"{place or 'the body'}: {errors[0]['msg']}"
+
+
+def body_schema(how_many: str) -> dict[str, Any]:
+    """OpenAPI's words for a body that `_pictures` reads."""
+    described = f"{how_many} picture files, as files or in base64"
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    schema = PicturesIn.model_json_schema()
+    schema["properties"]["pictures"]["items"] = schema.pop("$defs")["PictureIn"]
+    example = {"pictures": [{"name": "a.png", "data": _EXAMPLE_PICTURE}]}
+    return {
+        "requestBody": {
+            "required": True,
+            "description": described,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {"type": "object", "properties": {"pictures": files}}
+                },
+                "application/json": {"schema": schema, "example": example},
+            },
+        }
+    }
+
+
+# A PNG of one pixel, so that the example can be sent as it is.
+_EXAMPLE_PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5Erk"
+    "Jggg=="
+)

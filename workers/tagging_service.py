@@ -1,0 +1,325 @@
+"""The HTTP service of `datafree serve`: a FastAPI app on Ray Serve in front of the models.
+
+It reads requests, keeps to limits, and asks `TaggingModel` picture by picture, so that pictures of
+different requests share batches. A picture whose model replica dies is asked for once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from prompt_tuning.tag_stream import TagRule
+from workers.tagging_answers import (
+    ErrorOut,
+    HealthOut,
+    LabelsOut,
+    RegionsOut,
+    TagsOut,
+    artifact_out,
+    picture_out,
+)
+from workers.tagging_model import ArtifactState, Refusal, TaggingModel
+from workers.tagging_requests import (
+    Limits,
+    Picture,
+    body_schema,
+    first_error,
+    read_pictures,
+    refuse,
+)
+
+APPLICATION = "datafree"
+
+_MODEL = TaggingModel.__name__
+
+_HEALTH_S = 5.0
+_CSP = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+Answer = TypeVar("Answer")
+ArtifactName = Annotated[
+    str | None, Query(description="which artifact; needed when there are several")
+]
+
+
+class Measures:
+    """What `/metrics` tells, in Prometheus's text format."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "datafree_requests",
+            "Requests for tags or regions",
+            ["path", "status"],
+            registry=registry,
+        )
+        self.pictures = Counter(
+            "datafree_pictures", "Pictures by what became of them", ["outcome"], registry=registry
+        )
+        self.second_tries = Counter(
+            "datafree_second_tries", "Pictures whose model replica died", registry=registry
+        )
+        self.waiting = Gauge("datafree_waiting_pictures", "Pictures under way", registry=registry)
+        self.seconds = Histogram(
+            "datafree_request_seconds",
+            "Time of a request for tags or regions",
+            ["path"],
+            buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
+            registry=registry,
+        )
+
+    def text(self) -> bytes:
+        """The page that Prometheus reads."""
+        return generate_latest(self._registry)
+
+
+class Models:
+    """The model replicas as a request sees them: within limits, and once more when one dies."""
+
+    def __init__(self, handle: DeploymentHandle, limits: Limits, measures: Measures) -> None:
+        self._handle, self._limits, self._measures = handle, limits, measures
+        self._waiting = 0
+
+    async def ask_for_each(
+        self, pictures: list[Picture], method: str, name: str, rule: object
+    ) -> list[Any]:
+        """What a method of `TaggingModel` gave for each picture. Raises HTTPException."""
+        with self._admitted(len(pictures)):
+            try:
+                async with asyncio.timeout(self._limits.seconds):
+                    asked = (self._ask(method, name, of.content, rule) for of in pictures)
+                    return await asyncio.gather(*asked)
+            except TimeoutError:
+                refuse(504, f"this took longer than {self._limits.seconds:g} seconds")
+            except (RayActorError, RayServeException):
+                refuse(503, "the model is being started again; try again soon", retry_after=5)
+
+    async def state(self) -> dict[str, ArtifactState]:
+        """What is served. Raises what stands in the way."""
+        async with asyncio.timeout(_HEALTH_S):
+            return await self._handle.state.remote()
+
+    async def _ask(self, method: str, *arguments: object) -> Any:
+        try:
+            return await self._handle.options(method_name=method).remote(*arguments)
+        except (RayActorError, RayServeException):  # the replica is gone, and others are not
+            self._measures.second_tries.inc()
+            return await self._handle.options(method_name=method).remote(*arguments)
+
+    @contextmanager
+    def _admitted(self, count: int) -> Iterator[None]:
+        if self._waiting + count > self._limits.waiting:
+            refuse(429, f"{self._waiting} pictures are waiting already; try again", retry_after=1)
+        self._waiting += count
+        self._measures.waiting.set(self._waiting)
+        try:
+            yield
+        finally:
+            self._waiting -= count
+            self._measures.waiting.set(self._waiting)
+
+
+def build_app(
+    handle: DeploymentHandle,
+    artifacts: list[str],
+    page: str,
+    token: str | None,
+    hosts: list[str],
+    limits: Limits,
+) -> FastAPI:
+    """The app. `page`: the HTML at `/`. `token`: wanted for all but the page and `/health`.
+
+    `hosts`: what a browser may call this service; others are a page elsewhere that pretends.
+    """
+    measures = Measures()
+    models = Models(handle, limits, measures)
+    app = FastAPI(
+        title="datafree",
+        description="Tags for pictures, from prompts that were tuned on text alone.",
+        docs_url=None,  # these load their code from elsewhere
+        redoc_url=None,
+    )
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def told(_: Request, error: StarletteHTTPException) -> JSONResponse:
+        return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return JSONResponse({"error": first_error(error.errors(), skip=1)}, 422)
+
+    def authorised(request: Request) -> None:
+        given = request.headers.get("authorization", "")
+        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+            sentence = "a bearer token is wanted: Authorization: Bearer …"
+            raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
+
+    async def measured(path: str, answer: Awaitable[Answer]) -> Answer:
+        begun, status = time.monotonic(), 500
+        try:
+            answered = await answer
+            status = 200
+            return answered
+        except HTTPException as error:
+            status = error.status_code
+            raise
+        finally:
+            measures.requests.labels(path, status).inc()
+            measures.seconds.labels(path).observe(time.monotonic() - begun)
+
+    def chosen(artifact: str | None) -> str:
+        if artifact is None and len(artifacts) == 1:
+            return artifacts[0]
+        if artifact not in artifacts:
+            refuse(422, f"artifact: {artifact or 'missing'}; there are {', '.join(artifacts)}")
+        return artifact
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def index() -> HTMLResponse:
+        headers = {"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(page, headers=headers)
+
+    @app.get("/health", summary="Whether the models answer", responses={503: {"model": HealthOut}})
+    async def health() -> HealthOut:
+        try:
+            state = await models.state()
+        except (TimeoutError, RayActorError, RayServeException):
+            return JSONResponse({"status": "unavailable"}, 503)  # type: ignore[return-value]
+        return HealthOut(
+            status="ok",
+            artifacts={name: of.version for name, of in state.items()},
+            problems={name: of.problem for name, of in state.items() if of.problem},
+        )
+
+    guarded = APIRouter(
+        dependencies=[Depends(authorised)],
+        responses={status: {"model": ErrorOut} for status in (401, 413, 415, 422, 429, 503, 504)},
+    )
+
+    @guarded.get(
+        "/labels",
+        summary="Artifacts with their labels and thresholds",
+        response_model_exclude_none=True,
+    )
+    async def labels() -> LabelsOut:
+        try:
+            state = await models.state()
+        except (TimeoutError, RayActorError, RayServeException):
+            refuse(503, "the model is being started again; try again soon", retry_after=5)
+        return LabelsOut(artifacts=[artifact_out(name, of) for name, of in state.items()])
+
+    @guarded.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+    async def metrics() -> PlainTextResponse:
+        return PlainTextResponse(measures.text(), media_type="text/plain; version=0.0.4")
+
+    @guarded.post(
+        "/tag",
+        summary="Tags for pictures",
+        openapi_extra=body_schema("several"),
+        response_model_exclude_none=True,
+    )
+    async def tag(
+        request: Request,
+        artifact: ArtifactName = None,
+        threshold: Annotated[
+            float | None,
+            Query(ge=0, le=1, description="score of a tag; else each label's own", examples=[0.5]),
+        ] = None,
+        top: Annotated[
+            int | None, Query(ge=1, description="no more tags a picture than this", examples=[5])
+        ] = None,
+    ) -> TagsOut:
+        async def answer() -> TagsOut:
+            name = chosen(artifact)
+            pictures = await read_pictures(request, limits)
+            rule = TagRule(threshold, top)
+            results = await models.ask_for_each(pictures, "tag", name, rule)
+            refusals = [result for result in results if isinstance(result, Refusal)]
+            measures.pictures.labels("refused").inc(len(refusals))
+            measures.pictures.labels("tagged").inc(len(results) - len(refusals))
+            if len(refusals) == len(results):
+                refuse(refusals[0].status, f"{pictures[0].name}: {refusals[0].reason}")
+            version = next(of.version for of in results if not isinstance(of, Refusal))
+            return TagsOut(
+                artifact=name,
+                version=version,
+                pictures=[
+                    picture_out(of.name, result)
+                    for of, result in zip(pictures, results, strict=True)
+                ],
+            )
+
+        return await measured("/tag", answer())
+
+    @guarded.post("/regions", summary="What speaks for labels", openapi_extra=body_schema("one"))
+    async def regions(
+        request: Request,
+        label: Annotated[list[str], Query(description="of which labels", examples=[["dog"]])],
+        artifact: ArtifactName = None,
+    ) -> RegionsOut:
+        async def answer() -> RegionsOut:
+            name = chosen(artifact)
+            pictures = await read_pictures(request, limits)
+            if len(pictures) > 1:
+                refuse(413, f"{len(pictures)} pictures; one is the most for regions")
+            [found] = await models.ask_for_each(pictures, "regions", name, label)
+            if isinstance(found, Refusal):
+                refuse(found.status, found.reason)
+            return RegionsOut(artifact=name, version=found.version, regions=found.regions)
+
+        return await measured("/regions", answer())
+
+    app.include_router(guarded)
+    return app
+
+
+def application(
+    folders: dict[str, Path],
+    cache: Path,
+    page: str,
+    token: str | None,
+    hosts: list[str],
+    replicas: int,
+    cpus: int,
+    gpus: float,
+    limits: Limits,
+) -> serve.Application:
+    """What Ray Serve runs: one front, and `replicas` models of so many CPUs and GPUs each."""
+    artifacts = list(folders)
+
+    def build() -> FastAPI:
+        handle = serve.get_deployment_handle(_MODEL, APPLICATION)
+        return build_app(handle, artifacts, page, token, hosts, limits)
+
+    model = serve.deployment(
+        name=_MODEL,
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        # The front admits no more than its limit; whoever asks for the state comes through.
+        max_ongoing_requests=limits.waiting + 32,
+    )(TaggingModel)
+    front = serve.deployment(
+        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=2 * limits.waiting
+    )(serve.ingress(build)())
+    return front.bind(model.bind(folders, cache, limits.pixels, gpus, cpus))
