@@ -22,7 +22,6 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import socket
 import statistics
 import subprocess
@@ -103,7 +102,7 @@ def serving(artifact: Path, cache: Path) -> Iterator[Service]:
             time.sleep(0.2)
         yield service
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -49,7 +48,7 @@ class Service:
 
 @contextmanager
 def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Service]:
-    """Serve until the block ends; then as Ctrl-C does."""
+    """Serve until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -71,7 +70,7 @@ def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Servi
             time.sleep(0.2)
         yield Service(url, process)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.communicate(timeout=60)
 
 

@@ -207,7 +207,7 @@ def test_a_broken_picture_does_not_take_the_others_with_it(service: Service) -> 
 def test_regions_refuse_other_labels_and_several_pictures(service: Service) -> None:
     url = f"{service.url}/regions?artifact=half&label="
     answer = httpx.post(url + "penguin", files=files(picture(0)))
-    assert error_of(answer, 422) == "label: penguin is none of the labels of half"
+    assert error_of(answer, 422) == "0.png: penguin is none of the labels of half"
     answer = httpx.post(url + NAMES[0], files=files(picture(0), picture(1)))
     assert "one is the most" in error_of(answer, 413)
     assert "label: " in error_of(httpx.post(f"{service.url}/regions?artifact=half"), 422)

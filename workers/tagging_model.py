@@ -153,7 +153,7 @@ class TaggingModel:
         version, tagger = self._artifacts.served[name]
         unknown = [label for label in labels if label not in tagger.names]
         if unknown:
-            return Refusal(422, f"label: {unknown[0]} is none of the labels of {name}")
+            return Refusal(422, f"{unknown[0]} is none of the labels of {name}")
         maps = await self._in_thread(self._heat_maps, tagger, picture)
         if isinstance(maps, Refusal):
             return maps

@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError
@@ -50,13 +50,13 @@ APPLICATION = "datafree"
 _MODEL = TaggingModel.__name__
 
 _HEALTH_S = 5.0
+_MEASURED = ("/tag", "/regions")
 _CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
 
-Answer = TypeVar("Answer")
 ArtifactName = Annotated[
     str | None, Query(description="which artifact; needed when there are several")
 ]
@@ -175,18 +175,19 @@ def build_app(
             sentence = "a bearer token is wanted: Authorization: Bearer …"
             raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
 
-    async def measured(path: str, answer: Awaitable[Answer]) -> Answer:
+    @app.middleware("http")
+    async def measured(
+        request: Request, answer: Callable[[Request], Awaitable[Response]]
+    ) -> Response:
         begun, status = time.monotonic(), 500
         try:
-            answered = await answer
-            status = 200
+            answered = await answer(request)
+            status = answered.status_code
             return answered
-        except HTTPException as error:
-            status = error.status_code
-            raise
         finally:
-            measures.requests.labels(path, status).inc()
-            measures.seconds.labels(path).observe(time.monotonic() - begun)
+            if (path := request.url.path) in _MEASURED:
+                measures.requests.labels(path, status).inc()
+                measures.seconds.labels(path).observe(time.monotonic() - begun)
 
     def chosen(artifact: str | None) -> str:
         if artifact is None and len(artifacts) == 1:
@@ -250,27 +251,17 @@ def build_app(
             int | None, Query(ge=1, description="no more tags a picture than this", examples=[5])
         ] = None,
     ) -> TagsOut:
-        async def answer() -> TagsOut:
-            name = chosen(artifact)
-            pictures = await read_pictures(request, limits)
-            rule = TagRule(threshold, top)
-            results = await models.ask_for_each(pictures, "tag", name, rule)
-            refusals = [result for result in results if isinstance(result, Refusal)]
-            measures.pictures.labels("refused").inc(len(refusals))
-            measures.pictures.labels("tagged").inc(len(results) - len(refusals))
-            if len(refusals) == len(results):
-                refuse(refusals[0].status, f"{pictures[0].name}: {refusals[0].reason}")
-            version = next(of.version for of in results if not isinstance(of, Refusal))
-            return TagsOut(
-                artifact=name,
-                version=version,
-                pictures=[
-                    picture_out(of.name, result)
-                    for of, result in zip(pictures, results, strict=True)
-                ],
-            )
-
-        return await measured("/tag", answer())
+        name = chosen(artifact)
+        pictures = await read_pictures(request, limits)
+        results = await models.ask_for_each(pictures, "tag", name, TagRule(threshold, top))
+        refusals = [result for result in results if isinstance(result, Refusal)]
+        measures.pictures.labels("refused").inc(len(refusals))
+        measures.pictures.labels("tagged").inc(len(results) - len(refusals))
+        if len(refusals) == len(results):
+            refuse(refusals[0].status, f"{pictures[0].name}: {refusals[0].reason}")
+        version = next(of.version for of in results if not isinstance(of, Refusal))
+        told = [picture_out(of.name, result) for of, result in zip(pictures, results, strict=True)]
+        return TagsOut(artifact=name, version=version, pictures=told)
 
     @guarded.post("/regions", summary="What speaks for labels", openapi_extra=body_schema("one"))
     async def regions(
@@ -278,17 +269,14 @@ def build_app(
         label: Annotated[list[str], Query(description="of which labels", examples=[["dog"]])],
         artifact: ArtifactName = None,
     ) -> RegionsOut:
-        async def answer() -> RegionsOut:
-            name = chosen(artifact)
-            pictures = await read_pictures(request, limits)
-            if len(pictures) > 1:
-                refuse(413, f"{len(pictures)} pictures; one is the most for regions")
-            [found] = await models.ask_for_each(pictures, "regions", name, label)
-            if isinstance(found, Refusal):
-                refuse(found.status, found.reason)
-            return RegionsOut(artifact=name, version=found.version, regions=found.regions)
-
-        return await measured("/regions", answer())
+        name = chosen(artifact)
+        pictures = await read_pictures(request, limits)
+        if len(pictures) > 1:
+            refuse(413, f"{len(pictures)} pictures; one is the most for regions")
+        [found] = await models.ask_for_each(pictures, "regions", name, label)
+        if isinstance(found, Refusal):
+            refuse(found.status, f"{pictures[0].name}: {found.reason}")
+        return RegionsOut(artifact=name, version=found.version, regions=found.regions)
 
     app.include_router(guarded)
     return app
