@@ -12,7 +12,8 @@ medians. The pictures are JPEGs of 500 × 375, made here from a seed. The artifa
 sentences.
 
 `growth_mib`: how far memory rises in one job over `--pictures` links to these files: the most that
-is resident after a tenth of the time, above the most before. The last line is one JSON object.
+is resident after a tenth of the time, above the most before; `resident_mib`: that of each tenth.
+The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def growth_mib(job: Callable[[], object]) -> float:
-    """The most that is resident after a tenth of the job's time, above the most before."""
+def resident_through(job: Callable[[], object]) -> list[float]:
+    """The most that is resident in each tenth of the job's time, in MiB."""
     seen: list[float] = []
     done = threading.Event()
 
@@ -91,8 +92,7 @@ def growth_mib(job: Callable[[], object]) -> float:
     job()
     done.set()
     watcher.join()
-    tenth = len(seen) // 10
-    return max(seen[tenth:]) - max(seen[:tenth])
+    return [max(tenth) for tenth in np.array_split(seen, 10)]
 
 
 def main() -> None:
@@ -130,13 +130,14 @@ def main() -> None:
                 if turn:
                     for side, rate in of_turn.items():
                         rates[side].append(rate)
-            growth = growth_mib(lambda: ours(many, artifact, options.cache, console, cores))
+            resident = resident_through(lambda: ours(many, artifact, options.cache, console, cores))
     medians = {side: statistics.median(of_side) for side, of_side in rates.items()}
     fastest = max(medians["bare_one_thread"], medians["bare_threads"])
     result = {
         "ratio": round(medians["ours"] / fastest, 3),
         **{f"{side}_images_s": round(rate, 2) for side, rate in medians.items()},
-        "growth_mib": round(growth, 1),
+        "growth_mib": round(max(resident[1:]) - resident[0], 1),
+        "resident_mib": [round(of_tenth) for of_tenth in resident],
         "pictures": options.pictures,
         "images": options.images,
         "rounds": options.rounds,
