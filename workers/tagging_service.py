@@ -77,7 +77,7 @@ class Measures:
             "datafree_pictures", "Pictures by what became of them", ["outcome"], registry=registry
         )
         self.second_tries = Counter(
-            "datafree_second_tries", "Pictures whose model replica died", registry=registry
+            "datafree_second_tries", "Questions to a model that died", registry=registry
         )
         self.waiting = Gauge("datafree_waiting_pictures", "Pictures under way", registry=registry)
         self.seconds = Histogram(
@@ -117,7 +117,7 @@ class Models:
     async def state(self) -> dict[str, ArtifactState]:
         """What is served. Raises what stands in the way."""
         async with asyncio.timeout(_HEALTH_S):
-            return await self._handle.state.remote()
+            return await self._ask("state")
 
     async def _ask(self, method: str, *arguments: object) -> Any:
         try:
