@@ -32,7 +32,7 @@ from tagging import CATEGORIES, SENTENCES
 from prompt_tuning import load_vlm, tune
 from prompt_tuning.tuning import TuningSettings
 
-KINDS = ("jpeg", "png", "gif", "bmp", "webp", "tiff", "jpeg2000", "ppm", "tga", "ico", "avif")
+KINDS = ("jpeg", "png", "gif", "bmp", "webp", "tiff", "jpeg2000", "ppm", "tga", "avif")
 NO_PICTURES = (
     b"",
     b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",

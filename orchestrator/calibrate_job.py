@@ -47,6 +47,11 @@ def calibrate(options: CalibrateOptions, console: Console) -> None:
     if options.out.exists():
         raise InputError(f"--out: {options.out} is there already; choose another name")
     artifact = _load(options.artifact)
+    if " labelled photos" in artifact.calibration.source:
+        raise InputError(
+            f"{options.artifact}: was calibrated on labelled photos before, which would count "
+            "twice; start from the artifact that it was made of"
+        )
     if options.labelled:
         calibration = _with_labels(options, artifact, console)
     else:

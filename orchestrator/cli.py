@@ -180,7 +180,7 @@ def serve(
     port: Annotated[int, typer.Option(help="port to listen at")] = 8080,
     token: Annotated[
         str | None,
-        typer.Option(help="that requests must bear (default: DATAFREE_TOKEN, which nobody sees)"),
+        typer.Option(help="that requests must bear (default: DATAFREE_TOKEN, not in `ps`)"),
     ] = None,
     replicas: Annotated[
         int | None, typer.Option(help="models at once (default: one a GPU; without GPUs two)")

@@ -54,6 +54,8 @@ def serve(options: ServeOptions, console: Console) -> None:
     _check_port(options)
     resources = find_resources()
     replicas = _replicas(options.replicas, resources)
+    gpus = 1 if resources.gpus else 0
+    cpus = _cpus_each(replicas, gpus, resources)
     started = False
     try:
         connect(resources.cpus, resources.gpus)
@@ -78,8 +80,8 @@ def serve(options: ServeOptions, console: Console) -> None:
             options.token,
             hosts,
             replicas,
-            max(1, resources.cpus // max(replicas, len(resources.nodes))),
-            1 if resources.gpus else 0,
+            cpus,
+            gpus,
             options.limits,
         )
         ray_serve.run(service, name=APPLICATION, logging_config=quiet)
@@ -131,7 +133,7 @@ def _check_artifact(folder: Path) -> None:
 def _hosts(options: ServeOptions) -> list[str]:
     """What browsers may call the service by. Raises InputError when it wants a token first."""
     if _is_local(options.host):
-        return ["localhost", "127.0.0.1", options.host]
+        return ["localhost", "127.0.0.1", _in_url(options.host)]
     if not options.token:
         raise InputError(
             f"--host: {options.host} can be reached from other machines; give a token in "
@@ -169,6 +171,14 @@ def _replicas(asked: int | None, resources: Resources) -> int:
     if asked and asked > most:
         raise InputError(f"--replicas: {asked} are too many, for {resources}")
     return asked or resources.gpus or min(2, resources.cpus)
+
+
+def _cpus_each(replicas: int, gpus: int, resources: Resources) -> int:
+    """The most CPUs for a model with which all find room. Raises InputError when there are none."""
+    for cpus in range(max(1, resources.cpus // replicas), 0, -1):
+        if sum(node.holds(cpus, gpus) for node in resources.nodes) >= replicas:
+            return cpus
+    raise InputError(f"--replicas: {replicas} are too many, for {resources}")
 
 
 def _in_url(host: str) -> str:

@@ -22,7 +22,7 @@ from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 _FEATURES = "class_features.safetensors"
 _TOKENS = "tokens.safetensors"
 _DESCRIPTION = "artifact.json"
-_VERSION = 3
+_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
-# Others that Pillow reads are hardly photos, and EPS would start Ghostscript.
-FORMATS = tuple("AVIF BMP DIB GIF ICO JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split())
+# Others that Pillow reads are hardly photos; EPS would start Ghostscript, and an ICO is decoded
+# before its size is known.
+FORMATS = tuple("AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split())
 
 
 class UnknownFormatError(ValueError):
@@ -58,7 +59,7 @@ def _decoded(source: Path | io.BytesIO, max_pixels: int) -> Image.Image:
                 raise TooManyPixelsError(f"{width} × {height} pixels; {max_pixels:,} are the most")
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith("I"):  # 16 bits; Pillow would make all above 255 white
-                shades = np.asarray(upright).astype(np.int64) >> 8
+                shades = np.asarray(upright) >> 8
                 upright = Image.fromarray(shades.clip(0, 255).astype(np.uint8))
             return upright.convert("RGB")
     except TooManyPixelsError:

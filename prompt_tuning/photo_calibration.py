@@ -89,7 +89,7 @@ def fit_labelled(
     threshold = float(f1_thresholds(scores.reshape(-1, 1))[0])
     return replace(
         fitted,
-        thresholds=(f1_thresholds(scores) + threshold) / 2,
+        thresholds=(_own_thresholds(scores, np.full(len(slopes) - 1, threshold)) + threshold) / 2,
         shared=(
             float(slopes[-1] * before_slope),
             float(slopes[-1] * before_offset + offsets[-1]),
@@ -109,10 +109,18 @@ def fit_unlabelled(calibration: Calibration, raw: np.ndarray) -> Calibration:
     shared_scores = np.asarray(expit(slope * raw + offset)).reshape(-1, 1)
     return replace(
         calibration,
-        thresholds=f1_thresholds(calibration.scores(raw)),
+        thresholds=_own_thresholds(calibration.scores(raw), calibration.thresholds),
         shared=(slope, offset, float(f1_thresholds(shared_scores)[0])),
         source=f"{calibration.source}; thresholds from {len(raw)} photos without labels",
     )
+
+
+def _own_thresholds(scores: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """Of each class the best one to expect; `otherwise` where hardly a photo shows it.
+
+    There the best F1 to expect is that of tagging every photo.
+    """
+    return np.where(scores.sum(0) < 1, otherwise, f1_thresholds(scores))
 
 
 def cross_validated(

@@ -39,11 +39,16 @@ class Service:
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that hold a model."""
-        return [
-            process
-            for process in psutil.Process(self.process.pid).children(recursive=True)
-            if "Replica" in (title := " ".join(process.cmdline())) and "TaggingModel" in title
-        ]
+        below = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in below if _holds_model(process)]
+
+
+def _holds_model(process: psutil.Process) -> bool:
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.Error:  # it has just died
+        return False
+    return "Replica" in title and "TaggingModel" in title
 
 
 @contextmanager
@@ -58,20 +63,21 @@ def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Servi
         "CUDA_VISIBLE_DEVICES": "",
     }
     given = repr((artifacts, port, str(cache), limits))
-    process = subprocess.Popen(
-        [sys.executable, "-c", _SERVE, given], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", _SERVE, given], env=environment, text=True)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 120
         while not _is_up(url):
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
         yield Service(url, process)
     finally:
         process.terminate()
-        process.communicate(timeout=60)
+        try:
+            process.wait(timeout=60)
+        finally:
+            process.kill()
 
 
 def _is_up(url: str) -> bool:

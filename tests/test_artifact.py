@@ -143,7 +143,7 @@ def test_an_artifact_of_another_version_is_refused(folder: Path) -> None:
     description = (folder / "artifact.json").read_text("utf-8")
     with publishing(folder, replace=True) as staging:
         (staging / "artifact.json").write_text(
-            description.replace('"version": 3', '"version": 1'), "utf-8"
+            description.replace('"version": 2', '"version": 1'), "utf-8"
         )
     with pytest.raises(ValueError, match=r"artifact of version 1, .* run its config again"):
         Artifact.load(folder)

@@ -63,6 +63,18 @@ def test_thresholds_without_labels_are_those_of_the_best_f1_to_expect() -> None:
     assert quality["at_thresholds"]["macro"]["f1"] > quality["best_f1"]["macro"] - 0.5
 
 
+def test_what_hardly_a_photo_shows_is_not_seen_on_all() -> None:
+    # Of a label that all photos show next to nothing of, the best F1 to expect tags them all.
+    rare = known(SLOPES, OFFSETS - [0, 0, 0, 9])
+    raw, labels = drawn(60, seed=2)
+    labels[:, 3] = False
+    assert rare.scores(raw)[:, 3].sum() < 1
+    assert fit_unlabelled(rare, raw).thresholds[3] == rare.thresholds[3]
+    fitted = fit_labelled(rare, raw, labels)
+    assert fitted.thresholds[3] == pytest.approx(fitted.shared[2])
+    assert not (fitted.scores(raw)[:, 3] >= fitted.thresholds[3]).any()
+
+
 def test_figures_of_a_fit_are_of_photos_that_it_did_not_see() -> None:
     raw, labels = drawn(4000, seed=2)
     noise = np.random.default_rng(0).random(labels.shape) < 0.3  # nothing to be learnt
@@ -105,7 +117,12 @@ def write_photos(stamps: Path, count: int) -> list[Path]:
 
 
 def test_labelled_photos_make_a_new_artifact(
-    calibrate: Callable[..., Done], artifact: Path, lasting_cache: Path, stamps: Path
+    calibrate: Callable[..., Done],
+    artifact: Path,
+    lasting_cache: Path,
+    stamps: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = write_photos(stamps, 24)
     tagger = Tagger.load(artifact, "cpu", lasting_cache)
@@ -131,6 +148,9 @@ def test_labelled_photos_make_a_new_artifact(
     assert (given == labels).mean() > 0.9
     done = calibrate("--root", "photos", "--out", "fitted")
     assert (done.code, "is there already" in done.err) == (2, True)
+    again = ("calibrate", "fitted", "--root", "photos", "--out", "twice")
+    done = run_datafree(monkeypatch, capsys, *again)
+    assert (done.code, "which would count twice" in done.err) == (2, True)
 
 
 def test_photos_without_labels_move_thresholds_only(
@@ -143,7 +163,7 @@ def test_photos_without_labels_move_thresholds_only(
     before, after = (Artifact.load(folder).calibration for folder in (artifact, Path("fitted")))
     np.testing.assert_array_equal(before.slopes, after.slopes)
     np.testing.assert_array_equal(before.offsets, after.offsets)
-    assert (before.thresholds != after.thresholds).all()
+    assert (before.thresholds != after.thresholds).any()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ class StandIn:
 
     def obey(self, instruction: str, seed: int) -> None:
         if instruction == "die":
+            time.sleep(0.3)  # else the answer before may die on its way, and be asked for again
             os.kill(os.getpid(), signal.SIGKILL)
         if instruction == "die once" and not (self._folder / f"died {seed}").exists():
             (self._folder / f"died {seed}").touch()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 import signal
 import socket
@@ -49,7 +50,7 @@ def service(artifacts: dict[str, Path], lasting_cache: Path) -> Iterator[Service
         "pixels": 1_000_000,
         "pictures": 4,
         "waiting": 16,
-        "seconds": 4,
+        "seconds": 15,
     }
     with served([str(folder) for folder in artifacts.values()], lasting_cache, **limits) as running:
         yield running
@@ -153,6 +154,9 @@ def test_labels_health_metrics_regions_and_description(
         ({}, {"json": {}}, 422, "pictures: "),
         ({}, {"json": {"pictures": []}}, 422, "pictures: "),
         ({}, {"json": {"pictures": [{"data": "?"}]}}, 422, "pictures.0.data: "),
+        ({}, {"json": {"pictures": [{"data": ""}] * 5}}, 413, "5 pictures; 4 are the most"),
+        ({}, {"json": {"pictures": [0] * 300_000}}, 422, "pictures.0: "),
+        ({}, {"json": {"pictures": [{"data": ""}] * 5000}}, 422, "pictures: List should have at"),
         (
             {},
             {"content": b"{", "headers": {"content-type": "application/json"}},
@@ -247,9 +251,9 @@ def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
     def ask_until_ended(number: int) -> list[httpx.Response]:
         answers = []
         while not ended:
-            content = picture(number)
+            content = picture(number, (900, 900))
             url = f"{service.url}/tag?artifact=all&threshold=0"
-            answers.append(httpx.post(url, files=files(content), timeout=30))
+            answers.append(httpx.post(url, files=files(*[content] * 4), timeout=30))
         return answers
 
     before = httpx.get(f"{service.url}/health").json()["artifacts"]["all"]
@@ -258,7 +262,10 @@ def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
         try:
             time.sleep(1)
             assert len(service.replicas()) == 2
-            service.replicas()[0].kill()
+            doomed = service.replicas()[0]
+            doomed.suspend()  # so that it dies with questions that it has not answered
+            time.sleep(1)
+            doomed.kill()
             time.sleep(1)
             # Another artifact in its place, as `datafree run` leaves it.
             with publishing(artifacts["all"], replace=True) as staging:
@@ -269,10 +276,10 @@ def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
                     dirs_exist_ok=True,
                 )
             deadline = time.monotonic() + 60
-            while _version(service) == before or len(service.replicas()) < 2:
+            # Any of the two may answer, so often enough for both.
+            while before in {_version(service) for _ in range(10)} or len(service.replicas()) < 2:
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-            time.sleep(2)
         finally:
             ended = True
         answers = [answer for of in asking for answer in of.result()]
@@ -282,11 +289,15 @@ def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
     assert len(by_version.pop(_version(service))["tags"]) == 2
     assert list(by_version) == [before]
     metrics = httpx.get(f"{service.url}/metrics").text
-    assert "datafree_second_tries_total 0.0" not in metrics
+    [tries] = re.findall(r"^datafree_second_tries_total (.*)$", metrics, re.MULTILINE)
+    assert float(tries) > 0
 
 
 def _version(service: Service) -> str:
-    version: str = httpx.get(f"{service.url}/health", timeout=30).json()["artifacts"]["all"]
+    """Of the first artifact, as a model says that answers."""
+    while (health := httpx.get(f"{service.url}/health", timeout=30)).status_code != 200:
+        time.sleep(0.2)
+    version: str = health.json()["artifacts"]["all"]
     return version
 
 
@@ -315,7 +326,7 @@ def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: S
         process.send_signal(signal.SIGSTOP)
     try:
         answer = httpx.post(f"{service.url}/tag?artifact=all", files=files(picture(0)), timeout=30)
-        assert error_of(answer, 504) == "this took longer than 4 seconds"
+        assert error_of(answer, 504) == "this took longer than 15 seconds"
         health = httpx.get(f"{service.url}/health", timeout=30)
         assert (health.status_code, health.json()["status"]) == (503, "unavailable")
     finally:

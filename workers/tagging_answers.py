@@ -21,12 +21,16 @@ class PictureOut(BaseModel):
 
     name: str
     tags: list[TagOut]
+    version: str | None = None
     error: str | None = None
     status: int | None = None
 
 
 class TagsOut(BaseModel):
-    """The pictures of a request, in order, and which version of the artifact tagged them."""
+    """The pictures of a request, in order; `version`: of the artifact, as of the first one tagged.
+
+    While an artifact is taken anew, others may have another one, which they say themselves.
+    """
 
     artifact: str
     version: str
@@ -64,11 +68,11 @@ class LabelsOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """Versions by artifact, and problems with what lies in their folders now."""
+    """Versions by artifact, and the names of those in whose folder lies what cannot be served."""
 
     status: str
     artifacts: dict[str, str] = {}
-    problems: dict[str, str] = {}
+    problems: list[str] = []
 
 
 class ErrorOut(BaseModel):
@@ -80,7 +84,8 @@ class ErrorOut(BaseModel):
 def picture_out(name: str, result: Any) -> PictureOut:
     if isinstance(result, Refusal):
         return PictureOut(name=name, tags=[], error=result.reason, status=result.status)
-    return PictureOut(name=name, tags=[TagOut(name=t.name, score=t.score) for t in result.tags])
+    tags = [TagOut(name=tag.name, score=tag.score) for tag in result.tags]
+    return PictureOut(name=name, tags=tags, version=result.version)
 
 
 def artifact_out(name: str, of: ArtifactState) -> ArtifactOut:

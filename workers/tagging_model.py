@@ -89,6 +89,7 @@ class _Artifacts:
     cache: Path
     served: dict[str, _Served] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    _looked_at: dict[str, str] = field(default_factory=dict)
     _vlms: dict[str, VLM] = field(default_factory=dict)
 
     def look(self) -> None:
@@ -96,11 +97,19 @@ class _Artifacts:
         for name, folder in self.folders.items():
             try:
                 version = file_digest(folder / MANIFEST)[:12]  # which has all its files' digests
-                if name not in self.served or self.served[name].version != version:
-                    self.served[name] = _Served(version, self._tagger(folder))
+                if self._looked_at.get(name) == version:
+                    continue
+                self._looked_at[name] = version  # what cannot be loaded is tried once
+                self.served[name] = _Served(version, self._tagger(folder))
                 self.problems.pop(name, None)
             except Exception as error:  # whatever lies there, what is served stays
                 self.problems[name] = " ".join(str(error).split())
+                if isinstance(error, OSError):  # nothing is there; perhaps it is only late
+                    self._looked_at.pop(name, None)
+
+    def refusal(self, name: str) -> Refusal:
+        """Why an artifact is not served."""
+        return Refusal(503, f"{name} cannot be served: {self.problems.get(name, 'not loaded yet')}")
 
     def _tagger(self, folder: Path) -> Tagger:
         artifact = Artifact.load(folder)
@@ -118,7 +127,7 @@ class TaggingModel:
     ) -> None:
         self._artifacts = _Artifacts(folders, "cuda" if gpus else "cpu", cache)
         self._artifacts.look()
-        if self._artifacts.problems:
+        if not self._artifacts.served:
             raise ValueError("; ".join(self._artifacts.problems.values()))
         self._max_pixels = max_pixels
         # Each thread works alone: many that share an operation wait for each other.
@@ -138,6 +147,8 @@ class TaggingModel:
 
     async def tag(self, name: str, picture: bytes, rule: TagRule) -> TaggedPicture | Refusal:
         """The tags of a picture, given as its file's content."""
+        if name not in self._artifacts.served:
+            return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
         pixels = await self._in_thread(self._pixels, tagger, picture)
         if isinstance(pixels, Refusal):
@@ -150,6 +161,8 @@ class TaggingModel:
         self, name: str, picture: bytes, labels: Sequence[str]
     ) -> PictureRegions | Refusal:
         """Which regions of a picture speak for these labels."""
+        if name not in self._artifacts.served:
+            return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
         unknown = [label for label in labels if label not in tagger.names]
         if unknown:

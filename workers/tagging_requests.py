@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 from fastapi import HTTPException, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive
 
 # What a person's picture is named where the request does not say.
 _NAMELESS = "picture {number}"
+_MOST_IN_A_BODY = 1000  # above every limit on pictures; it bounds what reading a body takes
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class PictureIn(BaseModel):
 class PicturesIn(BaseModel):
     """The JSON body of a request."""
 
-    pictures: list[PictureIn] = Field(min_length=1)
+    # One error is told, so one is enough, whatever a body holds.
+    pictures: Annotated[
+        list[PictureIn], Field(min_length=1, max_length=_MOST_IN_A_BODY), FailFast()
+    ]
 
 
 class Picture(NamedTuple):
@@ -71,10 +75,15 @@ async def read_pictures(request: Request, limits: Limits) -> list[Picture]:
     if declared.isdecimal() and int(declared) > limits.request_bytes:
         refuse(413, _too_large("the request", limits.request_bytes))
     limited = Request(request.scope, _limited(request.receive, limits.request_bytes))
-    read = _from_form if kind == "multipart/form-data" else _from_json
+    reader = _from_form if kind == "multipart/form-data" else _from_json
+    try:
+        async with asyncio.timeout(limits.seconds):
+            read = await reader(limited, limits)
+    except TimeoutError:
+        refuse(504, f"sending this took longer than {limits.seconds:g} seconds")
     pictures = [
         Picture(name or _NAMELESS.format(number=number), content)
-        for number, (name, content) in enumerate(await read(limited, limits), start=1)
+        for number, (name, content) in enumerate(read, start=1)
     ]
     if not pictures:
         refuse(422, "pictures: none; send at least one")
@@ -135,7 +144,7 @@ def first_error(errors: Any, skip: int = 0) -> str:
 
 
 def body_schema(how_many: str) -> dict[str, Any]:
-    """OpenAPI's words for a body that `_pictures` reads."""
+    """OpenAPI's words for a body that `read_pictures` reads."""
     described = f"{how_many} picture files, as files or in base64"
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
     schema = PicturesIn.model_json_schema()

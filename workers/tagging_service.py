@@ -121,10 +121,18 @@ class Models:
 
     async def _ask(self, method: str, *arguments: object) -> Any:
         try:
-            return await self._handle.options(method_name=method).remote(*arguments)
+            return await self._answer(method, *arguments)
         except (RayActorError, RayServeException):  # the replica is gone, and others are not
             self._measures.second_tries.inc()
-            return await self._handle.options(method_name=method).remote(*arguments)
+            return await self._answer(method, *arguments)
+
+    async def _answer(self, method: str, *arguments: object) -> Any:
+        answer = self._handle.options(method_name=method).remote(*arguments)
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            answer.cancel()  # else the model goes on with what nobody waits for
+            raise
 
     @contextmanager
     def _admitted(self, count: int) -> Iterator[None]:
@@ -147,9 +155,9 @@ def build_app(
     hosts: list[str],
     limits: Limits,
 ) -> FastAPI:
-    """The app. `page`: the HTML at `/`. `token`: wanted for all but the page and `/health`.
+    """The app. `page`: the HTML at `/`.
 
-    `hosts`: what a browser may call this service; others are a page elsewhere that pretends.
+    `token`: wanted for all but the page, `/health` and the description of the API. `hosts`: what a browser may call this service; others are a page elsewhere that pretends.
     """
     measures = Measures()
     models = Models(handle, limits, measures)
@@ -168,6 +176,10 @@ def build_app(
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"error": first_error(error.errors(), skip=1)}, 422)
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "the service failed at this; its log says why"}, 500)
 
     def authorised(request: Request) -> None:
         given = request.headers.get("authorization", "")
@@ -210,7 +222,7 @@ def build_app(
         return HealthOut(
             status="ok",
             artifacts={name: of.version for name, of in state.items()},
-            problems={name: of.problem for name, of in state.items() if of.problem},
+            problems=[name for name, of in state.items() if of.problem],
         )
 
     guarded = APIRouter(

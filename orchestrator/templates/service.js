@@ -1,6 +1,6 @@
 "use strict";
 const AT_ONCE = 4, SIDE = 640, SHORT = 10, CHIPS = 30;
-const EXTENSIONS = /\.(avif|bmp|dib|gif|ico|jpe?g|jp2|png|ppm|tga|tiff?|webp)$/i;
+const EXTENSIONS = /\.(avif|bmp|dib|gif|jpe?g|jp2|png|ppm|tga|tiff?|webp)$/i;
 const $ = id => document.getElementById(id);
 const mostBytes = Number(document.body.dataset.pictureBytes);
 const many = (n, one, more) => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;

@@ -87,11 +87,16 @@ function choose(of) {
   refresh();
 }
 
-let versionAsked = null;
-function newVersion(version) {  // its thresholds and labels may be others
-  if (version === artifact.version || version === versionAsked) return;
-  versionAsked = version;
-  readLabels();
+let rereading = false;
+async function newVersion(version) {  // its thresholds and labels may be others
+  if (version === artifact.version || rereading) return;
+  rereading = true;
+  // The models take a new artifact one after the other, and any of them may answer.
+  for (let tries = 0; tries < 10 && version !== artifact.version; tries++) {
+    if (tries) await wait(1000);
+    await readLabels();
+  }
+  rereading = false;
 }
 
 async function start() {
