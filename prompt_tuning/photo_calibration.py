@@ -89,7 +89,7 @@ def fit_labelled(
     threshold = float(f1_thresholds(scores.reshape(-1, 1))[0])
     return replace(
         fitted,
-        thresholds=(_own_thresholds(scores, np.full(len(slopes) - 1, threshold)) + threshold) / 2,
+        thresholds=(f1_thresholds(scores) + threshold) / 2,
         shared=(
             float(slopes[-1] * before_slope),
             float(slopes[-1] * before_offset + offsets[-1]),
@@ -103,24 +103,18 @@ def fit_unlabelled(calibration: Calibration, raw: np.ndarray) -> Calibration:
     """Thresholds for the best F1 to expect on these photos, `raw` `(photos, classes)`.
 
     Scores stay: how often photos show a category cannot be known without a label, and moving their
-    level to the captions' harms where photos show fewer things than captions name.
+    level to the captions' harms where photos show fewer things than captions name. No threshold
+    falls below half of what it was: of a label that no photo shows, the best F1 to expect is that
+    of tagging them all.
     """
-    slope, offset, _ = calibration.shared
+    slope, offset, threshold = calibration.shared
     shared_scores = np.asarray(expit(slope * raw + offset)).reshape(-1, 1)
     return replace(
         calibration,
-        thresholds=_own_thresholds(calibration.scores(raw), calibration.thresholds),
-        shared=(slope, offset, float(f1_thresholds(shared_scores)[0])),
+        thresholds=np.maximum(f1_thresholds(calibration.scores(raw)), calibration.thresholds / 2),
+        shared=(slope, offset, max(float(f1_thresholds(shared_scores)[0]), threshold / 2)),
         source=f"{calibration.source}; thresholds from {len(raw)} photos without labels",
     )
-
-
-def _own_thresholds(scores: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    """Of each class the best one to expect; `otherwise` where hardly a photo shows it.
-
-    There the best F1 to expect is that of tagging every photo.
-    """
-    return np.where(scores.sum(0) < 1, otherwise, f1_thresholds(scores))
 
 
 def cross_validated(

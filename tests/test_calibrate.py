@@ -56,7 +56,7 @@ def test_labels_that_are_ignored_have_no_say() -> None:
 
 def test_thresholds_without_labels_are_those_of_the_best_f1_to_expect() -> None:
     raw, labels = drawn(20_000, seed=1)
-    calibration = replace(known(), thresholds=np.full(4, 0.95))
+    calibration = replace(known(), thresholds=np.full(4, 0.6))
     fitted = fit_unlabelled(calibration, drawn(5000, seed=2)[0])
     np.testing.assert_array_equal(fitted.scores(raw), calibration.scores(raw))
     quality = calibration_quality(raw, labels, None, fitted)
@@ -68,11 +68,10 @@ def test_what_hardly_a_photo_shows_is_not_seen_on_all() -> None:
     rare = known(SLOPES, OFFSETS - [0, 0, 0, 9])
     raw, labels = drawn(60, seed=2)
     labels[:, 3] = False
+    rare = replace(rare, thresholds=np.full(4, 0.4))
     assert rare.scores(raw)[:, 3].sum() < 1
-    assert fit_unlabelled(rare, raw).thresholds[3] == rare.thresholds[3]
-    fitted = fit_labelled(rare, raw, labels)
-    assert fitted.thresholds[3] == pytest.approx(fitted.shared[2])
-    assert not (fitted.scores(raw)[:, 3] >= fitted.thresholds[3]).any()
+    for fitted in (fit_unlabelled(rare, raw), fit_labelled(rare, raw, labels)):
+        assert not (fitted.scores(raw)[:, 3] >= fitted.thresholds[3]).any()
 
 
 def test_figures_of_a_fit_are_of_photos_that_it_did_not_see() -> None:

@@ -157,7 +157,8 @@ def build_app(
 ) -> FastAPI:
     """The app. `page`: the HTML at `/`.
 
-    `token`: wanted for all but the page, `/health` and the description of the API. `hosts`: what a browser may call this service; others are a page elsewhere that pretends.
+    `token`: wanted for all but the page, `/health` and the description of the API. `hosts`: what a
+    browser may call this service; others are a page elsewhere that pretends.
     """
     measures = Measures()
     models = Models(handle, limits, measures)
