@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -19,12 +20,13 @@ ROOT = Path(__file__).parent.parent
 
 # `datafree serve` with other limits, which people cannot set.
 _SERVE = """
+import json
 import sys
 from pathlib import Path
 from rich.console import Console
 from orchestrator.serve_job import ServeOptions, serve
 from workers.tagging_requests import Limits
-artifacts, port, cache, limits = eval(sys.argv[1])
+artifacts, port, cache, limits = json.loads(sys.argv[1])
 options = ServeOptions(artifacts, "127.0.0.1", port, None, None, Path(cache), Limits(**limits))
 serve(options, Console(stderr=True))
 """
@@ -62,7 +64,7 @@ def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Servi
         "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    given = repr((artifacts, port, str(cache), limits))
+    given = json.dumps([artifacts, port, str(cache), limits])
     process = subprocess.Popen([sys.executable, "-c", _SERVE, given], env=environment, text=True)
     url = f"http://127.0.0.1:{port}"
     try:

@@ -46,7 +46,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos" / "labels.csv").write_text("\n".join(rows), "utf-8")
     settings = {
         "name": "own",
-        "seeds": [0],
+        "seeds": [0, 1],
         "categories": CATEGORIES,
         "knowledge": {
             "llm": {"model": str(folder / "llm"), "max_num_seqs": 32},
@@ -108,7 +108,7 @@ def test_killed_run_goes_on_to_the_same_bytes(config: Path, tmp_path: Path) -> N
     assert metrics["images"] == 100
     untuned = {"zero_shot", "templates", "synonym_average", "caption_average"}
     assert set(metrics["map"]) == {*untuned, "tuned"}
-    assert len(metrics["map_by_seed"]["tuned"]["fused"]) == 1
+    assert len(metrics["map_by_seed"]["tuned"]["fused"]) == 2
     assert {p.name for p in (calm / "runs/own").iterdir()} >= {
         *("config.yaml", "run.json", "metrics.json", "artifact", "report.html")
     }
