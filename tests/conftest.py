@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_artifact import NAMES, QUICK, SENTENCES
 
+from prompt_tuning import tune
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
 
@@ -37,3 +39,11 @@ def embedded_settings() -> VLMSettings:
 @pytest.fixture(scope="session")
 def embedded_vlm(embedded_settings: VLMSettings, lasting_cache: Path) -> VLM:
     return load_vlm(embedded_settings, cache=lasting_cache)
+
+
+@pytest.fixture(scope="session")
+def artifact(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small one, to be read only."""
+    target = tmp_path_factory.mktemp("tuned") / "artifact"
+    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(target)
+    return target

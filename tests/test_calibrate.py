@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from command_line import Done, run_datafree
 from test_calibration import OFFSETS, SLOPES, drawn, known
-from test_tagger import NAMES, QUICK, SENTENCES
+from tiny_artifact import NAMES
 
-from prompt_tuning import Artifact, Tagger, tune
+from prompt_tuning import Artifact, Tagger
 from prompt_tuning.calibration import calibration_quality
 from prompt_tuning.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
 from prompt_tuning.scenes import SceneSettings, compose_scenes
-from prompt_tuning.vlm import VLM
 
 
 def test_many_labelled_photos_decide_and_a_handful_leans_on_what_was() -> None:
@@ -85,13 +84,6 @@ def test_figures_of_a_fit_are_of_photos_that_it_did_not_see() -> None:
     before, after = cross_validated(known(SLOPES, OFFSETS - 2), raw, labels, None)
     assert after.ece < before.ece
     assert after.micro_f1 > before.micro_f1
-
-
-@pytest.fixture(scope="module")
-def artifact(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("calibrate") / "artifact"
-    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(target)
-    return target
 
 
 @pytest.fixture

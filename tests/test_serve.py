@@ -21,7 +21,7 @@ from command_line import run_datafree
 from PIL import Image
 from served import Service, served
 from starlette.testclient import TestClient
-from test_tagger import NAMES, QUICK, SENTENCES
+from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from orchestrator.serve_job import named_folders
 from prompt_tuning import Tagger, tune
@@ -32,11 +32,13 @@ from workers.tagging_service import build_app
 
 
 @pytest.fixture(scope="module")
-def artifacts(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def artifacts(
+    artifact: Path, embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Two, of other labels; the second one is named by the run that it is in."""
     folder = tmp_path_factory.mktemp("serve")
     all_of_it, half = folder / "all", folder / "half" / "artifact"
-    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(all_of_it)
+    shutil.copytree(artifact, all_of_it)
     sentences = [(text, of) for text, of in SENTENCES if set(of) <= set(NAMES[:2])]
     tune(embedded_vlm, NAMES[:2], sentences, tuning=QUICK, held_out=0.3).save(half)
     return {"all": all_of_it, "half": half}

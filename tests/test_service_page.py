@@ -18,10 +18,6 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 from served import served
-from test_tagger import NAMES, QUICK, SENTENCES
-
-from prompt_tuning import tune
-from prompt_tuning.vlm import VLM
 
 pytest.importorskip("playwright", reason="requirements/dev.txt has playwright")
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
@@ -34,13 +30,9 @@ TAGS = "#cards .card .tags button"
 
 
 @pytest.fixture(scope="module")
-def service(
-    embedded_vlm: VLM, lasting_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def service(artifact: Path, lasting_cache: Path) -> Iterator[str]:
     """The URL of a service with one artifact."""
-    artifact = tmp_path_factory.mktemp("page") / "animals"
-    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(artifact)
-    with served([str(artifact)], lasting_cache) as running:
+    with served([f"animals={artifact}"], lasting_cache) as running:
         yield f"{running.url}/"
 
 

@@ -21,23 +21,15 @@ import pytest
 import ray
 from command_line import Done, run_datafree
 from PIL import Image
-from test_tagger import NAMES, QUICK, SENTENCES
+from tiny_artifact import NAMES
 
 from orchestrator.picture_listing import PictureListing
-from prompt_tuning import Tagger, tune
+from prompt_tuning import Tagger
 from prompt_tuning.image_files import MAX_PIXELS, open_image
 from prompt_tuning.store import publishing
 from prompt_tuning.tag_stream import TagRule, started_ahead, tag_files
-from prompt_tuning.vlm import VLM
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def artifact(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("tag") / "artifact"
-    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(target)
-    return target
 
 
 @pytest.fixture

@@ -10,45 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from prompt_tuning import Artifact, Tag, Tagger, tune
 from prompt_tuning.image_files import open_image
 from prompt_tuning.prompts import BranchSettings, PromptSettings
 from prompt_tuning.scenes import SceneSettings, compose_scenes
 from prompt_tuning.scoring import branch_scores, fuse
-from prompt_tuning.tuning import TuningSettings
 from prompt_tuning.vlm import VLM
 
-NAMES = ["strawberry", "elephant", "bicycle", "penguin"]
-PLACES = ["on the grass", "near a wall", "in the sun", "by the road", "at the market"]
-SENTENCES = [
-    *(
-        (f"A {look} {name} {place}.", [name])
-        for name in NAMES
-        for look in ("small", "old")
-        for place in PLACES
-    ),
-    *(
-        (f"A {one} and a {two} {place}.", [one, two])
-        for one in NAMES
-        for two in NAMES
-        for place in PLACES[:2]
-        if one < two
-    ),
-]
-QUICK = TuningSettings(epochs=2, batch=32, mix=2)
-
 
 @pytest.fixture(scope="module")
-def folder(embedded_vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("tagger") / "artifact"
-    tune(embedded_vlm, NAMES, SENTENCES, tuning=QUICK, held_out=0.3).save(target)
-    return target
-
-
-@pytest.fixture(scope="module")
-def tagger(folder: Path, lasting_cache: Path) -> Tagger:
-    return Tagger.load(folder, device="cpu", cache=lasting_cache)
+def tagger(artifact: Path, lasting_cache: Path) -> Tagger:
+    return Tagger.load(artifact, device="cpu", cache=lasting_cache)
 
 
 @pytest.fixture(scope="module")
@@ -60,31 +34,31 @@ def files(stamps: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_scores_are_calibrated_raw_scores_in_the_order_of_the_pictures(
-    tagger: Tagger, folder: Path, files: list[Path], embedded_vlm: VLM
+    tagger: Tagger, artifact: Path, files: list[Path], embedded_vlm: VLM
 ) -> None:
     assert tagger.names == tuple(NAMES)
     scores = tagger.scores(files)
     assert scores.shape == (len(files), 4)
     assert ((scores > 0) & (scores < 1)).all()
-    artifact = Artifact.load(folder)
-    np.testing.assert_array_equal(tagger.thresholds, artifact.calibration.thresholds)
+    loaded = Artifact.load(artifact)
+    np.testing.assert_array_equal(tagger.thresholds, loaded.calibration.thresholds)
     for row in (0, len(files) - 1):
         pixels = embedded_vlm.preprocess(open_image(files[row]))[None]
         features = embedded_vlm.encode_image(pixels)
         branches = branch_scores(
-            features, artifact.classes.pooled, artifact.classes.local, artifact.geometry
+            features, loaded.classes.pooled, loaded.classes.local, loaded.geometry
         )
-        raw = fuse(*branches, artifact.geometry).numpy()
-        np.testing.assert_allclose(scores[row], artifact.calibration.scores(raw)[0], atol=1e-4)
+        raw = fuse(*branches, loaded.geometry).numpy()
+        np.testing.assert_allclose(scores[row], loaded.calibration.scores(raw)[0], atol=1e-4)
     assert tagger.scores([]).shape == (0, 4)
     assert tagger.tag([]) == []
 
 
 def test_a_softmax_in_the_fusion_changes_no_calibrated_score(
-    tagger: Tagger, folder: Path, files: list[Path], embedded_vlm: VLM
+    tagger: Tagger, artifact: Path, files: list[Path], embedded_vlm: VLM
 ) -> None:
-    artifact = replace(Artifact.load(folder), fusion="softmax")
-    competing = Tagger(artifact, embedded_vlm).scores(files[:2])
+    loaded = replace(Artifact.load(artifact), fusion="softmax")
+    competing = Tagger(loaded, embedded_vlm).scores(files[:2])
     np.testing.assert_allclose(competing, tagger.scores(files[:2]), atol=1e-6)
 
 
@@ -135,17 +109,17 @@ def test_threads_get_what_one_alone_gets(tagger: Tagger, files: list[Path]) -> N
 
 
 def test_heat_maps_share_out_the_local_score(
-    tagger: Tagger, folder: Path, files: list[Path], embedded_vlm: VLM
+    tagger: Tagger, artifact: Path, files: list[Path], embedded_vlm: VLM
 ) -> None:
     maps = tagger.heat_maps(files[0])
     assert maps.shape == (4, 7, 7)
     np.testing.assert_allclose(maps.sum((1, 2)), 1, atol=1e-5)
     # Shares are the gradient of the local score by the regions' cosines.
-    artifact = Artifact.load(folder)
+    loaded = Artifact.load(artifact)
     pixels = embedded_vlm.preprocess(open_image(files[0]))[None]
     regions = embedded_vlm.encode_image(pixels).regions
-    cosines = (regions @ artifact.classes.local.T).requires_grad_()
-    t = artifact.geometry.local_temperature
+    cosines = (regions @ loaded.classes.local.T).requires_grad_()
+    t = loaded.geometry.local_temperature
     ((cosines * t).logsumexp(0) / t).sum().backward()
     assert cosines.grad is not None
     np.testing.assert_allclose(maps.reshape(4, -1), cosines.grad.T, atol=1e-5)
@@ -163,7 +137,7 @@ def test_heat_lies_where_the_thing_is(tagger: Tagger, stamps: Path) -> None:
 
 
 def test_other_labels_without_tuning(
-    tagger: Tagger, folder: Path, files: list[Path], embedded_vlm: VLM
+    tagger: Tagger, artifact: Path, files: list[Path], embedded_vlm: VLM
 ) -> None:
     other = tagger.with_labels(["car", "penguin", "scissors"])
     assert other.names == ("car", "penguin", "scissors")
@@ -173,7 +147,7 @@ def test_other_labels_without_tuning(
     assert tagger.names == tuple(NAMES)
     assert other.thresholds[1] == tagger.thresholds[3]
     # It is what adding them to the artifact gives, and one label alone will do.
-    more = Tagger(Artifact.load(folder).adding(["car", "scissors"], embedded_vlm), embedded_vlm)
+    more = Tagger(Artifact.load(artifact).adding(["car", "scissors"], embedded_vlm), embedded_vlm)
     np.testing.assert_allclose(more.scores(files[:4])[:, 4:], scores[:, [0, 2]], atol=1e-5)
     alone = other.with_labels(["scissors"])
     np.testing.assert_allclose(alone.scores(files[:4])[:, 0], scores[:, 2], atol=1e-6)

@@ -1,23 +1,20 @@
 """The HTTP service of `datafree serve`: a FastAPI app on Ray Serve in front of the models.
 
 It reads requests, keeps to limits, and asks `TaggingModel` picture by picture, so that pictures of
-different requests share batches. A picture whose model replica dies is asked for once more.
+different requests share batches.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
@@ -26,6 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prompt_tuning.tag_stream import TagRule
+from workers.model_calls import ModelCalls
 from workers.tagging_answers import (
     ErrorOut,
     HealthOut,
@@ -35,10 +33,10 @@ from workers.tagging_answers import (
     artifact_out,
     picture_out,
 )
-from workers.tagging_model import ArtifactState, Refusal, TaggingModel
+from workers.tagging_measures import Measures
+from workers.tagging_model import Refusal, TaggingModel
 from workers.tagging_requests import (
     Limits,
-    Picture,
     body_schema,
     first_error,
     read_pictures,
@@ -49,7 +47,6 @@ APPLICATION = "datafree"
 
 _MODEL = TaggingModel.__name__
 
-_HEALTH_S = 5.0
 _MEASURED = ("/tag", "/regions")
 _CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -60,91 +57,6 @@ _CSP = (
 ArtifactName = Annotated[
     str | None, Query(description="which artifact; needed when there are several")
 ]
-
-
-class Measures:
-    """What `/metrics` tells, in Prometheus's text format."""
-
-    def __init__(self) -> None:
-        self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
-            "datafree_requests",
-            "Requests for tags or regions",
-            ["path", "status"],
-            registry=registry,
-        )
-        self.pictures = Counter(
-            "datafree_pictures", "Pictures by what became of them", ["outcome"], registry=registry
-        )
-        self.second_tries = Counter(
-            "datafree_second_tries", "Questions to a model that died", registry=registry
-        )
-        self.waiting = Gauge("datafree_waiting_pictures", "Pictures under way", registry=registry)
-        self.seconds = Histogram(
-            "datafree_request_seconds",
-            "Time of a request for tags or regions",
-            ["path"],
-            buckets=(0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60),
-            registry=registry,
-        )
-
-    def text(self) -> bytes:
-        """The page that Prometheus reads."""
-        return generate_latest(self._registry)
-
-
-class Models:
-    """The model replicas as a request sees them: within limits, and once more when one dies."""
-
-    def __init__(self, handle: DeploymentHandle, limits: Limits, measures: Measures) -> None:
-        self._handle, self._limits, self._measures = handle, limits, measures
-        self._waiting = 0
-
-    async def ask_for_each(
-        self, pictures: list[Picture], method: str, name: str, rule: object
-    ) -> list[Any]:
-        """What a method of `TaggingModel` gave for each picture. Raises HTTPException."""
-        with self._admitted(len(pictures)):
-            try:
-                async with asyncio.timeout(self._limits.seconds):
-                    asked = (self._ask(method, name, of.content, rule) for of in pictures)
-                    return await asyncio.gather(*asked)
-            except TimeoutError:
-                refuse(504, f"this took longer than {self._limits.seconds:g} seconds")
-            except (RayActorError, RayServeException):
-                refuse(503, "the model is being started again; try again soon", retry_after=5)
-
-    async def state(self) -> dict[str, ArtifactState]:
-        """What is served. Raises what stands in the way."""
-        async with asyncio.timeout(_HEALTH_S):
-            return await self._ask("state")
-
-    async def _ask(self, method: str, *arguments: object) -> Any:
-        try:
-            return await self._answer(method, *arguments)
-        except (RayActorError, RayServeException):  # the replica is gone, and others are not
-            self._measures.second_tries.inc()
-            return await self._answer(method, *arguments)
-
-    async def _answer(self, method: str, *arguments: object) -> Any:
-        answer = self._handle.options(method_name=method).remote(*arguments)
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            answer.cancel()  # else the model goes on with what nobody waits for
-            raise
-
-    @contextmanager
-    def _admitted(self, count: int) -> Iterator[None]:
-        if self._waiting + count > self._limits.waiting:
-            refuse(429, f"{self._waiting} pictures are waiting already; try again", retry_after=1)
-        self._waiting += count
-        self._measures.waiting.set(self._waiting)
-        try:
-            yield
-        finally:
-            self._waiting -= count
-            self._measures.waiting.set(self._waiting)
 
 
 def build_app(
@@ -161,7 +73,7 @@ def build_app(
     browser may call this service; others are a page elsewhere that pretends.
     """
     measures = Measures()
-    models = Models(handle, limits, measures)
+    models = ModelCalls(handle, limits, measures)
     app = FastAPI(
         title="datafree",
         description="Tags for pictures, from prompts that were tuned on text alone.",
