@@ -31,8 +31,9 @@ from workers.tagging_service import APPLICATION, MODEL, Lifeline, application
 
 _LOOK_EACH_S = 0.5
 _SPEAK_EACH_S = 30.0
-# With what follows, within the 30 s that Kubernetes gives by default.
-_DRAIN_S = 20.0
+# With what follows, well within the 30 s after which Kubernetes kills.
+_DRAIN_S = 15.0
+_PASS_ON_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def serve(options: ServeOptions, console: Console) -> None:
         while True:
             time.sleep(_LOOK_EACH_S)
             _status()
-    except SystemExit:
+    except (KeyboardInterrupt, SystemExit):
         if front:
             _drain(front, console)
         console.print("Stopped.")
@@ -242,7 +243,7 @@ def _drain(front: DeploymentHandle, console: Console) -> None:
     console.print(f"Ending: requests under way have {_DRAIN_S:g} s")
     try:
         front.drain.remote().result(timeout_s=_DRAIN_S)
-        ray_serve.delete(APPLICATION)  # waits until the last answers are passed on
+        time.sleep(_PASS_ON_S)  # Ray Serve's proxy has the last answers yet to send
     except TimeoutError:
         console.print(f"Requests that took longer than {_DRAIN_S:g} s are cut")
     except (RayActorError, RayServeException):

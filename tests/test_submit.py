@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import socket
@@ -12,12 +11,15 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 
 from orchestrator.config_file import InputError
 from orchestrator.submit import JobServer, prepare_job
@@ -38,30 +40,36 @@ SENTENCES = "".join(
     for look in ("small", "old")
     for place in ("near a wall", "in the sun")
 )
-NOT_OURS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "DATAFREE_CACHE", "DATAFREE_RUNS")
+NOT_OURS = ("DATAFREE_CACHE", "DATAFREE_RUNS", "PYTHONPATH")
+TOKEN = "0123456789abcdef" * 2
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head node with a job server; `environment`: of those who may talk to it."""
+    """A head node with a job server; `environment`: of its machine."""
 
     address: str
     folder: Path
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+@contextmanager
+def started_head(activated: bool, token: bool) -> Iterator[Head]:
+    """`activated`: whether our `python` was on its PATH. `token`: whether its machine has a file of
+    one, which any Ray that was started there before leaves."""
     ports = _free_ports(4)
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
-    environment |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0123456789abcdef" * 2,
-        # A job's `python` is ours; its packages have to travel.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in NOT_OURS and not name.startswith("RAY_")
     }
-    environment.pop("PYTHONPATH", None)
+    path = [str(Path(sys.executable).parent)] if activated else []
+    environment["PATH"] = os.pathsep.join([*path, "/usr/bin", "/bin"])
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short, for sockets
+        environment["HOME"] = folder
+        if token:
+            Path(folder, ".ray").mkdir()
+            Path(folder, ".ray", "auth_token").write_text(TOKEN, "ascii")
         starts = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             *("--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}/ray"),
@@ -82,6 +90,13 @@ def head() -> Iterator[Head]:
                 member.kill()
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """On a machine on which a local run has been, and from an environment that is not activated."""
+    with started_head(activated=False, token=True) as head:
+        yield head
 
 
 def _free_ports(count: int) -> list[int]:
@@ -181,7 +196,8 @@ def test_a_job_outlives_who_follows_it_until_it_is_stopped(head: Head, project: 
     follower = start(head, project, "logs", name, folders=False)
     code, output = ask(head, project, "status", name)
     assert code == 0
-    assert re.match(rf"{name}: running, begun 20.*: python -m orchestrator run tiny.yaml", output)
+    python = re.escape(sys.executable)
+    assert re.match(rf"{name}: running, begun 20.*: {python} -m orchestrator run tiny.yaml", output)
     code, output = ask(head, project, "stop", name)
     assert (code, output) == (0, f"{name}: stopped\n")
     code, output = end(follower)
@@ -229,19 +245,40 @@ def test_a_failure_exits_1(head: Head, project: Path) -> None:
     assert output.splitlines()[-1] == f"{name_of(output)}: failed with exit code 1"
 
 
-def test_the_plain_command_of_the_page(head: Head, tmp_path: Path) -> None:
+def test_the_plain_command_of_the_page_where_no_token_is(project: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
     [command] = re.findall(r"^ray job submit .*$", page, re.M)
+    with started_head(activated=True, token=False) as head:
+        done = subprocess.run(
+            ["bash", "-c", command.replace("/shared/", f"{tmp_path}/") + " --dry-run"],
+            cwd=ROOT,
+            env={**head.environment, "RAY_ADDRESS": head.address},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "plan of quickstart" in done.stdout
+        process = start(head, project, "status", "raysubmit_no", folders=False)
+        refused(process, f"raysubmit_no: {head.address} has no such job")
+
+
+def test_a_command_that_the_cluster_does_not_have(head: Head, project: Path) -> None:
+    """As Ray's own means leave it where the environment is not activated."""
+    environment = {**os.environ, **head.environment, "RAY_AUTH_MODE": "token"}
+    words = ("job", "submit", "--address", head.address, "--no-wait", "--", "python_of_nobody")
     done = subprocess.run(
-        ["bash", "-c", command.replace("/shared/", f"{tmp_path}/") + " --dry-run"],
-        cwd=ROOT,
-        env={**head.environment, "RAY_ADDRESS": head.address},
+        [sys.executable, "-m", "ray.scripts.scripts", *words],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "plan of quickstart" in done.stdout
+    assert done.returncode == 0, done.stderr
+    [name] = set(re.findall(r"raysubmit_\w+", done.stdout + done.stderr))
+    code, output = ask(head, project, "logs", name)
+    assert code == 1
+    assert output.splitlines()[-1].startswith(f"{name}: failed, as its command was not found there")
 
 
 def test_relative_folders_are_refused_in_a_job(head: Head, project: Path) -> None:
@@ -297,14 +334,56 @@ def test_a_job_that_there_is_not(head: Head, project: Path) -> None:
     refused(process, f"raysubmit_no: {head.address} has no such job")
 
 
-def test_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> None:
-    words = "this cluster asks for a token: set RAY_AUTH_MODE=token"
-    refused(start(head, project, "tiny.yaml", RAY_AUTH_MODE="disabled"), words)
+def test_a_cluster_that_asks_for_a_token(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal() -> str:
+        with pytest.raises(InputError) as error:
+            JobServer(head.address)
+        return str(error.value)
+
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # so that what the code sets is undone
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "this cluster asks for a token: set RAY_AUTH_MODE=token" in refusal()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    assert "this cluster does not accept the token in RAY_AUTH_TOKEN; `ray get-a" in refusal()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.folder / ".ray/auth_token"))
+    JobServer(head.address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "this cluster asks for a token" in refusal()
 
 
-def test_a_working_directory_that_is_too_large(head: Head, project: Path) -> None:
-    (project / "photos.bin").write_bytes(random.Random(0).randbytes(101 * 2**20))
-    refused(start(head, project, "tiny.yaml"), f"{project}: is too large to travel")
+def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's rules for what travels, to the byte."""
+    monkeypatch.chdir(project)
+    (project / "photos").mkdir()
+    (project / "photos/.gitignore").write_text("*.tmp\n", "utf-8")
+    for name in ("photos/a.bin", "photos/b.tmp", "model.bin", ".git/pack", "my runs/old", "left"):
+        (project / name).parent.mkdir(exist_ok=True)
+        with (project / name).open("wb") as file:
+            file.truncate(60_000_000)  # takes no room
+    (project / ".rayignore").write_text("/left\n", "utf-8")
+    given = (Path("tiny.yaml"), "run", [], "/shared/cache", str(project / "my runs"))
+    with pytest.raises(InputError) as refusal:
+        prepare_job(*given)
+    assert str(refusal.value).startswith(
+        f"{project}: must be smaller than 105 MB to travel to the cluster (got 120 MB; largest: "
+    )
+    for words in ("photos/ 60 MB", "model.bin 60 MB", ".rayignore"):
+        assert words in str(refusal.value)
+    (project / "model.bin").unlink()
+    job = prepare_job(*given)
+    assert job.parcel.is_large
+    assert str(job.parcel).startswith("60 MB; largest: photos/ 60 MB, ")
+    packed = project.parent / "packed.zip"
+    excludes = [*get_runtime_env_default_excludes(), *job.excludes]
+    create_package(str(project), packed, include_gitignore=True, excludes=excludes)
+    assert job.parcel.packed == packed.stat().st_size
 
 
 def refused(process: subprocess.Popen[str], words: str) -> None:
@@ -367,10 +446,10 @@ def test_the_entry_point_says_all_that_was_asked_for(
     monkeypatch.chdir(project)
     monkeypatch.setenv("DATAFREE_CACHE", "/shared/a b")
     job = prepare_job(Path("tiny.yaml"), "run", ["seeds=[0, 1]"], None, str(project / "my runs"))
-    assert job.entrypoint == (
-        "python -m orchestrator run tiny.yaml --set 'seeds=[0, 1]' --cache '/shared/a b' "
-        f"--runs '{project}/my runs'"
-    )
+    assert job.arguments == [
+        *("-m", "orchestrator", "run", "tiny.yaml", "--set", "seeds=[0, 1]"),
+        *("--cache", "/shared/a b", "--runs", f"{project}/my runs"),
+    ]
     assert job.excludes == ["/my runs"]
     assert {Path(package).name for package in job.packages} == {
         *("orchestrator", "workers", "prompt_tuning")
