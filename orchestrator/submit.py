@@ -143,6 +143,8 @@ class JobServer:
             knock(self.address)
             self._client = _client(self.address)
             theirs = str(self._get("/api/version")["ray_version"])
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, AssertionError):
             raise InputError(
                 f"{self.address}: no job server of a Ray cluster answers there; name the head's, "

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -46,9 +47,12 @@ TOKEN = "0123456789abcdef" * 2
 
 @dataclass(frozen=True)
 class Head:
-    """A head node with a job server; `environment`: of its machine."""
+    """A head node. `address`: of its job server; `cluster`: for RAY_ADDRESS; `environment`: of its
+    machine."""
 
     address: str
+    cluster: str
+    pid: int
     folder: Path
     environment: dict[str, str]
 
@@ -84,7 +88,7 @@ def started_head(activated: bool, token: bool) -> Iterator[Head]:
         try:
             address = f"http://127.0.0.1:{ports[1]}"
             _wait_for(process, ports[1], Path(folder, "log"))
-            yield Head(address, Path(folder), environment)
+            yield Head(address, f"127.0.0.1:{ports[0]}", process.pid, Path(folder), environment)
         finally:
             for member in psutil.Process(process.pid).children(recursive=True):
                 member.kill()
@@ -281,6 +285,48 @@ def test_a_command_that_the_cluster_does_not_have(head: Head, project: Path) -> 
     assert output.splitlines()[-1].startswith(f"{name}: failed, as its command was not found there")
 
 
+def test_a_service_on_the_cluster_ends_with_its_command_even_if_that_is_killed(
+    head: Head, artifact: Path, lasting_cache: Path
+) -> None:
+    [port] = _free_ports(1)
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "orchestrator", "serve", str(artifact)),
+            *("--port", str(port), "--cache", str(lasting_cache)),
+        ],
+        env={
+            **head.environment,
+            "PYTHONPATH": str(ROOT),
+            "RAY_ADDRESS": head.cluster,
+            "RAY_AUTH_MODE": "token",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        said: list[str] = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("Serving "):
+                break
+        process.kill()
+    assert [line.split()[0] for line in said][:3] == ["Checking", "Starting", "Loading"], said
+    assert "of 2 replicas are ready after" in "".join(said)
+    deadline = time.monotonic() + 60
+    while _serve_processes(head):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _serve_processes(head: Head) -> list[str]:
+    """Titles of what Ray Serve runs below the head."""
+    titles = []
+    for process in psutil.Process(head.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            titles.append(" ".join(process.cmdline()))
+    return [title for title in titles if title.startswith(("ray::Serve", "ray::ProxyActor"))]
+
+
 def test_relative_folders_are_refused_in_a_job(head: Head, project: Path) -> None:
     """As `ray job submit` runs it, without our checks before."""
     (project / "tiny.yaml").write_text(CONFIG + "evaluation: {dataset: folder, root: data}")
@@ -354,6 +400,22 @@ def test_a_cluster_that_asks_for_a_token(
     JobServer(head.address)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     assert "this cluster asks for a token" in refusal()
+
+
+def test_a_run_on_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> None:
+    """By an address of the cluster itself, to which Ray does not send a token unasked."""
+    environment = {**head.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": head.cluster}
+    places = ("--cache", str(project / "cache"), "--runs", str(project / "runs"))
+    command = [sys.executable, "-m", "orchestrator", "run", "tiny.yaml", "--dry-run", *places]
+    for mode, code, words in (
+        ({}, 2, f"error: RAY_ADDRESS: what answers at '{head.cluster}' is not a Ray cluster, or"),
+        ({"RAY_AUTH_MODE": "token"}, 0, "plan of tiny"),
+    ):
+        done = subprocess.run(
+            command, cwd=project, env=environment | mode, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert words in done.stdout + done.stderr
 
 
 def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent(
