@@ -15,9 +15,10 @@ class Token(NamedTuple):
 
 
 def find_token() -> Token | None:
-    """The token that `ray start` asks for on this machine: it does wherever it finds one, and any
-    Ray that was started here for itself has left one. Ray's clients send it only when RAY_AUTH_MODE
-    says so.
+    """The token of this machine's Ray, if it has one.
+
+    `ray start` asks its clients for a token where it finds one, and any Ray that was started here
+    for one program only has left one. Ray's clients send it only when RAY_AUTH_MODE says so.
     """
     if value := os.environ.get("RAY_AUTH_TOKEN"):
         return Token(value, "RAY_AUTH_TOKEN")
