@@ -58,7 +58,6 @@ def serve(options: ServeOptions, console: Console) -> None:
         SystemExit: 130 or 143, after the signal.
     """
     folders = named_folders(options.artifacts)
-    console.print(f"Checking {', '.join(folders)}", soft_wrap=True)
     for folder in folders.values():
         _check_artifact(folder)
     hosts = _hosts(options)
@@ -100,8 +99,8 @@ def serve(options: ServeOptions, console: Console) -> None:
             options.limits,
             lifeline.remote(),
         )
-        each = f"{cpus} CPUs" + (f" and {gpus} GPU" if gpus else "")
-        console.print(f"Loading the models on {replicas} replicas with {each} each")
+        each = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus} GPU" if gpus else "")
+        console.print(f"Loading the models: {replicas} replicas with {each} each")
         [front] = ray_serve.run_many(
             [ray_serve.RunTarget(service, name=APPLICATION, logging_config=quiet)],
             wait_for_applications_running=False,

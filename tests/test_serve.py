@@ -357,28 +357,30 @@ def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: S
 def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
     """The last of those that share a service."""
 
-    def ask_until_ended(number: int) -> list[tuple[float, int]]:
-        answers: list[tuple[float, int]] = []
+    cut = 0
+
+    def ask_until_ended(number: int) -> list[tuple[float, float, int]]:
+        answers: list[tuple[float, float, int]] = []
+        content = files(picture(number, (900, 900)))
         while True:
             begun = time.monotonic()
             try:
-                content = picture(number, (900, 900))
-                url = f"{service.url}/tag?artifact=all"
-                answer = httpx.post(url, files=files(content), timeout=60)
-                answers.append((begun, answer.status_code))
-            except httpx.TransportError as error:
-                if isinstance(error, httpx.ConnectError):
-                    return answers
-                answers.append((begun, 0))  # cut
+                answer = httpx.post(f"{service.url}/tag?artifact=all", files=content, timeout=60)
+                status = answer.status_code
+            except httpx.ConnectError:
+                return answers
+            except httpx.TransportError:
+                status = cut
+            answers.append((begun, time.monotonic(), status))
 
     with ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(ask_until_ended, number) for number in range(8)]
         time.sleep(2)
-        ended = time.monotonic()
+        signalled = time.monotonic()
         service.process.terminate()
         answers = [answer for of in asking for answer in of.result()]
-    assert {status for begun, status in answers if begun < ended} == {200}
-    assert {status for begun, status in answers if begun >= ended} <= {200, 503, 0}
+    assert {status for begun, end, status in answers if begun < signalled < end} == {200}
+    assert {status for begun, _, status in answers if begun > signalled} <= {200, 503, cut}
     assert service.process.wait(timeout=60) == 143
 
 

@@ -305,7 +305,7 @@ def test_a_service_on_the_cluster_ends_with_its_command_even_if_that_is_killed(
             if line.startswith("Serving "):
                 break
         process.kill()
-    assert [line.split()[0] for line in said][:3] == ["Checking", "Starting", "Loading"], said
+    assert [line.split()[0] for line in said][:2] == ["Starting", "Loading"], said
     assert "of 2 replicas are ready after" in "".join(said)
     deadline = time.monotonic() + 60
     while _serve_processes(head):
@@ -407,8 +407,8 @@ def test_a_run_on_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> 
         timeout=60,
     )
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: RAY_ADDRESS: what answers at '{head.cluster}' is not a ")
-    assert done.stderr.count("\n") == 1
+    error = done.stderr.splitlines()[-1]  # Ray has its own before it
+    assert error.startswith(f"error: RAY_ADDRESS: what answers at '{head.cluster}' is not a Ray cl")
 
 
 def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent(
