@@ -22,7 +22,9 @@ _MODULES = (
     "orchestrator.knowledge_stage",
     "prompt_tuning.captions",
     "prompt_tuning.categories",
+    "prompt_tuning.label_names",
     "prompt_tuning.noun_matching",
+    "prompt_tuning.plain_text",
     "prompt_tuning.premises",
     "prompt_tuning.question_templates",
     "prompt_tuning.questions",
@@ -127,8 +129,6 @@ def _check_caption_files(config: RunConfig, categories: CategoryList) -> None:
     for file in config.captions.files:
         try:
             read_caption_file(Path(file), categories)
-        except UnicodeDecodeError as error:
-            raise InputError(f"captions.files: {file}: not UTF-8 (byte {error.start})") from None
         except OSError as error:
             raise InputError(f"captions.files: {file}: {error.strerror}") from None
         except ValueError as error:

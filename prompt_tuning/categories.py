@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from importlib import resources
 from typing import Annotated
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from prompt_tuning.label_names import name_key
 from prompt_tuning.settings import Settings
 
 BUILT_IN = ("coco", "nus", "scenes", "voc")
 
 Name = Annotated[str, Field(min_length=1, max_length=80)]
+_ONE_NAME = "case, hyphens and number make no other name"
 
 
 class Category(Settings):
@@ -33,6 +36,10 @@ class Category(Settings):
         for text in (value,) if isinstance(value, str) else value:
             if text != " ".join(text.split()) or not re.search(r"\w", text):
                 raise ValueError(f"{text!r} is not a plain name (words with single spaces)")
+            if not text.isprintable():
+                raise ValueError(f"{text!a} has a character that cannot be seen; type it anew")
+            if ";" in text:
+                raise ValueError(f"{text!r} has a `;`, which separates labels in files")
         return value
 
     @property
@@ -48,16 +55,19 @@ class CategoryList(Settings):
 
     @model_validator(mode="after")
     def _no_doubles(self) -> CategoryList:
-        owner: dict[str, str] = {}
-        for category in self.categories:
-            if category.name.lower() in map(str.lower, owner.values()):
-                raise ValueError(f"category {category.name!r} is listed twice")
-            for word in {word.lower() for word in (*category.names, *category.kinds)}:
-                if word in owner:
-                    raise ValueError(
-                        f"{word!r} stands for two categories: {owner[word]} and {category.name}"
-                    )
-                owner[word] = category.name
+        owner: dict[str, tuple[str, int]] = {}
+        for c, category in enumerate(self.categories):
+            for word in (*category.names, *category.kinds):
+                before, other = owner.setdefault(name_key(word), (word, c))
+                if other == c:
+                    continue
+                also = "" if word == before else f", also as {before!a} ({_ONE_NAME})"
+                first = self.categories[other].name
+                if (before, word) == (first, category.name):
+                    raise ValueError(f"category {word!r} is listed twice{also}")
+                raise ValueError(
+                    f"{word!r} stands for two categories: {first} and {category.name}{also}"
+                )
         return self
 
     def __len__(self) -> int:
@@ -74,6 +84,17 @@ class CategoryList(Settings):
             ValueError: when no category has this name.
         """
         return self.names.index(name)
+
+    def find(self, spelling: str) -> int | None:
+        """Position of the category with this name or synonym, however a person spells it.
+
+        None when there is none. What makes no difference: see `name_key`.
+        """
+        return self._places.get(name_key(spelling))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name_key(n): c for c, of in enumerate(self.categories) for n in of.names}
 
 
 def built_in_text(name: str) -> str:
