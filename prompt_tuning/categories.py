@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Annotated
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prompt_tuning.label_names import name_key
 from prompt_tuning.settings import Settings
@@ -95,6 +95,19 @@ class CategoryList(Settings):
     @cached_property
     def _places(self) -> dict[str, int]:
         return {name_key(n): c for c, of in enumerate(self.categories) for n in of.names}
+
+
+def category_named(name: str) -> Category:
+    """The category of this name alone.
+
+    Raises:
+        ValueError: in one line, for what no category can be named.
+    """
+    try:
+        return Category(name=name)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"label {name[:80]!r}: {reason}") from None
 
 
 def built_in_text(name: str) -> str:
