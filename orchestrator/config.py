@@ -343,7 +343,8 @@ def load_categories(config: RunConfig) -> CategoryList:
             seen in the scenes that are to be evaluated on.
     """
     categories = _read_categories(config)
-    if config.evaluation.dataset == "scenes" and not set(categories.names) & set(stamp_files()):
+    shown = (categories.find(name) is not None for name in stamp_files())
+    if config.evaluation.dataset == "scenes" and not any(shown):
         raise InputError(
             "evaluation.dataset: the scenes show none of the categories; "
             "use categories: scenes, or another dataset"

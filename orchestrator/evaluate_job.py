@@ -55,6 +55,7 @@ from prompt_tuning.evaluation import (
 from prompt_tuning.features import Features, load_features
 from prompt_tuning.image_files import small_jpeg
 from prompt_tuning.intervals import paired_difference
+from prompt_tuning.label_names import LabelNames
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.selection import images_at
@@ -235,9 +236,10 @@ def _check_shared(run: FinishedRun, other: FinishedRun, images: LabelledImages) 
 
 def _shared_classes(run: FinishedRun, other: FinishedRun) -> tuple[list[int], list[int]]:
     """Places of the classes that both runs have, by name, on the classes axis of each."""
-    names, others = run.artifact.categories.names, other.artifact.categories.names
-    own = [c for c, name in enumerate(names) if name in others]
-    return own, [others.index(names[c]) for c in own]
+    others = LabelNames(other.artifact.categories.names)
+    places = {c: others.find(name) for c, name in enumerate(run.artifact.categories.names)}
+    shared = {c: place for c, place in places.items() if place is not None}
+    return list(shared), list(shared.values())
 
 
 def _features(plan: ImagesPlan, console: Console) -> Features:

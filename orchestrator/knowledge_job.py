@@ -13,6 +13,7 @@ from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
+from orchestrator.label_list import show_labels
 from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
 from prompt_tuning.store import copy_atomic
@@ -36,6 +37,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
     from orchestrator.knowledge_stage import RESULTS, read_summary, write_knowledge
 
     with only_driver(plan.run_folder):
+        show_labels(plan.categories, console)
         try:
             ran = run_stage(plan.stage, partial(write_knowledge, plan, console))
         finally:
@@ -70,6 +72,7 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
     from prompt_tuning.question_templates import PREMISES, SENTENCES
 
     writer = question_writer(plan)
+    show_labels(plan.categories, console)
     table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
     table.add_row(plan.stage.name, plan.stage.key, "done" if plan.stage.done() else "to do")
     console.print(table)

@@ -1,9 +1,11 @@
-"""Label lists in text files, as people write them, and how a plan shows a list."""
+"""Label lists in text files, as people write them, and how a person sees what was read."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+from rich.console import Console
 
 from orchestrator.config_file import InputError, read_bytes
 from prompt_tuning.categories import CategoryList, category_named
@@ -14,11 +16,7 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 _BULLET = re.compile(r"[-*•‣◦▪·–—]\s*")
 _NUMBER = re.compile(r"\(?\d+[.):]\s+|\d+[.)](?=[^\W\d_])")
 _COUNTED = re.compile(r"(\d+)\s+(?=\S)")
-_HEADERS = frozenset(
-    map(name_key, ("label", "name", "category", "class", "tag"))
-) | frozenset(
-    map(name_key, ("labels", "names", "categories", "classes", "tags", "class name", "label name"))
-)
+_HEADERS = frozenset(("label", "name", "category", "class", "tag", "class name", "label name"))
 _SHOWN = 8
 
 
@@ -67,19 +65,16 @@ def _label(text: str, where: str, first: bool) -> str:
             f"{where}: {text!r} looks like a header; delete the line, or list a label of this name "
             "in YAML"
         )
-    if several := re.search("[,;\t]", text):
-        raise InputError(
-            f"{where}: must be one label (got {text!r}, with a {several.group()!r}); synonyms go "
-            "into a YAML file, such as `- {name: dog, synonyms: [hound]}`"
-        )
+    if not re.search(r"\w", text):
+        raise InputError(f"{where}: must be a label (got {text!r})")
     try:
         return category_named(text).name
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
 
 
-def describe_labels(categories: CategoryList) -> str:
-    """How many labels there are, and the first of them."""
+def show_labels(categories: CategoryList, console: Console) -> None:
+    """Print how many labels there are, and the first of them."""
     names = categories.names
-    more = ", …" if len(names) > _SHOWN else ""
-    return f"{len(names):,} labels: {', '.join(names[:_SHOWN])}{more}"
+    first = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+    console.print(f"{len(names):,} labels: {first}", soft_wrap=True, highlight=False, markup=False)

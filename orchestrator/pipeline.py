@@ -13,6 +13,7 @@ from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
 from orchestrator.config_file import InputError
+from orchestrator.label_list import show_labels
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check_folder, find_resources
 from orchestrator.progress import status
@@ -35,6 +36,7 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
+        show_labels(plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan, console)):
             plan = make_plan(config, plan.resources, stamps)
         fetch_vlm(plan, console)
@@ -122,6 +124,7 @@ def fetch_vlm(plan: Plan, console: Console) -> None:
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
+    show_labels(plan.categories, console)
     table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
     for stage in plan.stages:
         table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")

@@ -15,6 +15,7 @@ from rich.table import Table
 from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import build_config
+from orchestrator.label_list import show_labels
 from orchestrator.pipeline import fetch_scenes, fetch_vlm, stage_work, stamps_here
 from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
@@ -46,6 +47,7 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
+        show_labels(plan.default.plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan.default.plan, console)):
             plan = plan_sweep(raw, path, plan.resources, stamps)
         for stage, of in plan.shared().items():
@@ -81,6 +83,7 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
 
 
 def _print_plan(plan: SweepPlan, console: Console) -> None:
+    show_labels(plan.default.plan.categories, console)
     table = Table("stage", "key", "state", title=f"what the points of {plan.run_folder.name} share")
     for stage in plan.shared():
         table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")

@@ -34,12 +34,15 @@ class Category(Settings):
     @classmethod
     def _one_line_of_words(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for text in (value,) if isinstance(value, str) else value:
-            if text != " ".join(text.split()) or not re.search(r"\w", text):
-                raise ValueError(f"{text!r} is not a plain name (words with single spaces)")
+            if re.search("[,;\t]", text):
+                raise ValueError(
+                    f"{text!r} must be one name, without `,` and `;`, which separate labels; other "
+                    "names for it go under `synonyms` in YAML"
+                )
             if not text.isprintable():
                 raise ValueError(f"{text!a} has a character that cannot be seen; type it anew")
-            if ";" in text:
-                raise ValueError(f"{text!r} has a `;`, which separates labels in files")
+            if text != " ".join(text.split()) or not re.search(r"\w", text):
+                raise ValueError(f"{text!r} is not a plain name (words with single spaces)")
         return value
 
     @property

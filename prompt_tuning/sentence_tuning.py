@@ -81,8 +81,11 @@ def tune(
 
 
 def _caption(categories: CategoryList, text: str, labels: Sequence[str]) -> Caption:
-    foreign = [label for label in labels if label not in categories.names]
-    if foreign or not labels:
-        what = f"{foreign[0]!r} is no category" if foreign else "has no label"
-        raise ValueError(f"sentence {text!r}: {what}")
-    return Caption(text, tuple(sorted(map(categories.index, labels))), "sentence")
+    if not labels:
+        raise ValueError(f"sentence {text!r}: has no label")
+    places = {label: categories.find(label) for label in labels}
+    foreign = [label for label, place in places.items() if place is None]
+    if foreign:
+        raise ValueError(f"sentence {text!r}: {foreign[0]!r} is no category")
+    shown = {place for place in places.values() if place is not None}
+    return Caption(text, tuple(sorted(shown)), "sentence")
