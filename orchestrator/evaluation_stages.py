@@ -17,7 +17,7 @@ from orchestrator.cluster import connect
 from orchestrator.config_file import InputError
 from orchestrator.plan import ImagesPlan, Plan
 from orchestrator.progress import StageProgress
-from orchestrator.tuning_stages import FEATURES, read_caption_sets
+from orchestrator.tuning_stages import FEATURES, caption_coverage, read_caption_sets
 from prompt_tuning.calibration import calibrate, calibration_quality
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
 from prompt_tuning.evaluation import (
@@ -144,7 +144,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     told = selection.told(left_out)
     metrics = {
         **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
-        "held_out_captions": len(held_out),
+        "captions": asdict(caption_coverage(plan)),
     }
     calibration = calibrate(tuned[chosen], held_out, geometry)
     (staging / CALIBRATION).write_text(canonical_json(calibration.to_json()), "utf-8")

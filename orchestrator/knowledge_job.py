@@ -16,6 +16,7 @@ from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.label_list import show_labels
 from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
+from prompt_tuning.caption_coverage import named
 from prompt_tuning.store import copy_atomic
 from workers.stages import run_stage
 
@@ -96,6 +97,12 @@ def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> 
     answers = sum(count for kind, count in summary["kept"].items() if kind not in written)
     share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
     console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
+    if missing := tuple(name for name, count in by_count if not count):
+        console.print(
+            f"warning: no caption for {len(missing)} of {len(by_count)} labels: {named(missing)}",
+            style="yellow",
+            markup=False,
+        )
     warn_of_unanswered(summary, console)
     for file in sorted(results.iterdir()):
         console.print(f"{file.name:<18} {file}", soft_wrap=True, highlight=False)

@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.config import RunConfig, validate
 from orchestrator.config_file import InputError, read_yaml
 from orchestrator.evaluation_stages import SELECTION, read_selection
-from orchestrator.report import ARMS, evaluated_on, fixed
+from orchestrator.report import ARMS, caption_notes, evaluated_on, fixed
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.evaluation import BRANCHES
 from prompt_tuning.store import MANIFEST, is_published, publishing
@@ -141,6 +141,7 @@ def _figures(run: Path) -> str:
     chance = f"chance {fixed(metrics['chance_map'])}"
     return "\n\n".join(
         [
+            *(f"> {note}" for note in caption_notes(metrics)),
             f"mAP on {evaluated_on(metrics if images else None)}, {chance}"
             + ("." if images else "; such figures promise little for photos."),
             _table(

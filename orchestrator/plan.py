@@ -10,6 +10,8 @@ from orchestrator.config import RunConfig, load_groups
 from orchestrator.config_file import InputError
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.preflight import Resources, WorkerShare, place_workers
+from prompt_tuning.caption_coverage import CaptionCoverage
+from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_photos
 from prompt_tuning.hierarchy import Hierarchy
@@ -105,6 +107,8 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     """
     knowledge = plan_knowledge(config, resources)
     config = knowledge.config
+    if not config.knowledge.questions.asks_something:
+        check_coverage(knowledge.given, config.captions)
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
     vlm_text = text_side(config.vlm, resources)
@@ -134,6 +138,18 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         vlm_text=vlm_text,
     )
     return _plan_tuning(inputs)
+
+
+def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None:
+    """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
+
+    Raises:
+        InputError: in one line, with what would do.
+    """
+    try:
+        captions.check(settings.allow_missing, "captions.allow_missing: true")
+    except ValueError as error:
+        raise InputError(f"captions: {error}") from None
 
 
 def retune(plan: Plan, config: RunConfig) -> Plan:
@@ -182,6 +198,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         (
             "orchestrator.evaluation_stages",
             "prompt_tuning.calibration",
+            "prompt_tuning.caption_coverage",
             "prompt_tuning.evaluation",
             "prompt_tuning.intervals",
             "prompt_tuning.selection",

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from prompt_tuning.caption_coverage import named
+
 ARMS = ("zero_shot", "templates", "synonym_average", "caption_average", "tuned")
 CURVES = (
     ("loss", "Train loss", min),
@@ -23,6 +25,7 @@ CURVES = (
     ("held_out_map", "Held-out text mAP", max),
 )
 EXAMPLE_SIDE = 320  # of a picture in a page, the longer one
+_FEW_HELD_OUT = 50
 # A chart's size and, inside it, the borders of its plot, in SVG units.
 FRAME = {"width": 320, "height": 190, "left": 42, "right": 310, "top": 10, "bottom": 164}
 
@@ -57,6 +60,7 @@ class ReportData:
     `knowledge` has model, asked, kept and dropped (counts by kind, by kind, by reason; `kept`
     counts sentences), captions_per_category, attributes, samples, tokens and seconds; it may be
     empty. Each pair of numbers in `metrics["ci"]` is shown as an interval, under its own name.
+    `notes`: of `caption_notes`.
     """
 
     name: str
@@ -71,6 +75,7 @@ class ReportData:
     hierarchy: list[dict[str, Any]]
     examples: list[Example]
     knowledge: dict[str, Any]
+    notes: Sequence[str] = ()
 
 
 class ClassRow(NamedTuple):
@@ -210,6 +215,30 @@ def evaluated_on(metrics: dict[str, Any] | None) -> str:
         + ("composed scenes" if of == "scenes" else f"images of {of}")
         + (f" (not the {left_out:,} that selected)" if left_out else "")
     )
+
+
+def caption_notes(metrics: dict[str, Any]) -> list[str]:
+    """What a reader must know of the captions before trusting the run's figures and tags."""
+    captions = metrics.get("captions")
+    if captions is None:
+        return []
+    notes = []
+    if missing := captions["labels_without_training"]:
+        notes.append(
+            f"No caption to tune on for {len(missing)} of {len(metrics['positives'])} labels: "
+            f"{named(missing)}. Nothing was learned about them; their tags are guesses."
+        )
+    if captions["held_out"] < _FEW_HELD_OUT:
+        notes.append(
+            f"Only {captions['held_out']} captions were held out to choose the checkpoint, to "
+            "calibrate scores and for the text mAP: too few to rely on."
+        )
+    if unseen := captions["labels_without_held_out"]:
+        notes.append(
+            f"No held-out caption shows {named(unseen)}: the text mAP leaves such labels out, and "
+            "their thresholds are those that all labels share."
+        )
+    return notes
 
 
 def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]) -> str:

@@ -16,7 +16,14 @@ from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import build_config
 from orchestrator.label_list import show_labels
-from orchestrator.pipeline import fetch_scenes, fetch_vlm, stage_work, stamps_here
+from orchestrator.pipeline import (
+    fetch_scenes,
+    fetch_vlm,
+    run_stages,
+    stage_work,
+    stamps_here,
+    warn_of_captions,
+)
 from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
 from orchestrator.sweep_plan import SweepPlan, plan_sweep
@@ -54,12 +61,9 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
             if stage == of.captions:
                 fetch_vlm(of, console)
         try:
+            shared = run_stages(plan.shared(), stamps, console)
             # What runs now, of all stages.
-            ran = {
-                stage
-                for stage, of in plan.shared().items()
-                if run_stage(stage, stage_work(of, stamps, console)[stage])
-            }
+            ran = {stage for stage, had_to in shared.items() if had_to}
             # Heavy: needed only now.
             from orchestrator.sweep_results import best_point, point_results, write_sweep
             from orchestrator.sweep_rounds import run_rounds
@@ -128,5 +132,8 @@ def _print_summary(
         )
     elif compared:
         console.print(f"Nothing is better than the default: {compared.default:.1f} mAP.")
+    from orchestrator.evaluation_stages import read_metrics  # heavy, and here by now
+
+    warn_of_captions(read_metrics(best.point.plan), console)
     for name in ("report.html", "best", "results.parquet"):
         console.print(f"{name:<15} {plan.run_folder / name}", soft_wrap=True, highlight=False)

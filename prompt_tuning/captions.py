@@ -33,10 +33,12 @@ class CaptionSettings(Settings):
 
     `files`: one's own sentences, one a line: `sentence` or `sentence<TAB>label;label`.
     `templates`: whether CLIP's 80 prompt templates of each category are captions too.
+    `allow_missing`: whether to tune although some labels have no caption to tune on.
     """
 
     files: tuple[str, ...] = ()
     templates: bool = False
+    allow_missing: bool = False
     min_words: Annotated[int, Field(ge=1)] = 4
     max_words: Annotated[int, Field(ge=1)] = 60
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1

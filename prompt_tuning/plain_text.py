@@ -18,7 +18,5 @@ def plain_lines(content: bytes, source: str) -> list[str]:
     try:
         text = content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{source}: not UTF-8 (byte {error.start}); save it as UTF-8"
-        ) from None
+        raise ValueError(f"{source}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     return re.split(r"\r\n|\r|\n", text)

@@ -217,7 +217,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     of_run = datafree("run", "tiny.yaml", "--runs", "again", *(f"--set={o}" for o in folder))
     assert "image features" not in of_run
     own_metrics = json.loads(Path("again/tiny/metrics.json").read_bytes())
-    assert own_metrics.pop("held_out_captions") > 0
+    assert own_metrics.pop("captions")["held_out"] > 0
     assert own_metrics == metrics
     datafree("evaluate", "again/tiny")
     assert json.loads(Path("again/tiny/metrics/folder.json").read_bytes()) == metrics
@@ -229,7 +229,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert "mAP on 3 images of folder (not the 3 that selected)" in out
     halves = Path("halves/tiny")
     half = json.loads((halves / "metrics.json").read_bytes())
-    assert half.pop("held_out_captions") > 0
+    assert half.pop("captions")["held_out"] > 0
     selecting, reported = split_halves(6, 2)
     assert half["images"] == 3
     assert half["protocol"]["images_left_out_as_they_selected"] == 3
