@@ -64,12 +64,13 @@ class CategoryList(Settings):
                 before, other = owner.setdefault(name_key(word), (word, c))
                 if other == c:
                     continue
-                also = "" if word == before else f", also as {before!a} ({_ONE_NAME})"
                 first = self.categories[other].name
                 if (before, word) == (first, category.name):
+                    also = "" if word == before else f", also as {before!a} ({_ONE_NAME})"
                     raise ValueError(f"category {word!r} is listed twice{also}")
+                also = "" if word == before else f" (as {before!a})"
                 raise ValueError(
-                    f"{word!r} stands for two categories: {first} and {category.name}{also}"
+                    f"{word!r} stands for two categories: {first}{also} and {category.name}"
                 )
         return self
 

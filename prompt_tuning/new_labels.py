@@ -131,9 +131,9 @@ def check_labels(labels: Sequence[str]) -> None:
     """
     if not labels:
         raise ValueError("no label is given")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for label in labels:
         key = name_key(category_named(label).name)
         if key in seen:
-            raise ValueError(f"label {label!r} is given twice, by name or synonym")
-        seen.add(key)
+            raise ValueError(f"label {seen[key]!r} is given twice, by name or synonym")
+        seen[key] = label
