@@ -137,11 +137,11 @@ def _figures(run: Path) -> str:
         selected = read_selection(run / SELECTION)[0]
     except (OSError, ValueError) as error:
         raise InputError(f"{run}: its figures cannot be read: {error}") from None
-    images = metrics["images"] > 0
+    images, notes = metrics["images"] > 0, caption_notes(metrics)
     chance = f"chance {fixed(metrics['chance_map'])}"
     return "\n\n".join(
         [
-            *(f"> {note}" for note in caption_notes(metrics)),
+            *([_fenced("\n".join(notes))] if notes else []),
             f"mAP on {evaluated_on(metrics if images else None)}, {chance}"
             + ("." if images else "; such figures promise little for photos."),
             _table(

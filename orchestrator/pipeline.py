@@ -173,8 +173,9 @@ def _print_summary(
         console.print("Nothing to do: every stage was done before.")
     elif done_before:
         console.print(f"Done before: {', '.join(done_before)}.")
-    held_out = f"{metrics['captions']['held_out']} held-out captions"
-    where = evaluated_on(metrics) if plan.images else held_out
+    held_out = metrics["captions"]["held_out"]
+    on_text = f"{held_out} held-out caption{'' if held_out == 1 else 's'}"
+    where = evaluated_on(metrics) if plan.images else on_text
     table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
     for arm, of_arm in metrics["map"].items():
         table.add_row(arm, *(f"{of_arm[branch]:.1f}" for branch in ("global", "local", "fused")))

@@ -225,13 +225,13 @@ def caption_notes(metrics: dict[str, Any]) -> list[str]:
     notes = []
     if missing := captions["labels_without_training"]:
         notes.append(
-            f"No caption to tune on for {len(missing)} of {len(metrics['positives'])} labels: "
-            f"{named(missing)}. Nothing was learned about them; their tags are guesses."
+            f"No caption to tune on shows {len(missing)} of {len(metrics['positives'])} labels: "
+            f"{named(missing)}. In tuning they were wrong answers only; do not rely on their tags."
         )
-    if captions["held_out"] < _FEW_HELD_OUT:
+    if (held_out := captions["held_out"]) < _FEW_HELD_OUT:
         notes.append(
-            f"Only {captions['held_out']} captions were held out to choose the checkpoint, to "
-            "calibrate scores and for the text mAP: too few to rely on."
+            f"Only {held_out} caption{' was' if held_out == 1 else 's were'} held out to choose "
+            "the checkpoint, to calibrate scores and for the text mAP: too few to rely on."
         )
     if unseen := captions["labels_without_held_out"]:
         notes.append(
