@@ -16,7 +16,9 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 _BULLET = re.compile(r"[-*•‣◦▪·–—]\s*")
 _NUMBER = re.compile(r"\(?\d+[.):]\s+|\d+[.)](?=[^\W\d_])")
 _COUNTED = re.compile(r"(\d+)\s+(?=\S)")
-_HEADERS = frozenset(("label", "name", "category", "class", "tag", "class name", "label name"))
+_HEADERS = frozenset(
+    ("label", "name", "category", "class", "tag", "label name", "category name", "class name")
+)
 _SHOWN = 8
 
 
