@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -137,7 +138,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
 
 
 def _print_summary(
-    plan: Plan, metrics: dict[str, object], ran: dict[Stage, bool], console: Console
+    plan: Plan, metrics: dict[str, Any], ran: dict[Stage, bool], console: Console
 ) -> None:
     done_before = [stage.name for stage in plan.stages if not ran[stage]]
     if len(done_before) == len(plan.stages):
@@ -147,11 +148,11 @@ def _print_summary(
     captions = f"{metrics['held_out_captions']} held-out captions"
     where = evaluated_on(metrics) if plan.images else captions
     table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
-    maps = metrics["map"]
-    assert isinstance(maps, dict)
-    for arm, of_arm in maps.items():
+    for arm, of_arm in metrics["map"].items():
         table.add_row(arm, *(f"{of_arm[branch]:.1f}" for branch in ("global", "local", "fused")))
     console.print(table)
+    for note in metrics["notes"]:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     if plan.config.vlm.kind == "embedded":
         console.print(
             "Figures of the embedded model, which is not CLIP (its image side saw ImageNet)."

@@ -137,6 +137,7 @@ def _report_data(
         ],
         examples=_examples(plan) if plan.images else [],
         knowledge={**knowledge, "samples": samples, "seconds": stage.seconds()},
+        notes=metrics["notes"],
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,14 @@ def row_of(file: Path, tagged: Tagged) -> Row:
 def plain(text: str) -> str:
     """Text that UTF-8 can hold: a file's name may be any bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def file_of(row: Row) -> Path:
+    """The file of a row, also where its name is not UTF-8."""
+    written = Path(row["file"])
+    if written.exists():
+        return written
+    return Path(re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda m: chr(int(m[1], 16)), row["file"]))
 
 
 def line_of(row: Row) -> str:

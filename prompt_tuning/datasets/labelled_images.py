@@ -52,6 +52,12 @@ class LabelledImages:
             }
         )
 
+    def describe_other_classes(self) -> str:
+        """A sentence that names the classes that are left out, the first ten of many."""
+        count, first = len(self.other_classes), ", ".join(self.other_classes[:10])
+        more = f" and {count - 10} more" if count > 10 else ""
+        return f"Left out, as the list does not have them: {first}{more}."
+
     def save(self, file: Path) -> None:
         """Write the labels and the files' paths, not their pixels."""
         arrays: dict[str, Any] = {
