@@ -41,6 +41,8 @@ def open_image(file: Path) -> Image.Image:
         return _decoded(file, MAX_PIXELS)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise ValueError(f"{file}: cannot be read as an image ({error.strerror})") from None
 
 
 def read_image(data: bytes, max_pixels: int) -> Image.Image:

@@ -143,6 +143,11 @@ def test_heic_is_read_where_its_library_is_installed() -> None:
     assert "pip install" not in str(raised.value)
 
 
+def test_a_name_that_is_too_long_is_a_reason(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cannot be read as an image \(File name too long\)"):
+        open_image(tmp_path / ("long" * 99 + ".jpg"))
+
+
 def test_folders_of_heic_are_no_empty_ones() -> None:
     assert {".heic", ".heif", ".jpg", ".tif"} <= set(picture_suffixes())
     assert not {".pdf", ".svg"} & set(picture_suffixes())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +83,16 @@ def _rows(text: str, folder: Path) -> list[Row]:
     def fits(rows: list[Row]) -> tuple[int, int]:
         names = [cells[0] for _, cells in rows[:_ROWS_TRIED]]
         # Where none is there: the separator that comes first.
-        return sum(image_file(folder, name).is_file() for name in names), -len("".join(names[:1]))
+        return sum(os.path.isfile(image_file(folder, name)) for name in names), -len(
+            "".join(names[:1])
+        )
 
     return max(split.values(), key=fits)
 
 
 def _is_header(row: Row, folder: Path) -> bool:
     name = row[1][0]
-    return not Path(name.strip()).suffix and not image_file(folder, name).is_file()
+    return not Path(name.strip()).suffix and not os.path.isfile(image_file(folder, name))
 
 
 def _file(row: Row, folder: Path) -> Path:
@@ -97,7 +100,7 @@ def _file(row: Row, folder: Path) -> Path:
     if not cells:
         raise ValueError(f"row {number}: must be path,label;label (got {name!r})")
     file = image_file(folder, name)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ValueError(f"row {number}: {name!r} must be a file in {folder}")
     return file
 

@@ -87,7 +87,7 @@ def image_file(folder: Path, name: str) -> Path:
     plain = os.path.normpath(name.strip().replace("\\", "/"))
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
     for spelling in (plain, name, *forms):
-        if (folder / spelling).is_file():
+        if os.path.isfile(folder / spelling):  # unlike Path's, it takes what is too long for a name
             return folder / spelling
     return folder / plain
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NoReturn
 from xml.etree import ElementTree
@@ -97,7 +98,7 @@ class _Images:
         folders = self._around(file.parent)
         for name in dict.fromkeys((filename, Path(filename).name)):
             for folder in folders:
-                if name and (image := image_file(folder, name)).is_file():
+                if name and os.path.isfile(image := image_file(folder, name)):
                     return image
         # In all folders only where nothing better is known: a mask may be called like an image.
         named = filename.lower().endswith(picture_suffixes())
