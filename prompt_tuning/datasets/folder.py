@@ -82,10 +82,8 @@ def _rows(text: str, folder: Path) -> list[Row]:
 
     def fits(rows: list[Row]) -> tuple[int, int]:
         names = [cells[0] for _, cells in rows[:_ROWS_TRIED]]
-        # Where none is there: the separator that comes first.
-        return sum(os.path.isfile(image_file(folder, name)) for name in names), -len(
-            "".join(names[:1])
-        )
+        found = sum(os.path.isfile(image_file(folder, name)) for name in names)
+        return found, -len("".join(names[:1]))  # where none is there: what separates first
 
     return max(split.values(), key=fits)
 
