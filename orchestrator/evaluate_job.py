@@ -5,6 +5,7 @@ Nothing here feeds back: the run's artifact, thresholds and choices stay as they
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from orchestrator.finished_run import FinishedRun, read_run
 from orchestrator.plan import ImagesPlan, plan_images, text_side
 from orchestrator.preflight import Resources, check_folder, find_resources
 from orchestrator.progress import status
-from orchestrator.report import EXAMPLE_SIDE, best_untuned, evaluated_on
+from orchestrator.report import EXAMPLE_SIDE, best_untuned, between, evaluated_on
 from orchestrator.results import write_metrics
 from orchestrator.tuning_stages import FEATURES
 from prompt_tuning.calibration import calibration_quality
@@ -281,7 +282,10 @@ def _compare(
         "run": str(other.folder),
         "classes": int(labels.any(0).sum()),
         "map": {"this": this, "other": that},
-        "difference": {end: 100 * value for end, value in asdict(difference).items()},
+        "difference": {
+            end: None if math.isnan(value) else 100 * value
+            for end, value in asdict(difference).items()
+        },
     }
 
 
@@ -346,10 +350,11 @@ def _print(
 ) -> None:
     table = Table("arm", *BRANCHES, "95 %", title=f"mAP on {evaluated_on(metrics)}")
     for arm, of_arm in metrics["map"].items():
-        low, high = metrics["ci"][arm]
         figures = (f"{of_arm[branch]:.1f}" for branch in BRANCHES)
-        table.add_row(arm, *figures, f"{low:.1f} to {high:.1f}")
+        table.add_row(arm, *figures, between(metrics["ci"].get(arm)))
     console.print(table)
+    for note in metrics["notes"]:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     console.print(lead(metrics), soft_wrap=True, highlight=False, markup=False)
     if "against" in metrics:
         line = against_line(metrics["against"])

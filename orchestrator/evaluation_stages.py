@@ -25,6 +25,7 @@ from prompt_tuning.evaluation import (
     ArmScores,
     arm_scores,
     compare_arms,
+    figures_without_meaning,
     score_arms,
     untuned_arms,
 )
@@ -230,6 +231,8 @@ def make_metrics(
     captions where it has none. `seeds`: those of the tuned arm. `selected_on`: what chose the
     artifact, in words. `left_out`: how many of the plan's images did, and are not among the items.
     """
+    images = read_images(plan) if plan.images else None
+    others = images.other_classes if images else ()
     names = np.array(plan.categories.names)
     unlabelled = np.zeros(len(names), dtype=bool) if ignored is None else ignored.all(0)
     positives = (labels if ignored is None else labels & ~ignored).any(0)
@@ -241,6 +244,7 @@ def make_metrics(
             "classes_evaluated": int(positives.sum()),
             "classes_without_positives": ", ".join(names[~positives & ~unlabelled]) or "none",
             "classes_that_the_data_set_does_not_label": ", ".join(names[unlabelled]) or "none",
+            "classes_of_the_data_set_that_are_left_out": ", ".join(others) or "none",
             "average_precision": "all points, not interpolated; map_11_points: VOC 2007's",
             "mean": "over the classes that have a positive",
             "resolution": plan.config.vlm.resolution,
@@ -253,6 +257,12 @@ def make_metrics(
             "ap_of": "fused scores, mean over seeds",
             "intervals": "95 %, bootstrap over the images, fused scores; differences are paired",
         },
+        "notes": [
+            *([images.describe_other_classes()] if images and others else []),
+            *figures_without_meaning(
+                labels, ignored, plan.categories.names, "images" if images else "held-out captions"
+            ),
+        ],
         **compare_arms(scores, labels, plan.categories, ignored),
     }
 

@@ -180,6 +180,8 @@ def _print_summary(
     for arm, of_arm in metrics["map"].items():
         table.add_row(arm, *(f"{of_arm[branch]:.1f}" for branch in ("global", "local", "fused")))
     console.print(table)
+    for note in metrics["notes"]:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     if plan.config.vlm.kind == "embedded":
         console.print(
             "Figures of the embedded model, which is not CLIP (its image side saw ImageNet)."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_photos
 from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.image_files import readable_formats
 from prompt_tuning.scenes import stamps_hash
 from prompt_tuning.store import file_digest
 from prompt_tuning.vlm import VLMSettings, check_prompt_length, check_vlm, weight_files
@@ -248,11 +249,18 @@ def plan_images(
         except (ValueError, OSError) as error:
             raise InputError(f"evaluation.root: {error}") from None
         # What the readers make of their files is in the key, so their source need not be.
-        images = plan_stage(cache, "images", _PHOTO_MODULES, photos=photos.digest())
-        # Other categories or options want the same features of the same pictures.
-        pictures = replace(photos, labels=photos.labels[:0], ignored=None)
+        formats = readable_formats()  # others are left out
+        images = plan_stage(
+            cache, "images", _PHOTO_MODULES, photos=photos.digest(), formats=formats
+        )
+        # Other categories, options or names want the same features of the same images.
         image_features = plan_stage(
-            cache, "image_features", _VLM_MODULES, vlm=vlm, pictures=pictures.digest()
+            cache,
+            "image_features",
+            _VLM_MODULES,
+            vlm=vlm,
+            contents=photos.contents,
+            formats=formats,
         )
     return ImagesPlan(config, resources, categories, cache, images, image_features)
 

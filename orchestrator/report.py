@@ -10,7 +10,7 @@ import math
 import statistics
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,7 @@ class ReportData:
     `knowledge` has model, asked, kept and dropped (counts by kind, by kind, by reason; `kept`
     counts sentences), captions_per_category, attributes, samples, tokens and seconds; it may be
     empty. Each pair of numbers in `metrics["ci"]` is shown as an interval, under its own name.
-    `notes`: of `caption_notes`.
+    `notes`: what people must know about the figures, in sentences.
     """
 
     name: str
@@ -75,7 +75,7 @@ class ReportData:
     hierarchy: list[dict[str, Any]]
     examples: list[Example]
     knowledge: dict[str, Any]
-    notes: Sequence[str] = ()
+    notes: list[str] = field(default_factory=list)
 
 
 class ClassRow(NamedTuple):
@@ -126,6 +126,18 @@ def signed(value: float | None) -> str:
     if value is None or round(value, 1) == 0:
         return "–" if value is None else "0.0"
     return f"{value:+.1f}".replace("-", "−")
+
+
+def between(ends: Sequence[float] | None, shown: Callable[[float], str] = fixed) -> str:
+    """An interval: 1.2 to 3.4, or a dash where there is none."""
+    if ends is None or math.isnan(ends[0]):
+        return "–"
+    return f"{shown(ends[0])} to {shown(ends[1])}"
+
+
+def signed_between(ends: Sequence[float] | None) -> str:
+    """An interval of a difference: −0.3 to +1.2, or a dash where there is none."""
+    return between(ends, signed)
 
 
 def duration(seconds: float) -> str:
@@ -210,9 +222,10 @@ def evaluated_on(metrics: dict[str, Any] | None) -> str:
         return "held-out sentences (there were no images)"
     of = metrics["dataset"]
     left_out = metrics["protocol"].get("images_left_out_as_they_selected", 0)
+    s = "" if metrics["images"] == 1 else "s"
     return (
         f"{metrics['images']:,} "
-        + ("composed scenes" if of == "scenes" else f"images of {of}")
+        + (f"composed scene{s}" if of == "scenes" else f"image{s} of {of}")
         + (f" (not the {left_out:,} that selected)" if left_out else "")
     )
 
@@ -297,7 +310,13 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fixed": fixed, "signed": signed, "duration": duration}
+    environment.filters |= {
+        "fixed": fixed,
+        "signed": signed,
+        "between": between,
+        "signed_between": signed_between,
+        "duration": duration,
+    }
     return environment.get_template(name)
 
 

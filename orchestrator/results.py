@@ -137,7 +137,7 @@ def _report_data(
         ],
         examples=_examples(plan) if plan.images else [],
         knowledge={**knowledge, "samples": samples, "seconds": stage.seconds()},
-        notes=caption_notes(metrics),
+        notes=[*metrics["notes"], *caption_notes(metrics)],
     )
 
 

@@ -25,6 +25,7 @@ from orchestrator.pipeline import (
     warn_of_captions,
 )
 from orchestrator.preflight import find_resources
+from orchestrator.report import signed_between
 from orchestrator.run_lock import only_driver
 from orchestrator.sweep_plan import SweepPlan, plan_sweep
 from workers.stages import run_stage
@@ -123,10 +124,10 @@ def _print_summary(
     ended = Counter(result.status for result in results)
     console.print("points: " + ", ".join(f"{count} {status}" for status, count in ended.items()))
     if compared and best is not results[0]:
-        mean, low, high = compared.difference
+        mean, *ends = compared.difference
         console.print(
             f"best: {best.point.told}: {compared.best:.1f} mAP on {compared.where}, default "
-            f"{compared.default:.1f}; difference {mean:+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{compared.default:.1f}; difference {mean:+.1f} ({signed_between(ends)})",
             markup=False,
             highlight=False,
         )

@@ -242,6 +242,8 @@ def test_hostile_files_are_tagged_or_named_with_a_reason(tag: Callable[..., Done
         assert f"{MAX_PIXELS:,} are the most" in names[bomb]["error"]
     assert "No such file" in names["bad-link.jpg"]["error"]
     assert "ok-bytes-\\udcff.png" in names
+    page = Path("page.html").read_text("utf-8")
+    assert page.count("<img ") == sum(name.startswith("ok-") for name in names)
     assert "ok-inside.png" in names
     assert "3 passed over" in done.err
     # Turned upright, pictures differ; of 16 bits, not all above 255 is white.
