@@ -23,6 +23,7 @@ from torch import Tensor
 
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.image_files import TooManyPixelsError, UnknownFormatError, read_image
+from prompt_tuning.label_names import LabelNames
 from prompt_tuning.store import MANIFEST, file_digest
 from prompt_tuning.tag_stream import TagRule
 from prompt_tuning.tagger import Tag, Tagger
@@ -166,13 +167,14 @@ class TaggingModel:
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
-        unknown = [label for label in labels if label not in tagger.names]
+        rows = {label: LabelNames(tagger.names).find(label) for label in labels}
+        unknown = [label for label, row in rows.items() if row is None]
         if unknown:
             return Refusal(422, f"{unknown[0]} is none of the labels of {name}")
         maps = await self._in_thread(self._heat_maps, tagger, picture)
         if isinstance(maps, Refusal):
             return maps
-        rounded = {label: maps[tagger.names.index(label)].round(5).tolist() for label in labels}
+        rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
         return PictureRegions(version, rounded)
 
     async def state(self) -> dict[str, ArtifactState]:
