@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from orchestrator.interruption import handlers_kept
+
 
 def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     """Join the cluster, or start Ray here with what the plan counts on; once.
@@ -24,14 +26,15 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     address = os.environ.get("RAY_ADDRESS")
     if not address:  # many small processes start at once here, and that is meant
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    ray.init(
-        address=address or "local",
-        num_cpus=None if address else cpus,
-        num_gpus=None if address else gpus,
-        # Quiet, for the run prints its own progress.
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with handlers_kept():
+        ray.init(
+            address=address or "local",
+            num_cpus=None if address else cpus,
+            num_gpus=None if address else gpus,
+            # Quiet, for the run prints its own progress.
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def disconnect() -> None:

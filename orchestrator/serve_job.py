@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import time
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Serve artifacts until Ctrl-C or SIGTERM.
+    """Serve artifacts until KeyboardInterrupt.
 
     Raises:
         InputError: for what a person has to change.
@@ -59,7 +58,6 @@ def serve(options: ServeOptions, console: Console) -> None:
     started = False
     try:
         connect(resources.cpus, resources.gpus)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has its own
         if ray_serve.status().proxies:
             raise InputError(
                 "RAY_ADDRESS: Ray Serve runs on this cluster already, at a port of its own; "
@@ -88,8 +86,6 @@ def serve(options: ServeOptions, console: Console) -> None:
         where = f"http://{_in_url(options.host)}:{options.port}"
         console.print(f"Serving {', '.join(folders)} at {where} · Ctrl-C ends it", soft_wrap=True)
         _watch()
-    except KeyboardInterrupt:
-        console.print("Stopped.")
     finally:
         if started and os.environ.get("RAY_ADDRESS"):  # else Ray ends here, with all of it
             ray_serve.shutdown()

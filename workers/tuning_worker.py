@@ -158,7 +158,7 @@ def tune(
     _discard_torn_snapshot(storage / name)
     job.not_finite.unlink(missing_ok=True)
     callbacks: list[Any] = [SlotGivenBack(job.slots, job.name)] if job.slots else []
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         _train_loop,
         # By reference: its controller has no use for it, and would import all of this module.
         train_loop_config={"job": ray.put(job)},
@@ -191,6 +191,11 @@ def tune(
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
         return load_file(Path(folder, CLASSES)), state["history"]
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the driver's handler: Ray's ends the driver with exit code 1 and no message."""
 
 
 def _not_finite(job: TuningJob) -> str:
@@ -279,8 +284,10 @@ def _train_loop(config: dict[str, Any]) -> None:
                 told = {"what": str(error), "rows": error.rows}
                 write_atomic(job.not_finite, canonical_json(told).encode())
             return
+        # By all ranks, for each encodes a share of the prompts for the others.
+        best = run.best_class_features() if job.selecting else None
         if diary:
-            diary.add(entry)
+            diary.add(entry, best)
         _report(entry, run, rank, result=None)
     result = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
@@ -300,12 +307,14 @@ class _Diary:
         self._started = time.time()
         self._write()
 
-    def add(self, entry: dict[str, float]) -> None:
-        """Write down an epoch, with the mAP on the images that select where there are such."""
+    def add(self, entry: dict[str, float], best: dict[str, torch.Tensor] | None) -> None:
+        """Write down an epoch, with the mAP on the images that select where there are such.
+
+        `best`: the class features to measure, where images select (see `best_class_features`).
+        """
         told = {**entry, "started": self._started, "at": time.time()}
         if self._job.selecting:
-            assert self._items is not None
-            best = self._run.best_class_features()
+            assert self._items is not None and best is not None
             told["selecting_map"] = self._job.selecting.fused_map(
                 self._items,
                 ClassFeatures(best["global"], best["local"]),
