@@ -82,6 +82,7 @@ class _Interruption:
         self._wakeup = wakeup
         self.number: int | None = None
         self._raised = False
+        self._below: list[psutil.Process] = []
         self._ending = threading.Lock()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -99,7 +100,10 @@ class _Interruption:
                 if received[0] not in _SIGNALS:
                     continue
                 if not first:
-                    self.number, first = received[0], time.monotonic()
+                    self.number = received[0]
+                    # A process whose parent ends first is no longer found below this one.
+                    self._below = psutil.Process().children(recursive=True)
+                    first = time.monotonic()
                     self._wakeup.settimeout(_LONGEST_END_S)
                 elif time.monotonic() - first > _SAME_SIGNAL_S:
                     break
@@ -111,8 +115,8 @@ class _Interruption:
         """Leave no process below this one, say how to go on, and exit."""
         assert self.number is not None
         with self._ending:  # by one thread only
-            for process in psutil.Process().children(recursive=True):
-                with suppress(psutil.NoSuchProcess):
+            for process in [*self._below, *psutil.Process().children(recursive=True)]:
+                with suppress(psutil.Error):
                     process.kill()
             with suppress(OSError):
                 sys.stdout.flush()

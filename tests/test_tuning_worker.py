@@ -87,7 +87,9 @@ def without_times(told: list[dict[str, float]]) -> list[dict[str, float]]:
 def run(job: TuningJob, storage: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     told: list[dict[str, float]] = []
     job = replace(job, progress=storage / "progress.json")
-    classes, history = tune(job, storage, "run", HALF_A_CPU, told.append, on_waiting=lambda _: None)
+    classes, history = tune(
+        job, storage, "run", HALF_A_CPU, told.append, on_waiting=lambda seconds, lack: None
+    )
     assert without_times(told) == history, "each epoch is told once, whatever happens on the way"
     return classes, history
 
@@ -100,7 +102,7 @@ def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_pat
         "run",
         HALF_A_CPU,
         on_epoch=told.append,
-        on_waiting=lambda _: None,
+        on_waiting=lambda seconds, lack: None,
     )
     assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
     assert without_times(told) == history

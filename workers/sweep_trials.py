@@ -30,6 +30,7 @@ from workers.slots import Slots
 from workers.stages import Stage, run_stage
 from workers.tuning_worker import (
     SECONDS_BETWEEN_WAITS,
+    Lack,
     OnEpoch,
     OnWaiting,
     TuningJob,
@@ -143,7 +144,7 @@ def run_trials(
     Args:
         trials: those to run, or a searcher that gives each by `as_config` until there are no more.
         storage: a folder for Tune's own files, which are removed at the end.
-        on_waiting: told the seconds that all trials have waited for resources.
+        on_waiting: called as by `tune`, while no trial tunes.
         known: of trials that halving has seen before, in their order, the objective by epoch.
         work: what each trial does.
     """
@@ -216,7 +217,7 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
             ray.tune.report({**entry, "objective": objective(entries, on_images)})
 
     try:
-        work(trial, on_epoch, lambda seconds: ray.tune.report({"waiting": seconds}))
+        work(trial, on_epoch, lambda *waiting: ray.tune.report({"waiting": waiting}))
     except Exception as error:
         cause = root_cause(error)
         reason = " ".join(str(cause).split()) or "no message"
@@ -267,7 +268,8 @@ class _Listener(ray.tune.Callback):
     def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting, gate: ActorHandle) -> None:
         self._on_outcome, self._on_waiting, self._gate = on_outcome, on_waiting, gate
         self._entries: dict[str, dict[float, Entry]] = {}
-        self._waiting: dict[str, tuple[float, float]] = {}  # when told, for how long
+        # When told, for how long and for what.
+        self._waiting: dict[str, tuple[float, tuple[float, Lack]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune saves its callbacks to restore them, which is not how a sweep goes on."""
@@ -283,13 +285,13 @@ class _Listener(ray.tune.Callback):
             now = time.time()
             self._waiting[trial.trial_id] = (now, result["waiting"])
             recent = {
-                waiting: seconds
-                for waiting, (at, seconds) in self._waiting.items()
+                name: waiting
+                for name, (at, waiting) in self._waiting.items()
                 if now - at < 1.5 * SECONDS_BETWEEN_WAITS
             }
             running = [other for other in trials if other.status == "RUNNING"]
             if all(other.trial_id in recent for other in running):
-                self._on_waiting(min(recent.values()))
+                self._on_waiting(*min(recent.values()))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         stopped = Outcome("stopped", list(self._entries.pop(trial.trial_id, {}).values()))
