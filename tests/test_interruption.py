@@ -169,7 +169,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Path, tmp_path: P
     assert results(stopped) == results(calm)
 
 
-# Leaves its work so slowly that nobody waits for it, and keeps handlers of its own from being set.
+# As Ray does, sets handlers of its own; leaves its work so slowly that nobody waits for it.
 STUBBORN = """
 import signal, subprocess, sys, time
 from orchestrator.interruption import handlers_kept, interruptible
@@ -178,8 +178,8 @@ with interruptible():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     below = subprocess.Popen(["sleep", "600"], start_new_session=True)
-    print(below.pid, flush=True)
     try:
+        print(below.pid, flush=True)
         time.sleep(600)
     finally:
         print("leaving", flush=True)
