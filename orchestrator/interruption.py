@@ -20,6 +20,7 @@ from types import FrameType
 from typing import NoReturn
 
 import psutil
+from rich.console import Console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Kubernetes kills 30 s after its SIGTERM.
@@ -48,7 +49,7 @@ def interruptible() -> Iterator[None]:
     writer.setblocking(False)
     interruption = _Interruption(reader)
     handlers = [signal.signal(number, interruption.handle) for number in _SIGNALS]
-    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=interruption.watch, daemon=True).start()
     try:
         yield
@@ -56,9 +57,11 @@ def interruptible() -> Iterator[None]:
         if interruption.number is not None:
             from orchestrator.cluster import disconnect
 
-            disconnect()
-            interruption.end()
-        signal.set_wakeup_fd(-1)
+            try:
+                disconnect()
+            finally:
+                interruption.end()
+        signal.set_wakeup_fd(wakeup)
         for number, handler in zip(_SIGNALS, handlers, strict=True):
             signal.signal(number, handler)
         writer.close()
@@ -119,6 +122,7 @@ class _Interruption:
                 with suppress(psutil.Error):
                     process.kill()
             with suppress(OSError):
+                Console().show_cursor()  # a progress bar may have hidden it
                 sys.stdout.flush()
                 print(f"\n{_last_words}", file=sys.stderr, flush=True)
             # Not by way of the interpreter's end: threads of libraries that are still at work
