@@ -23,8 +23,8 @@ import psutil
 from rich.console import Console
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Kubernetes kills 30 s after its SIGTERM.
-_LONGEST_END_S = 20.0
+# Kubernetes kills 30 s after its SIGTERM; `serve` needs most of that to let requests end.
+_LONGEST_END_S = 25.0
 # `timeout` sends its signal to the process and to the process's group.
 _SAME_SIGNAL_S = 0.5
 

@@ -21,6 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prompt_tuning.captions import Answer
+from workers.failure import out_of_memory
 from workers.ledger import Ledger, Shard
 from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
 
@@ -63,7 +64,8 @@ class _Job:
 
     def failure(self, error: RayError, what: str) -> RuntimeError:
         first = self.shard.questions[0].line
-        cause = str(error).strip().splitlines()[-1] if _is_death(error) else _reason(error)
+        death = out_of_memory(error) or str(error).strip().splitlines()[-1]
+        cause = death if _is_death(error) else _reason(error)
         return RuntimeError(f"knowledge: {cause} ({what}; its first question: {first!r})")
 
 
@@ -230,6 +232,8 @@ class KnowledgePool:
                     return
             self._wanted -= 1
             if not self._some_loaded or not self._engines:
+                if advice := out_of_memory(error):
+                    raise RuntimeError(f"knowledge.llm: {advice}") from None
                 raise load_failure(self._settings, error) from None
         else:
             engine.loading, self._some_loaded = None, True
@@ -265,6 +269,8 @@ class KnowledgePool:
         call.failures, call.failed_on = call.failures + 1, engine
         believed = call.failures == _FAILURES_TO_BELIEVE
         job, hunt = call.job, call.hunt
+        if believed and out_of_memory(error):
+            raise job.failure(error, "no question is to blame") from None
         if hunt is None:
             if believed or not _is_death(error):
                 self._hunt(job, engine, error)

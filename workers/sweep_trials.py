@@ -25,7 +25,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from prompt_tuning.settings import Settings
-from workers.failure import root_cause
+from workers.failure import in_one_line
 from workers.slots import Slots
 from workers.stages import Stage, run_stage
 from workers.tuning_worker import (
@@ -219,10 +219,8 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
     try:
         work(trial, on_epoch, lambda *waiting: ray.tune.report({"waiting": waiting}))
     except Exception as error:
-        cause = root_cause(error)
-        reason = " ".join(str(cause).split()) or "no message"
-        kind = "" if isinstance(cause, RuntimeError) else f"{type(cause).__name__}: "
-        ray.tune.report({"outcome": Outcome("failed", entries, kind + reason[:1000])})
+        reason = in_one_line(error).removeprefix("RuntimeError: ")
+        ray.tune.report({"outcome": Outcome("failed", entries, reason)})
         return
     if not entries:  # somebody else has filled the stage meanwhile
         ray.tune.report({"outcome": Outcome("finished", read_history(trial.stage.folder))})
@@ -298,8 +296,7 @@ class _Listener(ray.tune.Callback):
         self._ended(trial, trial.last_result.get("outcome", stopped))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cause = root_cause(trial.get_error() or RuntimeError("its driver died"))
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:1000]}"
+        reason = in_one_line(trial.get_error() or RuntimeError("its driver died"))
         entries = list(self._entries.pop(trial.trial_id, {}).values())
         self._ended(trial, Outcome("failed", entries, reason))
 
