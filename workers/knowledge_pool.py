@@ -16,12 +16,11 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prompt_tuning.captions import Answer
-from workers.failure import out_of_memory
 from workers.ledger import Ledger, Shard
 from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
 
@@ -64,8 +63,7 @@ class _Job:
 
     def failure(self, error: RayError, what: str) -> RuntimeError:
         first = self.shard.questions[0].line
-        death = out_of_memory(error) or str(error).strip().splitlines()[-1]
-        cause = death if _is_death(error) else _reason(error)
+        cause = str(error).strip().splitlines()[-1] if _is_death(error) else _reason(error)
         return RuntimeError(f"knowledge: {cause} ({what}; its first question: {first!r})")
 
 
@@ -168,6 +166,7 @@ class KnowledgePool:
         Raises:
             RuntimeError: when no engine can be loaded, or engines fail on more than a few
                 questions.
+            OutOfMemoryError: when Ray has ended engines for lack of memory more than once.
             OSError: when the ledger cannot keep the answers.
         """
         source = iter(shards)
@@ -232,8 +231,8 @@ class KnowledgePool:
                     return
             self._wanted -= 1
             if not self._some_loaded or not self._engines:
-                if advice := out_of_memory(error):
-                    raise RuntimeError(f"knowledge.llm: {advice}") from None
+                if isinstance(error, OutOfMemoryError):
+                    raise
                 raise load_failure(self._settings, error) from None
         else:
             engine.loading, self._some_loaded = None, True
@@ -269,8 +268,8 @@ class KnowledgePool:
         call.failures, call.failed_on = call.failures + 1, engine
         believed = call.failures == _FAILURES_TO_BELIEVE
         job, hunt = call.job, call.hunt
-        if believed and out_of_memory(error):
-            raise job.failure(error, "no question is to blame") from None
+        if believed and isinstance(error, OutOfMemoryError):
+            raise error  # no question is to blame
         if hunt is None:
             if believed or not _is_death(error):
                 self._hunt(job, engine, error)
