@@ -62,14 +62,14 @@ def test_the_worker_that_failed_comes_before_those_that_lost_it() -> None:
     assert describe(failure).startswith("failed: FloatingPointError: the loss is nan at epoch 2")
 
 
-def test_too_little_memory_is_told_in_one_line_without_rays_page() -> None:
+def test_too_little_memory_is_described_in_one_line_without_rays_page() -> None:
     page = "1 worker(s) were killed due to the node running low on memory. Memory on the node …\n"
     failure = RuntimeError("training failed")
     failure.worker_failures = {0: OutOfMemoryError(page)}  # type: ignore[attr-defined]
-    told = describe(failure)
-    assert told.startswith("failed: out of memory: Ray ended a worker")
-    assert "tuning.workers" in told
-    assert "\n" not in told
+    line = describe(failure)
+    assert line.startswith("failed: out of memory: Ray ended a worker")
+    assert "tuning.workers" in line
+    assert "\n" not in line
 
 
 # Questions are for engines, which are actors; without any, tasks encode the captions.

@@ -154,8 +154,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Path, tmp_path: P
 
     def has_gone_on(_: psutil.Process) -> bool:
         nonlocal epochs
-        told = [json.loads(f.read_bytes()) for f in stopped.glob("runs/tiny/.ray/*.progress.json")]
-        further = sum(map(len, told)) >= epochs + 2
+        files = stopped.glob("runs/tiny/.ray/*.progress.json")
+        further = sum(len(json.loads(file.read_bytes())) for file in files) >= epochs + 2
         epochs += 2 * further
         return further
 

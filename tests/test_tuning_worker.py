@@ -169,24 +169,24 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     assert max(kept, key=len) == history, "the last good checkpoint"
 
 
-def test_who_waits_is_told_for_what(
+def test_waiting_names_what_is_lacking(
     job: TuningJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tuning_worker, "SECONDS_BETWEEN_WAITS", 0.5)
     taken = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     ray.get(taken.ready())
-    told: list[Lack] = []
+    lacking: list[Lack] = []
 
     def on_waiting(seconds: float, lack: Lack) -> None:
-        told.append(lack)
-        if told.count("resources") == 2:
+        lacking.append(lack)
+        if lacking.count("resources") == 2:
             remove_placement_group(taken)
 
     settings = job.tuning.model_copy(update={"epochs": 1})
     one_epoch = replace(job, tuning=settings, progress=tmp_path / "waited" / "progress.json")
     tune(one_epoch, tmp_path / "waited", "run", HALF_A_CPU, lambda _: None, on_waiting)
-    assert told.count("resources") >= 2
-    assert told[-1] == "processes"
+    assert lacking.count("resources") >= 2
+    assert lacking[-1] == "processes"
 
 
 def _kill_a_worker(progress: Path, killed_at: list[int]) -> None:
