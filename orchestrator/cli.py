@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.interruption import interruptible
+
 _LONGEST_MESSAGE = 1400
 
 app = typer.Typer(
@@ -266,15 +268,16 @@ def doctor(
 
 def main() -> None:
     """Entry point: exit code 2 for a person's mistake, 1 for a failure, root cause first."""
-    try:
-        app()
-    except Exception as error:
-        from orchestrator.config_file import InputError
+    with interruptible():
+        try:
+            app()
+        except Exception as error:
+            from orchestrator.config_file import InputError
 
-        if isinstance(error, InputError):
-            typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
-            sys.exit(2)
-        from workers.failure import describe
+            if isinstance(error, InputError):
+                typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
+                sys.exit(2)
+            from workers.failure import describe
 
-        typer.echo(describe(error), err=True)
-        sys.exit(1)
+            typer.echo(describe(error), err=True)
+            sys.exit(1)

@@ -192,11 +192,14 @@ def test_a_job_outlives_who_follows_it_until_it_is_stopped(head: Head, project: 
     said = read_until(left, "Running entrypoint")
     name = name_of(said)
     assert f"datafree submit logs {name} --address {head.address}" in said
-    left.send_signal(signal.SIGINT)
-    code, output = end(left)
-    assert code == 130
-    assert f"{name}: goes on without you" in output
-    assert "Traceback" not in output
+    watching = start(head, project, "logs", name, folders=False)
+    read_until(watching, "Running entrypoint")
+    for process, number in ((left, signal.SIGINT), (watching, signal.SIGTERM)):
+        process.send_signal(number)
+        code, output = end(process)
+        assert code == 128 + number
+        assert f"{name}: goes on without you" in output
+        assert "Traceback" not in output
     follower = start(head, project, "logs", name, folders=False)
     code, output = ask(head, project, "status", name)
     assert code == 0
