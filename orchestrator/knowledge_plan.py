@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config import RunConfig, load_categories, load_templates
 from orchestrator.config_file import InputError
-from orchestrator.preflight import Resources, check_folder, place_engines
+from orchestrator.preflight import Resources, check_folder, place_engines, visible_gpus
 from prompt_tuning.captions import read_caption_file
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.install_hints import install_set
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
 from workers import embedded_llm
@@ -42,7 +44,8 @@ _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
 class KnowledgePlan:
     """What has been decided about the text side of a run before it starts.
 
-    `llm_identity`: all that forms an answer beside its question; part of every shard's key.
+    `llm_identity`: all that forms an answer beside its question; part of every shard's key, and
+    empty, as `llm_path` is, where nothing is asked: then no model need be here.
     """
 
     config: RunConfig
@@ -63,30 +66,36 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     Raises:
         InputError: for what a person has to change.
     """
-    on = resources.of_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
-    config = _with_model(config, on)
+    asks = config.knowledge.questions.asks_something
+    if asks:
+        _check_vllm()
+        on = resources.of_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
+        config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
     _check_caption_files(config, categories)
-    engines = place_engines(config, resources)
+    engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
-    llm_path, llm_content = _llm(config, cache)
-    llm_identity: dict[str, object] = {
-        "model": llm_content,
-        "engine": config.knowledge.llm.model_dump(
-            exclude={"model", "engines", "cpus_per_engine", "pool"}
-        ),
-        "sampling": config.knowledge.sampling.model_dump(),
-        "cpus": engines.cpus,
-        "gpus": engines.gpus,
-        "accelerators": sorted({node.accelerator for node in on.nodes if node.gpus}),
-        "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
-        "versions": engine_versions(),
-        "source": source_digest(
-            "workers.llm_engine", "workers.llm_adapters", "workers.embedded_llm"
-        ),
-    }
+    llm_path: Path | str = ""
+    llm_identity: dict[str, object] = {}
+    if asks:
+        llm_path, llm_content = _llm(config, cache)
+        llm_identity = {
+            "model": llm_content,
+            "engine": config.knowledge.llm.model_dump(
+                exclude={"model", "engines", "cpus_per_engine", "pool"}
+            ),
+            "sampling": config.knowledge.sampling.model_dump(),
+            "cpus": engines.cpus,
+            "gpus": engines.gpus,
+            "accelerators": sorted({node.accelerator for node in on.nodes if node.gpus}),
+            "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+            "versions": engine_versions(),
+            "source": source_digest(
+                "workers.llm_engine", "workers.llm_adapters", "workers.embedded_llm"
+            ),
+        }
     stage = plan_stage(
         cache,
         "knowledge",
@@ -110,6 +119,24 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         llm_path=llm_path,
         stage=stage,
     )
+
+
+def describe_engines(plan: KnowledgePlan) -> str:
+    """How many engines a run has and on what, for a person."""
+    if not plan.llm_identity:
+        return "engines: none, for no language model is asked"
+    engines = plan.engines
+    return f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs"
+
+
+def _check_vllm() -> None:
+    """Refuse to ask a language model where vLLM is not here; a cluster's nodes may have it."""
+    if importlib.util.find_spec("vllm") is None and not os.environ.get("RAY_ADDRESS"):
+        raise InputError(
+            "knowledge.questions: asking a language model needs vLLM, which is not installed: "
+            f"{install_set('gpu' if visible_gpus() else 'cpu')}; captions.files and per_category: "
+            "0, relationships: 0 need none"
+        )
 
 
 def _with_model(config: RunConfig, resources: Resources) -> RunConfig:

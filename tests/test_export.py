@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -137,6 +138,20 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
     assert "Not measured" not in card
 
 
+def test_own_sentences_are_not_said_to_be_a_language_model_s(
+    embedded_vlm: VLM, tmp_path: Path, datafree: Call
+) -> None:
+    write_run(tmp_path / "run", embedded_vlm)
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text("utf-8"))
+    config["knowledge"]["questions"] = {"per_category": 0, "relationships": 0}
+    config["captions"] = {"files": ["/my/own.tsv"]}
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    datafree("export", tmp_path / "run/artifact", "--hf", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text("utf-8")
+    assert "given by the owner of the run (`own.tsv`)" in card
+    assert "language model" not in card and "model-1B" not in card
+
+
 def test_figures_of_sentences_are_not_given_for_figures_of_photos(
     embedded_vlm: VLM, tmp_path: Path, datafree: Call
 ) -> None:
@@ -202,4 +217,5 @@ def test_what_cannot_be_exported_is_said_in_one_line(
         importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name)
     )
     message = datafree("export", alone, "--onnx", tmp_path / "model.onnx", refused=True)
-    assert "--onnx needs onnx and onnxscript: pip install 'datafree[onnx]'" in message
+    install = f"{sys.executable} -m pip install onnx onnxscript"  # keeps torch, names our own
+    assert f"--onnx needs onnx and onnxscript: {install}" in message
