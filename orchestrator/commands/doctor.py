@@ -55,7 +55,7 @@ def doctor(cache: str | None, verify_clip: Path | None) -> None:
 
     `verify_clip`: the folder of VOC 2007, to measure CLIP on instead; exit code 1 if it is off.
     """
-    folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache").resolve()
+    folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache").expanduser().resolve()
     if verify_clip:
         _verify_clip(verify_clip, folder)
         return
