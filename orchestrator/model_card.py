@@ -11,9 +11,9 @@ from orchestrator.config import RunConfig, validate
 from orchestrator.config_file import InputError, read_yaml
 from orchestrator.evaluation_stages import SELECTION, read_selection
 from orchestrator.report import ARMS, evaluated_on, fixed
-from prompt_tuning.artifact import Artifact
+from prompt_tuning.artifact import FILES, Artifact
 from prompt_tuning.evaluation import BRANCHES
-from prompt_tuning.store import MANIFEST, is_published, publishing
+from prompt_tuning.store import is_published, publishing
 
 _CARD = "README.md"
 # A hub writes this file into every repository; in the manifest from the start, it alters none.
@@ -31,9 +31,8 @@ def export_folder(source: Path, artifact: Artifact, target: Path) -> None:
         raise InputError(f"--hf: {target} is there already and is no export; name a new folder")
     card = model_card(artifact, source.resolve().parent)
     with publishing(target, replace=True) as staging:
-        for file in source.iterdir():
-            if file.name != MANIFEST:
-                shutil.copyfile(file, staging / file.name)
+        for name in FILES:
+            shutil.copyfile(source / name, staging / name)
         (staging / _CARD).write_text(card, "utf-8")
         (staging / _ATTRIBUTES).write_text(_LARGE_FILES, "utf-8")
 

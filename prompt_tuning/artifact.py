@@ -17,7 +17,7 @@ from torch import Tensor
 from prompt_tuning.calibration import Calibration, CalibrationValues
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.new_labels import TunedTokens, check_labels, prompt_new_labels
+from prompt_tuning.new_labels import BRANCHES, TunedTokens, check_labels, prompt_new_labels
 from prompt_tuning.settings import Settings
 from prompt_tuning.store import find_damage, publishing
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
@@ -25,6 +25,8 @@ from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 _FEATURES = "class_features.safetensors"
 _TOKENS = "tokens.safetensors"
 _DESCRIPTION = "artifact.json"
+FILES = (_DESCRIPTION, _FEATURES, _TOKENS)
+"""An artifact's own files, beside the manifest."""
 _VERSION = 2
 
 
@@ -37,7 +39,7 @@ class _Description(Settings):
     geometry: Geometry
     fusion: Literal["mean", "softmax"]
     calibration: CalibrationValues
-    handcrafted: dict[Literal["global", "local"], float]
+    handcrafted: dict[str, float]
     vlm_settings: VLMSettings
     vlm: VLMIdentity
 
@@ -47,6 +49,8 @@ class _Description(Settings):
         fine_groups = [fine for coarse in self.hierarchy.values() for fine in coarse.values()]
         if sorted(name for fine in fine_groups for name in fine) != sorted(names):
             raise ValueError("hierarchy must name each of categories once")
+        if set(self.handcrafted) != set(BRANCHES):
+            raise ValueError(f"handcrafted must be of {' and '.join(BRANCHES)}")
         for name in ("slopes", "offsets", "thresholds"):
             if len(getattr(self.calibration, name)) != len(names):
                 raise ValueError(f"calibration.{name} must have a number for each of categories")
@@ -111,7 +115,7 @@ class Artifact:
         """
         folder = Path(folder)
         described = _read_description(folder)
-        classes = _read_tensors(folder / _FEATURES, ("global", "local"))
+        classes = _read_tensors(folder / _FEATURES, BRANCHES)
         tokens = _read_tensors(folder / _TOKENS)
         for name, features in classes.items():
             if features.shape != (len(described.categories), described.vlm.dim):
@@ -126,7 +130,7 @@ class Artifact:
                 for coarse, fines in described.hierarchy.items()
             },
             classes=ClassFeatures(classes["global"], classes["local"]),
-            tokens=TunedTokens(tokens, dict(described.handcrafted)),
+            tokens=TunedTokens(tokens, described.handcrafted),
             geometry=described.geometry,
             fusion=described.fusion,
             calibration=Calibration.from_json(described.calibration.model_dump()),

@@ -187,6 +187,7 @@ def test_the_folder_of_a_run_names_its_artifact(artifact: Artifact, tmp_path: Pa
             "calibration.thresholds.1 .*finite number",
         ),
         (lambda d: d["calibration"]["slopes"].pop(), "calibration.slopes must have a number"),
+        (lambda d: d["handcrafted"].pop("local"), "handcrafted must be of global and local"),
         (lambda d: d["hierarchy"].clear(), "hierarchy must name each of categories once"),
         (lambda d: d.update(fusion="max"), "fusion .*'mean' or 'softmax'"),
         (lambda d: d.update(categories="dog"), "categories "),

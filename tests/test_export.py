@@ -112,11 +112,19 @@ def test_a_folder_with_a_card_loads_as_the_artifact_does(
         "dog\ncafé\nhot air balloon",
     ):
         assert told in card
+    # It travels through git and hubs, which add what is theirs.
+    (target / ".git").mkdir()
+    (target / ".git" / "HEAD").write_text("ref: refs/heads/main")
     # A second export takes the place of the first, from the first as well as from the artifact.
     datafree("export", target, "--hf", tmp_path / "again")
     datafree("export", alone, "--hf", target)
     again = (tmp_path / "again" / "README.md").read_text("utf-8")
     assert again == card == (target / "README.md").read_text("utf-8")
+    assert (target / ".git" / "HEAD").exists() and not (tmp_path / "again" / ".git").exists()
+    # An edited card is nobody's to replace, and no damage.
+    (target / "README.md").write_text("mine", "utf-8")
+    assert "no export" in datafree("export", alone, "--hf", target, refused=True)
+    Artifact.load(target)
 
 
 def test_the_card_has_the_figures_and_the_protocol_of_the_run(
