@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -266,11 +268,25 @@ def doctor(
     doctor_command(cache, verify_clip)
 
 
+def _home_expanded(arguments: list[str]) -> list[str]:
+    """With the home folder for `~` where a shell leaves it, as in --out=~/tags.csv and "~/a*.jpg".
+
+    What is submitted means the cluster's home, and is expanded there.
+    """
+    if arguments[:1] == ["submit"]:
+        return arguments
+    home = os.path.expanduser("~")
+    return [
+        re.sub(r"^((?:[\w.-]+=)?)~(?=/|$)", lambda found: found[1] + home, argument)
+        for argument in arguments
+    ]
+
+
 def main() -> None:
     """Entry point: exit code 2 for a person's mistake, 1 for a failure, root cause first."""
     with interruptible():
         try:
-            app()
+            app(_home_expanded(sys.argv[1:]))
         except Exception as error:
             from orchestrator.config_file import InputError
 

@@ -65,11 +65,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "name": "own",
         "categories": CATEGORIES,
-        # As many CPUs here as on a node of the cluster, so that both share stages.
-        "knowledge": {
-            "llm": {"cpus_per_engine": 1},
-            "questions": {"per_category": 0, "relationships": 0},
-        },
+        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
         "captions": {"files": ["sentences.tsv"], "held_out": 0.2},
         "hierarchy": {"groups": "auto", "coarse": 1, "fine": 2},
         "vlm": {"model": "efficientnet-lite0+minilm", "resolution": 224},

@@ -11,6 +11,7 @@ import typer
 from orchestrator.commands.run import quieten_libraries
 from orchestrator.config_file import InputError
 from orchestrator.interruption import say_if_stopped
+from orchestrator.preflight import check_folder
 
 
 def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None) -> None:
@@ -35,7 +36,7 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
 
             check_packages()
             fetch_weights(loaded.vlm_settings)
-            folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache")
+            folder = check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache")
             export_onnx(loaded, load_vlm(loaded.vlm_settings, cache=folder), onnx)
             typer.echo(f"{onnx}: {onnx.stat().st_size / 1e6:.0f} MB, from pixels to scores")
         if hf:
