@@ -76,13 +76,13 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
     console.print(
         f"questions: {writer.count(PREMISES)} for lists, {writer.count(SENTENCES)} for sentences\n"
         f"engines: {plan.engines.engines}, each {plan.engines.cpus} CPUs and "
-        f"{plan.engines.gpus} GPUs"
+        f"{plan.engines.gpus} GPUs, in {plan.config.knowledge.llm.dtype}"
     )
 
 
 def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> None:
     kept, dropped = sum(summary["kept"].values()), sum(summary["dropped"].values())
-    table = Table("", "sentences", title=f"knowledge of {summary['model']}")
+    table = Table("", "sentences", title=f"knowledge of {summary['model']} in {summary['dtype']}")
     table.add_row("kept", str(kept))
     for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):
         table.add_row(f"dropped: {reason}", str(count))

@@ -14,8 +14,9 @@ from prompt_tuning.categories import CategoryList
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
 from workers import embedded_llm
+from workers.engine_dtype import cluster_dtype, native_dtype
 from workers.knowledge_pool import Placement
-from workers.llm_engine import GPU_DEFAULT, engine_versions
+from workers.llm_engine import GPU_DEFAULT, chosen_dtype, engine_versions
 from workers.stages import Stage, plan_stage
 
 _MODULES = (
@@ -69,6 +70,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     templates = load_templates(config)
     _check_caption_files(config, categories)
     engines = place_engines(config, resources)
+    config = _with_dtype(config, engines)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
     llm_path, llm_content = _llm(config, cache)
@@ -120,6 +122,22 @@ def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
     model = GPU_DEFAULT if resources.gpus else embedded_llm.EMBEDDED_MODEL
     chosen = config.knowledge.model_copy(update={"llm": llm.model_copy(update={"model": model})})
     return config.model_copy(update={"knowledge": chosen})
+
+
+def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
+    """The config with the dtype that `auto` means on the nodes that engines may be on."""
+    llm = config.knowledge.llm
+    if llm.dtype != "auto":
+        return config
+    if os.environ.get("RAY_ADDRESS"):
+        pool = {engines.pool: 0.001} if engines.pool else {}
+        needs = {"CPU": engines.cpus, "GPU": engines.gpus, **pool}
+        native = cluster_dtype(needs, engines.gpus > 0)
+    else:
+        native = native_dtype(engines.gpus > 0)
+    chosen = llm.model_copy(update={"dtype": chosen_dtype(llm, native)})
+    knowledge = config.knowledge.model_copy(update={"llm": chosen})
+    return config.model_copy(update={"knowledge": knowledge})
 
 
 def _check_caption_files(config: RunConfig, categories: CategoryList) -> None:

@@ -203,6 +203,7 @@ class _Summary:
         """The summary as JSON values; `quarantined` lists the first of `not_answered`."""
         return {
             "model": self._plan.config.knowledge.llm.model,
+            "dtype": self._plan.config.knowledge.llm.dtype,
             "asked": dict(self._asked),
             "kept": dict(self._kept),
             "dropped": dict(self.dropped),

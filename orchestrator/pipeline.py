@@ -130,7 +130,8 @@ def _print_plan(plan: Plan, console: Console) -> None:
         console.print("The cut-outs of the scenes are not here yet; a run fetches them first.")
     engines, share = plan.knowledge.engines, plan.share
     console.print(
-        f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs; "
+        f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
+        f"in {plan.config.knowledge.llm.dtype}; "
         f"tuning workers: {plan.config.tuning.workers}, "
         f"each {share.cpus:g} CPUs and {share.gpus:g} GPUs"
     )

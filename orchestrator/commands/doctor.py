@@ -23,6 +23,8 @@ from orchestrator.preflight import Node, check_folder, local_node, visible_gpus
 from prompt_tuning.scenes import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.scenes import stamps_source
 from workers import embedded_llm
+from workers.engine_dtype import native_dtype
+from workers.llm_engine import EngineSettings, chosen_dtype
 
 # Of the wheels, relative to a checkout: datafree is installed from one.
 _INSTALL = "pip install --no-deps -r requirements/cpu.txt"
@@ -104,6 +106,7 @@ def _machine(node: Node) -> list[Finding]:
     return [
         Finding("Python", f"{platform.python_version()} on {platform.system()}"),
         Finding("CPU cores", f"{node.cpus} usable"),
+        _dtype(node),
         Finding(
             "memory",
             f"{memory / _GIB:.1f} GiB",
@@ -111,6 +114,13 @@ def _machine(node: Node) -> list[Finding]:
         ),
         _gpus(node),
     ]
+
+
+def _dtype(node: Node) -> Finding:
+    embedded = EngineSettings(model=embedded_llm.EMBEDDED_MODEL)
+    dtype = chosen_dtype(embedded, native_dtype(node.gpus > 0))
+    why = "" if dtype == "bfloat16" else f" (no bfloat16 in this {'GPU' if node.gpus else 'CPU'})"
+    return Finding("dtype of engines", f"{dtype}{why}")
 
 
 def _gpus(node: Node) -> Finding:
