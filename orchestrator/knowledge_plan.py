@@ -127,14 +127,10 @@ def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
 def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
     """The config with the dtype that `auto` means on the nodes that engines may be on."""
     llm = config.knowledge.llm
-    if llm.dtype != "auto":
+    if llm.dtype != "auto" or not config.knowledge.questions.asks_something:
         return config
-    if os.environ.get("RAY_ADDRESS"):
-        pool = {engines.pool: 0.001} if engines.pool else {}
-        needs = {"CPU": engines.cpus, "GPU": engines.gpus, **pool}
-        native = cluster_dtype(needs, engines.gpus > 0)
-    else:
-        native = native_dtype(engines.gpus > 0)
+    on_gpu, in_cluster = engines.gpus > 0, bool(os.environ.get("RAY_ADDRESS"))
+    native = cluster_dtype(engines.needs, on_gpu) if in_cluster else native_dtype(on_gpu)
     chosen = llm.model_copy(update={"dtype": chosen_dtype(llm, native)})
     knowledge = config.knowledge.model_copy(update={"llm": chosen})
     return config.model_copy(update={"knowledge": knowledge})

@@ -101,7 +101,7 @@ def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
     if folder.exists():  # the engine puts it together again should it be damaged
         return
     console.print(embedded_llm.TERMS)
-    with status(console, "assembling the embedded language model (once, about a minute) …"):
+    with status(console, "assembling the embedded language model (once, about half a minute) …"):
         embedded_llm.assemble(folder)
 
 

@@ -178,7 +178,7 @@ def _models(cache: Path) -> list[Finding]:
         embedded_llm.chunks()
         # Hidden folders are unfinished.
         made = any((cache / "embedded_llm").glob("[!.]*/manifest.json"))
-        state = "assembled in the cache" if made else "to be assembled once (a minute, 400 MB)"
+        state = "assembled in the cache" if made else "to be assembled once (half a minute, 400 MB)"
         llm = Finding("language model", f"{embedded_llm.EMBEDDED_MODEL}, {state}")
     except FileNotFoundError:
         llm = Finding("language model", f"{embedded_llm.EMBEDDED_MODEL}: no package", _INSTALL)
