@@ -19,8 +19,9 @@ from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
 from prompt_tuning.template_captions import template_captions
 from workers import embedded_llm
+from workers.engine_dtype import cluster_dtype, native_dtype
 from workers.knowledge_pool import Placement
-from workers.llm_engine import GPU_DEFAULT, engine_versions
+from workers.llm_engine import GPU_DEFAULT, chosen_dtype, engine_versions
 from workers.stages import Stage, plan_stage
 
 _MODULES = (
@@ -84,6 +85,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         given_captions(config, categories), categories, config.captions.held_out
     )
     engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
+    config = _with_dtype(config, engines)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
     llm_path: Path | str = ""
@@ -136,7 +138,10 @@ def describe_engines(plan: KnowledgePlan) -> str:
     if not plan.llm_identity:
         return "engines: none, for no language model is asked"
     engines = plan.engines
-    return f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs"
+    return (
+        f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
+        f"in {plan.config.knowledge.llm.dtype}"
+    )
 
 
 def _check_vllm() -> None:
@@ -157,6 +162,18 @@ def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
     model = GPU_DEFAULT if resources.gpus else embedded_llm.EMBEDDED_MODEL
     chosen = config.knowledge.model_copy(update={"llm": llm.model_copy(update={"model": model})})
     return config.model_copy(update={"knowledge": chosen})
+
+
+def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
+    """The config with the dtype that `auto` means on the nodes that engines may be on."""
+    llm = config.knowledge.llm
+    if llm.dtype != "auto" or not config.knowledge.questions.asks_something:
+        return config
+    on_gpu, in_cluster = engines.gpus > 0, bool(os.environ.get("RAY_ADDRESS"))
+    native = cluster_dtype(engines.needs, on_gpu) if in_cluster else native_dtype(on_gpu)
+    chosen = llm.model_copy(update={"dtype": chosen_dtype(llm, native)})
+    knowledge = config.knowledge.model_copy(update={"llm": chosen})
+    return config.model_copy(update={"knowledge": knowledge})
 
 
 def given_captions(config: RunConfig, categories: CategoryList) -> Iterator[Caption]:

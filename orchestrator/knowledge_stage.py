@@ -99,7 +99,7 @@ def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
     if folder.exists():  # the engine puts it together again should it be damaged
         return
     console.print(embedded_llm.TERMS)
-    with status(console, "assembling the embedded language model (once, about a minute) …"):
+    with status(console, "assembling the embedded language model (once, about half a minute) …"):
         embedded_llm.assemble(folder)
 
 
@@ -198,11 +198,12 @@ class _Summary:
     def told(self) -> dict[str, Any]:
         """The summary as JSON values; `quarantined` lists the first of `not_answered`.
 
-        `model`: null where nothing was asked.
+        `model`, `dtype`: null where nothing was asked.
         """
         knowledge = self._plan.config.knowledge
         return {
             "model": knowledge.llm.model if knowledge.questions.asks_something else None,
+            "dtype": knowledge.llm.dtype if knowledge.questions.asks_something else None,
             "asked": dict(self._asked),
             "kept": dict(self._kept),
             "dropped": dict(self.dropped),

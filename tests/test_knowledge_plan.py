@@ -44,6 +44,7 @@ def plan(folder: Path, *overrides: str, resources: Resources = ON_CPU) -> Knowle
         "llm.max_model_len=512",
         "llm.cpus_per_engine=2",
         "llm.adapter=base",
+        "llm.dtype=float16",
         "sampling.temperature=0.1",
         "sampling.max_tokens=8",
     ],

@@ -49,6 +49,12 @@ class Placement:
     gpus: int
     pool: str | None = None
 
+    @property
+    def needs(self) -> dict[str, float]:
+        """What each engine asks for, by Ray's names."""
+        pool = {self.pool: _OF_POOL} if self.pool else {}
+        return {"CPU": self.cpus, "GPU": self.gpus, **pool}
+
 
 @dataclass(eq=False)
 class _Job:
@@ -99,8 +105,7 @@ class _Engine:
         strategy: Any = "SPREAD"
         pool = {placement.pool: _OF_POOL} if placement.pool else {}
         if placement.gpus > 1:
-            bundle = {"CPU": placement.cpus, "GPU": placement.gpus, **pool}
-            self._group = placement_group([bundle])
+            self._group = placement_group([placement.needs])
             strategy = PlacementGroupSchedulingStrategy(self._group)
         actor: Any = ray.remote(engine).options(
             num_cpus=placement.cpus,
