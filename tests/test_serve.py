@@ -312,7 +312,7 @@ def test_a_copy_under_way_is_no_artifact_until_it_is_whole(
     served.rename(aside)
     served.mkdir()
     try:
-        whole = sorted(artifact.iterdir(), key=lambda file: file.name != MANIFEST)
+        whole = sorted(artifact.iterdir(), key=lambda file: (file.name != MANIFEST, file.name))
         for file in whole[:-1]:
             shutil.copyfile(file, served / file.name)
         missing = f"half: the artifact is damaged: {whole[-1].name} cannot be read"
