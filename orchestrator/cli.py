@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.interruption import interruptible
+
 _LONGEST_MESSAGE = 1400
 
 app = typer.Typer(
@@ -92,7 +94,8 @@ def sweep(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="folder of a finished run, e.g. runs/quickstart")],
     dataset: Annotated[
-        str | None, typer.Option(help="voc2007, coco2014, folder … (default: the run's own)")
+        str | None,
+        typer.Option(help="folder, coco_json, voc_xml, voc2007 … (default: the run's own)"),
     ] = None,
     root: Annotated[str | None, typer.Option(help="folder of the data set")] = None,
     split: Annotated[str | None, typer.Option(help="of a benchmark, e.g. val")] = None,
@@ -161,7 +164,7 @@ def calibrate(
     ] = None,
     root: Annotated[str | None, typer.Option(help="folder of labelled photos instead")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="what --root is: folder (labels.csv; default), coco_json …")
+        str | None, typer.Option(help="what --root is: folder (default), coco_json, voc_xml …")
     ] = None,
     split: Annotated[str | None, typer.Option(help="of a benchmark, e.g. val")] = None,
     cache: Annotated[str | None, typer.Option(help="folder of what models derive")] = None,
@@ -281,15 +284,16 @@ def _home_expanded(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point: exit code 2 for a person's mistake, 1 for a failure, root cause first."""
-    try:
-        app(_home_expanded(sys.argv[1:]))
-    except Exception as error:
-        from orchestrator.config_file import InputError
+    with interruptible():
+        try:
+            app(_home_expanded(sys.argv[1:]))
+        except Exception as error:
+            from orchestrator.config_file import InputError
 
-        if isinstance(error, InputError):
-            typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
-            sys.exit(2)
-        from workers.failure import describe
+            if isinstance(error, InputError):
+                typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
+                sys.exit(2)
+            from workers.failure import describe
 
-        typer.echo(describe(error), err=True)
-        sys.exit(1)
+            typer.echo(describe(error), err=True)
+            sys.exit(1)

@@ -85,14 +85,13 @@ def doctor(cache: str | None, verify_clip: Path | None) -> None:
 
 
 def _verify_clip(root: Path, cache: Path) -> None:
-    from orchestrator.commands.run import quieten_libraries, resumable
+    from orchestrator.commands.run import quieten_libraries
 
     quieten_libraries()
     from orchestrator.clip_check import RN50, verify_clip
 
     try:
-        with resumable():
-            near = verify_clip(RN50, root, str(cache), Console())
+        near = verify_clip(RN50, root, str(cache), Console())
     except InputError as error:
         raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
     if not near:

@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.commands.run import quieten_libraries
 from orchestrator.config_file import InputError
+from orchestrator.interruption import say_if_stopped
 from orchestrator.preflight import check_folder
 
 
@@ -22,6 +23,7 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
             raise InputError(f"{option}: {target} lies in the artifact, which it would alter")
     if onnx and onnx.is_dir():
         raise InputError(f"--onnx: {onnx} is a folder; name a file, such as {onnx / 'model.onnx'}")
+    say_if_stopped("Stopped. The same command starts again.")
     quieten_libraries()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it cannot simplify
     from prompt_tuning.artifact import Artifact
