@@ -149,8 +149,8 @@ def _check_vllm() -> None:
     if importlib.util.find_spec("vllm") is None and not os.environ.get("RAY_ADDRESS"):
         raise InputError(
             "knowledge.questions: asking a language model needs vLLM, which is not installed: "
-            f"{install_set('gpu' if visible_gpus() else 'cpu')}; captions.files and per_category: "
-            "0, relationships: 0 need none"
+            f"{install_set('gpu' if visible_gpus() else 'cpu')}; captions.files with per_category "
+            "and relationships at 0 need none"
         )
 
 

@@ -223,9 +223,9 @@ def _read_description(folder: Path) -> _Description:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        wrong = first["msg"].removeprefix("Value error, ")
-        wrong = "is missing" if first["type"] == "missing" else wrong
-        raise ValueError(f"{folder / _DESCRIPTION}: {key} {wrong}".replace(":  ", ": ")) from None
+        missing = first["type"] == "missing"
+        wrong = "is missing" if missing else first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{folder / _DESCRIPTION}: {f'{key} {wrong}'.strip()}") from None
 
 
 def _check_whole(folder: Path, *files: str) -> None:
