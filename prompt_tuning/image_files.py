@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -148,7 +149,7 @@ def _what_it_is(beginning: bytes) -> str:
         return "a HEIC image, which pillow-heif reads: pip install pillow-heif"
     if b"%PDF-" in beginning:
         return "a PDF document: save its pages as PNG or JPEG"
-    if b"<svg" in beginning and b"<html" not in beginning.lower():
+    if re.search(b"<svg|<!doctype svg", beginning, re.I) and b"<html" not in beginning.lower():
         return "an SVG drawing, which has no pixels: export it as PNG"
     return "not of a known format, or damaged"
 

@@ -510,6 +510,12 @@ def test_voc_xml_knows_the_names_of_the_devkit(tmp_path: Path) -> None:
     assert read("voc_xml", tmp_path, built_in("voc")).labels.all()
 
 
+def test_voc_xml_is_named_where_voc_is_asked_for(tmp_path: Path) -> None:
+    write_xml(tmp_path / "Annotations" / "1.xml", "1.jpg", [("dog", "0")])
+    with pytest.raises(ValueError, match=r"ImageSets/Main is missing; .*; .* dataset: voc_xml$"):
+        read("voc2012", tmp_path, CATEGORIES)
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
 
 

@@ -113,6 +113,7 @@ def test_unsigned_32_bits_and_no_numbers() -> None:
         (b"\0\0\0\x18ftypmif1" + bytes(300), "a HEIC image"),
         (b"%PDF-1.7\n%abc", "a PDF document: save its pages as PNG"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg xmlns="x"/>', "an SVG drawing, .*export it"),
+        (b"<?xml?><!DOCTYPE svg [" + bytes(2000) + b"]><svg/>", "an SVG drawing"),
         (b"<HTML><svg></svg></HTML>", "not of a known format"),
         (b"", "not of a known format"),
     ],

@@ -82,7 +82,8 @@ def _year_folder(root: Path, year: str) -> Path:
         if (base / "ImageSets" / "Main").is_dir():
             return base
     missing = root / "VOCdevkit" / f"VOC{year}" / "ImageSets" / "Main"
-    raise ValueError(f"{missing} is missing; {where_to_get(year)}")
+    own = "; annotations of your own are dataset: voc_xml" if any(root.rglob("*.xml")) else ""
+    raise ValueError(f"{missing} is missing; {where_to_get(year)}{own}")
 
 
 def _lines(file: Path, year: str) -> list[str]:
