@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from orchestrator.interruption import handlers_kept
+
 
 def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     """Join the cluster, or start Ray here with what the plan counts on; once.
@@ -21,17 +23,22 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # A process less for each tuning: workers of a node that goes are started again anyway.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # By default a task that Ray ends for lack of memory starts again without end.
+    os.environ.setdefault("RAY_task_oom_retries", "3")
     address = os.environ.get("RAY_ADDRESS")
     if not address:  # many small processes start at once here, and that is meant
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    ray.init(
-        address=address or "local",
-        num_cpus=None if address else cpus,
-        num_gpus=None if address else gpus,
-        # Quiet, for the run prints its own progress.
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    with handlers_kept():
+        ray.init(
+            address=address or "local",
+            num_cpus=None if address else cpus,
+            num_gpus=None if address else gpus,
+            # Quiet, for the run prints its own progress.
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    # Nor its pages about what it tries again.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def disconnect() -> None:

@@ -24,11 +24,13 @@ import json
 import sys
 from pathlib import Path
 from rich.console import Console
+from orchestrator.interruption import interruptible
 from orchestrator.serve_job import ServeOptions, serve
 from workers.tagging_requests import Limits
 artifacts, port, cache, limits = json.loads(sys.argv[1])
 options = ServeOptions(artifacts, "127.0.0.1", port, None, None, Path(cache), Limits(**limits))
-serve(options, Console(stderr=True))
+with interruptible():
+    serve(options, Console(stderr=True))
 """
 
 
@@ -55,7 +57,7 @@ def _holds_model(process: psutil.Process) -> bool:
 
 @contextmanager
 def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Service]:
-    """Serve until the block ends."""
+    """Serve until the block ends, with SIGTERM unless it has ended the service by itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

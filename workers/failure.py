@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 
 
 def describe(error: BaseException) -> str:
-    """The root cause in one line, then the traceback for those who want it."""
+    """The root cause in one line, then the traceback for those who want it.
+
+    Of a worker that ran out of memory the line alone, which says it all.
+    """
+    line = in_one_line(error)
+    if out_of_memory(error):
+        return f"failed: {line}"
+    trace = "".join(traceback.format_exception(error))
+    return f"failed: {line}\n\n{trace.rstrip()}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """The root cause: its kind and its message, or what to do about too little memory."""
     cause = root_cause(error)
     message = " ".join(str(cause).split()) or "no message"
-    trace = "".join(traceback.format_exception(error))
-    return f"failed: {type(cause).__name__}: {message[:1000]}\n\n{trace.rstrip()}"
+    return out_of_memory(error) or f"{type(cause).__name__}: {message[:1000]}"
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to do if Ray has ended a worker for lack of memory, in a sentence; else nothing."""
+    ray_exceptions = sys.modules.get("ray.exceptions")
+    cause = root_cause(error)
+    if ray_exceptions is None or not isinstance(cause, ray_exceptions.OutOfMemoryError):
+        return ""
+    return (
+        "out of memory: Ray ended a worker because its node had hardly any memory left; run fewer "
+        "at once (tuning.workers, knowledge.llm.engines, --workers), take smaller models, or nodes "
+        "with more memory"
+    )
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
 from orchestrator.config_file import InputError
+from orchestrator.interruption import say_if_stopped
 
 if TYPE_CHECKING:
     from orchestrator.submit import JobServer
@@ -27,6 +29,7 @@ def submit(
     wait: bool,
 ) -> None:
     """Submit a config as a Ray job, or look after a job that was submitted."""
+    say_if_stopped("Stopped. A job that is submitted already goes on.")
     logging.disable(logging.WARNING)  # Ray tells of each package that it sends
     if first in _QUESTIONS:
         if second is None:
@@ -40,8 +43,10 @@ def submit(
 
     job = prepare_job(Path(first), command, overrides, cache, runs)
     server = JobServer(address)
+    if job.parcel.is_large:
+        typer.echo(f"sending {job.parcel}", err=True)
     name = server.submit(job)
-    typer.echo(f"{name}: submitted to {server.address}: {job.entrypoint}")
+    typer.echo(f"{name}: submitted to {server.address}: {shlex.join(['python', *job.arguments])}")
     typer.echo(f"look again: {_command('logs', name, address)}")
     if wait:
         _follow(server, name, address)
@@ -62,15 +67,11 @@ def _look_after(question: str, name: str, address: str | None) -> None:
 def _follow(server: JobServer, name: str, address: str | None) -> None:
     from orchestrator.submit import outcome
 
-    try:
-        said, code = outcome(server.follow(name))
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\n{name}: goes on without you; look again: {_command('logs', name, address)}; "
-            f"end it: {_command('stop', name, address)}",
-            err=True,
-        )
-        raise typer.Exit(130) from None
+    say_if_stopped(
+        f"{name}: goes on without you; look again: {_command('logs', name, address)}; "
+        f"end it: {_command('stop', name, address)}"
+    )
+    said, code = outcome(server.follow(name))
     typer.echo(said, err=code != 0)
     raise typer.Exit(code)
 
