@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from orchestrator.config import RunConfig, load_categories, load_templates
 from orchestrator.config_file import InputError
 from orchestrator.preflight import Resources, check_folder, place_engines, visible_gpus
 from prompt_tuning.caption_coverage import CaptionCoverage
-from prompt_tuning.captions import Caption, read_caption_file
+from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.given_captions import given_captions
 from prompt_tuning.install_hints import install_set
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
-from prompt_tuning.template_captions import template_captions
 from workers import embedded_llm
 from workers.engine_dtype import cluster_dtype, native_dtype
 from workers.knowledge_pool import Placement
@@ -28,6 +27,7 @@ _MODULES = (
     "orchestrator.knowledge_stage",
     "prompt_tuning.captions",
     "prompt_tuning.categories",
+    "prompt_tuning.given_captions",
     "prompt_tuning.label_names",
     "prompt_tuning.noun_matching",
     "prompt_tuning.plain_text",
@@ -81,9 +81,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
-    given = CaptionCoverage.of(
-        given_captions(config, categories), categories, config.captions.held_out
-    )
+    given = _coverage(config.captions, categories)
     engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
     config = _with_dtype(config, engines)
     cache = check_folder(config.paths.cache, "paths.cache")
@@ -176,21 +174,15 @@ def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
     return config.model_copy(update={"knowledge": knowledge})
 
 
-def given_captions(config: RunConfig, categories: CategoryList) -> Iterator[Caption]:
-    """The captions that no language model writes: one's own, then those of templates.
-
-    Raises:
-        InputError: naming the file, and the row of what does not fit.
-    """
-    for file in config.captions.files:
-        try:
-            yield from read_caption_file(Path(file), categories)
-        except OSError as error:
-            raise InputError(f"captions.files: {file}: {error.strerror}") from None
-        except ValueError as error:
-            raise InputError(f"captions.files: {error}") from None
-    if config.captions.templates:
-        yield from template_captions(categories)
+def _coverage(settings: CaptionSettings, categories: CategoryList) -> CaptionCoverage:
+    """Of the captions that no language model writes. Raises InputError, naming file and row."""
+    try:
+        captions = given_captions(settings, categories)
+        return CaptionCoverage.of(captions, categories, settings.held_out)
+    except OSError as error:
+        raise InputError(f"captions.files: {error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"captions.files: {error}") from None
 
 
 def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:

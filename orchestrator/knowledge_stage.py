@@ -13,9 +13,10 @@ import pyarrow as pa
 from rich.console import Console
 
 from orchestrator.cluster import connect
-from orchestrator.knowledge_plan import KnowledgePlan, given_captions
+from orchestrator.knowledge_plan import KnowledgePlan
 from orchestrator.progress import StageProgress, status
 from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter
+from prompt_tuning.given_captions import given_captions
 from prompt_tuning.premises import Premises, confirm_kinds, read_premises
 from prompt_tuning.question_templates import PREMISES, SENTENCES
 from prompt_tuning.questions import Question, QuestionWriter
@@ -145,7 +146,7 @@ def _write_captions(
         CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
         RowWriter(staging / _ANSWERS, pa.schema(columns)) as answers,
     ):
-        for caption in given_captions(config, plan.categories):
+        for caption in given_captions(config.captions, plan.categories):
             kept.write_caption(caption)
             summary.count_caption(caption)
         for shard in shards:
