@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.config import RunConfig, load_categories, load_templates
@@ -15,6 +18,7 @@ from prompt_tuning.caption_coverage import CaptionCoverage
 from prompt_tuning.captions import Caption, read_caption_file
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.install_hints import install_set
+from prompt_tuning.label_check import dropped_labels
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
 from prompt_tuning.template_captions import template_captions
@@ -23,12 +27,15 @@ from workers.knowledge_pool import Placement
 from workers.llm_engine import GPU_DEFAULT, engine_versions
 from workers.stages import Stage, plan_stage
 
+_log = logging.getLogger(__name__)
+
 _MODULES = (
     "orchestrator.knowledge_stage",
     "prompt_tuning.captions",
     "prompt_tuning.categories",
     "prompt_tuning.label_names",
     "prompt_tuning.noun_matching",
+    "prompt_tuning.parts_of_speech",
     "prompt_tuning.plain_text",
     "prompt_tuning.premises",
     "prompt_tuning.question_templates",
@@ -39,7 +46,8 @@ _MODULES = (
     "workers.knowledge_pool",
     "workers.ledger",
 )
-
+# Their lexicons decide which words name a category.
+_PACKAGES = ("HanTa", "lemminflect")
 
 # What of a person's environment reaches the engines and can change the sums of their numbers.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
@@ -80,6 +88,8 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
+    if asks:
+        _check_labels(categories)
     given = CaptionCoverage.of(
         given_captions(config, categories), categories, config.captions.held_out
     )
@@ -115,6 +125,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         questions=config.knowledge.questions.model_dump(exclude={"templates"}),
         captions=config.captions.model_dump(exclude={"files", "held_out", "allow_missing"}),
         files=[file_digest(Path(file)) for file in config.captions.files],
+        packages={package: version(package) for package in _PACKAGES},
     )
     return KnowledgePlan(
         config=config,
@@ -157,6 +168,23 @@ def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
     model = GPU_DEFAULT if resources.gpus else embedded_llm.EMBEDDED_MODEL
     chosen = config.knowledge.model_copy(update={"llm": llm.model_copy(update={"model": model})})
     return config.model_copy(update={"knowledge": chosen})
+
+
+@cache
+def _check_labels(categories: CategoryList) -> None:
+    """Refuse labels that no sentence can get, and warn, once, of those that few can."""
+    for label in dropped_labels(categories):
+        if label.never:
+            raise InputError(
+                f"categories: {label.name!r}: every sentence about it would be dropped "
+                f"({label.reason}); rename it, or give it a synonym in plain English words"
+            )
+        _log.warning(
+            "categories: %r: most sentences about it will be dropped (%s); a synonym in plain "
+            "English words helps",
+            label.name,
+            label.reason,
+        )
 
 
 def given_captions(config: RunConfig, categories: CategoryList) -> Iterator[Caption]:
