@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 from orchestrator.config import RunConfig, load_categories, load_templates
@@ -15,6 +18,7 @@ from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.given_captions import given_captions
 from prompt_tuning.install_hints import install_set
+from prompt_tuning.label_check import dropped_labels
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
 from workers import embedded_llm
@@ -23,6 +27,8 @@ from workers.knowledge_pool import Placement
 from workers.llm_engine import GPU_DEFAULT, chosen_dtype, engine_versions
 from workers.stages import Stage, plan_stage
 
+_log = logging.getLogger(__name__)
+
 _MODULES = (
     "orchestrator.knowledge_stage",
     "prompt_tuning.captions",
@@ -30,6 +36,7 @@ _MODULES = (
     "prompt_tuning.given_captions",
     "prompt_tuning.label_names",
     "prompt_tuning.noun_matching",
+    "prompt_tuning.parts_of_speech",
     "prompt_tuning.plain_text",
     "prompt_tuning.premises",
     "prompt_tuning.question_templates",
@@ -40,7 +47,8 @@ _MODULES = (
     "workers.knowledge_pool",
     "workers.ledger",
 )
-
+# Their lexicons decide which words name a category.
+_PACKAGES = ("HanTa", "lemminflect")
 
 # What of a person's environment reaches the engines and can change the sums of their numbers.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
@@ -81,6 +89,8 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
+    if asks:
+        _check_labels(categories)
     given = _coverage(config.captions, categories)
     engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
     config = _with_dtype(config, engines)
@@ -115,6 +125,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         questions=config.knowledge.questions.model_dump(exclude={"templates"}),
         captions=config.captions.model_dump(exclude={"files", "held_out", "allow_missing"}),
         files=[file_digest(Path(file)) for file in config.captions.files],
+        packages={package: version(package) for package in _PACKAGES},
     )
     return KnowledgePlan(
         config=config,
@@ -172,6 +183,23 @@ def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
     chosen = llm.model_copy(update={"dtype": chosen_dtype(llm, native)})
     knowledge = config.knowledge.model_copy(update={"llm": chosen})
     return config.model_copy(update={"knowledge": knowledge})
+
+
+@cache
+def _check_labels(categories: CategoryList) -> None:
+    """Refuse labels that no sentence can get, and warn, once, of those that few can."""
+    for label in dropped_labels(categories):
+        if label.never:
+            raise InputError(
+                f"categories: {label.name!r}: every sentence about it would be dropped "
+                f"({label.reason}); rename it, or give it a synonym in plain English words"
+            )
+        _log.warning(
+            "categories: %r: most sentences about it will be dropped (%s); a synonym in plain "
+            "English words helps",
+            label.name,
+            label.reason,
+        )
 
 
 def _coverage(settings: CaptionSettings, categories: CategoryList) -> CaptionCoverage:

@@ -25,6 +25,7 @@ _VLM_MODULES = (
     "prompt_tuning.embedded_vlm",
     "prompt_tuning.features",
     "prompt_tuning.image_files",
+    "prompt_tuning.label_names",
     "prompt_tuning.open_clip_checkpoint",
     "prompt_tuning.open_clip_vlm",
     "prompt_tuning.phrases",

@@ -136,9 +136,9 @@ class CaptionFilter:
         if answer.failure is not None:
             return "not answered"
         text = " ".join(answer.text.translate(_TYPOGRAPHY).split()).strip("\"' ")
-        labels = self._matcher.find(text)
+        labels, bare = self._matcher.read(text)
         asked = {self._names.index(name) for name in question.categories}
-        reason = self._reason_to_drop(question, answer, text, labels, asked)
+        reason = self._reason_to_drop(question, answer, text, bare, labels, asked)
         if reason:
             return reason
         # With the labels: a dog on the grass is no duplicate of a cow there.
@@ -151,25 +151,27 @@ class CaptionFilter:
         question: Question,
         answer: Answer,
         text: str,
+        bare: str,
         labels: tuple[int, ...],
         asked: set[int],
     ) -> str | None:
+        """`bare`: the text without names, for a label may be called "C#" or "no parking sign"."""
         words = text.split()
         if not self._settings.min_words <= len(words) <= self._settings.max_words:
             return "too short or too long"
         if not answer.finished or not text.endswith((".", "!")):
             return "truncated"
-        if _is_foreign(text):
+        if _is_foreign(bare):
             return "not English"
-        if _REFUSAL.search(text):
+        if _REFUSAL.search(bare):
             return "refusal"
-        if _NEGATION.search(text):
+        if _NEGATION.search(bare):
             return "says what is not there"
-        if _MARKUP.search(text) or text.count(",") > max(_COMMAS_ALLOWED, len(asked)):
+        if _MARKUP.search(bare) or bare.count(",") > max(_COMMAS_ALLOWED, len(asked)):
             return "list or markup"
-        if _DEFINITION.search(text):
+        if _DEFINITION.search(bare):
             return "defines instead of describing"
-        if _repeats_itself(text):
+        if _repeats_itself(bare):
             return "repeats itself"
         if not asked & set(labels):
             return "does not name what was asked for"

@@ -10,8 +10,9 @@ from functools import lru_cache
 import lemminflect
 
 _BETWEEN_WORDS = re.compile(r"[\s_\u2010-\u2015-]+")
-_PLAIN_CHARACTERS = {
+_PLAIN = {
     **dict.fromkeys(map(ord, "\u2018\u2019\u02bc"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d"), '"'),
     **dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"), ""),  # nobody sees these
 }
 # The noun before one of these carries the number: "glasses of wine".
@@ -61,9 +62,19 @@ def plain_name(name: str) -> str:
     >>> plain_name("Driver\u2019s  Licences")
     "driver's licences"
     """
-    folded = unicodedata.normalize("NFC", name).casefold().replace("i\u0307", "i")
-    plain = unicodedata.normalize("NFC", folded.translate(_PLAIN_CHARACTERS))
-    return _BETWEEN_WORDS.sub(" ", plain).strip()
+    return _BETWEEN_WORDS.sub(" ", folded(visible(name))).strip()
+
+
+def visible(text: str) -> str:
+    """NFC, with plain quotes and without characters that nobody sees."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(_PLAIN))
+
+
+def folded(text: str) -> str:
+    """Without upper case, whatever the letters: "STRASSE" is as "Stra\u00dfe"."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFC", text.casefold().replace("i\u0307", "i").translate(_PLAIN))
 
 
 def head_position(words: list[str]) -> int:
@@ -81,7 +92,7 @@ def singular(noun: str) -> str:
     """The singular of an English noun in lower case; other words come back as they are.
 
     >>> [singular(noun) for noun in ("snowmen", "mangoes", "selfies", "glass", "series", "tennis")]
-    ['snowman', 'mango', 'selfy', 'glass', 'series', 'tennis']
+    ['snowman', 'mango', 'selfie', 'glass', 'series', 'tennis']
     """
     if noun in _SINGULARS:
         return _SINGULARS[noun]
@@ -100,8 +111,6 @@ def _unlisted_singular(noun: str) -> str:
         r"(?<=.)(men|children|feet|teeth|mice|geese|(kni|shel|lea|wol)ves)$", noun
     ):
         return noun[: ending.start()] + singular(ending.group())
-    if re.search(r".{3}ies?$", noun):  # a selfie, a hoody: one form for either spelling
-        return re.sub(r"ies?$", "y", noun)
     if re.search(r"(ch|sh|x|ss|zz|[^aeo]us)es$", noun):
         return noun[:-2]
     if re.search(r"(.{3}[^sui']|.{2}[bdfghjkmpwz]i)s$|eaux$", noun):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from prompt_tuning.label_names import visible
+
 _BOUNDARIES = frozenset(
     """
     a about above across after against all along also am among an and another any are around as at
@@ -33,7 +35,7 @@ def noun_phrases(caption: str) -> list[str]:
     ['brown horse', 'green grass']
     """
     phrases: list[str] = []
-    for clause in re.split(r"[^\w\s'-]+", caption.lower()):
+    for clause in re.split(r"[^\w\s'-]+", visible(caption).lower()):
         run: list[str] = []
         for word in [*clause.split(), "and"]:
             if word not in _BOUNDARIES:

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.noun_matching import NounMatcher, plural
+from prompt_tuning.label_names import name_key, singular
+from prompt_tuning.noun_matching import NounMatcher
 from prompt_tuning.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def read_premises(
             aspects[name].update(item for item in items if re.fullmatch(r"[a-z]{3,14}", item))
         elif question.kind == "kinds":
             copied = {item for shown in question.shown for item in shown.split(", ")}
-            own = {name, plural(name)}
-            kinds[name].update({_singular(item, matcher) for item in items} - copied - own)
+            others = {item for item in items if name_key(item) != name_key(name)}
+            kinds[name].update({_singular(item) for item in others} - copied)
         elif question.kind == "classes":
             classes[name].update(items)
         elif question.kind == "together":
@@ -109,13 +110,10 @@ def _items(answer: Answer) -> list[str]:
     return list(dict.fromkeys(item for item in plain if re.fullmatch(r"[a-z][a-z' -]{1,39}", item)))
 
 
-def _singular(item: str, matcher: NounMatcher) -> str:
-    """A kind that was given in the plural, but for words such as "kitchen scissors"."""
-    if matcher.find(item) or not re.search(r"[^sui]s$", item):
-        return item
-    if item.endswith("ies"):
-        return f"{item[:-3]}y"
-    return item[:-2] if re.search(r"(ch|sh|x|ss)es$", item) else item[:-1]
+def _singular(item: str) -> str:
+    """A kind that was given in the plural: one vote with the singular."""
+    *first, last = item.split(" ")
+    return " ".join([*first, singular(last)])
 
 
 def confirm_kinds(

@@ -68,7 +68,7 @@ def test_a_good_answer_becomes_a_caption_with_its_kind() -> None:
         ("A dog sits and a dog sits and a dog.", "repeats itself"),
         ("A bird sits in a tree.", "does not name what was asked for"),
         ("A cat sits in a tree.", "does not name what was asked for"),
-        ("A red umbrella lies on the wooden dog bench.", "copies an example"),
+        ("A red umbrella lies on the wooden dog's bench.", "copies an example"),
         ("A dog sees how an umbrella lies on the wooden chair.", "copies an example"),
     ],
 )

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lemminflect
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,7 +29,7 @@ from prompt_tuning.datasets import (
     readable,
     voc,
 )
-from prompt_tuning.noun_matching import NounMatcher, plural
+from prompt_tuning.noun_matching import NounMatcher
 from workers.stages import run_stage
 
 SHARED = Path("/work/shared/data")
@@ -262,7 +263,10 @@ def test_no_word_of_a_built_in_list_hides_another_in_the_plural(name: str) -> No
     matcher = NounMatcher(categories)
     for i, category in enumerate(categories):
         for word in (*category.names, *category.kinds):
-            assert matcher.find(word) == matcher.find(plural(word)) == (i,)
+            assert matcher.find(word) == (i,)
+            plurals = lemminflect.getInflection(word.split(" ")[-1], "NNS", inflect_oov=False)
+            for plural in () if " of " in word else plurals:
+                assert matcher.find(" ".join([*word.split(" ")[:-1], plural])) == (i,)
 
 
 def test_own_coco_json(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from without_packages import datafree_without
 
 from orchestrator.config import RunConfig, load_config
+from orchestrator.config_file import InputError
 from orchestrator.knowledge_plan import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.knowledge_stage import CAPTIONS, read_summary, write_knowledge
 from orchestrator.plan import make_plan
@@ -163,3 +164,29 @@ def test_only_what_sees_images_depends_on_their_resolution(tmp_path: Path) -> No
     other = make_plan(config(tmp_path, "vlm.model=efficientnet-lite0+minilm"), ON_CPU, None)
     assert other.captions != large.captions
     assert other.hierarchy != large.hierarchy
+
+
+def test_a_label_that_no_sentence_can_get_is_refused_before_any_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd = "categories=[dog, traffic_light, C#, <b>, 'TV: old', 狗, no parking sign, der Hund]"
+    assert len(plan(tmp_path, odd).categories) == 8
+    with pytest.raises(InputError, match=r"'_': every sentence .* \(list or markup\).*synonym"):
+        plan(tmp_path, "categories=[dog, _]")
+    listed = "categories: [{name: dog}, {name: _, synonyms: [cat]}]"
+    (tmp_path / "labels.yaml").write_text(listed, "utf-8")
+    for _ in range(2):  # a sweep plans many times
+        plan(tmp_path, "categories=labels.yaml")
+    (warning,) = caplog.messages
+    assert "'_': most sentences about it will be dropped (list or markup)" in warning
+    (tmp_path / "own.tsv").write_text("My dog sleeps.\tdog\n", "utf-8")
+    plan(tmp_path, "categories=[dog, _]", "captions.files=[own.tsv]", *NOTHING_ASKED)
+
+
+def test_own_captions_may_hold_letters_whose_lower_case_is_another(tmp_path: Path) -> None:
+    text = "A b\u0131cycle and a \u017faw lie here.\nA TAKS\u0130 waits.\n"
+    (tmp_path / "own.tsv").write_text(text, "utf-8")
+    own = ("captions.files=[own.tsv]", *NOTHING_ASKED)
+    assert plan(tmp_path, "categories=[bicycle, saw, taksi]", *own).stage.key
+    with pytest.raises(InputError, match=r"own.tsv, row 1: the sentence names no category"):
+        plan(tmp_path, "categories=[bicycle, taksi]", *own)

@@ -1,0 +1,102 @@
+"""Parts of speech: whether a word of a sentence is a noun there.
+
+"I saw a dog" has no saw in it, nor "an orange bus" an orange. The tagger is HanTa's model of the
+British National Corpus, pure Python, with that corpus's tags (NN1, VVD, AJ0 …).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from importlib import resources
+
+import lemminflect
+from HanTa.HanoverTagger import HanoverTagger
+
+# Differences of logarithms of likelihoods.
+_CLEARLY, _SELDOM = 1.0, 3.0
+_SINGULAR_DETERMINERS = frozenset("a an another each every one that this".split())
+_SUBJECTS = frozenset("i he she we they who".split())
+_DETERMINERS = ("AT", "DT", "DP", "CR")
+_NOUNS = ("NN0", "NN1", "NN2", "UNC")
+_VERBS = ("VVB", "VVI", "VVZ")
+_FINITE = ("VVB", "VVZ", "VVD", "VB", "VH", "VD", "VM")
+
+
+def tag_words(words: Sequence[str]) -> list[str]:
+    """The tag of each word and punctuation mark of a sentence."""
+    tags: list[str] = _tagger().tag_sent(words, taglevel=0)
+    for i in range(1, len(tags)):
+        if tags[i] in ("NN1", "NN2") and "VERB" in parts_of_speech(words[i]):
+            if _is_verb(words, tags, i):
+                tags[i] = "VVB" if tags[i] == "NN1" else "VVZ"
+        elif tags[i] in ("VVB", "VVI") and tags[i - 1] == "NN1":
+            # No subject: "at the bus stop".
+            start = _start_of_phrase(tags, i - 1)
+            if start and tags[start].startswith(_DETERMINERS) and tags[start - 1][:2] == "PR":
+                tags[i] = "NN1"
+    return tags
+
+
+def _is_verb(words: Sequence[str], tags: Sequence[str], i: int) -> bool:
+    """Whether what was taken for "dog barks", many barks, is a dog that barks."""
+    if words[i - 1].lower() in _SUBJECTS:
+        return True
+    start = _start_of_phrase(tags, i - 1)
+    after_noun = tags[i - 1] in _NOUNS
+    if tags[i] == "NN2" and after_noun and words[start].lower() in _SINGULAR_DETERMINERS:
+        return True
+    if any(tag.startswith(_FINITE) for tag in tags):
+        return False
+    if tags[i] == "NN2" and tags[i + 1 : i + 2] in (["AT0"], ["DPS"]):
+        return True  # "The woman in red watches the dog."
+    if tags[i] == "NN2":
+        begins = start == 0 or tags[start - 1].startswith(("NN", "PUN", "CJ"))
+        agrees = begins and tags[start].startswith(("AT", "DP")) and tags[i - 1] != "NN2"
+    else:
+        agrees = tags[i - 1] != "NN1" or "CJC" in tags[:i]
+    return after_noun and agrees and _likelier(words[i], _VERBS, _NOUNS) > -_SELDOM
+
+
+def _start_of_phrase(tags: Sequence[str], i: int) -> int:
+    """Where the noun phrase begins that `i` belongs to."""
+    while i and tags[i].startswith((*_NOUNS, "AJ", "ORD", "VVN")):
+        i -= 1
+    return i
+
+
+@lru_cache(maxsize=65536)
+def parts_of_speech(word: str) -> frozenset[str]:
+    """All that an English word can be: NOUN, VERB, ADJ, ADV, AUX. Empty for other words."""
+    return frozenset(lemminflect.getAllLemmas(word))
+
+
+@lru_cache(maxsize=65536)
+def is_noun(word: str, tag: str) -> bool:
+    """Whether `word` under `tag` is what a label of this name means.
+
+    What is no English noun counts under any tag, and so does what is nothing else. What is an
+    adjective first ("red") or a doing ("cooking") is meant so too.
+    """
+    parts = parts_of_speech(word)
+    if tag.startswith("N") or tag == "UNC" or "NOUN" not in parts or len(parts) == 1:
+        return True
+    if tag.startswith("AJ"):
+        return _likelier(word, ("AJ0",), _NOUNS) > _CLEARLY
+    return tag == "VVG"
+
+
+@lru_cache(maxsize=65536)
+def _likelier(word: str, these: tuple[str, ...], those: tuple[str, ...]) -> float:
+    """How much likelier a word has one of these tags than of those: a difference of logarithms."""
+    likely = dict(_tagger().tag_word(word))
+    return max(likely.get(tag, -99) for tag in these) - max(likely.get(tag, -99) for tag in those)
+
+
+@cache
+def _tagger() -> HanoverTagger:
+    # The whole path: a bare name would be looked for in the working directory first.
+    tagger = HanoverTagger(str(resources.files("HanTa") / "morphmodel_en.pgz"))
+    # It works words out anew each time that its corpus lacks; this doubles its speed.
+    tagger._tag_word = lru_cache(maxsize=65536)(tagger._tag_word)
+    return tagger
