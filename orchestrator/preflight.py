@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 # Below this, workers only wait for each other and fill the memory.
 _LEAST_CPUS_A_WORKER = 0.25
 
+# n / (n / k) may come out just below k.
+_ROUNDING = 1e-9
+
 # Of a node's resources, those that are no pool.
 _RAYS_OWN = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
 _RAYS_PREFIXES = ("node:", "accelerator_type:")
@@ -41,8 +45,8 @@ class Node:
 
     def holds(self, cpus: float, gpus: float) -> int:
         """How many actors of this need fit here at once."""
-        by_cpu = int(self.cpus / cpus)
-        return min(by_cpu, int(self.gpus / gpus)) if gpus else by_cpu
+        by_cpu = int(self.cpus / cpus + _ROUNDING)
+        return min(by_cpu, int(self.gpus / gpus + _ROUNDING)) if gpus else by_cpu
 
 
 @dataclass(frozen=True)
@@ -156,6 +160,36 @@ def local_node() -> Node:
     return Node(cpu_count(), gpus, *models)
 
 
+def place(
+    count: int,
+    gpus: float,
+    resources: Resources,
+    field: str,
+    least: float = 1,
+    most: float = math.inf,
+) -> float:
+    """The CPUs of each of `count` actors that run at once, none of which spans nodes: as many as
+    there are room for, from `least` to `most`; whole ones where that is one or more.
+
+    Raises:
+        InputError: naming the field, when even with the least there is no room for all.
+    """
+    shares = {most, *(node.cpus / of for node in resources.nodes for of in range(1, count + 1))}
+    for share in sorted((min(share, most) for share in shares), reverse=True):
+        cpus = int(share) if 1 <= share < math.inf else share
+        if cpus < least:
+            break
+        if resources.holds(cpus, gpus) >= count:
+            return cpus
+    room = resources.holds(least, gpus)
+    cpus, of_gpus = (max(getattr(n, kind) for n in resources.nodes) for kind in ("cpus", "gpus"))
+    fits = f"{room} would fit" if room else f"one node has at most {cpus} CPUs and {of_gpus} GPUs"
+    raise InputError(
+        f"{field}: {count} with {least:g} CPUs and {gpus:g} GPUs each can never be scheduled: "
+        f"{resources}; {fits}"
+    )
+
+
 def place_engines(config: RunConfig, resources: Resources) -> Placement:
     """How many engines run and on what.
 
@@ -173,20 +207,12 @@ def place_engines(config: RunConfig, resources: Resources) -> Placement:
             f"knowledge.llm.tensor_parallel: {llm.tensor_parallel} GPUs of one machine an engine, "
             f"but {resources}"
         )
-    if llm.cpus_per_engine != "auto":
-        cpus = llm.cpus_per_engine
-    elif gpus:
-        cpus = 1
-    else:
-        wanted = 1 if llm.engines == "auto" else llm.engines
-        cpus = max(1, max(node.cpus for node in resources.nodes) // wanted)
-    room = resources.holds(cpus, gpus)
-    engines = (room if gpus else min(1, room)) if llm.engines == "auto" else llm.engines
-    if not 0 < engines <= room:
-        raise InputError(
-            f"knowledge.llm.engines: {max(engines, 1)} with {cpus} CPUs and {gpus} GPUs each can "
-            f"never be scheduled: {resources}; lower engines or cpus_per_engine"
-        )
+    given = llm.cpus_per_engine
+    least = 1 if given == "auto" else given
+    room = resources.holds(least, gpus)
+    engines = max(1, room if gpus else 1) if llm.engines == "auto" else llm.engines
+    most = least if gpus or given != "auto" else math.inf
+    cpus = int(place(engines, gpus, resources, "knowledge.llm.engines", least, most))
     return Placement(engines, cpus, gpus, llm.pool)
 
 
@@ -200,13 +226,10 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
     resources = resources.of_pool(tuning.pool, "tuning.pool")
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
-    share = max(_LEAST_CPUS_A_WORKER, min(1.0, resources.cpus / tuning.workers))
-    cpus = share if tuning.cpus_per_worker == "auto" else tuning.cpus_per_worker
-    if tuning.workers > resources.holds(cpus, gpus):
-        raise InputError(
-            f"tuning.workers: {tuning.workers} with {cpus:g} CPUs and {gpus:g} GPUs each can never "
-            f"be scheduled: {resources}; lower workers, cpus_per_worker or gpus_per_worker"
-        )
+    least, most = _LEAST_CPUS_A_WORKER, 1.0
+    if tuning.cpus_per_worker != "auto":
+        least = most = tuning.cpus_per_worker
+    cpus = place(tuning.workers, gpus, resources, "tuning.workers", least, most)
     return WorkerShare(cpus, gpus, tuning.pool)
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from orchestrator.config_file import InputError
 from orchestrator.picture_listing import PictureListing
-from orchestrator.preflight import find_resources, local_node
+from orchestrator.preflight import find_resources, local_node, place
 from orchestrator.progress import StageProgress
 from orchestrator.run_lock import only_driver
 from orchestrator.tag_sheet import SHEET_PICTURES, write_sheet
@@ -42,6 +42,7 @@ from prompt_tuning.store import (
     copy_atomic,
     digest,
     file_digest,
+    naming,
     write_atomic,
 )
 from prompt_tuning.tag_stream import Tagged, TagRule, chunks, tag_files
@@ -114,7 +115,8 @@ def tag(options: TagOptions, console: Console) -> bool:
         _fill(options, options.out, listing, made_with, tally, console)
     else:
         for row in _rows(options, listing):
-            print(line_of(row), flush=True)
+            with naming("standard output"):
+                print(line_of(row), flush=True)
             tally.add(row)
     if options.sheet:
         write_sheet(options.sheet, tally.first, tally.tagged + tally.unreadable)
@@ -254,9 +256,8 @@ def _tagged_on_workers(
     from workers.tagging_workers import tag_on_workers
 
     resources = find_resources()
-    most = resources.gpus or resources.cpus
-    if workers > most:
-        raise InputError(f"--workers: {workers} are too many, for {resources}")
+    gpus = 1 if resources.gpus else 0
+    cpus = int(place(workers, gpus, resources, "--workers"))
     try:
         connect(resources.cpus, resources.gpus)
         yield from tag_on_workers(
@@ -267,8 +268,8 @@ def _tagged_on_workers(
             options.rule,
             _PICTURES_A_PART,
             workers,
-            max(1, resources.cpus // max(workers, len(resources.nodes))),
-            1 if resources.gpus else 0,
+            cpus,
+            gpus,
         )
     finally:
         disconnect()

@@ -37,6 +37,7 @@ class EngineSettings(Settings):
     checkpoint's architecture, then by whether its tokenizer has a chat template. `engines: auto`:
     GPUs ÷ `tensor_parallel`, or one on the CPU. `cpus_per_engine: auto`: one beside a GPU, all of
     a machine without. `pool`: the custom Ray resource of the nodes that engines may be on.
+    `timeout_minutes`: the run is given up after so long in which no engine loads or answers.
     """
 
     model: Annotated[str, Field(min_length=1)] = "auto"
@@ -48,6 +49,7 @@ class EngineSettings(Settings):
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 128
     trust_remote_code: bool = False
     pool: Annotated[str, Field(min_length=1)] | None = None
+    timeout_minutes: Annotated[float, Field(gt=0)] = 120
 
 
 class SamplingSettings(Settings):

@@ -11,6 +11,7 @@ import ray
 
 from prompt_tuning.tag_stream import Tagged, TagRule, chunks, started_ahead, tag_files
 from prompt_tuning.tagger import Tagger
+from workers.waiting import Waiting
 
 # Tasks that a worker has been given at once: one more than it can do, so that it need not wait.
 _TASKS_A_WORKER = 2
@@ -48,9 +49,10 @@ def tag_on_workers(
     files are one task; as in `tag_files`, a multiple of a batch keeps scores the same to the bit.
     """
     worker: Any = _TaggingWorker.options(num_cpus=cpus, num_gpus=gpus)  # type: ignore[attr-defined]
+    waiting = Waiting("tagging workers", {"CPU": cpus, "GPU": gpus})
     made = [worker.remote(artifact, labels, cache, gpus, cpus)]
     # Alone: what a backbone derives from its weights is then computed only once.
-    ray.get(made[0].ready.remote())
+    ray.get(waiting.first([made[0].ready.remote()]))
     made += [worker.remote(artifact, labels, cache, gpus, cpus) for _ in range(workers - 1)]
     turns = cycle(made)
     for task in started_ahead(
@@ -58,4 +60,4 @@ def tag_on_workers(
         lambda chunk: next(turns).tag.remote(chunk, rule),
         _TASKS_A_WORKER * workers,
     ):
-        yield from ray.get(task)
+        yield from ray.get(waiting.first([task]))
