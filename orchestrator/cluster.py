@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from orchestrator.local_ray import start_ray
+
 
 def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     """Join the cluster, or start Ray here with what the plan counts on; once.
@@ -22,16 +24,11 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     # A process less for each tuning: workers of a node that goes are started again anyway.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     address = os.environ.get("RAY_ADDRESS")
-    if not address:  # many small processes start at once here, and that is meant
+    if address:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    else:  # many small processes start at once here, and that is meant
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-    ray.init(
-        address=address or "local",
-        num_cpus=None if address else cpus,
-        num_gpus=None if address else gpus,
-        # Quiet, for the run prints its own progress.
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+        start_ray(cpus, gpus)
 
 
 def disconnect() -> None:

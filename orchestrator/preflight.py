@@ -106,10 +106,13 @@ def find_resources() -> Resources:
     """Ask the cluster where there is one, else look at this machine without starting anything.
 
     Raises:
-        InputError: when nothing answers at RAY_ADDRESS.
+        InputError: when nothing answers at RAY_ADDRESS, or Ray cannot start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
+        from orchestrator.local_ray import check_ray_folder
+
+        check_ray_folder()
         return Resources((local_node(),))
     import ray
 

@@ -150,7 +150,7 @@ def _fill(
     """Leave the whole file, or parts of it for the next time. Raises InputError."""
     folder = out.with_name(f".{out.name}.parts")
     with only_driver(folder, "--out"):
-        total, pictures = _listed(listing, folder)
+        total, missing, pictures = _listed(listing, folder)
         if out.exists():
             _check_same(out, read_made_with(out), {**made_with, "pictures": pictures})
             for row in read_tags(out):
@@ -166,7 +166,7 @@ def _fill(
                 StageProgress(console, "tagging", total) as progress,
                 tags_writer(whole, {**made_with, "pictures": pictures}, out.suffix) as write,
             ):
-                for row in _kept_rows(options, listing, folder):
+                for row in _kept_rows(options, listing, folder, missing):
                     write(row)
                     tally.add(row)
                     progress.advance(1)
@@ -186,13 +186,14 @@ def _check_same(place: Path, found: dict[str, Any] | None, wanted: dict[str, Any
         )
 
 
-def _listed(listing: PictureListing, folder: Path) -> tuple[int, str]:
-    """How many pictures there are, and a digest of which."""
-    total, keys = 0, []
+def _listed(listing: PictureListing, folder: Path) -> tuple[int, int, str]:
+    """How many images there are, how many are not tagged yet, and a digest of which."""
+    total, missing, keys = 0, 0, []
     for part in _parts(listing, folder):
         total += len(part.files)
+        missing += 0 if part.done else len(part.files)
         keys.append(part.kept.name)
-    return total, digest(keys)
+    return total, missing, digest(keys)
 
 
 def _parts(listing: PictureListing, folder: Path) -> Iterator[Part]:
@@ -211,11 +212,14 @@ def _size_and_time(file: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns
 
 
-def _kept_rows(options: TagOptions, listing: PictureListing, folder: Path) -> Iterator[Row]:
+def _kept_rows(
+    options: TagOptions, listing: PictureListing, folder: Path, missing: int
+) -> Iterator[Row]:
     """Each picture's row, in order; those of a part are kept as soon as it is done."""
     # The copy runs ahead by what is read ahead, and past parts that were done before.
     parts, ahead = tee(_parts(listing, folder))
-    fresh = _tagged(options, (file for part in ahead if not part.done for file in part.files))
+    todo = (file for part in ahead if not part.done for file in part.files)
+    fresh = _tagged(options, todo, missing)
     for part in parts:
         if not part.done:
             rows = [row_of(*pair) for pair in zip(part.files, fresh, strict=False)]
@@ -227,18 +231,21 @@ def _kept_rows(options: TagOptions, listing: PictureListing, folder: Path) -> It
 def _rows(options: TagOptions, listing: PictureListing) -> Iterator[Row]:
     """Each picture's row, in order."""
     files, ahead = tee(listing)
-    for pair in zip(files, _tagged(options, ahead), strict=True):
+    count = sum(1 for _ in listing) if options.workers else 0
+    for pair in zip(files, _tagged(options, ahead, count), strict=True):
         yield row_of(*pair)
 
 
-def _tagged(options: TagOptions, files: Iterable[Path]) -> Iterator[Tagged]:
+def _tagged(options: TagOptions, files: Iterable[Path], count: int) -> Iterator[Tagged]:
     """What became of each file, in order. The model is loaded for the first one.
+
+    `count`: how many files, which only workers need to know.
 
     Raises:
         InputError: when the model cannot be had, or when there is no room for so many workers.
     """
     if options.workers is not None:
-        yield from _tagged_on_workers(options, options.workers, files)
+        yield from _tagged_on_workers(options, options.workers, files, count)
         return
     try:
         tagger = Tagger.load(options.artifact, cache=options.cache)
@@ -250,23 +257,23 @@ def _tagged(options: TagOptions, files: Iterable[Path]) -> Iterator[Tagged]:
 
 
 def _tagged_on_workers(
-    options: TagOptions, workers: int, files: Iterable[Path]
+    options: TagOptions, workers: int, files: Iterable[Path], count: int
 ) -> Iterator[Tagged]:
     from orchestrator.cluster import connect, disconnect
     from workers.tagging_workers import tag_on_workers
 
-    resources = find_resources()
-    gpus = 1 if resources.gpus else 0
-    cpus = int(place(workers, gpus, resources, "--workers"))
     try:
+        resources = find_resources()
+        gpus = 1 if resources.gpus else 0
+        cpus = int(place(workers, gpus, resources, "--workers"))
         connect(resources.cpus, resources.gpus)
         yield from tag_on_workers(
             options.artifact.absolute(),
             options.labels,
             options.cache,
             (file.absolute() for file in files),  # workers may have another folder
+            count,
             options.rule,
-            _PICTURES_A_PART,
             workers,
             cpus,
             gpus,

@@ -226,11 +226,11 @@ class KnowledgePool:
                     return engine, call
         return None
 
-    def _describe_engines(self) -> str:
+    def _describe_engines(self, places: str) -> str:
         loading = [engine for engine in self._engines if engine.loading]
         placed = sum(engine.placed for engine in loading)
         counts = {
-            "not placed": len(loading) - placed,
+            f"not placed ({places})": len(loading) - placed,
             "loading": placed,
             "answering": sum(bool(engine.calls) for engine in self._engines),
         }
