@@ -6,30 +6,16 @@ import logging
 import os
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from orchestrator.config_file import InputError
-from orchestrator.preflight import check_folder
 from workers.failure import DescribedFailure
 
-# A socket's path has 107 bytes, and this is the longest one of Ray's below its folder.
-_LONGEST_FOLDER = 107 - len("/ray/session_2026-11-27_20-23-59_272619_4194304/sockets/plasma_store")
 
-
-def check_ray_folder() -> None:
-    """Refuse a folder for temporary files in which Ray cannot start.
-
-    Raises:
-        InputError: naming the environment variable that chooses it.
-    """
-    name, folder = _ray_folder()
-    length = len(os.fsencode(folder))
-    if length > _LONGEST_FOLDER:
-        raise InputError(
-            f"{name}: must be at most {_LONGEST_FOLDER} bytes long, for Ray has sockets below it "
-            f"(got {length}: {folder}); {name}=/tmp would do"
-        )
-    check_folder(str(folder), name)
+def ray_folder() -> tuple[str, Path]:
+    """Where Ray puts its files, and the environment variable that chooses it."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    return name, Path(os.environ.get(name, "/tmp"))
 
 
 def start_ray(cpus: int | None, gpus: int | None) -> None:
@@ -42,11 +28,10 @@ def start_ray(cpus: int | None, gpus: int | None) -> None:
     # Else Ray would write one into the home folder, which may not be writable.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    if not (reason := _try_to_start(cpus, gpus)):
+    reason = _try_to_start(cpus, gpus) and _try_to_start(cpus, gpus)
+    if not reason:
         return
-    if not (reason := _try_to_start(cpus, gpus)):
-        return
-    _, folder = _ray_folder()
+    _, folder = ray_folder()
     raise DescribedFailure(
         f"Ray did not start on this machine, twice: {reason} The load is {os.getloadavg()[0]:.0f} "
         f"on {os.cpu_count()} CPUs, and {folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB "
@@ -74,11 +59,6 @@ def _try_to_start(cpus: int | None, gpus: int | None) -> str:
         raise
     except Exception as error:  # Ray raises just that when a process of its own is late
         for process in set(psutil.Process().children(recursive=True)) - others:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         return " ".join(str(error).split())[:300]
-
-
-def _ray_folder() -> tuple[str, Path]:
-    """Where Ray puts its files, and the environment variable that chooses it."""
-    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    return name, Path(os.environ.get(name, "/tmp"))

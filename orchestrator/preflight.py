@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from joblib import cpu_count
 
 from orchestrator.config_file import InputError
+from orchestrator.local_ray import ray_folder
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -25,6 +26,11 @@ _LEAST_CPUS_A_WORKER = 0.25
 
 # n / (n / k) may come out just below k.
 _ROUNDING = 1e-9
+
+# A socket's path has 107 bytes, and this is the longest one of Ray's below its folder.
+_LONGEST_RAY_FOLDER = 107 - len(
+    "/ray/session_2026-11-27_20-23-59_272619_4194304/sockets/plasma_store"
+)
 
 # Of a node's resources, those that are no pool.
 _RAYS_OWN = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
@@ -110,8 +116,6 @@ def find_resources() -> Resources:
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        from orchestrator.local_ray import check_ray_folder
-
         check_ray_folder()
         return Resources((local_node(),))
     import ray
@@ -124,10 +128,27 @@ def find_resources() -> Resources:
     except OSError:
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Resources(tuple(_ray_node(resources) for resources in nodes))
+    return Resources(tuple(ray_node(resources) for resources in nodes))
 
 
-def _ray_node(resources: dict[str, float]) -> Node:
+def check_ray_folder() -> None:
+    """Refuse a folder for temporary files in which Ray cannot start.
+
+    Raises:
+        InputError: naming the environment variable that chooses it.
+    """
+    name, folder = ray_folder()
+    length = len(os.fsencode(folder))
+    if length > _LONGEST_RAY_FOLDER:
+        raise InputError(
+            f"{name}: must be at most {_LONGEST_RAY_FOLDER} bytes long, for Ray has sockets below "
+            f"it (got {length}: {folder}); {name}=/tmp would do"
+        )
+    check_folder(str(folder), name)
+
+
+def ray_node(resources: dict[str, float]) -> Node:
+    """A node by the amounts of all its resources, by Ray's names."""
     kinds = [name for name in resources if name.startswith("accelerator_type:")]
     accelerator = kinds[0].partition(":")[2] if kinds else ""
     own = frozenset(
@@ -234,6 +255,12 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
         least = most = tuning.cpus_per_worker
     cpus = place(tuning.workers, gpus, resources, "tuning.workers", least, most)
     return WorkerShare(cpus, gpus, tuning.pool)
+
+
+def check_room(config: RunConfig, resources: Resources) -> None:
+    """Refuse what `place_engines` and `place_workers` refuse. Raises InputError."""
+    place_engines(config, resources)
+    place_workers(config, resources)
 
 
 def check_absolute(name: str, field: str) -> None:

@@ -19,7 +19,7 @@ from ray.job_submission import JobSubmissionClient
 
 from orchestrator.config import BUILT_IN, RunConfig, read_config, validate
 from orchestrator.config_file import InputError
-from orchestrator.preflight import check_absolute, knock
+from orchestrator.preflight import Resources, check_absolute, knock, ray_node
 from orchestrator.search_space import SweepSettings
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Job:
     entrypoint: str
     excludes: list[str]
     packages: list[str]
+    config: RunConfig
 
 
 def prepare_job(
@@ -80,6 +81,7 @@ def prepare_job(
         entrypoint=shlex.join(words),
         excludes=[f"/{folder.relative_to(here)}" for folder in inside],
         packages=_own_packages(here),
+        config=loaded,
     )
 
 
@@ -142,6 +144,12 @@ class JobServer:
                 f"{self.address}: the cluster runs Ray {theirs}, but here is {ray.__version__}; "
                 f"install ray=={theirs} here, or {ray.__version__} there"
             )
+
+    def resources(self) -> Resources:
+        """The nodes of the cluster that are up."""
+        answer = self._client._do_request("GET", "/api/v0/nodes?detail=true&limit=10000").json()
+        nodes = [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+        return Resources(tuple(ray_node(node["resources_total"]) for node in nodes))
 
     def submit(self, job: Job) -> str:
         """Send the working directory and start the job; its name.

@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # What safetensors, SQLite and torch say of a full disk.
-_FULL = re.compile(r"No space left on device|disk is full|inline_container.* unexpected pos")
+_FULL = re.compile(r"os error (28|122|27)\)|disk is full|inline_container.* unexpected pos")
 
 
 def digest(value: Any) -> str:

@@ -60,7 +60,9 @@ def test_engines_that_do_not_fit_in_their_pool(tmp_path: Path, override: str, wo
 
 def test_workers_that_do_not_fit_in_their_pool(tmp_path: Path) -> None:
     overrides = ("tuning.pool=training", "tuning.workers=2", "tuning.gpus_per_worker=1")
-    with pytest.raises(InputError, match=r"workers: 2 with 0.25 CPUs and 1 GPUs each can never .* 1 would fit"):
+    with pytest.raises(
+        InputError, match=r"workers: 2 with 0.25 CPUs and 1 GPUs each can never .* 1 would fit"
+    ):
         place_workers(config(tmp_path, *overrides), CLUSTER)
 
 
@@ -96,7 +98,7 @@ def test_engines_and_workers_fit_on_uneven_nodes(tmp_path: Path) -> None:
 def test_what_can_never_fit_is_refused_with_what_would() -> None:
     with pytest.raises(InputError, match=r"^--workers: 9 with 1 CPUs .* on 2 nodes; 8 would fit$"):
         place(9, 0, UNEVEN, "--workers")
-    with pytest.raises(InputError, match="one node has at most 7 CPUs and 0 GPUs$"):
+    with pytest.raises(InputError, match=r"one node has at most 7 CPUs and 0 GPUs$"):
         place(1, 0, UNEVEN, "knowledge.llm.engines", 8, 8)
 
 

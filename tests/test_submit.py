@@ -307,6 +307,25 @@ def test_a_working_directory_that_is_too_large(head: Head, project: Path) -> Non
     refused(start(head, project, "tiny.yaml"), f"{project}: is too large to travel")
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "tuning.workers=99",
+            "error: tuning.workers: 99 with 0.25 CPUs .* 2 CPUs and 0 GPUs; 8 w",
+        ),
+        ("knowledge.llm.pool=gpus", "error: knowledge.llm.pool: no node advertises .* 'gpus'; the"),
+    ],
+)
+def test_what_the_cluster_has_no_room_for_is_refused_before_anything_is_sent(
+    head: Head, project: Path, override: str, words: str
+) -> None:
+    code, output = end(start(head, project, "tiny.yaml", "--set", override))
+    assert code == 2, output
+    assert re.match(words, output)
+    assert output.count("\n") == 1
+
+
 def refused(process: subprocess.Popen[str], words: str) -> None:
     code, output = end(process)
     assert code == 2, output

@@ -57,13 +57,13 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
             ).remote(node["NodeManagerAddress"], node["NodeID"], markers, here, token)
             for node in others
         ]
-        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_ANSWERS_WITHIN)
-        silent = [n["NodeManagerAddress"] for n, a in zip(others, asked) if a not in answered]
-        if silent:
-            raise DescribedFailure(
-                f"node {', '.join(silent)}: no answer within {_ANSWERS_WITHIN:.0f} s; it may be "
-                "overloaded, or cannot start a Ray worker"
-            )
+        _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWERS_WITHIN)
+        for node, answer in zip(others, asked, strict=True):
+            if answer in silent:
+                raise DescribedFailure(
+                    f"node {node['NodeManagerAddress']}: no answer within {_ANSWERS_WITHIN:.0f} s; "
+                    "it may be overloaded, or unable to start a Ray worker"
+                )
         reports: list[NodeReport] = ray.get(asked)
         for node, report in zip(others, reports, strict=True):
             for name in markers.keys() - report.blind.keys():

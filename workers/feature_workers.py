@@ -144,7 +144,7 @@ def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]
 
 
 def _opened(file: Path) -> Image:
-    """An image that could be read when it was listed. Raises DescribedFailure if it no longer can."""
+    """An image that could be read when it was listed. Raises DescribedFailure if it cannot now."""
     try:
         return open_image(file)
     except ValueError as error:

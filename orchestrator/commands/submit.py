@@ -36,10 +36,12 @@ def submit(
     command = second or "run"
     if command not in _COMMANDS:
         raise InputError(f"submit {first} {command}: must be one of {', '.join(_COMMANDS)}")
+    from orchestrator.preflight import check_room
     from orchestrator.submit import JobServer, prepare_job
 
     job = prepare_job(Path(first), command, overrides, cache, runs)
     server = JobServer(address)
+    check_room(job.config, server.resources())
     name = server.submit(job)
     typer.echo(f"{name}: submitted to {server.address}: {job.entrypoint}")
     typer.echo(f"look again: {_command('logs', name, address)}")
