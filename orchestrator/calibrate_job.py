@@ -19,6 +19,7 @@ from prompt_tuning.calibration import Calibration
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.photos import DatasetSettings, read_photos
+from prompt_tuning.metrics import contrasted
 from prompt_tuning.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
 from prompt_tuning.tag_stream import score_files
 from prompt_tuning.tagger import Tagger
@@ -68,8 +69,11 @@ def _with_labels(options: CalibrateOptions, artifact: Artifact, console: Console
             f"--root: {len(rows)} photos that can be read are too few; {_LEAST_LABELLED} are the "
             "least, 20 to 100 do much"
         )
+    if photos.other_classes:
+        console.print(photos.describe_other_classes(), soft_wrap=True, markup=False)
     labels = photos.labels[rows]
-    ignored = None if photos.ignored is None else photos.ignored[rows]
+    ignored = np.zeros_like(labels) if photos.ignored is None else photos.ignored[rows]
+    ignored = ignored | _always_shown(labels, ignored, artifact.categories, console)
     before, after = cross_validated(artifact.calibration, raw, labels, ignored)
     console.print(
         f"On photos that a fit has not seen (five folds of {len(rows)}): F1 at thresholds "
@@ -80,6 +84,33 @@ def _with_labels(options: CalibrateOptions, artifact: Artifact, console: Console
         highlight=False,
     )
     return fit_labelled(artifact.calibration, raw, labels, ignored)
+
+
+def _always_shown(
+    labels: np.ndarray, ignored: np.ndarray, categories: CategoryList, console: Console
+) -> np.ndarray:
+    """Labels `(classes,)`, bool, that all photos show: when to leave them away cannot be fitted.
+
+    Raises:
+        InputError: when there is no label that some photos show and others do not.
+    """
+    fitted = contrasted(labels, ignored)
+    always = (labels & ~ignored).any(0) & ~fitted
+    listed = ", ".join(np.array(categories.names)[always])
+    if not fitted.any():
+        raise InputError(
+            "--root: some photos must show a label that others do not, or nothing can be fitted "
+            f"(all show: {listed or 'none'})"
+        )
+    if always.any():
+        console.print(
+            f"All photos show {listed}: the figures are without this, and its calibration moves "
+            "only as that of all labels does. Photos that do not show it would fit it.",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
+    return np.asarray(always)
 
 
 def _without_labels(options: CalibrateOptions, artifact: Artifact, console: Console) -> Calibration:

@@ -90,7 +90,8 @@ def sweep(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="folder of a finished run, e.g. runs/quickstart")],
     dataset: Annotated[
-        str | None, typer.Option(help="voc2007, coco2014, folder … (default: the run's own)")
+        str | None,
+        typer.Option(help="folder, coco_json, voc_xml, voc2007 … (default: the run's own)"),
     ] = None,
     root: Annotated[str | None, typer.Option(help="folder of the data set")] = None,
     split: Annotated[str | None, typer.Option(help="of a benchmark, e.g. val")] = None,
@@ -159,7 +160,7 @@ def calibrate(
     ] = None,
     root: Annotated[str | None, typer.Option(help="folder of labelled photos instead")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="what --root is: folder (labels.csv; default), coco_json …")
+        str | None, typer.Option(help="what --root is: folder (default), coco_json, voc_xml …")
     ] = None,
     split: Annotated[str | None, typer.Option(help="of a benchmark, e.g. val")] = None,
     cache: Annotated[str | None, typer.Option(help="folder of what models derive")] = None,

@@ -12,7 +12,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
 
-from orchestrator.config_file import InputError, parse_yaml, read_text, read_yaml
+from orchestrator.config_file import InputError, parse_yaml, read_yaml
+from orchestrator.label_list import read_label_list
 from orchestrator.preflight import check_absolute
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
@@ -335,14 +336,15 @@ def _existing(name: str, base: Path, field: str, folder: bool = False) -> str:
 
 
 def load_categories(config: RunConfig) -> CategoryList:
-    """The category list: built in, from a YAML or text file (a name a line), or as written.
+    """The category list: built in, from a YAML or text file (label_list.py), or as written.
 
     Raises:
         InputError: naming the file or field and the category; also where none of them could be
             seen in the scenes that are to be evaluated on.
     """
     categories = _read_categories(config)
-    if config.evaluation.dataset == "scenes" and not set(categories.names) & set(stamp_files()):
+    shown = (categories.find(name) is not None for name in stamp_files())
+    if config.evaluation.dataset == "scenes" and not any(shown):
         raise InputError(
             "evaluation.dataset: the scenes show none of the categories; "
             "use categories: scenes, or another dataset"
@@ -361,7 +363,7 @@ def _read_categories(config: RunConfig) -> CategoryList:
         raw = read_yaml(path)
         listed = raw.get("categories") if isinstance(raw, dict) else raw
     else:
-        listed = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        listed = read_label_list(path)
     if not isinstance(listed, list):
         raise InputError(f"{path}: must be a list of categories, or have one under `categories:`")
     return validate(CategoryList, _as_categories(listed), str(path))

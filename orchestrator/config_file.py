@@ -105,24 +105,26 @@ def parse_yaml(text: str, source: str) -> Any:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:300]}") from None
 
 
-def read_text(path: Path) -> str:
-    """A small UTF-8 file's text.
+def read_bytes(path: Path) -> bytes:
+    """A small file's content.
 
     Raises:
-        InputError: when it is missing, no file, too large, unreadable or not UTF-8.
+        InputError: when it is missing, no file, too large or unreadable.
     """
     try:
         if not path.is_file():
             raise InputError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
         if path.stat().st_size > _MAX_BYTES:
             raise InputError(f"{path}: larger than 1 MB, so hardly a text that a person wrote")
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file. Raises InputError as `read_text` and `parse_yaml` do."""
-    return parse_yaml(read_text(path), str(path))
+    """The value in a YAML file, in UTF-8. Raises InputError as `read_bytes`, `parse_yaml` do."""
+    try:
+        text = read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    return parse_yaml(text, str(path))

@@ -5,6 +5,7 @@ Nothing here feeds back: the run's artifact, thresholds and choices stay as they
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,7 @@ from orchestrator.finished_run import FinishedRun, read_run
 from orchestrator.plan import ImagesPlan, plan_images, text_side
 from orchestrator.preflight import Resources, check_folder, find_resources
 from orchestrator.progress import status
-from orchestrator.report import EXAMPLE_SIDE, best_untuned, evaluated_on
+from orchestrator.report import EXAMPLE_SIDE, best_untuned, between, evaluated_on
 from orchestrator.results import write_metrics
 from orchestrator.tuning_stages import FEATURES
 from prompt_tuning.calibration import calibration_quality
@@ -55,6 +56,7 @@ from prompt_tuning.evaluation import (
 from prompt_tuning.features import Features, load_features
 from prompt_tuning.image_files import small_jpeg
 from prompt_tuning.intervals import paired_difference
+from prompt_tuning.label_names import LabelNames
 from prompt_tuning.metrics import mean_average_precision
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.selection import images_at
@@ -235,9 +237,10 @@ def _check_shared(run: FinishedRun, other: FinishedRun, images: LabelledImages) 
 
 def _shared_classes(run: FinishedRun, other: FinishedRun) -> tuple[list[int], list[int]]:
     """Places of the classes that both runs have, by name, on the classes axis of each."""
-    names, others = run.artifact.categories.names, other.artifact.categories.names
-    own = [c for c, name in enumerate(names) if name in others]
-    return own, [others.index(names[c]) for c in own]
+    others = LabelNames(other.artifact.categories.names)
+    places = {c: others.find(name) for c, name in enumerate(run.artifact.categories.names)}
+    shared = {c: place for c, place in places.items() if place is not None}
+    return list(shared), list(shared.values())
 
 
 def _features(plan: ImagesPlan, console: Console) -> Features:
@@ -279,7 +282,10 @@ def _compare(
         "run": str(other.folder),
         "classes": int(labels.any(0).sum()),
         "map": {"this": this, "other": that},
-        "difference": {end: 100 * value for end, value in asdict(difference).items()},
+        "difference": {
+            end: None if math.isnan(value) else 100 * value
+            for end, value in asdict(difference).items()
+        },
     }
 
 
@@ -344,10 +350,11 @@ def _print(
 ) -> None:
     table = Table("arm", *BRANCHES, "95 %", title=f"mAP on {evaluated_on(metrics)}")
     for arm, of_arm in metrics["map"].items():
-        low, high = metrics["ci"][arm]
         figures = (f"{of_arm[branch]:.1f}" for branch in BRANCHES)
-        table.add_row(arm, *figures, f"{low:.1f} to {high:.1f}")
+        table.add_row(arm, *figures, between(metrics["ci"].get(arm)))
     console.print(table)
+    for note in metrics["notes"]:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     console.print(lead(metrics), soft_wrap=True, highlight=False, markup=False)
     if "against" in metrics:
         line = against_line(metrics["against"])

@@ -10,6 +10,7 @@ from orchestrator.report import (
     ARMS,
     ClassRow,
     best_untuned,
+    between,
     class_rows,
     data_uri,
     evaluated_on,
@@ -71,16 +72,19 @@ def lead(metrics: dict[str, Any]) -> str:
     fused = {arm: row["fused"] for arm, row in metrics["map"].items()}
     other = best_untuned(fused)
     assert other is not None
-    low, high = metrics["ci"][f"tuned - {other}"]
+    ends = metrics["ci"].get(f"tuned - {other}")
     seeds = len(metrics["map_by_seed"]["tuned"]["fused"])
     mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
     gap = fused["tuned"] - fused[other]
     told = (
         f"On {evaluated_on(metrics)}, the prompts tuned on text alone reach "
         f"{fixed(fused['tuned'])} mAP{mean}, and the best untuned arm ({other}) "
-        f"{fixed(fused[other])}: a difference of {signed(gap)} (95 % interval "
-        f"{signed(low)} to {signed(high)})"
+        f"{fixed(fused[other])}: a difference of {signed(gap)}"
     )
+    if ends is None:
+        return f"{told}."
+    told += f" (95 % interval {between(ends, signed)})"
+    low, high = ends
     if low > 0:
         return f"{told}."
     if high < 0:
@@ -91,11 +95,12 @@ def lead(metrics: dict[str, Any]) -> str:
 def against_line(against: dict[str, Any]) -> str:
     """How the run stands against another one, in a sentence."""
     difference = against["difference"]
+    ends = (difference["low"], difference["high"])
     return (
         f"Against {against['run']}, over the {against['classes']} classes with positives that "
         f"both have: {fixed(against['map']['this'])} and {fixed(against['map']['other'])} mAP "
-        f"(tuned, fused), a difference of {signed(difference['mean'])} "
-        f"(95 % interval {signed(difference['low'])} to {signed(difference['high'])})."
+        f"(tuned, fused), a difference of {signed(difference['mean'])}"
+        + ("." if ends[0] is None else f" (95 % interval {between(ends, signed)}).")
     )
 
 

@@ -17,7 +17,7 @@ from orchestrator.cluster import connect
 from orchestrator.config_file import InputError
 from orchestrator.plan import ImagesPlan, Plan
 from orchestrator.progress import StageProgress
-from orchestrator.tuning_stages import FEATURES, read_caption_sets
+from orchestrator.tuning_stages import FEATURES, caption_coverage, read_caption_sets
 from prompt_tuning.calibration import calibrate, calibration_quality
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
 from prompt_tuning.evaluation import (
@@ -25,6 +25,7 @@ from prompt_tuning.evaluation import (
     ArmScores,
     arm_scores,
     compare_arms,
+    figures_without_meaning,
     score_arms,
     untuned_arms,
 )
@@ -144,7 +145,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     told = selection.told(left_out)
     metrics = {
         **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
-        "held_out_captions": len(held_out),
+        "captions": asdict(caption_coverage(plan)),
     }
     calibration = calibrate(tuned[chosen], held_out, geometry)
     (staging / CALIBRATION).write_text(canonical_json(calibration.to_json()), "utf-8")
@@ -230,6 +231,8 @@ def make_metrics(
     captions where it has none. `seeds`: those of the tuned arm. `selected_on`: what chose the
     artifact, in words. `left_out`: how many of the plan's images did, and are not among the items.
     """
+    images = read_images(plan) if plan.images else None
+    others = images.other_classes if images else ()
     names = np.array(plan.categories.names)
     unlabelled = np.zeros(len(names), dtype=bool) if ignored is None else ignored.all(0)
     positives = (labels if ignored is None else labels & ~ignored).any(0)
@@ -241,6 +244,7 @@ def make_metrics(
             "classes_evaluated": int(positives.sum()),
             "classes_without_positives": ", ".join(names[~positives & ~unlabelled]) or "none",
             "classes_that_the_data_set_does_not_label": ", ".join(names[unlabelled]) or "none",
+            "classes_of_the_data_set_that_are_left_out": ", ".join(others) or "none",
             "average_precision": "all points, not interpolated; map_11_points: VOC 2007's",
             "mean": "over the classes that have a positive",
             "resolution": plan.config.vlm.resolution,
@@ -253,6 +257,12 @@ def make_metrics(
             "ap_of": "fused scores, mean over seeds",
             "intervals": "95 %, bootstrap over the images, fused scores; differences are paired",
         },
+        "notes": [
+            *([images.describe_other_classes()] if images and others else []),
+            *figures_without_meaning(
+                labels, ignored, plan.categories.names, "images" if images else "held-out captions"
+            ),
+        ],
         **compare_arms(scores, labels, plan.categories, ignored),
     }
 

@@ -13,8 +13,10 @@ from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
+from orchestrator.label_list import show_labels
 from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
+from prompt_tuning.caption_coverage import named
 from prompt_tuning.store import copy_atomic
 from workers.stages import run_stage
 
@@ -36,6 +38,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
     from orchestrator.knowledge_stage import RESULTS, read_summary, write_knowledge
 
     with only_driver(plan.run_folder):
+        show_labels(plan.categories, console)
         try:
             ran = run_stage(plan.stage, partial(write_knowledge, plan, console))
         finally:
@@ -70,6 +73,7 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
     from prompt_tuning.question_templates import PREMISES, SENTENCES
 
     writer = question_writer(plan)
+    show_labels(plan.categories, console)
     table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
     table.add_row(plan.stage.name, plan.stage.key, "done" if plan.stage.done() else "to do")
     console.print(table)
@@ -93,6 +97,12 @@ def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> 
     answers = sum(count for kind, count in summary["kept"].items() if kind not in written)
     share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
     console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
+    if missing := tuple(name for name, count in by_count if not count):
+        console.print(
+            f"warning: no caption for {len(missing)} of {len(by_count)} labels: {named(missing)}",
+            style="yellow",
+            markup=False,
+        )
     warn_of_unanswered(summary, console)
     for file in sorted(results.iterdir()):
         console.print(f"{file.name:<18} {file}", soft_wrap=True, highlight=False)

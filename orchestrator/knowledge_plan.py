@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config import RunConfig, load_categories, load_templates
 from orchestrator.config_file import InputError
 from orchestrator.preflight import Resources, check_folder, place_engines
-from prompt_tuning.captions import read_caption_file
+from prompt_tuning.caption_coverage import CaptionCoverage
+from prompt_tuning.captions import Caption, read_caption_file
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
+from prompt_tuning.template_captions import template_captions
 from workers import embedded_llm
 from workers.knowledge_pool import Placement
 from workers.llm_engine import GPU_DEFAULT, engine_versions
@@ -22,7 +25,9 @@ _MODULES = (
     "orchestrator.knowledge_stage",
     "prompt_tuning.captions",
     "prompt_tuning.categories",
+    "prompt_tuning.label_names",
     "prompt_tuning.noun_matching",
+    "prompt_tuning.plain_text",
     "prompt_tuning.premises",
     "prompt_tuning.question_templates",
     "prompt_tuning.questions",
@@ -42,12 +47,14 @@ _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
 class KnowledgePlan:
     """What has been decided about the text side of a run before it starts.
 
-    `llm_identity`: all that forms an answer beside its question; part of every shard's key.
+    `given`: of the captions that no language model writes. `llm_identity`: all that forms an answer
+    beside its question; part of every shard's key.
     """
 
     config: RunConfig
     resources: Resources
     categories: CategoryList
+    given: CaptionCoverage
     templates: dict[str, Template]
     cache: Path
     run_folder: Path
@@ -67,7 +74,9 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
-    _check_caption_files(config, categories)
+    given = CaptionCoverage.of(
+        given_captions(config, categories), categories, config.captions.held_out
+    )
     engines = place_engines(config, resources)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
@@ -95,13 +104,14 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         templates={name: template.model_dump() for name, template in templates.items()},
         categories=categories.model_dump(mode="json"),
         questions=config.knowledge.questions.model_dump(exclude={"templates"}),
-        captions=config.captions.model_dump(exclude={"files", "held_out"}),
+        captions=config.captions.model_dump(exclude={"files", "held_out", "allow_missing"}),
         files=[file_digest(Path(file)) for file in config.captions.files],
     )
     return KnowledgePlan(
         config=config,
         resources=resources,
         categories=categories,
+        given=given,
         templates=templates,
         cache=cache,
         run_folder=runs / config.name,
@@ -122,17 +132,21 @@ def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
     return config.model_copy(update={"knowledge": chosen})
 
 
-def _check_caption_files(config: RunConfig, categories: CategoryList) -> None:
-    """Refuse a file of captions that the knowledge stage would stumble over at its end."""
+def given_captions(config: RunConfig, categories: CategoryList) -> Iterator[Caption]:
+    """The captions that no language model writes: one's own, then those of templates.
+
+    Raises:
+        InputError: naming the file, and the row of what does not fit.
+    """
     for file in config.captions.files:
         try:
-            read_caption_file(Path(file), categories)
-        except UnicodeDecodeError as error:
-            raise InputError(f"captions.files: {file}: not UTF-8 (byte {error.start})") from None
+            yield from read_caption_file(Path(file), categories)
         except OSError as error:
             raise InputError(f"captions.files: {file}: {error.strerror}") from None
         except ValueError as error:
             raise InputError(f"captions.files: {error}") from None
+    if config.captions.templates:
+        yield from template_captions(categories)
 
 
 def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,14 @@ import pyarrow as pa
 from rich.console import Console
 
 from orchestrator.cluster import connect
-from orchestrator.knowledge_plan import KnowledgePlan
+from orchestrator.knowledge_plan import KnowledgePlan, given_captions
 from orchestrator.progress import StageProgress, status
-from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter, read_caption_file
+from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter
 from prompt_tuning.premises import Premises, confirm_kinds, read_premises
 from prompt_tuning.question_templates import PREMISES, SENTENCES
 from prompt_tuning.questions import Question, QuestionWriter
 from prompt_tuning.row_writer import RowWriter
 from prompt_tuning.store import canonical_json
-from prompt_tuning.template_captions import template_captions
 from workers import embedded_llm
 from workers.knowledge_pool import KnowledgePool
 from workers.ledger import Ledger, Shard, cut_shards
@@ -147,9 +145,7 @@ def _write_captions(
         CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
         RowWriter(staging / _ANSWERS, pa.schema(columns)) as answers,
     ):
-        own = [read_caption_file(Path(file), plan.categories) for file in config.captions.files]
-        templates = template_captions(plan.categories) if config.captions.templates else ()
-        for caption in chain(*own, templates):
+        for caption in given_captions(config, plan.categories):
             kept.write_caption(caption)
             summary.count_caption(caption)
         for shard in shards:

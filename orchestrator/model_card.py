@@ -10,7 +10,7 @@ from typing import Any
 from orchestrator.config import RunConfig, validate
 from orchestrator.config_file import InputError, read_yaml
 from orchestrator.evaluation_stages import SELECTION, read_selection
-from orchestrator.report import ARMS, evaluated_on, fixed
+from orchestrator.report import ARMS, between, caption_notes, evaluated_on, fixed
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.evaluation import BRANCHES
 from prompt_tuning.store import MANIFEST, is_published, publishing
@@ -137,10 +137,11 @@ def _figures(run: Path) -> str:
         selected = read_selection(run / SELECTION)[0]
     except (OSError, ValueError) as error:
         raise InputError(f"{run}: its figures cannot be read: {error}") from None
-    images = metrics["images"] > 0
+    images, notes = metrics["images"] > 0, caption_notes(metrics)
     chance = f"chance {fixed(metrics['chance_map'])}"
     return "\n\n".join(
         [
+            *([_fenced("\n".join(notes))] if notes else []),
             f"mAP on {evaluated_on(metrics if images else None)}, {chance}"
             + ("." if images else "; such figures promise little for photos."),
             _table(
@@ -149,11 +150,12 @@ def _figures(run: Path) -> str:
                     [
                         f"`{arm}`",
                         *(fixed(metrics["map"][arm][branch]) for branch in BRANCHES),
-                        " to ".join(fixed(end) for end in metrics["ci"][arm]),
+                        between(metrics["ci"].get(arm)),
                     ]
                     for arm in ARMS
                 ],
             ),
+            *metrics.get("notes", []),
             "`tuned` is the mean over the seeds; this artifact is that of seed "
             f"{selected}, chosen by {metrics['protocol']['selected_on']}. The other arms are "
             "untuned: one prompt, CLIP's 80 templates, the mean over synonyms and kinds, the mean "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,10 +14,11 @@ from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
 from orchestrator.config_file import InputError
+from orchestrator.label_list import show_labels
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check_folder, find_resources
 from orchestrator.progress import status
-from orchestrator.report import evaluated_on
+from orchestrator.report import caption_notes, evaluated_on
 from orchestrator.run_lock import only_driver
 from prompt_tuning.scenes import StampsUnavailable, fetch_stamps, stamps_source
 from workers.stages import Stage, run_stage
@@ -26,7 +28,8 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     """Run a config to its report, or print the plan of it.
 
     Raises:
-        InputError: for what a person has to change, before anything has started.
+        InputError: for what a person has to change, before anything has started, or when the
+            language model has left labels without a caption.
     """
     stamps = stamps_here(config)
     plan = make_plan(config, find_resources(), stamps)
@@ -35,12 +38,12 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
+        show_labels(plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan, console)):
             plan = make_plan(config, plan.resources, stamps)
         fetch_vlm(plan, console)
         try:
-            work = stage_work(plan, stamps, console)
-            ran = {stage: run_stage(stage, work[stage]) for stage in plan.stages}
+            ran = run_stages(dict.fromkeys(plan.stages, plan), stamps, console)
         finally:
             disconnect()
         from orchestrator.knowledge_job import warn_of_unanswered
@@ -50,6 +53,25 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
         metrics = write_results(plan, ran)
     warn_of_unanswered(read_summary(plan.knowledge), console)
     _print_summary(plan, metrics, ran, console)
+
+
+def run_stages(
+    stages: Mapping[Stage, Plan], stamps: Path | None, console: Console
+) -> dict[Stage, bool]:
+    """Run stages in their order, each of its plan; whether each had to. Captions are checked once
+    they are there.
+
+    Raises:
+        InputError: for captions that cannot be tuned on.
+    """
+    from orchestrator.tuning_stages import check_captions
+
+    ran = {}
+    for stage, plan in stages.items():
+        ran[stage] = run_stage(stage, stage_work(plan, stamps, console)[stage])
+        if stage == plan.knowledge.stage:
+            check_captions(plan)
+    return ran
 
 
 def stage_work(
@@ -122,6 +144,7 @@ def fetch_vlm(plan: Plan, console: Console) -> None:
 
 
 def _print_plan(plan: Plan, console: Console) -> None:
+    show_labels(plan.categories, console)
     table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
     for stage in plan.stages:
         table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")
@@ -136,25 +159,33 @@ def _print_plan(plan: Plan, console: Console) -> None:
     )
 
 
+def warn_of_captions(metrics: dict[str, Any], console: Console) -> None:
+    """Say which labels lack captions, and when too few are held out."""
+    for note in caption_notes(metrics):
+        console.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
+
+
 def _print_summary(
-    plan: Plan, metrics: dict[str, object], ran: dict[Stage, bool], console: Console
+    plan: Plan, metrics: dict[str, Any], ran: dict[Stage, bool], console: Console
 ) -> None:
     done_before = [stage.name for stage in plan.stages if not ran[stage]]
     if len(done_before) == len(plan.stages):
         console.print("Nothing to do: every stage was done before.")
     elif done_before:
         console.print(f"Done before: {', '.join(done_before)}.")
-    captions = f"{metrics['held_out_captions']} held-out captions"
-    where = evaluated_on(metrics) if plan.images else captions
+    held_out = metrics["captions"]["held_out"]
+    on_text = f"{held_out} held-out caption{'' if held_out == 1 else 's'}"
+    where = evaluated_on(metrics) if plan.images else on_text
     table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
-    maps = metrics["map"]
-    assert isinstance(maps, dict)
-    for arm, of_arm in maps.items():
+    for arm, of_arm in metrics["map"].items():
         table.add_row(arm, *(f"{of_arm[branch]:.1f}" for branch in ("global", "local", "fused")))
     console.print(table)
+    for note in metrics["notes"]:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     if plan.config.vlm.kind == "embedded":
         console.print(
             "Figures of the embedded model, which is not CLIP (its image side saw ImageNet)."
         )
+    warn_of_captions(metrics, console)
     for name in ("report.html", "artifact"):
         console.print(f"{name:<12} {plan.run_folder / name}", soft_wrap=True, highlight=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,9 +10,12 @@ from orchestrator.config import RunConfig, load_groups
 from orchestrator.config_file import InputError
 from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
 from orchestrator.preflight import Resources, WorkerShare, place_workers
+from prompt_tuning.caption_coverage import CaptionCoverage
+from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_photos
 from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.image_files import readable_formats
 from prompt_tuning.scenes import stamps_hash
 from prompt_tuning.store import file_digest
 from prompt_tuning.vlm import VLMSettings, check_prompt_length, check_vlm, weight_files
@@ -105,6 +108,8 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     """
     knowledge = plan_knowledge(config, resources)
     config = knowledge.config
+    if not config.knowledge.questions.asks_something:
+        check_coverage(knowledge.given, config.captions)
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
     vlm_text = text_side(config.vlm, resources)
@@ -134,6 +139,18 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         vlm_text=vlm_text,
     )
     return _plan_tuning(inputs)
+
+
+def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None:
+    """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
+
+    Raises:
+        InputError: in one line, with what would do.
+    """
+    try:
+        captions.check(settings.allow_missing, "captions.allow_missing: true")
+    except ValueError as error:
+        raise InputError(f"captions: {error}") from None
 
 
 def retune(plan: Plan, config: RunConfig) -> Plan:
@@ -182,6 +199,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         (
             "orchestrator.evaluation_stages",
             "prompt_tuning.calibration",
+            "prompt_tuning.caption_coverage",
             "prompt_tuning.evaluation",
             "prompt_tuning.intervals",
             "prompt_tuning.selection",
@@ -231,11 +249,18 @@ def plan_images(
         except (ValueError, OSError) as error:
             raise InputError(f"evaluation.root: {error}") from None
         # What the readers make of their files is in the key, so their source need not be.
-        images = plan_stage(cache, "images", _PHOTO_MODULES, photos=photos.digest())
-        # Other categories or options want the same features of the same pictures.
-        pictures = replace(photos, labels=photos.labels[:0], ignored=None)
+        formats = readable_formats()  # others are left out
+        images = plan_stage(
+            cache, "images", _PHOTO_MODULES, photos=photos.digest(), formats=formats
+        )
+        # Other categories, options or names want the same features of the same images.
         image_features = plan_stage(
-            cache, "image_features", _VLM_MODULES, vlm=vlm, pictures=pictures.digest()
+            cache,
+            "image_features",
+            _VLM_MODULES,
+            vlm=vlm,
+            contents=photos.contents,
+            formats=formats,
         )
     return ImagesPlan(config, resources, categories, cache, images, image_features)
 

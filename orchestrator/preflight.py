@@ -124,9 +124,15 @@ def find_resources() -> Resources:
 
     try:
         knock(address)
-        connect()
     except OSError:
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
+    try:
+        connect()
+    except ConnectionError:
+        raise InputError(
+            f"RAY_ADDRESS: what answers at {address!r} is not a Ray cluster, or one that asks for "
+            "a token (then set RAY_AUTH_MODE=token)"
+        ) from None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Resources(tuple(ray_node(resources) for resources in nodes))
 

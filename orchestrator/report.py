@@ -10,11 +10,13 @@ import math
 import statistics
 from base64 import b64encode
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+from prompt_tuning.caption_coverage import named
 
 ARMS = ("zero_shot", "templates", "synonym_average", "caption_average", "tuned")
 CURVES = (
@@ -23,6 +25,7 @@ CURVES = (
     ("held_out_map", "Held-out text mAP", max),
 )
 EXAMPLE_SIDE = 320  # of a picture in a page, the longer one
+_FEW_HELD_OUT = 50
 # A chart's size and, inside it, the borders of its plot, in SVG units.
 FRAME = {"width": 320, "height": 190, "left": 42, "right": 310, "top": 10, "bottom": 164}
 
@@ -57,6 +60,7 @@ class ReportData:
     `knowledge` has model, asked, kept and dropped (counts by kind, by kind, by reason; `kept`
     counts sentences), captions_per_category, attributes, samples, tokens and seconds; it may be
     empty. Each pair of numbers in `metrics["ci"]` is shown as an interval, under its own name.
+    `notes`: what people must know about the figures, in sentences.
     """
 
     name: str
@@ -71,6 +75,7 @@ class ReportData:
     hierarchy: list[dict[str, Any]]
     examples: list[Example]
     knowledge: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
 
 class ClassRow(NamedTuple):
@@ -121,6 +126,18 @@ def signed(value: float | None) -> str:
     if value is None or round(value, 1) == 0:
         return "–" if value is None else "0.0"
     return f"{value:+.1f}".replace("-", "−")
+
+
+def between(ends: Sequence[float] | None, shown: Callable[[float], str] = fixed) -> str:
+    """An interval: 1.2 to 3.4, or a dash where there is none."""
+    if ends is None or math.isnan(ends[0]):
+        return "–"
+    return f"{shown(ends[0])} to {shown(ends[1])}"
+
+
+def signed_between(ends: Sequence[float] | None) -> str:
+    """An interval of a difference: −0.3 to +1.2, or a dash where there is none."""
+    return between(ends, signed)
 
 
 def duration(seconds: float) -> str:
@@ -205,11 +222,36 @@ def evaluated_on(metrics: dict[str, Any] | None) -> str:
         return "held-out sentences (there were no images)"
     of = metrics["dataset"]
     left_out = metrics["protocol"].get("images_left_out_as_they_selected", 0)
+    s = "" if metrics["images"] == 1 else "s"
     return (
         f"{metrics['images']:,} "
-        + ("composed scenes" if of == "scenes" else f"images of {of}")
+        + (f"composed scene{s}" if of == "scenes" else f"image{s} of {of}")
         + (f" (not the {left_out:,} that selected)" if left_out else "")
     )
+
+
+def caption_notes(metrics: dict[str, Any]) -> list[str]:
+    """What a reader must know of the captions before trusting the run's figures and tags."""
+    captions = metrics.get("captions")
+    if captions is None:
+        return []
+    notes = []
+    if missing := captions["labels_without_training"]:
+        notes.append(
+            f"No caption to tune on shows {len(missing)} of {len(metrics['positives'])} labels: "
+            f"{named(missing)}. In tuning they were wrong answers only; do not rely on their tags."
+        )
+    if (held_out := captions["held_out"]) < _FEW_HELD_OUT:
+        notes.append(
+            f"Only {held_out} caption{' was' if held_out == 1 else 's were'} held out to choose "
+            "the checkpoint, to calibrate scores and for the text mAP: too few to rely on."
+        )
+    if unseen := captions["labels_without_held_out"]:
+        notes.append(
+            f"No held-out caption shows {named(unseen)}: the text mAP leaves such labels out, and "
+            "their thresholds are those that all labels share."
+        )
+    return notes
 
 
 def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]) -> str:
@@ -268,7 +310,13 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"fixed": fixed, "signed": signed, "duration": duration}
+    environment.filters |= {
+        "fixed": fixed,
+        "signed": signed,
+        "between": between,
+        "signed_between": signed_between,
+        "duration": duration,
+    }
     return environment.get_template(name)
 
 

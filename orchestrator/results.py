@@ -24,7 +24,7 @@ from orchestrator.evaluation_stages import (
 )
 from orchestrator.knowledge_stage import CAPTIONS, read_summary
 from orchestrator.plan import Plan
-from orchestrator.report import EXAMPLE_SIDE, Example, ReportData, render
+from orchestrator.report import EXAMPLE_SIDE, Example, ReportData, caption_notes, render
 from orchestrator.tuning_stages import (
     RAY_STORAGE,
     read_hierarchy,
@@ -137,6 +137,7 @@ def _report_data(
         ],
         examples=_examples(plan) if plan.images else [],
         knowledge={**knowledge, "samples": samples, "seconds": stage.seconds()},
+        notes=[*metrics["notes"], *caption_notes(metrics)],
     )
 
 

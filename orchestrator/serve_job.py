@@ -1,4 +1,4 @@
-"""`serve`: check what is asked, start Ray Serve, tell where, stay until stopped."""
+"""`serve`: check what is asked, start Ray Serve, say where, stay until stopped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
 
 from ray import serve as ray_serve
-from ray.serve.schema import ApplicationStatus, LoggingConfig
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 from rich.console import Console
 
 from orchestrator.cluster import connect, disconnect
@@ -22,9 +27,13 @@ from orchestrator.report import page_template
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.vlm import fetch_weights
 from workers.tagging_requests import Limits
-from workers.tagging_service import APPLICATION, application
+from workers.tagging_service import APPLICATION, MODEL, Lifeline, application
 
-_LOOK_EACH_S = 2.0
+_LOOK_EACH_S = 0.5
+_SPEAK_EACH_S = 30.0
+# With what follows, well within the 30 s after which Kubernetes kills.
+_DRAIN_S = 15.0
+_PASS_ON_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     Raises:
         InputError: for what a person has to change.
         RuntimeError: when the service does not start, or ends by itself.
+        SystemExit: 130 or 143, after the signal.
     """
     folders = named_folders(options.artifacts)
     for folder in folders.values():
@@ -57,14 +67,17 @@ def serve(options: ServeOptions, console: Console) -> None:
     # Two on CPUs, for one that dies.
     replicas = options.replicas or resources.gpus or min(2, resources.cpus)
     cpus = int(place(replicas, gpus, resources, "--replicas"))
+    front: DeploymentHandle | None = None
     started = False
     try:
+        console.print("Starting Ray")
         connect(resources.cpus, resources.gpus)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C; Ray has its own
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _exit)  # Ray has set its own
         if ray_serve.status().proxies:
             raise InputError(
                 "RAY_ADDRESS: Ray Serve runs on this cluster already, at a port of its own; "
-                "end it, or name another cluster"
+                "end it with Ray's `serve shutdown --yes` on the head node, or name another cluster"
             )
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
@@ -74,6 +87,7 @@ def serve(options: ServeOptions, console: Console) -> None:
             http_options={"host": options.host, "port": options.port},
             logging_config=quiet,
         )
+        lifeline: Any = Lifeline
         service = application(
             folders,
             options.cache,
@@ -84,17 +98,33 @@ def serve(options: ServeOptions, console: Console) -> None:
             cpus,
             gpus,
             options.limits,
+            lifeline.remote(),
         )
-        ray_serve.run(service, name=APPLICATION, logging_config=quiet)
+        each = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus} GPU" if gpus else "")
+        console.print(f"Loading the models: {replicas} replicas with {each} each")
+        [front] = ray_serve.run_many(
+            [ray_serve.RunTarget(service, name=APPLICATION, logging_config=quiet)],
+            wait_for_applications_running=False,
+        )
+        _wait_until_ready(replicas, console)
         where = f"http://{_in_url(options.host)}:{options.port}"
         console.print(f"Serving {', '.join(folders)} at {where} · Ctrl-C ends it", soft_wrap=True)
-        _watch()
-    except KeyboardInterrupt:
+        while True:
+            time.sleep(_LOOK_EACH_S)
+            _status()
+    except (KeyboardInterrupt, SystemExit):
+        if front:
+            _drain(front, console)
         console.print("Stopped.")
+        raise
     finally:
         if started and os.environ.get("RAY_ADDRESS"):  # else Ray ends here, with all of it
             ray_serve.shutdown()
         disconnect()
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def named_folders(artifacts: list[str]) -> dict[str, Path]:
@@ -170,10 +200,35 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _watch() -> None:
-    """Stay while the service does. Raises RuntimeError when it has ended."""
-    while True:
+def _status() -> ApplicationStatusOverview:
+    """How the service is. Raises RuntimeError when it has ended."""
+    status = ray_serve.status().applications[APPLICATION]
+    if status.status == ApplicationStatus.DEPLOY_FAILED:
+        raise RuntimeError(f"the service ended: {status.message}")
+    return status
+
+
+def _wait_until_ready(replicas: int, console: Console) -> None:
+    """Say how far the models are until all answer."""
+    begun = spoke = time.monotonic()
+    ready = 0
+    while (status := _status()).status != ApplicationStatus.RUNNING:
+        states = status.deployments[MODEL].replica_states
+        running = sum(count for state, count in states.items() if state == "RUNNING")
+        now = time.monotonic()
+        if running > ready or now - spoke > _SPEAK_EACH_S:
+            console.print(f"{running} of {replicas} replicas are ready after {now - begun:.0f} s")
+            ready, spoke = running, now
         time.sleep(_LOOK_EACH_S)
-        status = ray_serve.status().applications[APPLICATION]
-        if status.status == ApplicationStatus.DEPLOY_FAILED:
-            raise RuntimeError(f"the service ended: {status.message}")
+
+
+def _drain(front: DeploymentHandle, console: Console) -> None:
+    """Let requests under way end; whoever comes now is refused."""
+    console.print(f"Ending: requests under way have {_DRAIN_S:g} s")
+    try:
+        front.drain.remote().result(timeout_s=_DRAIN_S)
+        time.sleep(_PASS_ON_S)  # Ray Serve's proxy has the last answers yet to send
+    except TimeoutError:
+        console.print(f"Requests that took longer than {_DRAIN_S:g} s are cut")
+    except (RayActorError, RayServeException):
+        pass  # the front is gone, and what it had with it

@@ -11,32 +11,38 @@ import time
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
+from orchestrator.cluster_token import find_token
 from orchestrator.config import BUILT_IN, RunConfig, read_config, validate
 from orchestrator.config_file import InputError
 from orchestrator.preflight import Resources, check_absolute, knock, ray_node
 from orchestrator.search_space import SweepSettings
+from orchestrator.working_directory import Parcel, pack
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
+    from requests import Response
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 _PACKAGES = ("orchestrator", "workers", "prompt_tuning")
+_HEAD_REPORTS_WITHIN_S = 10.0
+_NO_SUCH_PROGRAM = 127
 
 
 @dataclass(frozen=True)
 class Job:
-    """`excludes`: of the working directory, in the manner of .gitignore. `packages`: folders of our
-    own packages, where the working directory does not hold them."""
+    """`arguments`: of Python. `excludes`: of the working directory, in the manner of .gitignore.
+    `packages`: folders of our own packages, where the working directory does not hold them."""
 
-    entrypoint: str
+    arguments: list[str]
     excludes: list[str]
     packages: list[str]
+    parcel: Parcel
     config: RunConfig
 
 
@@ -70,19 +76,15 @@ def prepare_job(
         stay["evaluation.root"] = loaded.evaluation.root
     for field, name in stay.items():
         check_absolute(name, field)
-    words = ["python", "-m", "orchestrator", what, str(path.relative_to(here))]
+    arguments = ["-m", "orchestrator", what, str(path.relative_to(here))]
     for override in overrides:
-        words += ["--set", override]
+        arguments += ["--set", override]
     for option, value in given.items():
-        words += [f"--{option}", value] if value else []
+        arguments += [f"--{option}", value] if value else []
     folders = [Path(name).expanduser().resolve() for name in stay.values()]
     inside = [folder for folder in folders if here in folder.parents]
-    return Job(
-        entrypoint=shlex.join(words),
-        excludes=[f"/{folder.relative_to(here)}" for folder in inside],
-        packages=_own_packages(here),
-        config=loaded,
-    )
+    excludes = [f"/{folder.relative_to(here)}" for folder in inside]
+    return Job(arguments, excludes, _own_packages(here), pack(here, excludes), loaded)
 
 
 def _check_files(config: RunConfig, base: Path, here: Path) -> None:
@@ -114,6 +116,19 @@ def _own_packages(here: Path) -> list[str]:
     return [str(Path(module.__file__).parent) for module in modules if module.__file__]
 
 
+class _Refused(RuntimeError):
+    """What the job server answers instead, with its HTTP status."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(f"the job server answered {answer.status_code}: {answer.text}")
+        self.status = answer.status_code
+
+
+class _Client(JobSubmissionClient):
+    def _raise_error(self, r: Response) -> NoReturn:
+        raise _Refused(r)
+
+
 class JobServer:
     """The job server of a cluster, at `address`, or where the environment says, or on this machine.
 
@@ -127,13 +142,10 @@ class JobServer:
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         try:
             knock(self.address)
-            self._client = JobSubmissionClient(self.address)
-            theirs = str(self._client._do_request("GET", "/api/version").json()["ray_version"])
-        except AuthenticationError:
-            raise InputError(
-                f"{self.address}: this cluster asks for a token: set RAY_AUTH_MODE=token, with the "
-                "token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token"
-            ) from None
+            self._client = _client(self.address)
+            theirs = str(self._get("/api/version")["ray_version"])
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, AssertionError):
             raise InputError(
                 f"{self.address}: no job server of a Ray cluster answers there; name the head's, "
@@ -147,7 +159,7 @@ class JobServer:
 
     def resources(self) -> Resources:
         """The nodes of the cluster that are up."""
-        answer = self._client._do_request("GET", "/api/v0/nodes?detail=true&limit=10000").json()
+        answer = self._get("/api/v0/nodes?detail=true&limit=10000")
         nodes = [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
         return Resources(tuple(ray_node(node["resources_total"]) for node in nodes))
 
@@ -155,7 +167,7 @@ class JobServer:
         """Send the working directory and start the job; its name.
 
         Raises:
-            InputError: when the working directory is too large to travel.
+            InputError: when the working directory is too large for what stands before the server.
         """
         try:
             environment: dict[str, Any] = {}
@@ -164,24 +176,41 @@ class JobServer:
                 environment["py_modules"] = job.packages
                 self._client._upload_py_modules_if_needed(environment)
             environment |= {"working_dir": os.getcwd(), "excludes": job.excludes}
-            name: str = self._client.submit_job(entrypoint=job.entrypoint, runtime_env=environment)
-        except RuntimeError as error:
-            if "status code 413" not in str(error):
+            name: str = self._client.submit_job(
+                entrypoint=shlex.join([self._python(), *job.arguments]), runtime_env=environment
+            )
+        except _Refused as refusal:
+            if refusal.status != 413:
                 raise
             raise InputError(
-                f"{os.getcwd()}: is too large to travel (Ray takes 100 MiB, packed); list what the "
-                "job does not need in .rayignore, in the manner of .gitignore"
+                f"{self.address}: takes less than the working directory {os.getcwd()} is: "
+                f"{job.parcel}"
             ) from None
         return name
+
+    def _python(self) -> str:
+        """The Python of the head's Ray, as a job's PATH need not have it."""
+        end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
+        while True:
+            nodes = self._get("/nodes?view=summary")["data"]["summary"]
+            for argument in _raylet_command(nodes):
+                if argument.startswith("--python_worker_command="):
+                    return shlex.split(argument.partition("=")[2])[0]
+            if time.monotonic() > end:
+                return "python"
+            time.sleep(0.5)
+
+    def _get(self, path: str) -> Any:
+        return self._client._do_request("GET", path).json()
 
     def details(self, name: str) -> JobDetails:
         """What the server knows of a job."""
         try:
             return self._client.get_job_info(name)
-        except RuntimeError as error:
-            if "status code 404" in str(error):
-                raise InputError(f"{name}: {self.address} has no such job") from None
-            raise
+        except _Refused as refusal:
+            if refusal.status != 404:
+                raise
+            raise InputError(f"{name}: {self.address} has no such job") from None
 
     def follow(self, name: str) -> JobDetails:
         """Pass on the lines of a job's log until it has ended."""
@@ -204,6 +233,35 @@ class JobServer:
         while not (details := self.details(name)).status.is_terminal():
             time.sleep(0.2)
         return details
+
+
+def _client(address: str) -> JobSubmissionClient:
+    """Raises InputError when the cluster asks for a token and does not get the right one."""
+    mode, token = os.environ.get("RAY_AUTH_MODE"), find_token()
+    try:
+        try:
+            return _Client(address)
+        except AuthenticationError:
+            if mode or not token:
+                raise
+            # Not before it is asked for: it is of no use to other clusters, or to who reads them.
+            return _Client(address, headers={"Authorization": f"Bearer {token.value}"})
+    except AuthenticationError:
+        if token and (mode or "token") == "token":
+            raise InputError(
+                f"{address}: this cluster does not accept the token in {token.place}; "
+                "`ray get-auth-token` prints it on the head"
+            ) from None
+        raise InputError(
+            f"{address}: this cluster asks for a token: set RAY_AUTH_MODE=token, with the "
+            "token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token"
+        ) from None
+
+
+def _raylet_command(nodes: list[dict[str, Any]]) -> list[str]:
+    """The words that started Ray on the head; none before it has reported itself."""
+    heads = [node for node in nodes if node.get("raylet", {}).get("isHeadNode")]
+    return heads[0].get("cmdline") or [] if heads else []
 
 
 def _address() -> str:
@@ -229,6 +287,12 @@ def outcome(details: JobDetails) -> tuple[str, int]:
         return f"{name}: {details.status.lower()}", 0 if details.status == "SUCCEEDED" else 1
     if code == 2:
         return f"{name}: failed, for what it was given is wrong", 2
+    if code == _NO_SUCH_PROGRAM:
+        return (
+            f"{name}: failed, as its command was not found there; activate the environment that "
+            "has it before `ray start`",
+            1,
+        )
     if code is not None:
         return f"{name}: failed with exit code {code}", 1
     reason = (details.message or "no reason given").strip().splitlines()

@@ -15,8 +15,17 @@ from rich.table import Table
 from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import build_config
-from orchestrator.pipeline import fetch_scenes, fetch_vlm, stage_work, stamps_here
+from orchestrator.label_list import show_labels
+from orchestrator.pipeline import (
+    fetch_scenes,
+    fetch_vlm,
+    run_stages,
+    stage_work,
+    stamps_here,
+    warn_of_captions,
+)
 from orchestrator.preflight import find_resources
+from orchestrator.report import signed_between
 from orchestrator.run_lock import only_driver
 from orchestrator.sweep_plan import SweepPlan, plan_sweep
 from workers.stages import run_stage
@@ -46,18 +55,16 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
+        show_labels(plan.default.plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan.default.plan, console)):
             plan = plan_sweep(raw, path, plan.resources, stamps)
         for stage, of in plan.shared().items():
             if stage == of.captions:
                 fetch_vlm(of, console)
         try:
+            shared = run_stages(plan.shared(), stamps, console)
             # What runs now, of all stages.
-            ran = {
-                stage
-                for stage, of in plan.shared().items()
-                if run_stage(stage, stage_work(of, stamps, console)[stage])
-            }
+            ran = {stage for stage, had_to in shared.items() if had_to}
             # Heavy: needed only now.
             from orchestrator.sweep_results import best_point, point_results, write_sweep
             from orchestrator.sweep_rounds import run_rounds
@@ -81,6 +88,7 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
 
 
 def _print_plan(plan: SweepPlan, console: Console) -> None:
+    show_labels(plan.default.plan.categories, console)
     table = Table("stage", "key", "state", title=f"what the points of {plan.run_folder.name} share")
     for stage in plan.shared():
         table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")
@@ -116,14 +124,17 @@ def _print_summary(
     ended = Counter(result.status for result in results)
     console.print("points: " + ", ".join(f"{count} {status}" for status, count in ended.items()))
     if compared and best is not results[0]:
-        mean, low, high = compared.difference
+        mean, *ends = compared.difference
         console.print(
             f"best: {best.point.told}: {compared.best:.1f} mAP on {compared.where}, default "
-            f"{compared.default:.1f}; difference {mean:+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{compared.default:.1f}; difference {mean:+.1f} ({signed_between(ends)})",
             markup=False,
             highlight=False,
         )
     elif compared:
         console.print(f"Nothing is better than the default: {compared.default:.1f} mAP.")
+    from orchestrator.evaluation_stages import read_metrics  # heavy, and here by now
+
+    warn_of_captions(read_metrics(best.point.plan), console)
     for name in ("report.html", "best", "results.parquet"):
         console.print(f"{name:<15} {plan.run_folder / name}", soft_wrap=True, highlight=False)

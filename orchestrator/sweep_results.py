@@ -128,8 +128,8 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
         best=of_best["map"]["tuned"]["fused"],
         default=of_default["map"]["tuned"]["fused"],
         difference=(100 * difference.mean, 100 * difference.low, 100 * difference.high),
-        best_ci=tuple(of_best["ci"]["tuned"]),
-        default_ci=tuple(of_default["ci"]["tuned"]),
+        best_ci=of_best["ci"].get("tuned"),
+        default_ci=of_default["ci"].get("tuned"),
         where=evaluated_on(of_best),
     )
 

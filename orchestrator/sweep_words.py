@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from statistics import fmean
 
-from orchestrator.report import fixed, signed
+from orchestrator.report import between, fixed, signed, signed_between
 from orchestrator.swept_points import SweepData, finite, settings, several, word
 
 
@@ -20,10 +21,9 @@ def lead(data: SweepData) -> str:
         told += f"{data.objective}"
         if compared is None:
             return f"{told}."
-        low, high = compared.default_ci
         return (
             f"{told}. On {compared.where} the default reaches {fixed(compared.default)} mAP (95 % "
-            f"interval {fixed(low)} to {fixed(high)})."
+            f"interval {between(compared.default_ci)})."
         )
     best = next(point for point in data.points if point.number == data.best)
     named = f" ({settings(best, data.axes)})" if len(data.axes) <= 3 else ""
@@ -34,12 +34,15 @@ def lead(data: SweepData) -> str:
             if any(point.number == 0 and not point.finished for point in data.points)
             else "there were no images to compare it with the default on."
         )
-    gap, low, high = compared.difference
+    gap, *ends = compared.difference
+    low, high = ends
     told += (
         f". On {compared.where} it reaches {fixed(compared.best)} mAP and the default "
-        f"{fixed(compared.default)}: a difference of {signed(gap)} (95 % interval {signed(low)} "
-        f"to {signed(high)})"
+        f"{fixed(compared.default)}: a difference of {signed(gap)} (95 % interval "
+        f"{signed_between(ends)})"
     )
+    if math.isnan(low):
+        return f"{told}. Too few images say whether this is chance."
     if low > 0:
         return f"{told}."
     if high < 0:

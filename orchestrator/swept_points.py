@@ -47,9 +47,9 @@ class Compared:
 
     best: float
     default: float
-    difference: tuple[float, float, float]  # mean, low, high (paired, 95 %)
-    best_ci: tuple[float, float]
-    default_ci: tuple[float, float]
+    difference: tuple[float, float, float]  # mean, low, high (paired, 95 %); NaN of few images
+    best_ci: Sequence[float] | None
+    default_ci: Sequence[float] | None
     where: str  # e.g. "200 composed scenes (not the 200 that selected)"
 
 

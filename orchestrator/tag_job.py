@@ -11,7 +11,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ from orchestrator.tags_file import (
     tags_writer,
 )
 from prompt_tuning.artifact import Artifact
-from prompt_tuning.new_labels import check_labels
+from prompt_tuning.new_labels import meant_labels
 from prompt_tuning.store import (
     MANIFEST,
     canonical_json,
@@ -109,6 +109,7 @@ def tag(options: TagOptions, console: Console) -> bool:
     listing = PictureListing(options.names)
     if not any(True for _ in listing):
         raise InputError(f"{', '.join(options.names)}: no pictures there")
+    options = _with_meant_labels(options)
     made_with = _made_with(options)
     tally = Tally()
     if options.out:
@@ -124,13 +125,22 @@ def tag(options: TagOptions, console: Console) -> bool:
     return tally.tagged > 0
 
 
-def _made_with(options: TagOptions) -> dict[str, Any]:
-    """What decides a picture's tags. Raises InputError for an artifact or labels that won't do."""
+def _with_meant_labels(options: TagOptions) -> TagOptions:
+    """With the labels as the artifact names them. Raises InputError for either that won't do."""
     try:
-        artifact = Artifact.load(options.artifact)
-        check_labels(options.labels or artifact.categories.names)
+        categories = Artifact.load(options.artifact).categories
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from None
+    if options.labels is None:
+        return options
+    try:
+        return replace(options, labels=list(meant_labels(options.labels, categories)))
+    except ValueError as error:
+        raise InputError(f"--labels: {error}") from None
+
+
+def _made_with(options: TagOptions) -> dict[str, Any]:
+    """What decides a picture's tags."""
     return {
         "artifact": file_digest(options.artifact / MANIFEST),  # which has all its files' digests
         "labels": options.labels,
@@ -158,7 +168,7 @@ def _fill(
             console.print(f"Nothing to do: {out} is there.", soft_wrap=True, markup=False)
         else:
             begun = folder / _MADE_WITH
-            if begun.exists():
+            if begun.exists() and any(folder.glob("*.jsonl")):  # else nothing would be lost
                 _check_same(folder, json.loads(begun.read_bytes()), made_with)
             write_atomic(begun, canonical_json(made_with).encode())
             whole = folder / "whole"

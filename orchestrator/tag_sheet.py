@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestrator.report import data_uri, page_template
-from orchestrator.tags_file import Row
+from orchestrator.tags_file import Row, file_of
 from prompt_tuning.image_files import small_jpeg
 from prompt_tuning.store import write_atomic
 
@@ -33,6 +33,6 @@ def _source(row: Row) -> str | None:
     if "error" in row:
         return None
     try:
-        return data_uri(small_jpeg(Path(row["file"]), _SIDE))
+        return data_uri(small_jpeg(file_of(row), _SIDE))
     except ValueError:  # it went away meanwhile
         return None

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +35,22 @@ def row_of(file: Path, tagged: Tagged) -> Row:
 
 
 def plain(text: str) -> str:
-    """Text that UTF-8 can hold: a file's name may be any bytes."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    r"""Text that UTF-8 can hold: a file's name may be any bytes.
+
+    A byte that is no UTF-8 becomes `\udc80` to `\udcff`; a backslash that would be read as the
+    beginning of one, `\udc5c`. `file_of` undoes it.
+    """
+    escaped = re.sub(r"\\(?=udc[0-9a-f]{2})", r"\\udc5c", text)
+    return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+def file_of(row: Row) -> Path:
+    """The file of a row, whatever bytes its name has."""
+
+    def byte(match: re.Match[str]) -> str:
+        return os.fsdecode(bytes.fromhex(match.group(1)))
+
+    return Path(re.sub(r"\\udc([0-9a-f]{2})", byte, row["file"]))
 
 
 def line_of(row: Row) -> str:
@@ -75,8 +91,15 @@ def tags_writer(
         else:
             stream.write(f"# {canonical_json({_KEY: made_with})}\n")
             table = csv.writer(stream, lineterminator="\n")
+            # By itself the writer leaves a carriage return bare, which ends a row for all readers.
+            quoting = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
             table.writerow(_COLUMNS)
-            yield lambda row: table.writerow(_csv_row(row))
+
+            def write(row: Row) -> None:
+                cells = _csv_row(row)
+                (quoting if "\r" in "".join(cells) else table).writerow(cells)
+
+            yield write
 
 
 def read_made_with(path: Path) -> dict[str, Any] | None:

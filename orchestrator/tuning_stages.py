@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cluster import connect
-from orchestrator.config_file import InputError
 from orchestrator.curves import curves_folder, new_curves
 from orchestrator.knowledge_stage import CAPTIONS, read_premises_file
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, check_coverage
 from orchestrator.preflight import WorkerShare
 from orchestrator.progress import StageProgress
+from prompt_tuning.caption_coverage import CaptionCoverage
 from prompt_tuning.captions import read_captions
 from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
@@ -37,11 +37,6 @@ def write_caption_features(plan: Plan, console: Console, staging: Path) -> None:
     from workers.feature_workers import encode_captions
 
     captions = read_captions(plan.knowledge.stage.folder / CAPTIONS, plan.categories)
-    if not captions:
-        raise RuntimeError(
-            "knowledge: no caption survived the filters; see answers.parquet in "
-            f"{plan.knowledge.stage.folder}"
-        )
     connect(plan.resources.cpus, plan.resources.gpus)
     with StageProgress(console, "caption features", len(captions)) as progress:
         features = encode_captions(
@@ -103,20 +98,29 @@ def tuning_job(
 
 
 def check_captions(plan: Plan) -> None:
-    """Refuse captions that are too few to tune on, before any worker starts.
+    """Refuse captions that cannot be tuned on, as soon as the knowledge stage has them.
 
     Raises:
-        InputError: saying how many there are.
+        InputError: naming the labels without any (see `check_coverage`).
+        RuntimeError: when there is none at all.
     """
-    try:
-        read_caption_sets(plan)
-    except ValueError as error:
-        raise InputError(f"captions: {error}") from None
+    coverage = caption_coverage(plan)
+    if not coverage.training + coverage.held_out:
+        raise RuntimeError(
+            "knowledge: no caption survived the filters; see answers.parquet in "
+            f"{plan.knowledge.stage.folder}"
+        )
+    check_coverage(coverage, plan.config.captions)
+
+
+def caption_coverage(plan: Plan) -> CaptionCoverage:
+    """Which labels the captions of the knowledge stage show."""
+    captions = read_captions(plan.knowledge.stage.folder / CAPTIONS, plan.categories)
+    return CaptionCoverage.of(captions, plan.categories, plan.config.captions.held_out)
 
 
 def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
     """Tune one seed's prompts in Ray Train workers, from the last checkpoint if there is one."""
-    check_captions(plan)
     storage = plan.run_folder / RAY_STORAGE
     job, share = tuning_job(plan, seed, storage), plan.share
     connect(plan.resources.cpus, plan.resources.gpus)

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from prompt_tuning.calibration import Calibration
-from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.categories import CategoryList
 from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.new_labels import TunedTokens, check_labels, prompt_new_labels
+from prompt_tuning.new_labels import (
+    TunedTokens,
+    check_labels,
+    prompt_new_labels,
+    with_new_labels,
+)
 from prompt_tuning.store import is_published, publishing
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
@@ -127,11 +131,7 @@ class Artifact:
         """
         self.check_vlm(vlm)
         check_labels(labels)
-        try:
-            new = tuple(Category(name=label) for label in labels)
-            categories = CategoryList(categories=(*self.categories.categories, *new))
-        except ValidationError as error:
-            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+        categories = with_new_labels(self.categories, labels)
         added = prompt_new_labels(vlm, labels, self.categories, self.groups(), self.tokens)
         fines = [(coarse, fine) for coarse, of_coarse in self.tree.items() for fine in of_coarse]
         tree = {

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.noun_matching import NounMatcher
+from prompt_tuning.plain_text import plain_lines
 from prompt_tuning.questions import Question
 from prompt_tuning.row_writer import RowWriter
 from prompt_tuning.settings import Settings
@@ -32,10 +33,12 @@ class CaptionSettings(Settings):
 
     `files`: one's own sentences, one a line: `sentence` or `sentence<TAB>label;label`.
     `templates`: whether CLIP's 80 prompt templates of each category are captions too.
+    `allow_missing`: whether to tune although some labels have no caption to tune on.
     """
 
     files: tuple[str, ...] = ()
     templates: bool = False
+    allow_missing: bool = False
     min_words: Annotated[int, Field(ge=1)] = 4
     max_words: Annotated[int, Field(ge=1)] = 60
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -216,23 +219,28 @@ def is_held_out(caption: Caption, share: float) -> bool:
 
 
 def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
-    """One's own sentences: `sentence`, or `sentence<TAB>label;label`. Without labels, the nouns
-    in the sentence decide.
+    """One's own sentences: `sentence`, or `sentence<TAB>label;label`. Labels may be synonyms.
+
+    Without labels, the nouns in the sentence decide.
 
     Raises:
-        ValueError: naming file and row, for a label that is no category or a sentence without.
+        OSError: when the file cannot be read.
+        ValueError: naming file and row, for a label that is no category or a sentence without; and
+            for another encoding than `plain_lines` reads.
     """
     matcher = NounMatcher(categories.categories)
     captions = []
-    for row, line in enumerate(path.read_text("utf-8-sig").splitlines(), start=1):
+    for row, line in enumerate(plain_lines(path.read_bytes(), str(path)), start=1):
         text, _, labels_text = line.partition("\t")
         if not text.strip():
             continue
-        names = [name.strip() for name in labels_text.split(";") if name.strip()]
-        for name in names:
-            if name not in categories.names:
+        named = set()
+        for name in filter(None, map(str.strip, labels_text.split(";"))):
+            label = categories.find(name)
+            if label is None:
                 raise ValueError(f"{path}, row {row}: {name!r} is no category of the list")
-        labels = tuple(sorted({categories.index(name) for name in names})) or matcher.find(text)
+            named.add(label)
+        labels = tuple(sorted(named)) or matcher.find(text)
         if not labels:
             raise ValueError(f"{path}, row {row}: the sentence names no category; add <TAB>label")
         captions.append(Caption(text.strip(), labels, "file"))

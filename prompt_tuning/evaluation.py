@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,17 @@ from torch import Tensor
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.features import Features
-from prompt_tuning.intervals import Difference, Interval, bootstrap_map, paired_difference
+from prompt_tuning.intervals import (
+    LEAST_IMAGES,
+    Difference,
+    Interval,
+    bootstrap_map,
+    paired_difference,
+)
 from prompt_tuning.metrics import (
     average_precisions,
     chance_map,
+    contrasted,
     coverage_error,
     mean_average_precision,
     tag_quality,
@@ -149,9 +157,9 @@ def compare_arms(
 
     `labels`, `ignored`: `(items, classes)`, bool. `map` and `map_by_seed` are of each branch, all
     other figures of the fused scores. `map_11_points`: mean of VOC 2007's 11-point AP. `ci`: 95 %
-    intervals of the mAP, and of what tuned is above each other arm on the same items
-    (intervals.py). `ap` is null for classes without `positives`. `f1_at_top_k` and
-    `coverage_error` (a number of tags) are of the tuned arm's best tags.
+    intervals of the mAP, and of what tuned is above each other arm on the same items; none where
+    there is nothing to resample (intervals.py). `ap` is null for classes without `positives`.
+    `f1_at_top_k` and `coverage_error` (a number of tags) are of the tuned arm's best tags.
     """
     maps = {
         arm: {
@@ -183,6 +191,32 @@ def compare_arms(
     }
 
 
+def figures_without_meaning(
+    labels: np.ndarray, ignored: np.ndarray | None, names: Sequence[str], items: str
+) -> list[str]:
+    """Sentences about what these labels cannot measure; `items`: what they are of, e.g. images.
+
+    `labels`, `ignored`: `(items, classes)`, bool; `names` of the classes.
+    """
+    shown = (labels if ignored is None else labels & ~ignored).any(0)
+    always = shown & ~contrasted(labels, ignored)
+    listed = ", ".join(np.array(names)[always])
+    told = []
+    if always.any() and always.sum() == shown.sum():
+        told.append(
+            f"All {items} ({len(labels):,}) show every class that is measured ({listed}): any "
+            "scores reach 100 mAP, so these mAPs mean nothing."
+        )
+    elif always.any():
+        told.append(
+            f"All {items} show {listed}: any scores reach an AP of 100 there, and the mAP "
+            "includes it."
+        )
+    if len(labels) < LEAST_IMAGES:
+        told.append(f"Too few {items} for intervals: {len(labels)}; {LEAST_IMAGES} are the least.")
+    return told
+
+
 def precision_recall(
     scores: np.ndarray, positives: np.ndarray, points: int
 ) -> list[tuple[float, float]]:
@@ -211,7 +245,11 @@ def _intervals(
             ends[f"tuned - {arm}"] = paired_difference(
                 fused["tuned"], scores, labels, RESAMPLES, 0, ignored
             )
-    return {name: [100 * interval.low, 100 * interval.high] for name, interval in ends.items()}
+    return {
+        name: [100 * interval.low, 100 * interval.high]
+        for name, interval in ends.items()
+        if not math.isnan(interval.low)
+    }
 
 
 def _class_aps(

@@ -59,7 +59,7 @@ class Hierarchy:
 
 
 def parse_groups(tree: Any, categories: CategoryList, source: str) -> Hierarchy:
-    """The hierarchy that a nested mapping (coarse -> fine -> names) describes.
+    """The hierarchy that a nested mapping (coarse -> fine -> names or synonyms) describes.
 
     Raises:
         ValueError: naming `source` and the group, for another shape, an empty group, a name that
@@ -68,7 +68,7 @@ def parse_groups(tree: Any, categories: CategoryList, source: str) -> Hierarchy:
     if not isinstance(tree, dict) or not all(isinstance(fines, dict) for fines in tree.values()):
         raise ValueError(f"{source}: must map coarse groups to fine groups to lists of categories")
     fine_names: list[str] = []
-    place: dict[str, tuple[int, int]] = {}
+    place: dict[int, tuple[int, int]] = {}
     for c, (coarse, fines) in enumerate(tree.items()):
         if not fines:
             raise ValueError(f"{source}: group {coarse!r} has no fine groups")
@@ -76,20 +76,21 @@ def parse_groups(tree: Any, categories: CategoryList, source: str) -> Hierarchy:
             if not isinstance(members, list) or not members:
                 raise ValueError(f"{source}: group {fine!r} of {coarse!r} must list its categories")
             for name in members:
-                if name not in categories.names:
+                found = categories.find(name) if isinstance(name, str) else None
+                if found is None:
                     raise ValueError(f"{source}: {name!r} in group {fine!r} is no category")
-                if name in place:
+                if found in place:
                     raise ValueError(f"{source}: {name!r} is in two groups")
-                place[name] = (len(fine_names), c)
+                place[found] = (len(fine_names), c)
             fine_names.append(str(fine))
-    missing = [name for name in categories.names if name not in place]
+    missing = [name for c, name in enumerate(categories.names) if c not in place]
     if missing:
         raise ValueError(f"{source}: in no group: {', '.join(missing[:10])}")
     return Hierarchy(
         fine_names=tuple(fine_names),
         coarse_names=tuple(str(name) for name in tree),
-        fine_of=tuple(place[name][0] for name in categories.names),
-        coarse_of=tuple(place[name][1] for name in categories.names),
+        fine_of=tuple(place[c][0] for c in range(len(categories))),
+        coarse_of=tuple(place[c][1] for c in range(len(categories))),
     )
 
 

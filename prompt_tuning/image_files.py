@@ -1,9 +1,11 @@
-"""Opening pictures that people have: every error says why, upright, and not beyond limits."""
+"""Opening images that people have: as people see them, within limits, each error with a reason."""
 
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,11 @@ MAX_PIXELS = 100_000_000
 # Others that Pillow reads are hardly photos; EPS would start Ghostscript, and an ICO is decoded
 # before its size is known.
 FORMATS = tuple("AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split())
+_HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+_HEIF_BRANDS = tuple(b"ftyp" + kind for kind in b"heic heix heim heis hevc hevx mif1 msf1".split())
+_TIFF_BITS, _TIFF_SAMPLES, _TIFF_SIGNED = 258, 339, 2
+# What stands for white in images of floats; values may overshoot it a little.
+_FLOAT_WHITES = (1.0, 255.0, 65535.0)
 
 
 class UnknownFormatError(ValueError):
@@ -24,7 +31,7 @@ class TooManyPixelsError(ValueError):
 
 
 def open_image(file: Path) -> Image.Image:
-    """A picture as RGB, turned as its EXIF says; of an animation the first frame.
+    """An image as RGB (see `as_rgb`), turned as its EXIF says; of an animation the first frame.
 
     Raises:
         ValueError: naming the file, when it is missing, no image, truncated or too large.
@@ -35,6 +42,8 @@ def open_image(file: Path) -> Image.Image:
         return _decoded(file, MAX_PIXELS)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise ValueError(f"{file}: cannot be read as an image ({error.strerror})") from None
 
 
 def read_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -48,31 +57,101 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
     return _decoded(io.BytesIO(data), max_pixels)
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as people see it: on white where it is transparent, with 8 bits.
+
+    Shades of more bits are scaled by the range of their format. Floats have none, so theirs is the
+    least of 0 to 1, 255 and 65,535 that holds them.
+    """
+    return _as_rgb(image, _white(image))
+
+
+def _as_rgb(image: Image.Image, white: float | None) -> Image.Image:
+    if white is not None:
+        image = _with_8_bits(image, white)
+    if image.has_transparency_data:
+        # Pillow takes La to LA only.
+        opaque = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque)
+    return image.convert("RGB")
+
+
+def _white(image: Image.Image) -> float | None:
+    """The value that stands for white where a shade has more than 8 bits, else None."""
+    if image.mode == "F":
+        shades = np.asarray(image)
+        most = shades.max(where=np.isfinite(shades), initial=0)
+        return next((white for white in _FLOAT_WHITES if most < 2 * white), float(most))
+    if image.mode.startswith("I"):
+        tags = getattr(image, "tag_v2", {})
+        (bits, *_), (kind, *_) = tags.get(_TIFF_BITS, (16,)), tags.get(_TIFF_SAMPLES, (1,))
+        return float(2 ** (bits - (kind == _TIFF_SIGNED)) - 1)
+    return None
+
+
+def _with_8_bits(image: Image.Image, white: float) -> Image.Image:
+    """Shades as grey of 8 bits; a shade that is declared transparent stays so."""
+    shades = np.asarray(image)
+    if white == 2**32 - 1:
+        shades = shades.view(np.uint32)  # Pillow has only signed ones
+    scaled = shades.astype(np.float32) * (255 / white)
+    scaled = np.nan_to_num(scaled, nan=0, posinf=255, neginf=0).clip(0, 255)
+    grey = Image.fromarray(scaled.round().astype(np.uint8))
+    if isinstance(hidden := image.info.get("transparency"), int):
+        grey.putalpha(Image.fromarray(np.where(shades == hidden, 0, 255).astype(np.uint8)))
+    return grey
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Pillow's names of the formats that can be read here."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return FORMATS
+    pillow_heif.register_heif_opener()
+    return (*FORMATS, "HEIF")
+
+
 def _decoded(source: Path | io.BytesIO, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is below
-            image = Image.open(source, formats=FORMATS)
+            image = Image.open(source, formats=readable_formats())
         with image:
             width, height = image.size
             if width * height > max_pixels:
                 raise TooManyPixelsError(f"{width} × {height} pixels; {max_pixels:,} are the most")
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):  # 16 bits; Pillow would make all above 255 white
-                shades = np.asarray(upright) >> 8
-                upright = Image.fromarray(shades.clip(0, 255).astype(np.uint8))
-            return upright.convert("RGB")
+            return _as_rgb(ImageOps.exif_transpose(image), _white(image))
     except TooManyPixelsError:
         raise
     except Image.DecompressionBombError:
         raise TooManyPixelsError(f"too many pixels; {max_pixels:,} are the most") from None
     except UnidentifiedImageError:
         raise UnknownFormatError(
-            "cannot be read as an image (not of a known format, or damaged)"
+            f"cannot be read as an image ({_what_it_is(_beginning(source))})"
         ) from None
     except Exception as error:  # Pillow raises whatever a broken file makes it stumble over
         reason = getattr(error, "strerror", None) or error  # without the path
         raise ValueError(f"cannot be read as an image ({reason})") from None
+
+
+def _beginning(source: Path | io.BytesIO) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:1024]
+    with source.open("rb") as stream:
+        return stream.read(1024)
+
+
+def _what_it_is(beginning: bytes) -> str:
+    """Of content that no format here reads, with what to do where that is known."""
+    if beginning[4:].startswith(_HEIF_BRANDS) and "HEIF" not in readable_formats():
+        return "a HEIC image, which pillow-heif reads: pip install pillow-heif"
+    if b"%PDF-" in beginning:
+        return "a PDF document: save its pages as PNG or JPEG"
+    if re.search(b"<svg|<!doctype svg", beginning, re.I) and b"<html" not in beginning.lower():
+        return "an SVG drawing, which has no pixels: export it as PNG"
+    return "not of a known format, or damaged"
 
 
 def small_jpeg(file: Path, side: int) -> bytes:
@@ -84,6 +163,11 @@ def small_jpeg(file: Path, side: int) -> bytes:
     return stream.getvalue()
 
 
+@cache
 def picture_suffixes() -> tuple[str, ...]:
-    """What the names of pictures end in, lower case, with the dot."""
-    return tuple(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
+    """What the names of images end in, lower case, with the dot; HEIC's whether it is read or not.
+
+    A folder of them is then no empty one: each is named with what reads it.
+    """
+    known = Image.registered_extensions().items()
+    return (*(end for end, kind in known if kind in FORMATS), *_HEIF_SUFFIXES)

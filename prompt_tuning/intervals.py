@@ -21,8 +21,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_tuning.metrics import mean_average_precision
+from prompt_tuning.metrics import contrasted, mean_average_precision
 
+# Resamples of fewer say nothing of other images.
+LEAST_IMAGES = 10
 # One matrix `(images, classes)`, or those of several seeds, whose mAP is averaged.
 Scores = np.ndarray | Sequence[np.ndarray]
 
@@ -52,7 +54,10 @@ def bootstrap_map(
     ignored: np.ndarray | None = None,
     share: float = 0.95,
 ) -> Interval:
-    """The interval that covers the mAP in `share` of all sets of as many images; NaN without mAP.
+    """The interval that covers the mAP in `share` of all sets of as many images.
+
+    NaN where there is nothing to resample: of fewer than `LEAST_IMAGES`, or when no class is
+    shown by some images and not by others.
 
     Args:
         scores: `(images, classes)`, or several such matrices.
@@ -60,6 +65,8 @@ def bootstrap_map(
         replicates: number of resamples.
         ignored: `(images, classes)`, bool, of entries neither positive nor negative.
     """
+    if not _can_resample(labels, ignored):
+        return Interval(math.nan, math.nan)
     counts = resample_counts(len(labels), replicates, seed)
     replicas = resampled_maps(scores, labels, counts, ignored)
     return Interval(*_ends(replicas, _observed(scores, labels, ignored), share))
@@ -74,7 +81,7 @@ def paired_difference(
     ignored: np.ndarray | None = None,
     share: float = 0.95,
 ) -> Difference:
-    """mAP of a less mAP of b on the same images; each resample is of both.
+    """mAP of a less mAP of b on the same images; each resample is of both. Ends as above.
 
     Args:
         scores_a: `(images, classes)`, or several such matrices.
@@ -83,10 +90,12 @@ def paired_difference(
         replicates: number of resamples.
         ignored: `(images, classes)`, bool, of entries neither positive nor negative.
     """
+    mean = _observed(scores_a, labels, ignored) - _observed(scores_b, labels, ignored)
+    if not _can_resample(labels, ignored):
+        return Difference(mean, math.nan, math.nan)
     counts = resample_counts(len(labels), replicates, seed)
     replicas = resampled_maps(scores_a, labels, counts, ignored)
     replicas -= resampled_maps(scores_b, labels, counts, ignored)
-    mean = _observed(scores_a, labels, ignored) - _observed(scores_b, labels, ignored)
     return Difference(mean, *_ends(replicas, mean, share))
 
 
@@ -157,6 +166,10 @@ def weighted_average_precisions(
         return (gained * precision).sum(0) / hits[-1]
 
 
+def _can_resample(labels: np.ndarray, ignored: np.ndarray | None) -> bool:
+    return len(labels) >= LEAST_IMAGES and bool(contrasted(labels, ignored).any())
+
+
 def _matrices(scores: Scores) -> Sequence[np.ndarray]:
     return [scores] if isinstance(scores, np.ndarray) else scores
 
@@ -168,8 +181,6 @@ def _observed(scores: Scores, labels: np.ndarray, ignored: np.ndarray | None) ->
 
 def _ends(replicas: np.ndarray, observed: float, share: float) -> tuple[float, float]:
     """Quantiles that hold the middle `share` of `replicas`, moved by what their mean is off."""
-    if math.isnan(observed):
-        return math.nan, math.nan
     low, high = np.nanquantile(replicas, [(1 - share) / 2, (1 + share) / 2])
     bias = np.nanmean(replicas) - observed
     return float(low - bias), float(high - bias)

@@ -76,6 +76,19 @@ def mean_average_precision(
     return float(np.mean(found)) if found else math.nan
 
 
+def contrasted(positives: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
+    """The classes `(classes,)`, bool, that some images show and others do not.
+
+    Of a class that every image shows, AP is 1 for any scores.
+
+    Args:
+        positives: `(images, classes)`, bool.
+        ignored: `(images, classes)`, bool.
+    """
+    counted = _counted(positives, ignored)
+    return np.asarray((positives & counted).any(0) & (~positives & counted).any(0))
+
+
 def chance_map(positives: np.ndarray, ignored: np.ndarray | None = None) -> float:
     """The mAP in [0, 1] that random scores approach: the mean share of positives."""
     counted = _counted(positives, ignored)

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
-from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.categories import CategoryList, category_named
 from prompt_tuning.evaluation import ClassFeatures
+from prompt_tuning.label_names import name_key
 from prompt_tuning.prompts import handcrafted_features, lean_back
 from prompt_tuning.vlm import HANDCRAFTED, VLM
 
@@ -93,6 +94,35 @@ def prompt_new_labels(
     return NewLabels(ClassFeatures(*features), nearest, contexts)
 
 
+def meant_labels(labels: Sequence[str], categories: CategoryList) -> tuple[str, ...]:
+    """What a person means: a category, spelled anyhow or by a synonym, by its name; a new label.
+
+    Raises:
+        ValueError: in one line, as `check_labels` and `with_new_labels` do.
+    """
+    places = [categories.find(label) for label in labels]
+    meant = [
+        label if place is None else categories.names[place]
+        for label, place in zip(labels, places, strict=True)
+    ]
+    check_labels(meant)
+    with_new_labels(categories, [label for label in meant if label not in categories.names])
+    return tuple(meant)
+
+
+def with_new_labels(categories: CategoryList, labels: Sequence[str]) -> CategoryList:
+    """The categories with these after them.
+
+    Raises:
+        ValueError: in one line, for labels that stand for a category already or are no plain names.
+    """
+    new = [category_named(label) for label in labels]
+    try:
+        return CategoryList(categories=(*categories.categories, *new))
+    except ValidationError as error:
+        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+
+
 def check_labels(labels: Sequence[str]) -> None:
     """Refuse labels that are no plain names, none at all, or one twice.
 
@@ -101,12 +131,9 @@ def check_labels(labels: Sequence[str]) -> None:
     """
     if not labels:
         raise ValueError("no label is given")
+    seen: dict[str, str] = {}
     for label in labels:
-        try:
-            Category(name=label)
-        except ValidationError as error:
-            raise ValueError(f"label {label!r}: {error.errors()[0]['msg']}") from None
-    lowered = [label.lower() for label in labels]
-    twice = [label for label in labels if lowered.count(label.lower()) > 1]
-    if twice:
-        raise ValueError(f"label {twice[0]!r} is given twice")
+        key = name_key(category_named(label).name)
+        if key in seen:
+            raise ValueError(f"label {seen[key]!r} is given twice, by name or synonym")
+        seen[key] = label

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,5 +131,9 @@ def select_on_half(
 
 def images_at(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
     """The images of these rows, in their order."""
-    ignored = None if images.ignored is None else images.ignored[rows]
-    return LabelledImages(tuple(images.files[i] for i in rows), images.labels[rows], ignored)
+    return replace(
+        images,
+        files=tuple(images.files[i] for i in rows),
+        labels=images.labels[rows],
+        ignored=None if images.ignored is None else images.ignored[rows],
+    )

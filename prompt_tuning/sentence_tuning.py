@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.calibration import calibrate
+from prompt_tuning.caption_coverage import CaptionCoverage
 from prompt_tuning.captions import Caption, is_held_out
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
@@ -36,20 +37,24 @@ def tune(
     losses: LossSettings = LossSettings(),
     tuning: TuningSettings = TuningSettings(),
     held_out: float = 0.1,
+    allow_missing: bool = False,
     seed: int = 0,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> Artifact:
     """Tune prompts for `categories` on `sentences`, each with the names of what it shows.
 
-    Groups are clustered on text features. `on_epoch` is told of each epoch's figures.
+    Groups are clustered on text features. `allow_missing`: whether to tune although some categories
+    have no sentence to tune on. `on_epoch` is told of each epoch's figures.
 
     Raises:
-        ValueError: for a label that is no category, or too few sentences to hold some out.
+        ValueError: for a label that is no category, categories without a sentence, or too few
+            sentences to hold some out.
     """
     listed = CategoryList(
         categories=tuple(Category(name=c) if isinstance(c, str) else c for c in categories)
     )
     captions = [_caption(listed, text, labels) for text, labels in sentences]
+    CaptionCoverage.of(captions, listed, held_out).check(allow_missing)
     whole = CaptionSet.of_all(
         vlm.encode_captions([caption.text for caption in captions]).to("cpu"),
         caption_labels(captions, len(listed)),
@@ -81,8 +86,11 @@ def tune(
 
 
 def _caption(categories: CategoryList, text: str, labels: Sequence[str]) -> Caption:
-    foreign = [label for label in labels if label not in categories.names]
-    if foreign or not labels:
-        what = f"{foreign[0]!r} is no category" if foreign else "has no label"
-        raise ValueError(f"sentence {text!r}: {what}")
-    return Caption(text, tuple(sorted(map(categories.index, labels))), "sentence")
+    if not labels:
+        raise ValueError(f"sentence {text!r}: has no label")
+    places = {label: categories.find(label) for label in labels}
+    foreign = [label for label, place in places.items() if place is None]
+    if foreign:
+        raise ValueError(f"sentence {text!r}: {foreign[0]!r} is no category")
+    shown = {place for place in places.values() if place is not None}
+    return Caption(text, tuple(sorted(shown)), "sentence")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.image_files import open_image
-from prompt_tuning.new_labels import check_labels
+from prompt_tuning.new_labels import meant_labels
 from prompt_tuning.scoring import branch_scores, fuse, region_shares
 from prompt_tuning.vlm import VLM, fetch_weights, load_vlm
 
@@ -53,8 +53,9 @@ class Tagger:
         """
         artifact.check_vlm(vlm)
         self._artifact, self._vlm = artifact, vlm
-        self.names = artifact.categories.names if labels is None else tuple(labels)
-        check_labels(self.names)
+        self.names = artifact.categories.names
+        if labels is not None:
+            self.names = meant_labels(labels, artifact.categories)
         new = [label for label in self.names if label not in artifact.categories.names]
         if new:
             with _TOKENIZER:
@@ -165,12 +166,13 @@ class Tagger:
     def with_labels(self, labels: Sequence[str]) -> Tagger:
         """A tagger of these labels only, without tuning (see new_labels.py).
 
-        A category of the artifact keeps its tuned prompts and its calibration; new labels have what
-        the categories share. On a branch that was tuned without tokens, new labels have
-        hand-crafted prompts.
+        A category of the artifact, spelled anyhow or by a synonym, keeps its name, its tuned
+        prompts and its calibration; new labels have what the categories share. On a branch that was
+        tuned without tokens, new labels have hand-crafted prompts.
 
         Raises:
-            ValueError: in one line, for labels that are no plain names, none at all, or one twice.
+            ValueError: in one line, for labels that are no plain names, none at all, one twice, or
+                one of a category's kinds.
         """
         return Tagger(self._artifact, self._vlm, labels)
 

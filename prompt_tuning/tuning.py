@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from prompt_tuning.caption_coverage import check_split
 from prompt_tuning.captions import Caption, is_held_out, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.features import Features, load_features
@@ -117,11 +118,7 @@ class CaptionSet:
             CaptionSet(self.features, self.labels, self.rows[of_set])
             for of_set in (~chosen, chosen)
         )
-        if not len(train) or not len(validation):
-            raise ValueError(
-                f"of {len(self)} captions {len(train)} are to tune on and {len(validation)} held "
-                "out; neither may be none: add captions, or change the share held out"
-            )
+        check_split(len(train), len(validation))
         return train, validation
 
 

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from prompt_tuning.features import Features
+from prompt_tuning.image_files import as_rgb
 from prompt_tuning.prompt_tree import PromptTree
 from prompt_tuning.settings import Settings
 
@@ -87,7 +88,7 @@ class VLM(nn.Module, ABC):
     def preprocess(self, image: Image.Image) -> Tensor:
         """One picture as `(3, resolution, resolution)`: resized straight, not cropped."""
         size = (self.identity.resolution, self.identity.resolution)
-        pixels = np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+        pixels = np.asarray(as_rgb(image).resize(size, Image.Resampling.BICUBIC))
         return self.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
     @abstractmethod

@@ -55,7 +55,7 @@ def _holds_model(process: psutil.Process) -> bool:
 
 @contextmanager
 def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Service]:
-    """Serve until the block ends."""
+    """Serve until the block ends, with SIGTERM unless it has ended the service by itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

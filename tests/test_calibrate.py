@@ -144,6 +144,29 @@ def test_labelled_photos_make_a_new_artifact(
     assert (done.code, "which would count twice" in done.err) == (2, True)
 
 
+def test_what_all_photos_show_is_not_fitted(
+    calibrate: Callable[..., Done], artifact: Path, stamps: Path
+) -> None:
+    files = [file.relative_to("photos") for file in write_photos(stamps, 12)]
+    table = Path("photos/labels.csv")
+    table.write_text("".join(f"{file},{NAMES[0]}\n" for file in files))
+    done = calibrate("--root", "photos", "--out", "fitted")
+    assert done.code == 2
+    assert f"(all show: {NAMES[0]})" in done.err
+    assert not Path("fitted").exists()
+    # Rows of an image are merged: there are twelve photos.
+    with table.open("a") as stream:
+        stream.writelines(f"{file},{NAMES[1].upper()}\n" for file in files[:6])
+    done = calibrate("--root", "photos", "--out", "fitted")
+    assert done.code == 0, done.err
+    assert f"All photos show {NAMES[0]}: the figures are without this" in done.err
+    assert "five folds of 12" in done.err
+    before, after = (Artifact.load(folder).calibration for folder in (artifact, Path("fitted")))
+    steeper = after.shared[0] / before.shared[0]
+    np.testing.assert_allclose(after.slopes[0], before.slopes[0] * steeper)
+    assert after.slopes[1] != pytest.approx(before.slopes[1] * steeper)
+
+
 def test_photos_without_labels_move_thresholds_only(
     calibrate: Callable[..., Done], artifact: Path, stamps: Path
 ) -> None:

@@ -209,6 +209,15 @@ def test_own_sentences_with_and_without_labels(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_own_labels_are_found_in_any_spelling(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "own.tsv"
+    file.write_bytes("It sleeps.\tDogs\r\nIt sits.\tT_SHIRT; Couches ;sofa\r\n".encode(encoding))
+    sofa = Category(name="sofa", synonyms=("couch",))
+    listed = CategoryList(categories=(Category(name="dog"), sofa, Category(name="t-shirt")))
+    assert [caption.labels for caption in read_caption_file(file, listed)] == [(0,), (1, 2)]
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -412,8 +412,13 @@ OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
             ["in.yaml: own: line has {nam}; a", "kind specific can fill {attribute}, {name}"],
         ),
         (OWN_PHOTOS, "photos/labels.csv", "", ["evaluation.root", "lists no photo"]),
-        (OWN_PHOTOS, "photos/labels.csv", "a.jpg,cat\n", ["evaluation.root", "labels.csv, row 1"]),
-        (OWN_PHOTOS, "photos/labels.csv", "labels.csv,cow\n", ["row 1", "no category: cow"]),
+        (OWN_PHOTOS, "photos/labels.csv", "a.jpg,cat\n", ["evaluation.root", "labels.csv: row 1"]),
+        (
+            OWN_PHOTOS,
+            "photos/labels.csv",
+            "labels.csv,cow\n",
+            ["evaluation.root", "(got 'cow' in row 1)"],
+        ),
         (OWN_PHOTOS, "photos/labels.csv", "labels.csv\n", ["row 1", "must be path,label;label"]),
         (OWN_PHOTOS, "photos/labels.csv", "labels.csv,cat\n", "cannot be read as an image"),
         (OWN_PHOTOS, "photos/labels.csv", "labels.csv,\n", "no photo shows any category"),
@@ -544,7 +549,7 @@ def test_accepted_with_input_files_beside_the_config(cli: CommandLine) -> None:
     cli.write("own/list.yaml", "categories: [cat, {name: hot dog, synonyms: [frankfurter]}]")
     cli.write("own/groups.yaml", "food: {fast: [hot dog]}\nanimals: {pets: [cat]}")
     cli.write("own/captions.tsv", "A cat sleeps.\nLunch is served.\thot dog;cat\n")
-    cli.write("own/photos/labels.csv", "a.png,cat;hot dog\na.png,\n")
+    cli.write("own/photos/labels.csv", "a.png,cat\na.png,hot dog\n")
     Image.new("RGB", (8, 8)).save(cli.folder / "own/photos/a.png")
     for categories in ("list.txt", "list.yaml"):
         cli.write(

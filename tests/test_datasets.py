@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ PAGES = {
     "coco2017": "https://cocodataset.org/#download",
     "nus_wide": "https://lms.comp.nus.edu.sg/",
     "coco_json": "annotations.json",
+    "voc_xml": "Annotations/",
     "folder": "labels.csv",
 }
 
@@ -281,19 +283,260 @@ def test_own_coco_json(tmp_path: Path) -> None:
     assert shown(without, categories)["b.jpg"] == {"?lamp"}
 
 
-def test_labels_that_are_no_category_are_listed(tmp_path: Path) -> None:
+def test_classes_outside_the_list_are_left_out_and_named(tmp_path: Path) -> None:
     categories = listed(Category(name="couch", synonyms=("sofa",)), "dog")
     write_picture(tmp_path / "a.jpg")
-    images = {"a.jpg": [("sofa", 0), ("cow", 0), ("elk", 0)]}
-    described = coco_json(images, ("sofa", "cow", "elk"))
+    write_picture(tmp_path / "b.jpg")
+    images = {"a.jpg": [("Sofa", 0), ("elk", 0), ("cow", 0)], "b.jpg": [("elk", 0), ("DOG ", 0)]}
+    described = coco_json(images, ("Sofa", "cow", "elk", "moose", "DOG "))
     write_text(tmp_path / "annotations.json", json.dumps(described))
-    with pytest.raises(ValueError, match=r"annotations.json: no category: cow, elk$"):
-        read("coco_json", tmp_path, categories)
-    write_text(tmp_path / "labels.csv", "a.jpg,sofa;elk\na.jpg,dog;cow\na.jpg,elk\n")
-    with pytest.raises(ValueError, match=r"no category: cow \(row 2\), elk \(row 1\)$"):
+    photos = read("coco_json", tmp_path, categories)
+    assert shown(photos, categories) == {"a.jpg": {"couch"}, "b.jpg": {"dog"}}
+    assert photos.other_classes == ("cow", "elk")  # nothing shows a moose
+    with pytest.raises(ValueError, match="there are: Sofa, cow, elk, moose, DOG"):
+        read("coco_json", tmp_path, listed("unicorn", "troll"))
+
+
+def test_a_table_names_what_is_no_label_with_its_row(tmp_path: Path) -> None:
+    categories = listed(Category(name="couch", synonyms=("sofa",)), "dog")
+    write_picture(tmp_path / "a.jpg")
+    write_text(tmp_path / "labels.csv", "a.jpg,sofa;elk\na.jpg,dog;cow\n\na.jpg,dog\u200b\n")
+    with pytest.raises(ValueError) as raised:
         read("folder", tmp_path, categories)
-    write_text(tmp_path / "labels.csv", "a.jpg,sofa;dog\n")
-    assert shown(read("folder", tmp_path, categories), categories) == {"a.jpg": {"couch", "dog"}}
+    assert str(raised.value) == (
+        f"{tmp_path}/labels.csv: labels must be names or synonyms of the list's categories "
+        r"(got 'cow' in row 2, 'dog\u200b' in row 4, 'elk' in row 1)"
+    )
+
+
+CATEGORIES = listed(Category(name="couch", synonyms=("sofa",)), "dog", "traffic light")
+AS_PEOPLE_WRITE_IT = {
+    "a row for each label": "a.jpg,dog\nin/b.jpg,sofa\na.jpg,couch\nc ä.jpg,\n",
+    "the same label twice": "a.jpg,dog;sofa\na.jpg,dog\nin/b.jpg,sofa\nc ä.jpg,\nc ä.jpg,\n",
+    "two spellings": "./a.jpg,dog\nin\\b.jpg,sofa\nin/../a.jpg,sofa\nc a\u0308.jpg,\n",
+    "a header": "Filename,Labels\na.jpg,dog;sofa\nin/b.jpg,sofa\nc ä.jpg,\n",
+    "blank rows": "\n\na.jpg,dog;sofa\n\n,\nin/b.jpg,sofa\nc ä.jpg,\n\n \n,,\n",
+    "blanks": " a.jpg , dog ; sofa ;\nin/b.jpg ,\tsofa\nc ä.jpg, \n",
+    "case and hyphens": "a.jpg,DOG;Sofa\nin/b.jpg,COUCH\nc ä.jpg,\n",
+    "commas in quotes": 'a.jpg,"dog, sofa"\n"in/b.jpg","sofa"\nc ä.jpg,""\n',
+    "a column for each": "a.jpg,dog,sofa\nin/b.jpg,sofa,\nc ä.jpg,,\n",
+    "a spreadsheet's": "image;label\r\na.jpg;dog, sofa\r\nin/b.jpg;sofa\r\nc ä.jpg;\r\n",
+    "semicolons only": "a.jpg;dog;sofa\nin/b.jpg;sofa;\nc ä.jpg;;\n",
+    "many labels": "a.jpg," + "dog;sofa;" * 99 + "\nin/b.jpg,sofa\nc ä.jpg,\n",
+    "tabs": "a.jpg\tdog|sofa\nin/b.jpg\tsofa\nc ä.jpg\t\n",
+    "one or none": "File,Dog,couch,\na.jpg,1,1,\nin/b.jpg,0,1,\nc ä.jpg,0,0,\n",
+    "true or false": "file;dog;sofa\na.jpg;True;1.0\nin/b.jpg;False;1\nc ä.jpg;False;0\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("written", AS_PEOPLE_WRITE_IT)
+def test_tables_as_people_have_them(tmp_path: Path, written: str, encoding: str) -> None:
+    for name in ("a.jpg", "in/b.jpg", "c ä.jpg"):
+        write_picture(tmp_path / name)
+    (tmp_path / "labels.csv").write_bytes(AS_PEOPLE_WRITE_IT[written].encode(encoding))
+    photos = read("folder", tmp_path, CATEGORIES)
+    assert [file.name for file in photos.files] == ["a.jpg", "b.jpg", "c ä.jpg"]
+    assert shown(photos, CATEGORIES) == {
+        "a.jpg": {"couch", "dog"},
+        "b.jpg": {"couch"},
+        "c ä.jpg": set(),
+    }
+
+
+def test_a_label_with_separators_in_its_name_is_one(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg")
+    write_picture(tmp_path / " b, c;d.jpg")
+    categories = listed("tench, a fish", "dog|cat; both", "dog")
+    write_text(
+        tmp_path / "labels.csv",
+        'a.jpg,"tench, a fish;dog"\n" b, c;d.jpg","dog|cat; both"\n',
+    )
+    assert shown(read("folder", tmp_path, categories), categories) == {
+        "a.jpg": {"tench, a fish", "dog"},
+        " b, c;d.jpg": {"dog|cat; both"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("a.jpg,dog\nb.jpg,\n./a.jpg,\n", "rows 1 and 3 contradict each other about .*a.jpg"),
+        ("a.jpg,\n\na.jpg,dog\n", "rows 1 and 3 contradict each other"),
+        ("f,dog\na.jpg,1\nb.jpg,1\na.jpg,0\n", "rows 2 and 4 contradict each other"),
+        ("a.jpg,dog\nz .jpg,dog\n", r"row 2: 'z .jpg' must be a file in /"),
+        ("a.jpg,dog\n" + 99 * "long " + ",dog\n", r"row 2: 'long .*' must be a file in /"),
+        ("a.jpg,dog\nb.jpg\n", r"row 2: must be path,label;label \(got 'b.jpg'\)"),
+        ("file,dog,elk\na.jpg,1,0\n", "(got 'elk' in row 1)"),
+        ("file,dog,couch\na.jpg,1,2\n", r"row 2, 'couch': must be 1 or 0, .* \(got '2'\)"),
+        ("file,dog,couch\na.jpg,1\n", r"row 2: must have 3 columns, .* \(got 2\)"),
+        ("file,labels\n", "lists no photo"),
+        ("\n \n", "lists no photo"),
+    ],
+)
+def test_rows_that_cannot_be_meant_are_named(tmp_path: Path, table: str, words: str) -> None:
+    write_picture(tmp_path / "a.jpg")
+    write_picture(tmp_path / "b.jpg")
+    write_text(tmp_path / "labels.csv", table)
+    with pytest.raises(ValueError, match=words) as raised:
+        read("folder", tmp_path, CATEGORIES)
+    assert str(raised.value).startswith(f"{tmp_path}/labels.csv: ")
+
+
+def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.jpg")
+    (tmp_path / "labels.csv").write_bytes("a.jpg,café\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"labels.csv: must be a CSV in UTF-8 or UTF-16"):
+        read("folder", tmp_path, CATEGORIES)
+
+
+def test_what_coco_json_lists_twice_is_one(tmp_path: Path) -> None:
+    write_picture(tmp_path / "in" / "a.jpg")
+    write_picture(tmp_path / "b.jpg")
+    described = {
+        "images": [
+            {"id": 1, "file_name": "in\\a.jpg"},
+            {"id": 1, "file_name": "in/a.jpg"},
+            {"id": "x", "file_name": "b.jpg"},
+            {"id": 9, "file_name": "./in/a.jpg"},
+        ],
+        "categories": [
+            {"id": 3, "name": "dog"},
+            {"id": 3, "name": "dog"},
+            {"id": 4, "name": "sofa"},
+            {"id": 5, "name": "dog"},
+        ],
+        "annotations": [
+            {"image_id": 1, "category_id": 5},
+            {"image_id": 9, "category_id": 4},
+            {"image_id": "x", "category_id": 3},
+        ],
+    }
+    write_text(tmp_path / "annotations.json", json.dumps(described))
+    photos = read("coco_json", tmp_path, CATEGORIES)
+    assert photos.files == (tmp_path / "in/a.jpg", tmp_path / "b.jpg")
+    assert shown(photos, CATEGORIES) == {
+        "a.jpg": {"dog", "couch", "?traffic light"},
+        "b.jpg": {"dog", "?traffic light"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "twice", "told"),
+    [
+        ("images", {"id": 100, "file_name": "z.jpg"}, r"image id 100 stands for .*a.jpg' and .*z"),
+        ("categories", {"id": 1, "name": "elk"}, "category id 1 stands for 'dog' and 'elk'"),
+    ],
+)
+def test_an_id_of_two_things_is_refused(tmp_path: Path, field: str, twice: Any, told: str) -> None:
+    described = coco_json({"a.jpg": [("dog", 0)]}, ("dog",))
+    described[field].append(twice)
+    write_text(tmp_path / "annotations.json", json.dumps(described))
+    with pytest.raises(ValueError, match=told):
+        read("coco_json", tmp_path, CATEGORIES)
+
+
+def test_coco_json_without_annotations_says_where_they_may_be(tmp_path: Path) -> None:
+    described = {**coco_json({"a.jpg": []}, ("dog",)), "annotations": []}
+    write_text(tmp_path / "annotations.json", json.dumps(described))
+    with pytest.raises(ValueError, match=r"annotations must not be empty: .* CVAT .* labels.csv"):
+        read("coco_json", tmp_path, CATEGORIES)
+
+
+def write_xml(file: Path, filename: str | None, objects: list[tuple[str, str | None]]) -> None:
+    """`objects`: name and what stands for difficult."""
+    items = "".join(
+        f"<object><name>{name}</name>"
+        + (f"<difficult>{difficult}</difficult>" if difficult is not None else "")
+        + "<part><name>head</name></part></object>"
+        for name, difficult in objects
+    )
+    named = "" if filename is None else f"<filename>{filename}</filename>"
+    write_text(file, f"<annotation><folder>x</folder>{named}{items}</annotation>")
+
+
+LAYOUTS = {
+    "VOC": ("Annotations/a.xml", "a.jpg", "JPEGImages/a.jpg"),
+    "labelImg": ("a.xml", "a.jpg", "a.jpg"),
+    "a folder for images": ("labels/a.xml", "a.jpg", "images/a.jpg"),
+    "XML in a folder of its own": ("xml/a.xml", "a.jpg", "a.jpg"),
+    "images in one": ("a.xml", "a.jpg", "photos/a.jpg"),
+    "splits": ("train/Annotations/a.xml", "a.jpg", "train/JPEGImages/a.jpg"),
+    "folders inside": ("Annotations/in/a.xml", "in/a.jpg", "JPEGImages/in/a.jpg"),
+    "a path of Windows": ("Annotations/a.xml", r"C:\shots\a.jpg", "JPEGImages/a.jpg"),
+    "no suffix": ("Annotations/a.xml", "a", "JPEGImages/a.jpg"),
+    "no filename": ("Annotations/a.xml", None, "JPEGImages/a.jpg"),
+    "renamed": ("a.xml", "before.jpg", "a.jpg"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_voc_xml_finds_its_images(tmp_path: Path, layout: str) -> None:
+    xml, filename, image = LAYOUTS[layout]
+    write_xml(tmp_path / xml, filename, [("dog", "0")])
+    write_picture(tmp_path / image)
+    write_text(tmp_path / ".idea" / "workspace.xml", "<project/>")
+    photos = read("voc_xml", tmp_path, CATEGORIES)
+    assert photos.files == (tmp_path / image,)
+
+
+@pytest.mark.parametrize(
+    ("difficult", "second"),
+    [
+        ("ignore", {"?dog", "couch"}),
+        ("negative", {"couch"}),
+        ("positive", {"dog", "couch"}),
+    ],
+)
+def test_voc_xml(tmp_path: Path, difficult: str, second: set[str]) -> None:
+    folder = tmp_path / "Annotations"
+    write_xml(folder / "1.xml", "1.jpg", [("Dog", "1"), ("dog", "0"), ("Traffic_Light", None)])
+    write_xml(folder / "2.xml", "2.jpg", [("dog", "1"), ("sofa", ""), ("helmet", "0")])
+    write_xml(folder / "3.xml", "3.jpg", [])
+    for number in "123":
+        write_picture(tmp_path / "JPEGImages" / f"{number}.jpg")
+    photos = read("voc_xml", tmp_path, CATEGORIES, difficult=difficult)
+    assert shown(photos, CATEGORIES) == {
+        "1.jpg": {"dog", "traffic light"},
+        "2.jpg": second,
+        "3.jpg": set(),
+    }
+    assert photos.other_classes == ("helmet",)
+
+
+def test_voc_xml_knows_the_names_of_the_devkit(tmp_path: Path) -> None:
+    write_xml(tmp_path / "1.xml", "1.jpg", [(name, "0") for name in voc.CLASSES])
+    write_picture(tmp_path / "1.jpg")
+    assert read("voc_xml", tmp_path, built_in("voc")).labels.all()
+
+
+def test_voc_xml_is_named_where_voc_is_asked_for(tmp_path: Path) -> None:
+    write_xml(tmp_path / "Annotations" / "1.xml", "1.jpg", [("dog", "0")])
+    with pytest.raises(ValueError, match=r"ImageSets/Main is missing; .*; .* dataset: voc_xml$"):
+        read("voc2012", tmp_path, CATEGORIES)
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY b "bbbb"><!ENTITY c "&b;&b;">]><annotation>&c;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (BOMB.encode(), "must not have a DOCTYPE"),
+        (BOMB.encode("utf-16"), "must not have a DOCTYPE"),
+        (b'<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "must not have a DOCTYPE"),
+        (b"<annotations/>", r"must be VOC XML, with <annotation> first \(got <annotations>\)"),
+        (b"<annotation>", "no element found"),
+        (b"", "no element found"),
+        (b'<?xml version="1.0" encoding="x"?><annotation/>', "unknown encoding"),
+        (b"<annotation><object/></annotation>", "each object must have a name"),
+    ],
+)
+def test_xml_that_cannot_be_read_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "1.xml").write_bytes(content)
+    with pytest.raises(ValueError, match=words) as raised:
+        read("voc_xml", tmp_path, CATEGORIES)
+    assert str(raised.value).startswith(f"{tmp_path}/1.xml: ")
 
 
 WRITERS = {
@@ -374,7 +617,9 @@ def test_unreadable_pictures_are_left_out_with_their_labels(tmp_path: Path) -> N
     (tmp_path / "missing.jpg").unlink()
     labels = np.arange(12).reshape(6, 2) % 5 == 0
     ignored = np.arange(12).reshape(6, 2) % 5 == 1
-    kept, reasons = readable(LabelledImages(tuple(tmp_path / n for n in names), labels, ignored))
+    files = tuple(tmp_path / name for name in names)
+    kept, reasons = readable(LabelledImages(files, labels, ignored, ("elk",)))
+    assert kept.other_classes == ("elk",)
     assert [file.name for file in kept.files] == ["good.jpg", "last.jpg"]
     assert (kept.labels == labels[[1, 5]]).all()
     assert kept.ignored is not None and (kept.ignored == ignored[[1, 5]]).all()
@@ -391,31 +636,59 @@ def test_saved_labels_come_back(tmp_path: Path, with_ignored: bool) -> None:
         (tmp_path / "ä b.jpg", tmp_path / "b.jpg", tmp_path / "c.jpg"),
         labels,
         ~labels if with_ignored else None,
+        ("elk", "ö") if with_ignored else (),
     )
     photos.save(tmp_path / "photos.npz")
     loaded = LabelledImages.load(tmp_path / "photos.npz")
     assert loaded.files == photos.files and (loaded.labels == labels).all()
-    assert loaded.labels.dtype == bool
+    assert loaded.labels.dtype == bool and loaded.other_classes == photos.other_classes
     if with_ignored:
         assert loaded.ignored is not None and (loaded.ignored == ~labels).all()
     else:
         assert loaded.ignored is None
 
 
-def test_digest_tells_names_sizes_and_labels(tmp_path: Path) -> None:
-    file = tmp_path / "a.jpg"
+def test_digest_tells_names_contents_and_labels(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.jpg", tmp_path / os.fsdecode(b"\xff.jpg")
     write_picture(file)
+    os.mkfifo(tmp_path / "pipe.jpg")  # reading it would never end
     labels = np.array([[True, False, False]])
     digests = [
         LabelledImages((file,), labels).digest(),
         LabelledImages((file,), ~labels).digest(),
         LabelledImages((file,), labels, ~labels).digest(),
+        LabelledImages((file,), labels, None, ("elk",)).digest(),
         LabelledImages((tmp_path / "b.jpg",), labels).digest(),
+        LabelledImages((tmp_path / "pipe.jpg",), labels).digest(),
+        LabelledImages((other,), labels).digest(),
     ]
     assert LabelledImages((file,), labels.copy()).digest() == digests[0]
-    file.write_bytes(file.read_bytes() + b"x")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # of the same size
+    file.write_bytes(content)
     digests.append(LabelledImages((file,), labels).digest())
-    assert len(set(digests)) == 5
+    assert len(set(digests)) == 8
+
+
+def test_features_of_images_are_those_of_their_contents(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    for name, shade in (("a.bmp", 0), ("b.bmp", 255)):
+        photos.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (shade, 0, 0)).save(photos / name)
+    write_text(photos / "labels.csv", "a.bmp,dog\nb.bmp,cat\n")
+    before = planned(tmp_path, "{dataset: folder, root: photos}")
+    again = planned(tmp_path, "{dataset: folder, root: photos}")
+    assert (again.images, again.image_features) == (before.images, before.image_features)
+    photos.rename(tmp_path / "moved")
+    moved = planned(tmp_path, "{dataset: folder, root: moved}")
+    assert moved.images != before.images and moved.image_features == before.image_features
+    # Two files of one size change places.
+    photos = tmp_path / "moved"
+    (photos / "a.bmp").rename(photos / "c.bmp")
+    (photos / "b.bmp").rename(photos / "a.bmp")
+    (photos / "c.bmp").rename(photos / "b.bmp")
+    swapped = planned(tmp_path, "{dataset: folder, root: moved}")
+    assert swapped.images != moved.images and swapped.image_features != moved.image_features
 
 
 def planned(folder: Path, evaluation: str, categories: str = "voc") -> Plan:

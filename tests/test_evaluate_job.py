@@ -32,14 +32,8 @@ from prompt_tuning.tagger import Tagger
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
 NAMES = ["dog", "violin", "lemon", "car"]
-PHOTOS = {
-    "a.jpg": ["dog"],
-    "b.jpg": ["dog", "car"],
-    "c.jpg": ["lemon"],
-    "d.jpg": ["car"],
-    "e.jpg": [],
-    "f.jpg": ["car", "lemon"],
-}
+SHOWN = (["dog"], ["dog", "car"], ["lemon"], ["car"], [], ["car", "lemon"])
+PHOTOS = {f"{letter}.jpg": SHOWN[i % 6] for i, letter in enumerate("abcdefghijkl")}
 
 Call = Callable[..., str]
 
@@ -138,7 +132,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     label(Path("photos"), {**PHOTOS, "broken.jpg": ["dog"]})
     on_photos = ("evaluate", run, "--dataset", "folder", "--root", "photos")
     out = datafree(*on_photos)
-    assert "image features: 6 to do" in out
+    assert "image features: 12 to do" in out
     assert "cannot be read: 1 of the pictures" in out
     assert "which is not CLIP" in out
     (metrics_file,) = run.glob("metrics/folder-photos-*.json")
@@ -146,11 +140,12 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert str(metrics_file) in out
     assert str(page_file) in out
     metrics = json.loads(metrics_file.read_bytes())
-    assert metrics["images"] == 6
+    assert metrics["images"] == 12
+    assert metrics["notes"] == []
     assert metrics["protocol"]["selected_on"] == "text: held-out captions"
     assert metrics["protocol"]["pictures_left_out_as_unreadable"] == 1
     assert metrics["protocol"]["classes_without_positives"] == "violin"
-    assert metrics["positives"] == {"dog": 2, "violin": 0, "lemon": 2, "car": 3}
+    assert metrics["positives"] == {"dog": 4, "violin": 0, "lemon": 4, "car": 6}
     assert "against" not in metrics
     pixels = [embedded_vlm.preprocess(open_image(Path("photos", name))) for name in PHOTOS]
     of_photos = embedded_vlm.encode_image(torch.stack(pixels))
@@ -190,7 +185,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     label(Path("photos"), {**PHOTOS, "a.jpg": ["violin"], "broken.jpg": ["dog"]})
     assert "image features" not in datafree(*on_photos)
     relabelled = json.loads(metrics_file.read_bytes())
-    assert relabelled["positives"] == {"dog": 1, "violin": 1, "lemon": 2, "car": 3}
+    assert relabelled["positives"] == {"dog": 3, "violin": 1, "lemon": 4, "car": 6}
     label(Path("photos"), {**PHOTOS, "broken.jpg": ["dog"]})
     assert features_folders() == {encoded}
 
@@ -217,7 +212,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     of_run = datafree("run", "tiny.yaml", "--runs", "again", *(f"--set={o}" for o in folder))
     assert "image features" not in of_run
     own_metrics = json.loads(Path("again/tiny/metrics.json").read_bytes())
-    assert own_metrics.pop("held_out_captions") > 0
+    assert own_metrics.pop("captions")["held_out"] > 0
     assert own_metrics == metrics
     datafree("evaluate", "again/tiny")
     assert json.loads(Path("again/tiny/metrics/folder.json").read_bytes()) == metrics
@@ -226,15 +221,16 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     # in whatever data set the photos turn up.
     two = (*folder, "evaluation.select_on=evaluation", "evaluation.split_seed=2", "seeds=[0, 1]")
     out = datafree("run", "tiny.yaml", "--runs", "halves", *(f"--set={option}" for option in two))
-    assert "mAP on 3 images of folder (not the 3 that selected)" in out
+    assert "mAP on 6 images of folder (not the 6 that selected)" in out
+    assert "Too few images for intervals: 6; 10 are the least." in out
     halves = Path("halves/tiny")
     half = json.loads((halves / "metrics.json").read_bytes())
-    assert half.pop("held_out_captions") > 0
-    selecting, reported = split_halves(6, 2)
-    assert half["images"] == 3
-    assert half["protocol"]["images_left_out_as_they_selected"] == 3
+    assert half.pop("captions")["held_out"] > 0
+    selecting, reported = split_halves(12, 2)
+    assert half["images"] == 6
+    assert half["protocol"]["images_left_out_as_they_selected"] == 6
     assert (
-        "half of the images of folder (3 of 6, drawn with seed 2)"
+        "half of the images of folder (6 of 12, drawn with seed 2)"
         in (half["protocol"]["selected_on"])
     )
     labels = np.array([[name in shown for name in NAMES] for shown in PHOTOS.values()])
@@ -261,13 +257,18 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     shown_rows = [entry["image"] for entry in json.loads((stage / "examples.json").read_bytes())]
     assert shown_rows == reported.tolist()
     report = (halves / "report.html").read_text("utf-8")
-    assert report.count("data:image/jpeg;base64,") == 3
-    assert "not the 3 that selected" in report
-    assert "3 of 6, drawn with seed 2" in report
+    assert report.count("data:image/jpeg;base64,") == 6
+    assert "not the 6 that selected" in report
+    assert "6 of 12, drawn with seed 2" in report
+    assert "Too few images for intervals: 6" in report
     out = datafree("evaluate", halves)
-    assert "mAP on 3 images of folder (not the 3 that selected)" in out
+    assert "mAP on 6 images of folder (not the 6 that selected)" in out
+    assert "a difference of" in out and "interval " not in out
     assert json.loads((halves / "metrics/folder.json").read_bytes()) == half
-    assert "3 of 6, drawn with seed 2" in (halves / "evaluation-folder.html").read_text("utf-8")
+    page = (halves / "evaluation-folder.html").read_text("utf-8")
+    assert "6 of 12, drawn with seed 2" in page
+    assert "Too few images for intervals: 6" in page
+    assert "95 % interval" not in page
     # Held-out captions are equally content with both seeds and would take the first; photos do not.
     other_order = (*two[:-1], "seeds=[1, 0]")
     datafree("run", "tiny.yaml", "--runs", "order", *(f"--set={option}" for option in other_order))
@@ -282,16 +283,17 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     label(Path("copies"), {"new.png": ["violin"], **copied})
     datafree("evaluate", halves, "--dataset", "folder", "--root", "copies")
     (of_copies,) = halves.glob("metrics/folder-copies-*.json")
-    assert json.loads(of_copies.read_bytes())["images"] == 4
+    assert json.loads(of_copies.read_bytes())["images"] == 7
     assert json.loads((halves / "metrics/folder.json").read_bytes()) == half
     # The other run's half is as good as seen.
     own = metrics_file.read_bytes()
     datafree(*on_photos, "--against", halves)
     assert metrics_file.read_bytes() == own
     seen = json.loads(metrics_file.with_name(f"{metrics_file.stem}-against-tiny.json").read_bytes())
-    assert seen["images"] == 3
+    assert seen["images"] == 6
+    assert seen["against"]["difference"]["low"] is None
     assert seen["protocol"]["selected_on"] == "text: held-out captions"
-    assert "3 of 6, drawn with seed 2" in seen["protocol"]["other_run_selected_on"]
+    assert "6 of 12, drawn with seed 2" in seen["protocol"]["other_run_selected_on"]
     (halves / "selection.json").unlink()
     assert "selection.json is missing" in datafree("evaluate", halves, refused=True)
 
@@ -303,7 +305,15 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     err = datafree(*on_photos, "--against", "runs/violins", refused=True)
     assert "--against: runs/violins has none of the classes" in err
     err = datafree("evaluate", "runs/violins", *on_photos[2:], refused=True)
-    assert "no category: car (row 1)" in err
+    assert "(got 'car' in row 1)" in err
+    # What can be measured, but means nothing.
+    out = datafree(*on_photos)
+    said = "All images (1) show every class that is measured (car): any scores reach 100 mAP"
+    assert said in out and "100.0 to 100.0" not in out
+    alone = json.loads(metrics_file.read_bytes())
+    assert alone["ci"] == {}
+    assert [note[:16] for note in alone["notes"]] == [said[:16], "Too few images f"]
+    assert said in page_file.read_text("utf-8")
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     config["vlm"]["resolution"] = 192
     (run / "config.yaml").write_text(yaml.safe_dump(config), "utf-8")

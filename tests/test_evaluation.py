@@ -25,6 +25,7 @@ from prompt_tuning.evaluation import (
     ClassFeatures,
     arm_scores,
     compare_arms,
+    figures_without_meaning,
     precision_recall,
     score_arms,
     untuned_arms,
@@ -186,6 +187,33 @@ def test_intervals_hold_the_figures(scores: ArmScores, labels: np.ndarray) -> No
         arm, _, other = name.partition(" - ")
         figure = found["map"][arm]["fused"] - (found["map"][other]["fused"] if other else 0)
         assert low < figure < high
+
+
+def test_figures_that_mean_nothing_are_said(scores: ArmScores, labels: np.ndarray) -> None:
+    names = CATEGORIES.names
+    assert figures_without_meaning(labels, None, names, "images") == []
+    one = labels[:1] | np.eye(len(names), dtype=bool)[:1]
+    always, few = figures_without_meaning(one, None, names, "images")
+    assert always.startswith("All images (1) show every class that is measured (")
+    assert names[0] in always and always.endswith("so these mAPs mean nothing.")
+    assert few == "Too few images for intervals: 1; 10 are the least."
+    of_one = {
+        arm: [{b: s[:1] for b, s in of_set.items()} for of_set in sets]
+        for arm, sets in scores.items()
+    }
+    found = compare_arms(of_one, one, CATEGORIES)
+    assert found["ci"] == {}
+    json.dumps(found, allow_nan=False)
+    # One class of several, also where what is not known is all that lacks it.
+    shown = labels.copy()
+    shown[1:, 1] = True
+    shown[0, 1] = False
+    unknown = ~shown & (np.arange(len(names)) == 1)
+    told = f"All held-out captions show {names[1]}: any scores reach an AP of 100 there, and the "
+    for of, ignored in ((shown, unknown), (shown | unknown, None)):
+        [sentence] = figures_without_meaning(of, ignored, names, "held-out captions")
+        assert sentence == told + "mAP includes it."
+    assert figures_without_meaning(shown, None, names, "held-out captions") == []
 
 
 def test_what_is_ignored_has_no_say(scores: ArmScores, labels: np.ndarray) -> None:

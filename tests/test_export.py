@@ -17,7 +17,9 @@ from command_line import run_datafree
 from PIL import Image
 from test_onnx_export import artifact_for, needs_onnx, tiny_clip
 
+from orchestrator.report import caption_notes
 from prompt_tuning.artifact import Artifact
+from prompt_tuning.caption_coverage import CaptionCoverage
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import BRANCHES, UNTUNED, compare_arms
 from prompt_tuning.selection import Selection
@@ -140,11 +142,17 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
 def test_figures_of_sentences_are_not_given_for_figures_of_photos(
     embedded_vlm: VLM, tmp_path: Path, datafree: Call
 ) -> None:
-    write_run(tmp_path / "run", embedded_vlm, images=0)
+    metrics = write_run(tmp_path / "run", embedded_vlm, images=0)
+    coverage = CaptionCoverage(20, 3, ("café",), ("dog", "café"))
+    metrics["captions"] = asdict(coverage)
+    (tmp_path / "run/metrics.json").write_text(json.dumps(metrics), "utf-8")
     datafree("export", tmp_path / "run/artifact", "--hf", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text("utf-8")
     assert "held-out sentences (there were no images)" in card
     assert "promise little for photos" in card
+    for note in caption_notes(metrics):
+        assert note in card
+    assert "No caption to tune on shows 1 of 3 labels: café." in card
 
 
 def test_a_label_with_a_fence_stays_in_its_list(

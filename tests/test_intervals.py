@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.intervals import (
+    LEAST_IMAGES,
     bootstrap_map,
     paired_difference,
     resample_counts,
@@ -116,6 +117,27 @@ def test_without_positives_an_interval_is_nan() -> None:
     scores, positives = drawn(0)
     interval = bootstrap_map(scores, np.zeros_like(positives), 10, seed=0)
     assert math.isnan(interval.low) and math.isnan(interval.high)
+
+
+def test_without_enough_to_resample_there_is_no_interval() -> None:
+    scores, positives = drawn(0)
+    few = slice(LEAST_IMAGES - 1)
+    for labels, rows in (
+        (positives, few),
+        (positives[:, 1:2], slice(None)),
+    ):  # class 1: all show it
+        of_rows = scores[rows, : labels.shape[1]], labels[rows]
+        interval = bootstrap_map(*of_rows, 10, seed=0)
+        assert math.isnan(interval.low) and math.isnan(interval.high)
+        difference = paired_difference(of_rows[0], *of_rows, 10, seed=0)
+        assert difference.mean == 0
+        assert math.isnan(difference.low) and math.isnan(difference.high)
+    # An entry that is ignored is no image without the class.
+    ignored = np.ones((40, 1), dtype=bool)
+    ignored[1:] = False
+    hidden = ~ignored
+    assert math.isnan(bootstrap_map(scores[:, :1], hidden, 10, 0, ignored).low)
+    assert not math.isnan(bootstrap_map(scores[:, :1], hidden, 10, 0).low)
 
 
 def test_intervals_cover_what_they_should_in_about_95_of_100_draws() -> None:

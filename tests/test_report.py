@@ -307,6 +307,12 @@ def test_examples_tell_hits_misses_and_false_alarms_apart_in_words() -> None:
     assert "○ missed: cat" in text
 
 
+def test_notes_stand_above_the_figures() -> None:
+    page = Page(render(replace(fake(), notes=["No caption shows cow.", HOSTILE])))
+    assert page.text.index("No caption shows cow.") < page.text.index("Tuned, mAP")
+    assert page.count("script") == 1
+
+
 def test_without_images() -> None:
     scores = {"caption_average": 90.2, "tuned": 93.4}
     page = Page(render(replace(fake(), metrics=None, held_out=scores, examples=[])))

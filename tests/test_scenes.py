@@ -11,7 +11,8 @@ import yaml
 from PIL import Image
 
 from prompt_tuning import scenes
-from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
+from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in_text
+from prompt_tuning.datasets import read_scenes
 from prompt_tuning.scenes import (
     SceneSettings,
     StampsUnavailable,
@@ -45,6 +46,19 @@ def test_no_word_stands_for_two_categories(name: str) -> None:
         for word in (*category.names, *category.kinds)
     ]
     assert [word for word, count in Counter(words).items() if count > 1] == []
+
+
+def test_labels_of_scenes_are_found_in_any_spelling(tmp_path: Path) -> None:
+    images = [
+        {"file": "a.jpg", "labels": ["dog", "hot air balloon"]},
+        {"file": "b.jpg", "labels": []},
+    ]
+    (tmp_path / "labels.json").write_text(json.dumps({"images": images}), "utf-8")
+    hound = Category(name="hound", synonyms=("dog",))
+    listed = CategoryList(
+        categories=(Category(name="Hot-air balloons"), Category(name="cat"), hound)
+    )
+    assert read_scenes(tmp_path, listed).labels.tolist() == [[True, False, True], [False] * 3]
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from orchestrator.serve_job import named_folders
 from prompt_tuning import Tagger, tune
-from prompt_tuning.store import publishing
+from prompt_tuning.store import MANIFEST, publishing
 from prompt_tuning.vlm import VLM
 from workers.tagging_requests import Limits
 from workers.tagging_service import build_app
@@ -118,11 +118,12 @@ def test_labels_health_metrics_regions_and_description(
     assert health["status"] == "ok"
     assert health["artifacts"] == {of["name"]: of["version"] for of in told}
 
-    asked = {"artifact": "all", "label": ["penguin", "bicycle"]}
+    asked = {"artifact": "all", "label": ["penguin", "Bicycles"]}
     found = httpx.post(f"{service.url}/regions", params=asked, files=files(picture(1)))
     expected = tagger.heat_maps(Image.open(io.BytesIO(picture(1))).convert("RGB"))
-    assert list(found.json()["regions"]) == ["penguin", "bicycle"]
-    for label, regions in found.json()["regions"].items():
+    answered = found.json()["regions"]
+    assert list(answered) == ["penguin", "Bicycles"]
+    for label, regions in zip(("penguin", "bicycle"), answered.values(), strict=True):
         np.testing.assert_allclose(regions, expected[NAMES.index(label)], atol=1e-4)
         assert np.sum(regions) == pytest.approx(1, abs=1e-3)
 
@@ -303,23 +304,41 @@ def _version(service: Service) -> str:
     return version
 
 
-def test_what_cannot_be_loaded_is_told_and_the_one_before_stays(
-    service: Service, artifacts: dict[str, Path]
+def test_a_copy_under_way_is_no_artifact_until_it_is_whole(
+    service: Service, artifacts: dict[str, Path], artifact: Path
 ) -> None:
-    aside = artifacts["half"].with_name("aside")
-    artifacts["half"].rename(aside)
-    artifacts["half"].mkdir()
+    served, aside = artifacts["half"], artifacts["half"].with_name("aside")
+    before = httpx.get(f"{service.url}/health").json()["artifacts"]["half"]
+    served.rename(aside)
+    served.mkdir()
     try:
-        deadline = time.monotonic() + 30
-        while "half" not in (health := httpx.get(f"{service.url}/health").json())["problems"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert health["status"] == "ok"
+        whole = sorted(artifact.iterdir(), key=lambda file: file.name != MANIFEST)
+        for file in whole[:-1]:
+            shutil.copyfile(file, served / file.name)
+        health = _health_when(service, lambda health: "altered" in str(health["problems"]))
+        assert health["status"] == "outdated"
+        assert health["problems"]["half"].startswith("half: no artifact, or one that was altered")
+        assert health["artifacts"]["half"] == before
         answer = httpx.post(f"{service.url}/tag?artifact=half", files=files(picture(0)))
         assert answer.status_code == 200
+        shutil.copyfile(whole[-1], served / whole[-1].name)
+        health = _health_when(service, lambda health: health["artifacts"]["half"] != before)
+        assert "half" not in health["problems"]
     finally:
-        artifacts["half"].rmdir()
-        aside.rename(artifacts["half"])
+        shutil.rmtree(served)
+        aside.rename(served)
+    _health_when(service, lambda health: health["artifacts"]["half"] == before)
+
+
+def _health_when(service: Service, reached: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """What each of the two models says, once both have come to it."""
+    deadline = time.monotonic() + 60
+    while True:
+        said = [httpx.get(f"{service.url}/health", timeout=30).json() for _ in range(10)]
+        if all(map(reached, said)):
+            return said[0]
+        assert time.monotonic() < deadline, said
+        time.sleep(0.2)
 
 
 def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: Service) -> None:
@@ -334,6 +353,36 @@ def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: S
     finally:
         for process in replicas:
             process.send_signal(signal.SIGCONT)
+
+
+def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
+    """The last of those that share a service."""
+
+    cut = 0
+
+    def ask_until_ended(number: int) -> list[tuple[float, float, int]]:
+        answers: list[tuple[float, float, int]] = []
+        content = files(picture(number, (900, 900)))
+        while True:
+            begun = time.monotonic()
+            try:
+                answer = httpx.post(f"{service.url}/tag?artifact=all", files=content, timeout=60)
+                status = answer.status_code
+            except httpx.ConnectError:
+                return answers
+            except httpx.TransportError:
+                status = cut
+            answers.append((begun, time.monotonic(), status))
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(ask_until_ended, number) for number in range(8)]
+        time.sleep(2)
+        signalled = time.monotonic()
+        service.process.terminate()
+        answers = [answer for of in asking for answer in of.result()]
+    assert {status for begun, end, status in answers if begun < signalled < end} == {200}
+    assert {status for begun, _, status in answers if begun > signalled} <= {200, 503, cut}
+    assert service.process.wait(timeout=60) == 143
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import socket
@@ -11,16 +10,20 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
+from ray._private.ray_constants import get_runtime_env_default_excludes
+from ray._private.runtime_env.packaging import create_package
 
 from orchestrator.config_file import InputError
-from orchestrator.submit import JobServer, prepare_job
+from orchestrator.submit import JobServer, outcome, prepare_job
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
@@ -38,30 +41,39 @@ SENTENCES = "".join(
     for look in ("small", "old")
     for place in ("near a wall", "in the sun")
 )
-NOT_OURS = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "DATAFREE_CACHE", "DATAFREE_RUNS")
+NOT_OURS = ("DATAFREE_CACHE", "DATAFREE_RUNS", "PYTHONPATH")
+TOKEN = "0123456789abcdef" * 2
 
 
 @dataclass(frozen=True)
 class Head:
-    """A head node with a job server; `environment`: of those who may talk to it."""
+    """A head node. `address`: of its job server; `cluster`: for RAY_ADDRESS; `environment`: of its
+    machine."""
 
     address: str
+    cluster: str
+    pid: int
     folder: Path
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+@contextmanager
+def started_head(activated: bool, token: bool) -> Iterator[Head]:
+    """`activated`: whether our `python` was on its PATH. `token`: whether its machine has a file of
+    one, which any Ray that was started there before leaves."""
     ports = _free_ports(4)
-    environment = {name: value for name, value in os.environ.items() if name not in NOT_OURS}
-    environment |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0123456789abcdef" * 2,
-        # A job's `python` is ours; its packages have to travel.
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in NOT_OURS and not name.startswith("RAY_")
     }
-    environment.pop("PYTHONPATH", None)
+    path = [str(Path(sys.executable).parent)] if activated else []
+    environment["PATH"] = os.pathsep.join([*path, "/usr/bin", "/bin"])
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # short, for sockets
+        environment["HOME"] = folder
+        if token:
+            Path(folder, ".ray").mkdir()
+            Path(folder, ".ray", "auth_token").write_text(TOKEN, "ascii")
         starts = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
             *("--num-cpus=2", "--include-dashboard=true", f"--temp-dir={folder}/ray"),
@@ -76,12 +88,19 @@ def head() -> Iterator[Head]:
         try:
             address = f"http://127.0.0.1:{ports[1]}"
             _wait_for(process, ports[1], Path(folder, "log"))
-            yield Head(address, Path(folder), environment)
+            yield Head(address, f"127.0.0.1:{ports[0]}", process.pid, Path(folder), environment)
         finally:
             for member in psutil.Process(process.pid).children(recursive=True):
                 member.kill()
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """On a machine on which a local run has been, and from an environment that is not activated."""
+    with started_head(activated=False, token=True) as head:
+        yield head
 
 
 def _free_ports(count: int) -> list[int]:
@@ -181,7 +200,8 @@ def test_a_job_outlives_who_follows_it_until_it_is_stopped(head: Head, project: 
     follower = start(head, project, "logs", name, folders=False)
     code, output = ask(head, project, "status", name)
     assert code == 0
-    assert re.match(rf"{name}: running, begun 20.*: python -m orchestrator run tiny.yaml", output)
+    python = re.escape(sys.executable)
+    assert re.match(rf"{name}: running, begun 20.*: {python} -m orchestrator run tiny.yaml", output)
     code, output = ask(head, project, "stop", name)
     assert (code, output) == (0, f"{name}: stopped\n")
     code, output = end(follower)
@@ -229,19 +249,77 @@ def test_a_failure_exits_1(head: Head, project: Path) -> None:
     assert output.splitlines()[-1] == f"{name_of(output)}: failed with exit code 1"
 
 
-def test_the_plain_command_of_the_page(head: Head, tmp_path: Path) -> None:
+def test_the_plain_command_of_the_page_where_no_token_is(project: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
     [command] = re.findall(r"^ray job submit .*$", page, re.M)
-    done = subprocess.run(
-        ["bash", "-c", command.replace("/shared/", f"{tmp_path}/") + " --dry-run"],
-        cwd=ROOT,
-        env={**head.environment, "RAY_ADDRESS": head.address},
-        capture_output=True,
+    with started_head(activated=True, token=False) as head:
+        done = subprocess.run(
+            ["bash", "-c", command.replace("/shared/", f"{tmp_path}/") + " --dry-run"],
+            cwd=ROOT,
+            env={**head.environment, "RAY_ADDRESS": head.address},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "plan of quickstart" in done.stdout
+        process = start(head, project, "status", "raysubmit_no", folders=False)
+        refused(process, f"raysubmit_no: {head.address} has no such job")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_command_that_the_cluster_does_not_have(
+    head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `ray job submit -- python …` leaves it where the environment is not activated."""
+    monkeypatch.setenv("HOME", str(head.folder))
+    server = JobServer(head.address)
+    name = server._client.submit_job(entrypoint="python-of-nobody -m orchestrator")
+    said, code = outcome(server.follow(name))
+    assert code == 1
+    assert said.startswith(f"{name}: failed, as its command was not found there; activate the env")
+
+
+def test_a_service_on_the_cluster_ends_with_its_command_even_if_that_is_killed(
+    head: Head, artifact: Path, lasting_cache: Path
+) -> None:
+    [port] = _free_ports(1)
+    with subprocess.Popen(
+        [
+            *(sys.executable, "-m", "orchestrator", "serve", str(artifact)),
+            *("--port", str(port), "--cache", str(lasting_cache)),
+        ],
+        env={
+            **head.environment,
+            "PYTHONPATH": str(ROOT),
+            "RAY_ADDRESS": head.cluster,
+            "RAY_AUTH_MODE": "token",
+        },
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "plan of quickstart" in done.stdout
+    ) as process:
+        assert process.stderr is not None
+        said: list[str] = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("Serving "):
+                break
+        process.kill()
+    assert [line.split()[0] for line in said][:2] == ["Starting", "Loading"], said
+    assert "of 2 replicas are ready after" in "".join(said)
+    deadline = time.monotonic() + 60
+    while _serve_processes(head):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def _serve_processes(head: Head) -> list[str]:
+    """Titles of what Ray Serve runs below the head."""
+    titles = []
+    for process in psutil.Process(head.pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            titles.append(" ".join(process.cmdline()))
+    return [title for title in titles if title.startswith(("ray::Serve", "ray::ProxyActor"))]
 
 
 def test_relative_folders_are_refused_in_a_job(head: Head, project: Path) -> None:
@@ -297,14 +375,70 @@ def test_a_job_that_there_is_not(head: Head, project: Path) -> None:
     refused(process, f"raysubmit_no: {head.address} has no such job")
 
 
-def test_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> None:
-    words = "this cluster asks for a token: set RAY_AUTH_MODE=token"
-    refused(start(head, project, "tiny.yaml", RAY_AUTH_MODE="disabled"), words)
+@pytest.mark.usefixtures("nowhere")
+def test_a_cluster_that_asks_for_a_token(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusal() -> str:
+        with pytest.raises(InputError) as error:
+            JobServer(head.address)
+        return str(error.value)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert "this cluster asks for a token: set RAY_AUTH_MODE=token" in refusal()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
+    assert "this cluster does not accept the token in RAY_AUTH_TOKEN; `ray get-a" in refusal()
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.folder / ".ray/auth_token"))
+    JobServer(head.address)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "this cluster asks for a token" in refusal()
 
 
-def test_a_working_directory_that_is_too_large(head: Head, project: Path) -> None:
-    (project / "photos.bin").write_bytes(random.Random(0).randbytes(101 * 2**20))
-    refused(start(head, project, "tiny.yaml"), f"{project}: is too large to travel")
+def test_a_run_on_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> None:
+    """By an address of the cluster itself, to which Ray does not send a token unasked."""
+    places = ("--cache", str(project / "cache"), "--runs", str(project / "runs"))
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "run", "tiny.yaml", "--dry-run", *places],
+        cwd=project,
+        env={**head.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": head.cluster},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    error = done.stderr.splitlines()[-1]  # Ray has its own before it
+    assert error.startswith(f"error: RAY_ADDRESS: what answers at '{head.cluster}' is not a Ray cl")
+
+
+def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Ray's rules for what travels, to the byte."""
+    monkeypatch.chdir(project)
+    (project / "photos").mkdir()
+    (project / "photos/.gitignore").write_text("*.tmp\n", "utf-8")
+    for name in ("photos/a.bin", "photos/b.tmp", "model.bin", ".git/pack", "my runs/old", "left"):
+        (project / name).parent.mkdir(exist_ok=True)
+        with (project / name).open("wb") as file:
+            file.truncate(60_000_000)  # takes no room
+    (project / ".rayignore").write_text("/left\n", "utf-8")
+    given = (Path("tiny.yaml"), "run", [], "/shared/cache", str(project / "my runs"))
+    with pytest.raises(InputError) as refusal:
+        prepare_job(*given)
+    assert str(refusal.value).startswith(
+        f"{project}: must be smaller than 105 MB to travel to the cluster (got 120 MB; largest: "
+    )
+    for words in ("photos/ 60 MB", "model.bin 60 MB", ".rayignore"):
+        assert words in str(refusal.value)
+    (project / "model.bin").unlink()
+    job = prepare_job(*given)
+    assert job.parcel.is_large
+    assert str(job.parcel).startswith("60 MB; largest: photos/ 60 MB, ")
+    packed = project.parent / "packed.zip"
+    excludes = [*get_runtime_env_default_excludes(), *job.excludes]
+    create_package(str(project), packed, include_gitignore=True, excludes=excludes)
+    assert job.parcel.packed == packed.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -336,9 +470,11 @@ def refused(process: subprocess.Popen[str], words: str) -> None:
 
 @pytest.fixture
 def nowhere(monkeypatch: pytest.MonkeyPatch) -> str:
-    """An address where nobody answers, and an environment that names none."""
+    """An address where nobody answers, and an environment that names none, and no token."""
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         monkeypatch.setenv(name, "")  # so that what the code sets is undone
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
     [port] = _free_ports(1)
     return f"http://127.0.0.1:{port}"
 
@@ -386,10 +522,10 @@ def test_the_entry_point_says_all_that_was_asked_for(
     monkeypatch.chdir(project)
     monkeypatch.setenv("DATAFREE_CACHE", "/shared/a b")
     job = prepare_job(Path("tiny.yaml"), "run", ["seeds=[0, 1]"], None, str(project / "my runs"))
-    assert job.entrypoint == (
-        "python -m orchestrator run tiny.yaml --set 'seeds=[0, 1]' --cache '/shared/a b' "
-        f"--runs '{project}/my runs'"
-    )
+    assert job.arguments == [
+        *("-m", "orchestrator", "run", "tiny.yaml", "--set", "seeds=[0, 1]"),
+        *("--cache", "/shared/a b", "--runs", f"{project}/my runs"),
+    ]
     assert job.excludes == ["/my runs"]
     assert {Path(package).name for package in job.packages} == {
         *("orchestrator", "workers", "prompt_tuning")

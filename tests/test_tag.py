@@ -12,6 +12,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tiny_artifact import NAMES
 
 from orchestrator.picture_listing import PictureListing
 from prompt_tuning import Tagger
+from prompt_tuning.artifact import Artifact
+from prompt_tuning.categories import CategoryList
 from prompt_tuning.image_files import MAX_PIXELS, open_image
 from prompt_tuning.store import publishing
 from prompt_tuning.tag_stream import TagRule, started_ahead, tag_files
@@ -239,6 +242,8 @@ def test_hostile_files_are_tagged_or_named_with_a_reason(tag: Callable[..., Done
         assert f"{MAX_PIXELS:,} are the most" in names[bomb]["error"]
     assert "No such file" in names["bad-link.jpg"]["error"]
     assert "ok-bytes-\\udcff.png" in names
+    page = Path("page.html").read_text("utf-8")
+    assert page.count("<img ") == sum(name.startswith("ok-") for name in names)
     assert "ok-inside.png" in names
     assert "3 passed over" in done.err
     # Turned upright, pictures differ; of 16 bits, not all above 255 is white.
@@ -267,6 +272,51 @@ def test_labels_without_tuning(tag: Callable[..., Done]) -> None:
     tag("photos", "--labels", "tractor, penguin", "--threshold", 0, "--out", "tags.jsonl")
     for row in rows_of(Path("tags.jsonl")):
         assert {of["name"] for of in row["tags"]} == {"tractor", "penguin"}
+
+
+def test_labels_in_any_spelling_are_the_artifacts(
+    tag: Callable[..., Done],
+    artifact: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_pictures(Path("photos"), 2)
+    every = ("photos", "--threshold", 0, "--out")
+    assert tag(*every, "exact.jsonl", "--labels", "penguin,strawberry").code == 0
+    done = tag(*every, "spelled.jsonl", "--labels", " Penguins,STRAWBERRY")
+    assert done.code == 0, done.err
+    assert Path("spelled.jsonl").read_bytes() == Path("exact.jsonl").read_bytes()
+    # What was refused, or stopped before its first row, leaves nothing behind that is in the way.
+    made = Artifact.load(artifact)
+    first, *others = made.categories.categories
+    named = first.model_copy(update={"synonyms": ("berry",), "kinds": ("wild strawberry",)})
+    listed = CategoryList(categories=(named, *others))
+    replace(made, categories=listed).save(Path("named").absolute())
+    for labels, told in (
+        ("penguin,Penguin", "--labels: label 'penguin' is given twice"),
+        ("berry,strawberry", "--labels: label 'strawberry' is given twice, by name or synonym"),
+        (
+            "wild strawberries",
+            "stands for two categories: strawberry (as 'wild strawberry') and wild straw",
+        ),
+        ("a;b", "--labels: label 'a;b': 'a;b' must be one name"),
+        ("do\u200bg", "--labels: label 'do\\u200bg': "),
+    ):
+        done = run_datafree(
+            monkeypatch, capsys, "tag", "named", *every, "t.jsonl", "--labels", labels
+        )
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert told in done.err
+        assert not Path("t.jsonl").exists()
+    folder = Path(".t.jsonl.parts")
+    folder.mkdir(exist_ok=True)
+    (folder / "made_with.json").write_text('{"labels": ["dog"]}')
+    done = run_datafree(
+        monkeypatch, capsys, "tag", "named", *every, "t.jsonl", "--labels", "Berries,car"
+    )
+    assert done.code == 0, done.err
+    for row in rows_of(Path("t.jsonl")):
+        assert {of["name"] for of in row["tags"]} == {"strawberry", "car"}
 
 
 def test_listing_has_a_fixed_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

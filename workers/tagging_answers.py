@@ -56,7 +56,7 @@ class ArtifactOut(BaseModel):
     """An artifact; `problem`: why what lies in its folder now is not served."""
 
     name: str
-    version: str
+    version: str | None = None
     labels: list[LabelOut]
     problem: str | None = None
 
@@ -68,11 +68,15 @@ class LabelsOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    """Versions by artifact, and the names of those in whose folder lies what cannot be served."""
+    """Versions by artifact, and by artifact why what lies in its folder now is not served.
+
+    `status`: ok, outdated (there are problems; the versions before are served), or with 503
+    unavailable or ending.
+    """
 
     status: str
     artifacts: dict[str, str] = {}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
 
 
 class ErrorOut(BaseModel):

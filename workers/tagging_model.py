@@ -1,8 +1,8 @@
 """The models of the tagging service: a Ray Serve deployment that scores pictures in batches.
 
 Every replica looks each second whether an artifact was written anew, and takes the new one once it
-is loaded; a picture keeps the artifact that it began with. One that cannot be loaded is told of in
-`state`, and the one before stays.
+is loaded; an image keeps the artifact that it began with. While the new one cannot be loaded, the
+one before stays, `state` says why, and each look tries again: a copy may still be under way.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.image_files import TooManyPixelsError, UnknownFormatError, read_image
+from prompt_tuning.label_names import LabelNames
 from prompt_tuning.store import MANIFEST, file_digest
 from prompt_tuning.tag_stream import TagRule
 from prompt_tuning.tagger import Tag, Tagger
@@ -60,12 +61,12 @@ class PictureRegions:
 
 @dataclass(frozen=True)
 class ArtifactState:
-    """What is served of an artifact; `problem`: why what lies in its folder now is not."""
+    """What is served of an artifact, if any; `problem`: why what lies in its folder now is not."""
 
-    version: str
+    version: str | None
     labels: tuple[str, ...]
     thresholds: list[float]
-    problem: str | None = None
+    problem: str | None
 
 
 class _Served(NamedTuple):
@@ -82,41 +83,43 @@ class _Waiting(NamedTuple):
 
 @dataclass
 class _Artifacts:
-    """The artifacts of a replica, by name; those of one image–text model share it."""
+    """The artifacts of a replica, by name; those of one image–text model share it.
+
+    `look` puts new dictionaries in place of `served` and `problems`, as other threads read them.
+    """
 
     folders: dict[str, Path]
     device: str
     cache: Path
     served: dict[str, _Served] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
-    _looked_at: dict[str, str] = field(default_factory=dict)
-    _vlms: dict[str, VLM] = field(default_factory=dict)
+    _vlms: dict[str, tuple[str, VLM]] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Load what was written since the last look. An error is kept as the problem."""
+        """Load what is not served yet. An error is kept as the problem."""
+        problems = {}
         for name, folder in self.folders.items():
             try:
                 version = file_digest(folder / MANIFEST)[:12]  # which has all its files' digests
-                if self._looked_at.get(name) == version:
-                    continue
-                self._looked_at[name] = version  # what cannot be loaded is tried once
-                self.served[name] = _Served(version, self._tagger(folder))
-                self.problems.pop(name, None)
+                if name not in self.served or self.served[name].version != version:
+                    loaded = _Served(version, self._tagger(name, folder))
+                    self.served = self.served | {name: loaded}
             except Exception as error:  # whatever lies there, what is served stays
-                self.problems[name] = " ".join(str(error).split())
-                if isinstance(error, OSError):  # nothing is there; perhaps it is only late
-                    self._looked_at.pop(name, None)
+                # Anyone may read it at /health, where this machine's folders do not belong.
+                problems[name] = " ".join(str(error).split()).replace(str(folder), name)
+        self.problems = problems
 
     def refusal(self, name: str) -> Refusal:
         """Why an artifact is not served."""
         return Refusal(503, f"{name} cannot be served: {self.problems.get(name, 'not loaded yet')}")
 
-    def _tagger(self, folder: Path) -> Tagger:
+    def _tagger(self, name: str, folder: Path) -> Tagger:
         artifact = Artifact.load(folder)
-        key = artifact.vlm_settings.model_dump_json()
-        if key not in self._vlms:
-            self._vlms[key] = load_vlm(artifact.vlm_settings, self.device, self.cache)
-        return Tagger(artifact, self._vlms[key])
+        settings = artifact.vlm_settings.model_dump_json()
+        shared = [vlm for of, vlm in self._vlms.values() if of == settings]
+        vlm = shared[0] if shared else load_vlm(artifact.vlm_settings, self.device, self.cache)
+        self._vlms[name] = settings, vlm  # the one before goes with the last who shares it
+        return Tagger(artifact, vlm)
 
 
 class TaggingModel:
@@ -164,25 +167,21 @@ class TaggingModel:
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
-        unknown = [label for label in labels if label not in tagger.names]
+        rows = {label: LabelNames(tagger.names).find(label) for label in labels}
+        unknown = [label for label, row in rows.items() if row is None]
         if unknown:
             return Refusal(422, f"{unknown[0]} is none of the labels of {name}")
         maps = await self._in_thread(self._heat_maps, tagger, picture)
         if isinstance(maps, Refusal):
             return maps
-        rounded = {label: maps[tagger.names.index(label)].round(5).tolist() for label in labels}
+        rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
         return PictureRegions(version, rounded)
 
     async def state(self) -> dict[str, ArtifactState]:
-        """What is served, by the artifacts' names."""
+        """What is served and what is not, by the artifacts' names."""
+        served, problems = self._artifacts.served, self._artifacts.problems
         return {
-            name: ArtifactState(
-                version,
-                tagger.names,
-                [float(threshold) for threshold in tagger.thresholds],
-                self._artifacts.problems.get(name),
-            )
-            for name, (version, tagger) in self._artifacts.served.items()
+            name: _state(served.get(name), problems.get(name)) for name in self._artifacts.folders
         }
 
     def _watch(self) -> None:
@@ -204,6 +203,14 @@ class TaggingModel:
             return tagger.heat_maps(read_image(picture, self._max_pixels))
         except ValueError as error:
             return _refusal(error)
+
+
+def _state(served: _Served | None, problem: str | None) -> ArtifactState:
+    if served is None:
+        return ArtifactState(None, (), [], problem)
+    version, tagger = served
+    thresholds = [float(threshold) for threshold in tagger.thresholds]
+    return ArtifactState(version, tagger.names, thresholds, problem)
 
 
 def _scores(pictures: list[_Waiting]) -> list[np.ndarray]:

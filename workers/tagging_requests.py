@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive
 
@@ -20,10 +20,12 @@ _MOST_IN_A_BODY = 1000  # above every limit on pictures; it bounds what reading 
 @dataclass(frozen=True)
 class Limits:
     """What is refused: above so many bytes, pixels and pictures of a request with 413, above so
-    many `waiting` pictures of all requests with 429, after so many seconds with 504.
+    many bytes (`all_bytes`) and `waiting` pictures of all requests with 429, after so many seconds
+    with 504.
     """
 
     request_bytes: int = 100_000_000
+    all_bytes: int = 1_000_000_000
     picture_bytes: int = 20_000_000
     pixels: int = 50_000_000
     pictures: int = 32
@@ -71,8 +73,7 @@ async def read_pictures(request: Request, limits: Limits) -> list[Picture]:
             f"content type {kind or 'missing'}; send multipart/form-data with files in the field "
             "pictures, or application/json",
         )
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limits.request_bytes:
+    if (declared_bytes(request.headers) or 0) > limits.request_bytes:
         refuse(413, _too_large("the request", limits.request_bytes))
     limited = Request(request.scope, _limited(request.receive, limits.request_bytes))
     reader = _from_form if kind == "multipart/form-data" else _from_json
@@ -93,6 +94,12 @@ async def read_pictures(request: Request, limits: Limits) -> list[Picture]:
         if len(picture.content) > limits.picture_bytes:
             refuse(413, f"{picture.name}: {_too_large('the picture', limits.picture_bytes)}")
     return pictures
+
+
+def declared_bytes(headers: Headers) -> int | None:
+    """How long a request says that its body is, if it does."""
+    declared = headers.get("content-length", "")
+    return int(declared) if declared.isdecimal() else None
 
 
 async def _from_form(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:

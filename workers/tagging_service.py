@@ -6,15 +6,16 @@ different requests share batches.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-import time
-from collections.abc import Awaitable, Callable
+import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import ray
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
@@ -42,12 +43,17 @@ from workers.tagging_requests import (
     read_pictures,
     refuse,
 )
+from workers.tagging_traffic import Traffic
 
 APPLICATION = "datafree"
+MODEL = TaggingModel.__name__
 
-_MODEL = TaggingModel.__name__
+# What still runs at the end is drained already, or has had its time.
+_LAST_SECONDS: dict[str, Any] = {
+    "graceful_shutdown_wait_loop_s": 0.1,
+    "graceful_shutdown_timeout_s": 5.0,
+}
 
-_MEASURED = ("/tag", "/regions")
 _CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -66,7 +72,7 @@ def build_app(
     token: str | None,
     hosts: list[str],
     limits: Limits,
-) -> FastAPI:
+) -> Traffic:
     """The app. `page`: the HTML at `/`.
 
     `token`: wanted for all but the page, `/health` and the description of the API. `hosts`: what a
@@ -100,20 +106,6 @@ def build_app(
             sentence = "a bearer token is wanted: Authorization: Bearer …"
             raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
 
-    @app.middleware("http")
-    async def measured(
-        request: Request, answer: Callable[[Request], Awaitable[Response]]
-    ) -> Response:
-        begun, status = time.monotonic(), 500
-        try:
-            answered = await answer(request)
-            status = answered.status_code
-            return answered
-        finally:
-            if (path := request.url.path) in _MEASURED:
-                measures.requests.labels(path, status).inc()
-                measures.seconds.labels(path).observe(time.monotonic() - begun)
-
     def chosen(artifact: str | None) -> str:
         if artifact is None and len(artifacts) == 1:
             return artifacts[0]
@@ -132,10 +124,11 @@ def build_app(
             state = await models.state()
         except (TimeoutError, RayActorError, RayServeException):
             return JSONResponse({"status": "unavailable"}, 503)  # type: ignore[return-value]
+        problems = {name: of.problem for name, of in state.items() if of.problem}
         return HealthOut(
-            status="ok",
-            artifacts={name: of.version for name, of in state.items()},
-            problems=[name for name, of in state.items() if of.problem],
+            status="outdated" if problems else "ok",
+            artifacts={name: of.version for name, of in state.items() if of.version},
+            problems=problems,
         )
 
     guarded = APIRouter(
@@ -204,7 +197,23 @@ def build_app(
         return RegionsOut(artifact=name, version=found.version, regions=found.regions)
 
     app.include_router(guarded)
-    return app
+    return Traffic(app, limits, measures)
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class Lifeline:
+    """An actor that lives as long as the process that made it, however that ends."""
+
+    async def hold(self) -> None:
+        await asyncio.Event().wait()
+
+
+def _end_with(lifeline: Any) -> None:
+    """Applications of Ray Serve outlive who started them; this one is not to."""
+    try:
+        ray.get(lifeline.hold.remote())
+    except RayActorError:
+        serve.shutdown()
 
 
 def application(
@@ -217,22 +226,40 @@ def application(
     cpus: int,
     gpus: float,
     limits: Limits,
+    lifeline: Any,
 ) -> serve.Application:
-    """What Ray Serve runs: one front, and `replicas` models of so many CPUs and GPUs each."""
+    """What Ray Serve runs: one front, and `replicas` models of so many CPUs and GPUs each.
+
+    It ends with `lifeline`, an actor `Lifeline`. Of its handle, `drain` has the front refuse what
+    comes anew, and returns when what is under way is answered.
+    """
     artifacts = list(folders)
 
-    def build() -> FastAPI:
-        handle = serve.get_deployment_handle(_MODEL, APPLICATION)
+    def build() -> Traffic:
+        handle = serve.get_deployment_handle(MODEL, APPLICATION)
         return build_app(handle, artifacts, page, token, hosts, limits)
 
+    @serve.ingress(build)
+    class Front:
+        app: Traffic
+
+        def __init__(self, models: DeploymentHandle) -> None:
+            threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+
+        async def drain(self) -> None:
+            await self.app.drain()
+
     model = serve.deployment(
-        name=_MODEL,
+        name=MODEL,
         num_replicas=replicas,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         # The front admits no more than its limit; whoever asks for the state comes through.
         max_ongoing_requests=limits.waiting + 32,
+        **_LAST_SECONDS,
     )(TaggingModel)
     front = serve.deployment(
-        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=2 * limits.waiting
-    )(serve.ingress(build)())
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=2 * limits.waiting,
+        **_LAST_SECONDS,
+    )(Front)
     return front.bind(model.bind(folders, cache, limits.pixels, gpus, cpus))

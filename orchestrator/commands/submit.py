@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,8 +43,10 @@ def submit(
     job = prepare_job(Path(first), command, overrides, cache, runs)
     server = JobServer(address)
     check_room(job.config, server.resources())
+    if job.parcel.is_large:
+        typer.echo(f"sending {job.parcel}", err=True)
     name = server.submit(job)
-    typer.echo(f"{name}: submitted to {server.address}: {job.entrypoint}")
+    typer.echo(f"{name}: submitted to {server.address}: {shlex.join(['python', *job.arguments])}")
     typer.echo(f"look again: {_command('logs', name, address)}")
     if wait:
         _follow(server, name, address)

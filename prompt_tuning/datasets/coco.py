@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from prompt_tuning.categories import CategoryList, built_in
-from prompt_tuning.datasets.labelled_images import (
-    LabelledImages,
-    category_indices,
-    labels_over,
-)
+from prompt_tuning.datasets.labelled_images import LabelledImages, image_file, labels_over
 
 WHERE_TO_GET = "COCO is at https://cocodataset.org/#download"
-OWN_LAYOUT = "a folder with annotations.json in COCO's format, and its pictures"
+OWN_LAYOUT = "a folder with annotations.json in COCO's format, and its images"
+
+Item = TypeVar("Item", bound=Hashable)
 
 
 def read_coco(
@@ -36,49 +35,73 @@ def read_coco(
     file = root / "annotations" / f"instances_{folder}.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing; {WHERE_TO_GET}")
-    names, images, labels = _read_instances(file, crowd)
     synonyms = {category.name: category.names for category in built_in("coco").categories}
+    files, names, labels = _read_instances(file, root / folder, crowd)
     classes = [(name, *synonyms.get(name, ())) for name in names]
-    files = tuple(root / folder / image for image in images)
-    return LabelledImages(files, *labels_over(categories, classes, labels))
+    return labels_over(categories, files, classes, labels)
 
 
 def read_coco_json(categories: CategoryList, root: Path, crowd: bool) -> LabelledImages:
     """One's own `annotations.json` in COCO's format, `file_name` relative to its folder.
 
-    A category in it is a category of the list or a synonym of one. `crowd`: as in `read_coco`.
+    Its categories that are none of the list are `other_classes`. `crowd`: as in `read_coco`.
 
     Raises:
-        ValueError: naming the file when it is missing or no such JSON, or listing the annotated
-            categories that are none of the list.
+        ValueError: naming the file when it is missing, no such JSON or without annotations, or
+            listing its categories when none is one of the list.
     """
     file = root / "annotations.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing; it must be {OWN_LAYOUT}")
-    names, images, labels = _read_instances(file, crowd)
-    index = category_indices(categories)
-    foreign = [name for i, name in enumerate(names) if name not in index and labels[:, i].any()]
-    if foreign:
-        raise ValueError(f"{file}: no category: {', '.join(foreign)}")
-    classes = [(name,) for name in names]
-    files = tuple(root / image for image in images)
-    return LabelledImages(files, *labels_over(categories, classes, labels))
+    files, names, labels = _read_instances(file, root, crowd)
+    return labels_over(categories, files, [(name,) for name in names], labels)
 
 
-def _read_instances(file: Path, crowd: bool) -> tuple[list[str], list[str], np.ndarray]:
-    """Names of the classes, names of the image files, and labels `(images, classes)`."""
+def _read_instances(
+    file: Path, folder: Path, crowd: bool
+) -> tuple[list[Path], list[str], np.ndarray]:
+    """Image files below `folder`, names of the classes, and labels `(images, classes)`.
+
+    An image that is listed twice is one image, and so is a category.
+    """
     try:
         described: dict[str, Any] = json.loads(file.read_bytes())
-        column = {category["id"]: i for i, category in enumerate(described["categories"])}
-        row = {image["id"]: i for i, image in enumerate(described["images"])}
-        labels = np.zeros((len(row), len(column)), dtype=bool)
-        for annotation in described["annotations"]:
-            if crowd or not annotation.get("iscrowd", 0):
-                labels[row[annotation["image_id"]], column[annotation["category_id"]]] = True
-        names = [str(category["name"]) for category in described["categories"]]
-        images = [str(image["file_name"]) for image in described["images"]]
+        images = [(i["id"], image_file(folder, i["file_name"])) for i in described["images"]]
+        classes = [(c["id"], str(c["name"])) for c in described["categories"]]
+        annotations = [
+            (of["image_id"], of["category_id"])
+            for of in described["annotations"]
+            if crowd or not of.get("iscrowd", 0)
+        ]
+        (row, files), (column, names) = _places(images, "image"), _places(classes, "category")
+        labels = np.zeros((len(files), len(names)), dtype=bool)
+        for image, category in annotations:
+            labels[row[image], column[category]] = True
     except KeyError as error:
         raise ValueError(f"{file}: not in COCO's format: {error} is not there") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: not in COCO's format ({error})") from None
-    return names, images, labels
+    if not described["annotations"]:
+        raise ValueError(
+            f"{file}: annotations must not be empty: no image has a label. CVAT leaves image tags "
+            "out of this format: export boxes, or write labels.csv and choose dataset: folder"
+        )
+    return files, names, labels
+
+
+def _places(
+    pairs: list[tuple[Hashable, Item]], what: str
+) -> tuple[dict[Hashable, int], list[Item]]:
+    """The place of each id, and what stands there: once, however often it is listed.
+
+    Raises:
+        ValueError: for an id that stands for two.
+    """
+    places: dict[Item, int] = {}
+    of_id: dict[Hashable, int] = {}
+    for key, item in pairs:
+        place = places.setdefault(item, len(places))
+        if of_id.setdefault(key, place) != place:
+            first, second = (str(of) for of in (list(places)[of_id[key]], item))
+            raise ValueError(f"{what} id {key!r} stands for {first!r} and {second!r}")
+    return of_id, list(places)

@@ -14,5 +14,8 @@ from prompt_tuning.datasets.labelled_images import LabelledImages
 def read_scenes(folder: Path, categories: CategoryList) -> LabelledImages:
     """Scenes that `compose_scenes` wrote; labels that are no category of the list are ignored."""
     scenes = json.loads((folder / "labels.json").read_text("utf-8"))["images"]
-    labels = [[name in scene["labels"] for name in categories.names] for scene in scenes]
-    return LabelledImages(tuple(folder / scene["file"] for scene in scenes), np.array(labels))
+    labels = np.zeros((len(scenes), len(categories)), dtype=bool)
+    for row, scene in enumerate(scenes):
+        found = map(categories.find, scene["labels"])
+        labels[row, [c for c in found if c is not None]] = True
+    return LabelledImages(tuple(folder / scene["file"] for scene in scenes), labels)

@@ -2,52 +2,160 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
+import os
 from pathlib import Path
 
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets.labelled_images import LabelledImages, category_indices
+from prompt_tuning.datasets.labelled_images import CategoryFinder, LabelledImages, image_file
 
 LAYOUT = "a folder with labels.csv: rows of path,label;label for each photo"
 
+_COLUMN_SEPARATORS = ",;\t"
+_LABEL_SEPARATORS = ";|,"
+_ROWS_TRIED = 50
+_LISTED = 10
+_VALUES = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
+
+Row = tuple[int, list[str]]  # its number in the table, and its cells
+
 
 def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
-    """One's own photos: `labels.csv` in their folder, rows `path,label;label`, no header.
+    """One's own photos: `labels.csv` in their folder. A label is a category's name or synonym.
 
-    A label is a category's name or a synonym of it.
+    A row is the path of an image and its labels, in one column with `;`, `|` or `,` between them
+    or in several; without any, the image shows no category. Several rows of an image are merged.
+    Or the first row names the labels, and each row has a 1 or a 0 for each of them. Columns are
+    separated by commas, semicolons or tabs; a header and blank rows are passed over.
 
     Raises:
-        ValueError: naming the row, for a missing file or labels that are no category of the list,
-            or naming the table when it is missing, empty, not UTF-8 or no CSV.
+        ValueError: naming the row, for a missing file, labels that are no category of the list,
+            or rows that contradict each other, or naming the table when it is missing, empty, or
+            no CSV in UTF-8 or UTF-16.
     """
     table = folder / "labels.csv"
     if not table.is_file():
         raise ValueError(f"{table} is missing: rows of path,label;label for each photo")
-    index = category_indices(categories)
-    files: list[Path] = []
-    shown: list[set[str]] = []
-    foreign: dict[str, int] = {}
+    find = CategoryFinder(categories)
     try:
-        rows = list(csv.reader(table.read_text("utf-8-sig").splitlines()))
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{table}: no CSV in UTF-8 ({error})") from None
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
-            raise ValueError(f"{table}, row {number}: must be path,label;label")
-        if not (folder / row[0]).is_file():
-            raise ValueError(f"{table}, row {number}: {row[0]} is not there")
-        files.append(folder / row[0])
-        shown.append({label.strip() for label in row[1].split(";") if label.strip()})
-        for label in shown[-1] - set(index):
-            foreign.setdefault(label, number)
-    if foreign:
-        listed = ", ".join(f"{label} (row {row})" for label, row in sorted(foreign.items()))
-        raise ValueError(f"{table}: no category: {listed}")
-    if not files:
-        raise ValueError(f"{table} lists no photo")
-    labels = np.zeros((len(files), len(categories)), dtype=bool)
-    for i, of_image in enumerate(shown):
-        labels[i, [index[label] for label in of_image]] = True
-    return LabelledImages(tuple(files), labels)
+        rows = _rows(_text(table), folder)
+        header = rows.pop(0) if rows and _is_header(rows[0], folder) else (0, [])
+        columns = any(find(cell) is not None for cell in header[1][1:])
+        files = [_file(row, folder) for row in rows]
+        shown = _from_columns(header, rows, find) if columns else _from_lists(rows, find)
+        if not files:
+            raise ValueError("lists no photo")
+        merged: dict[Path, tuple[int, Path, set[int]]] = {}
+        for (number, _), file, labels in zip(rows, files, shown, strict=True):
+            first, _, before = merged.setdefault(file.resolve(), (number, file, set(labels)))
+            if before != labels if columns else bool(before) != bool(labels):
+                raise ValueError(f"rows {first} and {number} contradict each other about {file}")
+            before |= labels
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{table}: {error}") from None
+    over = np.zeros((len(merged), len(categories)), dtype=bool)
+    for i, (_, _, labels) in enumerate(merged.values()):
+        over[i, list(labels)] = True
+    return LabelledImages(tuple(file for _, file, _ in merged.values()), over)
+
+
+def _text(table: Path) -> str:
+    content = table.read_bytes()
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"must be a CSV in UTF-8 or UTF-16 ({error})") from None
+
+
+def _rows(text: str, folder: Path) -> list[Row]:
+    """The rows that are not blank, split where most of the first column are files."""
+    split: dict[str, list[Row]] = {}
+    for separator in _COLUMN_SEPARATORS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        numbered = enumerate(reader, start=1)
+        split[separator] = [row for row in numbered if any(cell.strip() for cell in row[1])]
+
+    def fits(rows: list[Row]) -> tuple[int, int]:
+        names = [cells[0] for _, cells in rows[:_ROWS_TRIED]]
+        found = sum(os.path.isfile(image_file(folder, name)) for name in names)
+        return found, -len("".join(names[:1]))  # where none is there: what separates first
+
+    return max(split.values(), key=fits)
+
+
+def _is_header(row: Row, folder: Path) -> bool:
+    name = row[1][0]
+    return not Path(name.strip()).suffix and not os.path.isfile(image_file(folder, name))
+
+
+def _file(row: Row, folder: Path) -> Path:
+    number, (name, *cells) = row
+    if not cells:
+        raise ValueError(f"row {number}: must be path,label;label (got {name!r})")
+    file = image_file(folder, name)
+    if not os.path.isfile(file):
+        raise ValueError(f"row {number}: {name!r} must be a file in {folder}")
+    return file
+
+
+def _from_lists(rows: list[Row], find: CategoryFinder) -> list[set[int]]:
+    """The categories of each row whose cells list labels."""
+    shown: list[set[int]] = []
+    unknown: dict[str, int] = {}
+    for number, (_, *cells) in rows:
+        labels = {label: find(label) for cell in cells for label in _labels(cell, find)}
+        shown.append({place for place in labels.values() if place is not None})
+        for label, place in labels.items():
+            if place is None:
+                unknown.setdefault(label, number)
+    _refuse(unknown)
+    return shown
+
+
+def _labels(cell: str, find: CategoryFinder, separators: str = _LABEL_SEPARATORS) -> list[str]:
+    """The labels in a cell; what is a label as it stands is not split."""
+    cell = cell.strip()
+    if not separators or not cell or find(cell) is not None:
+        return [cell] if cell else []
+    parts = cell.split(separators[0])
+    return [label for part in parts for label in _labels(part, find, separators[1:])]
+
+
+def _from_columns(header: Row, rows: list[Row], find: CategoryFinder) -> list[set[int]]:
+    """The categories of each row that has a 1 or a 0 for each label that the header names."""
+    first, names = header
+    columns = {k: name.strip() for k, name in enumerate(names) if k and name.strip()}
+    places = {k: find(name) for k, name in columns.items()}
+    _refuse({name: first for k, name in columns.items() if places[k] is None})
+    shown = []
+    for number, cells in rows:
+        if len(cells) != len(names):
+            raise ValueError(
+                f"row {number}: must have {len(names)} columns, as row {first} has "
+                f"(got {len(cells)})"
+            )
+        values = {k: cells[k].strip().lower() for k in columns}
+        for k, value in values.items():
+            if value not in _VALUES:
+                raise ValueError(
+                    f"row {number}, {columns[k]!r}: must be 1 or 0, as row {first} names labels "
+                    f"(got {cells[k]!r})"
+                )
+        shown.append({p for k, p in places.items() if p is not None and _VALUES[values[k]]})
+    return shown
+
+
+def _refuse(unknown: dict[str, int]) -> None:
+    """Raises ValueError for labels that are no category, given with their rows."""
+    if unknown:
+        listed = [f"{label!r} in row {number}" for label, number in sorted(unknown.items())]
+        more = [f"{len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
+        raise ValueError(
+            "labels must be names or synonyms of the list's categories "
+            f"(got {', '.join([*listed[:_LISTED], *more])})"
+        )

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.image_files import open_image
-from prompt_tuning.store import digest
+from prompt_tuning.label_names import LabelNames
+from prompt_tuning.store import digest, file_digest
 
 
 @dataclass(frozen=True)
@@ -22,50 +25,85 @@ class LabelledImages:
     """Image files and their labels `(images, classes)`, bool.
 
     `ignored`: `(images, classes)`, bool: entries that count neither as positive nor as negative;
-    None where every entry counts.
+    None where every entry counts. `other_classes`: names of annotated classes that are none of
+    these; nothing else is known of them.
     """
 
     files: tuple[Path, ...]
     labels: np.ndarray
     ignored: np.ndarray | None = None
+    other_classes: tuple[str, ...] = ()
+
+    @cached_property
+    def contents(self) -> list[str | None]:
+        """SHA-256 (hex) of each file's content, None where there is no file."""
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(_content, self.files))
 
     def digest(self) -> str:
-        """SHA-256 (hex) over the files' names and sizes, the labels and what is ignored."""
+        """SHA-256 (hex) over all that is here, with the files' names and contents."""
         return digest(
             {
-                "files": [[str(file), _size(file)] for file in self.files],
+                "files": [ascii(str(file)) for file in self.files],
+                "contents": self.contents,
                 "labels": _entries_digest(self.labels),
                 "ignored": None if self.ignored is None else _entries_digest(self.ignored),
+                "other_classes": self.other_classes,
             }
         )
 
+    def describe_other_classes(self) -> str:
+        """A sentence that names the classes that are left out, the first ten of many."""
+        count, first = len(self.other_classes), ", ".join(self.other_classes[:10])
+        more = f" and {count - 10} more" if count > 10 else ""
+        return f"Left out, as the list does not have them: {first}{more}."
+
     def save(self, file: Path) -> None:
         """Write the labels and the files' paths, not their pixels."""
-        files = np.array([str(image) for image in self.files])
-        if self.ignored is None:
-            np.savez_compressed(file, files=files, labels=self.labels)
-        else:
-            np.savez_compressed(file, files=files, labels=self.labels, ignored=self.ignored)
+        arrays: dict[str, Any] = {
+            "files": np.array([str(image) for image in self.files]),
+            "labels": self.labels,
+            "other_classes": np.array(self.other_classes, dtype=str),
+        }
+        if self.ignored is not None:
+            arrays["ignored"] = self.ignored
+        np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, file: Path) -> LabelledImages:
         """Read what `save` wrote."""
         with np.load(file) as arrays:
             files = tuple(Path(image) for image in arrays["files"])
-            return cls(files, arrays["labels"], arrays.get("ignored"))
+            others = tuple(arrays["other_classes"].tolist())
+            return cls(files, arrays["labels"], arrays.get("ignored"), others)
+
+
+def image_file(folder: Path, name: str) -> Path:
+    """The file that is meant by a name in annotations; it need not be there.
+
+    Names as they come from other systems and tools find it too: with blanks around them, with
+    backslashes, with `./`, or with accents in the other of Unicode's two forms.
+    """
+    plain = os.path.normpath(name.strip().replace("\\", "/"))
+    forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
+    for spelling in (plain, name, *forms):
+        if os.path.isfile(folder / spelling):  # unlike Path's, it takes what is too long for a name
+            return folder / spelling
+    return folder / plain
 
 
 def labels_over(
     categories: CategoryList,
+    files: Sequence[Path],
     classes: Sequence[Sequence[str]],
     labels: np.ndarray,
     ignored: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """A data set's labels over a run's categories, `(images, categories)`, and what is ignored.
+) -> LabelledImages:
+    """A data set over a run's categories, `(images, categories)`.
 
-    A class goes to each category that shares a name with it; case, spaces and hyphens do not
-    matter. A category with several classes shows where any of them does. A category without a
-    class is ignored on every image: the data set says nothing about it.
+    A class goes to the category that shares a name with it, as `LabelNames` compares names. A
+    category with several classes shows where any of them does. A category without a class is
+    ignored on every image: the data set says nothing about it.
 
     Args:
         classes: of each class all its names, its official one first.
@@ -75,27 +113,41 @@ def labels_over(
     Raises:
         ValueError: listing the classes, when none is a category of the list.
     """
-    names = [{_plain(name) for name in of_class} for of_class in classes]
+    find = CategoryFinder(categories)
+    places = [{c for name in names if (c := find(name)) is not None} for names in classes]
     over = np.zeros((len(labels), len(categories)), dtype=bool)
     uncounted = np.ones_like(over)
-    known = False
-    for c, category in enumerate(categories.categories):
-        own = {_plain(name) for name in category.names}
-        columns = [i for i, of_class in enumerate(names) if own & of_class]
+    for c in range(len(categories)):
+        columns = [i for i, of_class in enumerate(places) if c in of_class]
         if columns:
-            known = True
             over[:, c] = labels[:, columns].any(1)
             unsure = ignored[:, columns].any(1) if ignored is not None else False
             uncounted[:, c] = unsure & ~over[:, c]
-    if not known:
+    if not any(places):
         listed = ", ".join(of_class[0] for of_class in classes)
         raise ValueError(f"no class of the data set is a category of the list; there are: {listed}")
-    return over, uncounted if uncounted.any() else None
+    others = (
+        names[0]
+        for names, of_class, column in zip(classes, places, labels.T, strict=True)
+        if column.any() and not of_class
+    )
+    return LabelledImages(
+        tuple(files), over, uncounted if uncounted.any() else None, tuple(sorted(others))
+    )
 
 
-def category_indices(categories: CategoryList) -> dict[str, int]:
-    """Position on the classes axis by each name and synonym, for labels that people wrote."""
-    return {name: c for c, category in enumerate(categories.categories) for name in category.names}
+class CategoryFinder:
+    """Finds the category that a label means, by its name or a synonym of it."""
+
+    def __init__(self, categories: CategoryList) -> None:
+        pairs = [(n, c) for c, category in enumerate(categories.categories) for n in category.names]
+        self._names = LabelNames(name for name, _ in pairs)
+        self._places = [c for _, c in pairs]
+
+    def __call__(self, label: str) -> int | None:
+        """Position on the classes axis; None when no category has this name."""
+        found = self._names.find(label)
+        return None if found is None else self._places[found]
 
 
 def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
@@ -109,8 +161,12 @@ def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
     rows = [i for i, problem in enumerate(problems) if problem is None]
     if not images.labels[rows].any():
         raise ValueError(f"no picture that can be read shows any category ({len(rows)} can be)")
-    ignored = None if images.ignored is None else images.ignored[rows]
-    kept = LabelledImages(tuple(images.files[i] for i in rows), images.labels[rows], ignored)
+    kept = replace(
+        images,
+        files=tuple(images.files[i] for i in rows),
+        labels=images.labels[rows],
+        ignored=None if images.ignored is None else images.ignored[rows],
+    )
     return kept, {
         file: problem
         for file, problem in zip(images.files, problems, strict=True)
@@ -131,12 +187,8 @@ def _entries_digest(entries: np.ndarray) -> str:
     return hashlib.sha256(np.packbits(entries).tobytes()).hexdigest()
 
 
-def _size(file: Path) -> int | None:
+def _content(file: Path) -> str | None:
     try:
-        return os.stat(file).st_size
+        return file_digest(file) if file.is_file() else None  # reading a pipe would never end
     except OSError:
         return None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name.lower())

@@ -53,7 +53,7 @@ def read_nus_wide(categories: CategoryList, root: Path, split: str) -> LabelledI
         (official, *category.names)
         for official, category in zip(CONCEPTS, built_in("nus").categories, strict=True)
     ]
-    return LabelledImages(files, *labels_over(categories, classes, labels))
+    return labels_over(categories, files, classes, labels)
 
 
 def _lines(file: Path) -> list[str]:

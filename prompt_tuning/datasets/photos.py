@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets import coco, folder, nus_wide, voc
+from prompt_tuning.datasets import coco, folder, nus_wide, voc, voc_xml
 from prompt_tuning.datasets.labelled_images import LabelledImages, problem_of
 from prompt_tuning.settings import Settings
 
@@ -18,6 +18,7 @@ WHERE_TO_GET = {
     "coco2017": coco.WHERE_TO_GET,
     "nus_wide": nus_wide.WHERE_TO_GET,
     "coco_json": f"it must be {coco.OWN_LAYOUT}",
+    "voc_xml": f"it must be {voc_xml.LAYOUT}",
     "folder": f"it must be {folder.LAYOUT}",
 }
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -27,14 +28,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "coco2017": {"split": "val", "crowd": True},
     "nus_wide": {"split": "test"},
     "coco_json": {"crowd": True},
+    "voc_xml": {"difficult": "ignore"},
     "folder": {},
 }
 
 
 class DatasetSettings(Settings):
     """What the prompts are measured on: a benchmark in its official layout below `root`, photos of
-    one's own (`coco_json`: annotations.json; `folder`: labels.csv), composed `scenes`, or no image
-    at all (`none`: held-out captions only).
+    one's own (`coco_json`: annotations.json; `voc_xml`: VOC XML files; `folder`: labels.csv),
+    composed `scenes`, or no image at all (`none`: held-out captions only).
 
     `split`: of a benchmark; by default the one that figures are published on. `difficult`: what
     VOC's classes count as where an image shows only objects marked so (default: ignore). `crowd`:
@@ -48,6 +50,7 @@ class DatasetSettings(Settings):
         "coco2017",
         "nus_wide",
         "coco_json",
+        "voc_xml",
         "folder",
         "scenes",
         "none",
@@ -97,6 +100,8 @@ def read_photos(settings: DatasetSettings, categories: CategoryList) -> Labelled
             photos = nus_wide.read_nus_wide(categories, root, **options)
         case "coco_json":
             photos = coco.read_coco_json(categories, root, **options)
+        case "voc_xml":
+            photos = voc_xml.read_voc_xml(categories, root, **options)
         case "folder":
             photos = folder.read_folder(root, categories)
         case _:

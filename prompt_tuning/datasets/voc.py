@@ -20,6 +20,11 @@ CLASSES = (
     *("train", "tvmonitor"),
 )
 
+# What people call them too, by the devkit's name.
+OTHER_NAMES = {
+    name: category.names for name, category in zip(CLASSES, built_in("voc").categories, strict=True)
+}
+
 VALUES = {"1", "-1", "0"}  # shown, not shown, only as an object that is marked as difficult
 
 
@@ -46,7 +51,7 @@ def read_voc(
     """
     base = _year_folder(root, year)
     lists = base / "ImageSets" / "Main"
-    ids = _lines(lists / f"{split}.txt", year)
+    ids = list(dict.fromkeys(_lines(lists / f"{split}.txt", year)))
     labels = np.zeros((len(ids), len(classes)), dtype=bool)
     unsure = np.zeros_like(labels)
     for c, name in enumerate(classes):
@@ -68,13 +73,8 @@ def read_voc_over(
 ) -> LabelledImages:
     """A split of VOC over a run's categories, `(images, categories)`. Raises as `read_voc`."""
     photos = read_voc(root, year, split, CLASSES, difficult)
-    names = [
-        (official, *category.names)
-        for official, category in zip(CLASSES, built_in("voc").categories, strict=True)
-    ]
-    return LabelledImages(
-        photos.files, *labels_over(categories, names, photos.labels, photos.ignored)
-    )
+    names = [(official, *OTHER_NAMES[official]) for official in CLASSES]
+    return labels_over(categories, photos.files, names, photos.labels, photos.ignored)
 
 
 def _year_folder(root: Path, year: str) -> Path:
@@ -82,7 +82,8 @@ def _year_folder(root: Path, year: str) -> Path:
         if (base / "ImageSets" / "Main").is_dir():
             return base
     missing = root / "VOCdevkit" / f"VOC{year}" / "ImageSets" / "Main"
-    raise ValueError(f"{missing} is missing; {where_to_get(year)}")
+    own = "; annotations of your own are dataset: voc_xml" if any(root.rglob("*.xml")) else ""
+    raise ValueError(f"{missing} is missing; {where_to_get(year)}{own}")
 
 
 def _lines(file: Path, year: str) -> list[str]:
