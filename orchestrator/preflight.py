@@ -204,20 +204,23 @@ def place(
     Raises:
         InputError: naming the field, when even with the least there is no room for all.
     """
-    shares = {most, *(node.cpus / of for node in resources.nodes for of in range(1, count + 1))}
-    for share in sorted((min(share, most) for share in shares), reverse=True):
+    room = resources.holds(least, gpus)
+    if room < count:
+        cpus, of_gpus = (
+            max(getattr(n, kind) for n in resources.nodes) for kind in ("cpus", "gpus")
+        )
+        fits = f"{room} would fit" if room else f"a node has at most {cpus} CPUs and {of_gpus} GPUs"
+        raise InputError(
+            f"{field}: {count} with {least:g} CPUs and {gpus:g} GPUs each can never be scheduled: "
+            f"{resources}; {fits}"
+        )
+    # With which a node is filled by some number of them, the largest first.
+    shares = {min(most, node.cpus / of) for node in resources.nodes for of in range(1, count + 1)}
+    for share in sorted({most, *shares}, reverse=True):
         cpus = int(share) if 1 <= share < math.inf else share
-        if cpus < least:
-            break
         if resources.holds(cpus, gpus) >= count:
             return cpus
-    room = resources.holds(least, gpus)
-    cpus, of_gpus = (max(getattr(n, kind) for n in resources.nodes) for kind in ("cpus", "gpus"))
-    fits = f"{room} would fit" if room else f"one node has at most {cpus} CPUs and {of_gpus} GPUs"
-    raise InputError(
-        f"{field}: {count} with {least:g} CPUs and {gpus:g} GPUs each can never be scheduled: "
-        f"{resources}; {fits}"
-    )
+    raise AssertionError("there is room for all with the least")
 
 
 def place_engines(config: RunConfig, resources: Resources) -> Placement:

@@ -27,7 +27,7 @@ from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
 from prompt_tuning.scoring import ScoringSettings
 from prompt_tuning.selection import SelectingHalf
-from prompt_tuning.store import canonical_json, write_atomic
+from prompt_tuning.store import canonical_json, naming, write_atomic
 from prompt_tuning.tuning import (
     ClassPrompts,
     NotFiniteError,
@@ -281,11 +281,11 @@ def _train_loop(config: dict[str, Any]) -> None:
             return
         if diary:
             diary.add(entry)
-        _report(entry, run, rank, result=None)
+        _report(job, entry, run, rank, result=None)
     result = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
         job.slots.leave.remote(job.name)
-    _report({"finished": 1.0}, run, rank, result=result)
+    _report(job, {"finished": 1.0}, run, rank, result=result)
 
 
 class _Diary:
@@ -320,14 +320,19 @@ class _Diary:
 
 
 def _report(
-    metrics: dict[str, float], run: TuningRun, rank: int, result: dict[str, torch.Tensor] | None
+    job: TuningJob,
+    metrics: dict[str, float],
+    run: TuningRun,
+    rank: int,
+    result: dict[str, torch.Tensor] | None,
 ) -> None:
     """Report to all ranks at once; rank 0 brings the checkpoint."""
     if rank != 0:
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(run.state_dict(), Path(folder, _STATE))
-        if result is not None:
-            save_file(result, Path(folder, CLASSES))
+    with naming(job.progress.parent), tempfile.TemporaryDirectory() as folder:
+        with naming(folder):
+            torch.save(run.state_dict(), Path(folder, _STATE))
+            if result is not None:
+                save_file(result, Path(folder, CLASSES))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
