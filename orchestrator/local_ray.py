@@ -58,6 +58,7 @@ def _try_to_start(cpus: int | None, gpus: int | None) -> str:
     except OSError:
         raise
     except Exception as error:  # Ray raises just that when a process of its own is late
+        ray.shutdown()
         for process in set(psutil.Process().children(recursive=True)) - others:
             with suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -266,10 +266,11 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
     return WorkerShare(cpus, gpus, tuning.pool)
 
 
-def check_room(config: RunConfig, resources: Resources) -> None:
-    """Refuse what `place_engines` and `place_workers` refuse. Raises InputError."""
+def check_room(config: RunConfig, command: str, resources: Resources) -> None:
+    """Refuse what the command would refuse on these nodes for lack of room. Raises InputError."""
     place_engines(config, resources)
-    place_workers(config, resources)
+    if command != "knowledge":
+        place_workers(config, resources)
 
 
 def check_absolute(name: str, field: str) -> None:

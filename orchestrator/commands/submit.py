@@ -42,7 +42,7 @@ def submit(
 
     job = prepare_job(Path(first), command, overrides, cache, runs)
     server = JobServer(address)
-    check_room(job.config, server.resources())
+    check_room(job.config, command, server.resources())
     if job.parcel.is_large:
         typer.echo(f"sending {job.parcel}", err=True)
     name = server.submit(job)
