@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from orchestrator.interruption import interruptible
 
 _LONGEST_MESSAGE = 1400
 
@@ -264,17 +268,32 @@ def doctor(
     doctor_command(cache, verify_clip)
 
 
+def _home_expanded(arguments: list[str]) -> list[str]:
+    """With the home folder for `~` where a shell leaves it, as in --out=~/tags.csv and "~/a*.jpg".
+
+    What is submitted means the cluster's home, and is expanded there.
+    """
+    if arguments[:1] == ["submit"]:
+        return arguments
+    home = os.path.expanduser("~")
+    return [
+        re.sub(r"^((?:[\w.-]+=)?)~(?=/|$)", lambda found: found[1] + home, argument)
+        for argument in arguments
+    ]
+
+
 def main() -> None:
     """Entry point: exit code 2 for a person's mistake, 1 for a failure, root cause first."""
-    try:
-        app()
-    except Exception as error:
-        from orchestrator.config_file import InputError
+    with interruptible():
+        try:
+            app(_home_expanded(sys.argv[1:]))
+        except Exception as error:
+            from orchestrator.config_file import InputError
 
-        if isinstance(error, InputError):
-            typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
-            sys.exit(2)
-        from workers.failure import describe
+            if isinstance(error, InputError):
+                typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)
+                sys.exit(2)
+            from workers.failure import describe
 
-        typer.echo(describe(error), err=True)
-        sys.exit(1)
+            typer.echo(describe(error), err=True)
+            sys.exit(1)

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 
+from orchestrator.interruption import handlers_kept
 from orchestrator.local_ray import start_ray
 
 
@@ -23,12 +24,17 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # A process less for each tuning: workers of a node that goes are started again anyway.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    # By default a task that Ray ends for lack of memory starts again without end.
+    os.environ.setdefault("RAY_task_oom_retries", "3")
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    else:  # many small processes start at once here, and that is meant
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-        start_ray(cpus, gpus)
+    with handlers_kept():
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:  # many small processes start at once here, and that is meant
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+            start_ray(cpus, gpus)
+    # Nor its pages about what it tries again.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
 def disconnect() -> None:

@@ -309,13 +309,14 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
             raise InputError(f"{error}; {WHERE_TO_GET[config.evaluation.dataset]}") from None
         updates["evaluation"] = config.evaluation.model_copy(update={"root": root, **photos})
     llm, questions = config.knowledge.llm, config.knowledge.questions
-    if (base / Path(llm.model)).is_dir():
-        llm = llm.model_copy(update={"model": str((base / Path(llm.model)).resolve())})
+    llm_folder = base / os.path.expanduser(llm.model)
+    if llm_folder.is_dir():
+        llm = llm.model_copy(update={"model": str(llm_folder.resolve())})
     if questions.templates is not None:
         file = _existing(questions.templates, base, "knowledge.questions.templates")
         questions = questions.model_copy(update={"templates": file})
     updates["knowledge"] = config.knowledge.model_copy(update={"llm": llm, "questions": questions})
-    vlm_file = base / Path(config.vlm.pretrained or "")
+    vlm_file = base / os.path.expanduser(config.vlm.pretrained or "")
     if vlm_file.is_file():
         updates["vlm"] = config.vlm.model_copy(update={"pretrained": str(vlm_file.resolve())})
     return config.model_copy(update=updates)

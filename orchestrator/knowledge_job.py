@@ -12,7 +12,7 @@ from rich.table import Table
 from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
-from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
+from orchestrator.knowledge_plan import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.label_list import show_labels
 from orchestrator.preflight import find_resources
 from orchestrator.run_lock import only_driver
@@ -79,14 +79,14 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
     console.print(table)
     console.print(
         f"questions: {writer.count(PREMISES)} for lists, {writer.count(SENTENCES)} for sentences\n"
-        f"engines: {plan.engines.engines}, each {plan.engines.cpus} CPUs and "
-        f"{plan.engines.gpus} GPUs"
+        f"{describe_engines(plan)}"
     )
 
 
 def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> None:
     kept, dropped = sum(summary["kept"].values()), sum(summary["dropped"].values())
-    table = Table("", "sentences", title=f"knowledge of {summary['model']}")
+    title = f"knowledge of {summary['model']}" if summary["model"] else "own sentences"
+    table = Table("", "sentences", title=title)
     table.add_row("kept", str(kept))
     for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):
         table.add_row(f"dropped: {reason}", str(count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 
 from orchestrator.config import RunConfig, load_categories, load_templates
 from orchestrator.config_file import InputError
-from orchestrator.preflight import Resources, check_folder, place_engines
+from orchestrator.preflight import Resources, check_folder, place_engines, visible_gpus
 from prompt_tuning.caption_coverage import CaptionCoverage
 from prompt_tuning.captions import Caption, read_caption_file
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.install_hints import install_set
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
 from prompt_tuning.template_captions import template_captions
@@ -48,7 +50,8 @@ class KnowledgePlan:
     """What has been decided about the text side of a run before it starts.
 
     `given`: of the captions that no language model writes. `llm_identity`: all that forms an answer
-    beside its question; part of every shard's key.
+    beside its question; part of every shard's key, and empty, as `llm_path` is, where nothing is
+    asked: then no model need be here.
     """
 
     config: RunConfig
@@ -70,32 +73,38 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     Raises:
         InputError: for what a person has to change.
     """
-    on = resources.of_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
-    config = _with_model(config, on)
+    asks = config.knowledge.questions.asks_something
+    if asks:
+        _check_vllm()
+        on = resources.of_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
+        config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
     given = CaptionCoverage.of(
         given_captions(config, categories), categories, config.captions.held_out
     )
-    engines = place_engines(config, resources)
+    engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
-    llm_path, llm_content = _llm(config, cache)
-    llm_identity: dict[str, object] = {
-        "model": llm_content,
-        "engine": config.knowledge.llm.model_dump(
-            exclude={"model", "engines", "cpus_per_engine", "pool", "timeout_minutes"}
-        ),
-        "sampling": config.knowledge.sampling.model_dump(),
-        "cpus": engines.cpus,
-        "gpus": engines.gpus,
-        "accelerators": sorted({node.accelerator for node in on.nodes if node.gpus}),
-        "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
-        "versions": engine_versions(),
-        "source": source_digest(
-            "workers.llm_engine", "workers.llm_adapters", "workers.embedded_llm"
-        ),
-    }
+    llm_path: Path | str = ""
+    llm_identity: dict[str, object] = {}
+    if asks:
+        llm_path, llm_content = _llm(config, cache)
+        llm_identity = {
+            "model": llm_content,
+            "engine": config.knowledge.llm.model_dump(
+                exclude={"model", "engines", "cpus_per_engine", "pool", "timeout_minutes"}
+            ),
+            "sampling": config.knowledge.sampling.model_dump(),
+            "cpus": engines.cpus,
+            "gpus": engines.gpus,
+            "accelerators": sorted({node.accelerator for node in on.nodes if node.gpus}),
+            "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+            "versions": engine_versions(),
+            "source": source_digest(
+                "workers.llm_engine", "workers.llm_adapters", "workers.embedded_llm"
+            ),
+        }
     stage = plan_stage(
         cache,
         "knowledge",
@@ -120,6 +129,24 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         llm_path=llm_path,
         stage=stage,
     )
+
+
+def describe_engines(plan: KnowledgePlan) -> str:
+    """How many engines a run has and on what, for a person."""
+    if not plan.llm_identity:
+        return "engines: none, for no language model is asked"
+    engines = plan.engines
+    return f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs"
+
+
+def _check_vllm() -> None:
+    """Refuse to ask a language model where vLLM is not here; a cluster's nodes may have it."""
+    if importlib.util.find_spec("vllm") is None and not os.environ.get("RAY_ADDRESS"):
+        raise InputError(
+            "knowledge.questions: asking a language model needs vLLM, which is not installed: "
+            f"{install_set('gpu' if visible_gpus() else 'cpu')}; captions.files and per_category: "
+            "0, relationships: 0 need none"
+        )
 
 
 def _with_model(config: RunConfig, resources: Resources) -> RunConfig:

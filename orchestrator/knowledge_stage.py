@@ -196,9 +196,13 @@ class _Summary:
             self._of_category[label] += 1
 
     def told(self) -> dict[str, Any]:
-        """The summary as JSON values; `quarantined` lists the first of `not_answered`."""
+        """The summary as JSON values; `quarantined` lists the first of `not_answered`.
+
+        `model`: null where nothing was asked.
+        """
+        knowledge = self._plan.config.knowledge
         return {
-            "model": self._plan.config.knowledge.llm.model,
+            "model": knowledge.llm.model if knowledge.questions.asks_something else None,
             "asked": dict(self._asked),
             "kept": dict(self._kept),
             "dropped": dict(self.dropped),

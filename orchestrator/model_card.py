@@ -11,9 +11,9 @@ from orchestrator.config import RunConfig, validate
 from orchestrator.config_file import InputError, read_yaml
 from orchestrator.evaluation_stages import SELECTION, read_selection
 from orchestrator.report import ARMS, between, caption_notes, evaluated_on, fixed
-from prompt_tuning.artifact import Artifact
+from prompt_tuning.artifact import FILES, Artifact
 from prompt_tuning.evaluation import BRANCHES
-from prompt_tuning.store import MANIFEST, is_published, publishing
+from prompt_tuning.store import is_published, publishing
 
 _CARD = "README.md"
 # A hub writes this file into every repository; in the manifest from the start, it alters none.
@@ -31,9 +31,8 @@ def export_folder(source: Path, artifact: Artifact, target: Path) -> None:
         raise InputError(f"--hf: {target} is there already and is no export; name a new folder")
     card = model_card(artifact, source.resolve().parent)
     with publishing(target, replace=True) as staging:
-        for file in source.iterdir():
-            if file.name != MANIFEST:
-                shutil.copyfile(file, staging / file.name)
+        for name in FILES:
+            shutil.copyfile(source / name, staging / name)
         (staging / _CARD).write_text(card, "utf-8")
         (staging / _ATTRIBUTES).write_text(_LARGE_FILES, "utf-8")
 
@@ -66,7 +65,7 @@ def model_card(artifact: Artifact, run: Path) -> str:
         "## Figures",
         _figures(run) if is_run else "**Not measured**: the artifact lies in no run's folder.",
         "## Licence",
-        _LICENCE,
+        _licence(run if is_run else None),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -99,12 +98,6 @@ print(Tagger.load("this-folder").tag(["photo.jpg"]))
 The weights of the image–text model are not in this folder; its exact identity is in
 `artifact.json`, and another model is refused."""
 
-_LICENCE = (
-    "This folder holds the tuned prompts only. Who publishes it chooses their licence (the two "
-    "`license` lines above), within the terms of the language model that wrote the sentences and "
-    "of the image–text model, whose text tower made the class features."
-)
-
 
 def _local_checkpoint(artifact: Artifact) -> list[str]:
     file = Path(artifact.vlm_settings.pretrained or "")
@@ -117,8 +110,26 @@ def _local_checkpoint(artifact: Artifact) -> list[str]:
     ]
 
 
+def _licence(run: Path | None) -> str:
+    """`run`: None where it is not known what wrote the sentences."""
+    writer = ""
+    if run is None:
+        writer = "the language model that wrote the sentences, if one did, and of "
+    elif _config(run).knowledge.questions.asks_something:
+        writer = "the language model that wrote the sentences and of "
+    return (
+        "This folder holds the tuned prompts only. Who publishes it chooses their licence (the two "
+        f"`license` lines above), within the terms of {writer}the image–text model, whose text "
+        "tower made the class features."
+    )
+
+
+def _config(run: Path) -> RunConfig:
+    return validate(RunConfig, read_yaml(run / "config.yaml"), str(run / "config.yaml"))
+
+
 def _sentences(run: Path) -> str:
-    config = validate(RunConfig, read_yaml(run / "config.yaml"), str(run / "config.yaml"))
+    config = _config(run)
     sources = []
     if config.knowledge.questions.asks_something:
         sources.append(f"written by the language model `{config.knowledge.llm.model}`")

@@ -14,6 +14,7 @@ from orchestrator.cluster import disconnect
 from orchestrator.cluster_check import check_cluster
 from orchestrator.config import RunConfig
 from orchestrator.config_file import InputError
+from orchestrator.knowledge_plan import describe_engines
 from orchestrator.label_list import show_labels
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import check_folder, find_resources
@@ -151,10 +152,9 @@ def _print_plan(plan: Plan, console: Console) -> None:
     console.print(table)
     if plan.config.evaluation.dataset == "scenes" and not plan.images:
         console.print("The cut-outs of the scenes are not here yet; a run fetches them first.")
-    engines, share = plan.knowledge.engines, plan.share
+    share = plan.share
     console.print(
-        f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs; "
-        f"tuning workers: {plan.config.tuning.workers}, "
+        f"{describe_engines(plan.knowledge)}; tuning workers: {plan.config.tuning.workers}, "
         f"each {share.cpus:g} CPUs and {share.gpus:g} GPUs"
     )
 

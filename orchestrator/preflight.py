@@ -268,7 +268,8 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
 
 def check_room(config: RunConfig, command: str, resources: Resources) -> None:
     """Refuse what the command would refuse on these nodes for lack of room. Raises InputError."""
-    place_engines(config, resources)
+    if config.knowledge.questions.asks_something:
+        place_engines(config, resources)
     if command != "knowledge":
         place_workers(config, resources)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
@@ -50,12 +48,12 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions, console: Console) -> None:
-    """Serve artifacts until Ctrl-C or SIGTERM.
+    """Serve artifacts until KeyboardInterrupt.
 
     Raises:
         InputError: for what a person has to change.
         RuntimeError: when the service does not start, or ends by itself.
-        SystemExit: 130 or 143, after the signal.
+        KeyboardInterrupt: when it is stopped, after the requests under way.
     """
     folders = named_folders(options.artifacts)
     for folder in folders.values():
@@ -72,8 +70,6 @@ def serve(options: ServeOptions, console: Console) -> None:
     try:
         console.print("Starting Ray")
         connect(resources.cpus, resources.gpus)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _exit)  # Ray has set its own
         if ray_serve.status().proxies:
             raise InputError(
                 "RAY_ADDRESS: Ray Serve runs on this cluster already, at a port of its own; "
@@ -112,19 +108,14 @@ def serve(options: ServeOptions, console: Console) -> None:
         while True:
             time.sleep(_LOOK_EACH_S)
             _status()
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         if front:
             _drain(front, console)
-        console.print("Stopped.")
         raise
     finally:
         if started and os.environ.get("RAY_ADDRESS"):  # else Ray ends here, with all of it
             ray_serve.shutdown()
         disconnect()
-
-
-def _exit(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(128 + number)
 
 
 def named_folders(artifacts: list[str]) -> dict[str, Path]:

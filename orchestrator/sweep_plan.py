@@ -13,6 +13,7 @@ from orchestrator.config_file import InputError
 from orchestrator.plan import TUNING, Plan, make_plan, retune
 from orchestrator.preflight import Resources
 from orchestrator.search_space import Fields, SweepSettings, config_at, points, split_names, told
+from prompt_tuning.install_hints import pip_install
 from prompt_tuning.store import canonical_json, digest
 from workers.stages import Stage
 
@@ -141,9 +142,8 @@ def _check_extras(settings: SweepSettings) -> None:
     """Refuse what needs a package that is not here, before anything runs for hours."""
     for extra in (*settings.trackers, *(["optuna"] if settings.search == "optuna" else [])):
         if importlib.util.find_spec(extra) is None:
-            raise InputError(
-                f"sweep: {extra} is not installed; pip install 'datafree[{extra}]' brings it"
-            )
+            package = "mlflow-skinny" if extra == "mlflow" else extra
+            raise InputError(f"sweep: {extra} is not installed: {pip_install(package)}")
 
 
 def _before_tuning(config: RunConfig) -> str:

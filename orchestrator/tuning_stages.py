@@ -25,7 +25,7 @@ from prompt_tuning.selection import SelectingHalf
 from prompt_tuning.store import canonical_json
 from prompt_tuning.tuning import CaptionSet, load_caption_sets
 from workers import tuning_worker
-from workers.tuning_worker import TuningJob, read_history
+from workers.tuning_worker import Lack, TuningJob, read_history
 
 FEATURES = "features.safetensors"
 GROUPS = "hierarchy.json"
@@ -145,10 +145,18 @@ def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
         )
 
 
-def tell_of_waiting(console: Console, share: WorkerShare, workers: int, seconds: float) -> None:
-    """Say that no workers are up yet: on a busy cluster their resources may be taken."""
+def tell_of_waiting(
+    console: Console, share: WorkerShare, workers: int, seconds: float, lack: Lack
+) -> None:
+    """Say why no workers are up yet: on a busy cluster their resources may be taken."""
     import ray
 
+    if lack == "processes":
+        console.print(
+            f"tuning: {workers} worker processes have been starting and loading the image–text "
+            f"model for {seconds:.0f} s"
+        )
+        return
     free = ray.available_resources()
     console.print(
         f"waiting for resources for {seconds:.0f} s: tuning needs {workers} × ({share.cpus:g} CPUs "

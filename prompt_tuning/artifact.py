@@ -6,27 +6,61 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from prompt_tuning.calibration import Calibration
-from prompt_tuning.categories import CategoryList
+from prompt_tuning.calibration import Calibration, CalibrationValues
+from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.new_labels import (
+    BRANCHES,
     TunedTokens,
     check_labels,
     prompt_new_labels,
     with_new_labels,
 )
-from prompt_tuning.store import is_published, publishing
+from prompt_tuning.settings import Settings
+from prompt_tuning.store import find_damage, publishing
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
 _FEATURES = "class_features.safetensors"
 _TOKENS = "tokens.safetensors"
 _DESCRIPTION = "artifact.json"
+FILES = (_DESCRIPTION, _FEATURES, _TOKENS)
+"""An artifact's own files, beside the manifest."""
 _VERSION = 2
+
+
+class _Description(Settings):
+    """What `artifact.json` holds."""
+
+    version: int
+    categories: Annotated[tuple[Category, ...], Field(min_length=2)]
+    hierarchy: dict[str, dict[str, tuple[str, ...]]]
+    geometry: Geometry
+    fusion: Literal["mean", "softmax"]
+    calibration: CalibrationValues
+    handcrafted: dict[str, float]
+    vlm_settings: VLMSettings
+    vlm: VLMIdentity
+
+    @model_validator(mode="after")
+    def _of_the_same_categories(self) -> _Description:
+        names = [category.name for category in self.categories]
+        fine_groups = [fine for coarse in self.hierarchy.values() for fine in coarse.values()]
+        if sorted(name for fine in fine_groups for name in fine) != sorted(names):
+            raise ValueError("hierarchy must name each of categories once")
+        if set(self.handcrafted) != set(BRANCHES):
+            raise ValueError(f"handcrafted must be of {' and '.join(BRANCHES)}")
+        for name in ("slopes", "offsets", "thresholds"):
+            if len(getattr(self.calibration, name)) != len(names):
+                raise ValueError(f"calibration.{name} must have a number for each of categories")
+        return self
 
 
 @dataclass(frozen=True)
@@ -47,8 +81,17 @@ class Artifact:
     vlm_settings: VLMSettings
     vlm: VLMIdentity
 
-    def save(self, folder: Path) -> None:
-        """Write the artifact into a folder of its own, in place of what was there."""
+    def save(self, folder: Path | str) -> None:
+        """Write the artifact into a folder of its own, in place of an earlier one.
+
+        Raises:
+            FileExistsError: when the folder holds something else.
+        """
+        folder = Path(folder)
+        if folder.is_file() or (
+            folder.is_dir() and any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()
+        ):
+            raise FileExistsError(f"{folder}: holds something else; name a new folder")
         description = {
             "version": _VERSION,
             "categories": self.categories.model_dump(mode="json")["categories"],
@@ -70,32 +113,35 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Path | str) -> Artifact:
-        """Read an artifact.
+        """Read an artifact, whatever others put beside its files.
 
         Raises:
-            ValueError: when the folder holds none, a damaged one, or one of another version.
+            ValueError: in one line, when the folder holds none, a damaged one, or one of another
+                version.
         """
-        if not is_published(Path(folder)) or not Path(folder, _DESCRIPTION).exists():
-            raise ValueError(f"{folder}: no artifact, or one that was altered after it was written")
-        described: dict[str, Any] = json.loads(Path(folder, _DESCRIPTION).read_text("utf-8"))
-        if described.get("version") != _VERSION:
-            raise ValueError(
-                f"{folder}: artifact of version {described.get('version')}, and this is {_VERSION} "
-                "(with calibrated scores and tokens); run its config again"
-            )
-        tensors = load_file(Path(folder, _FEATURES))
+        folder = Path(folder)
+        described = _read_description(folder)
+        classes = _read_tensors(folder / _FEATURES, BRANCHES)
+        tokens = _read_tensors(folder / _TOKENS)
+        for name, features in classes.items():
+            if features.shape != (len(described.categories), described.vlm.dim):
+                raise ValueError(
+                    f"{folder / _FEATURES}: {name} must be {len(described.categories)} × "
+                    f"{described.vlm.dim} (got {' × '.join(map(str, features.shape))})"
+                )
         return cls(
-            categories=CategoryList.model_validate_json(
-                json.dumps({"categories": described["categories"]})
-            ),
-            tree=described["hierarchy"],
-            classes=ClassFeatures(tensors["global"], tensors["local"]),
-            tokens=TunedTokens(load_file(Path(folder, _TOKENS)), described["handcrafted"]),
-            geometry=Geometry.model_validate(described["geometry"]),
-            fusion=described["fusion"],
-            calibration=Calibration.from_json(described["calibration"]),
-            vlm_settings=VLMSettings.model_validate(described["vlm_settings"]),
-            vlm=VLMIdentity.model_validate(described["vlm"]),
+            categories=CategoryList(categories=described.categories),
+            tree={
+                coarse: {fine: list(names) for fine, names in fines.items()}
+                for coarse, fines in described.hierarchy.items()
+            },
+            classes=ClassFeatures(classes["global"], classes["local"]),
+            tokens=TunedTokens(tokens, described.handcrafted),
+            geometry=described.geometry,
+            fusion=described.fusion,
+            calibration=Calibration.from_json(described.calibration.model_dump()),
+            vlm_settings=described.vlm_settings,
+            vlm=described.vlm,
         )
 
     def differs_in(self, vlm: VLM) -> list[str]:
@@ -152,3 +198,55 @@ class Artifact:
             tokens=self.tokens.adding(added.contexts),
             calibration=self.calibration.adding(len(labels)),
         )
+
+
+def _read_description(folder: Path) -> _Description:
+    """What the description of an undamaged artifact says. Raises ValueError in one line."""
+    if not (folder / _DESCRIPTION).is_file():
+        inner = folder / "artifact"
+        hint = f"; did you mean {inner}?" if (inner / _DESCRIPTION).is_file() else ""
+        raise ValueError(f"{folder}: no artifact there ({_DESCRIPTION} not found){hint}")
+    _check_whole(folder, _DESCRIPTION)
+    text = (folder / _DESCRIPTION).read_bytes()
+    try:
+        version = json.loads(text)["version"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{folder / _DESCRIPTION}: must be JSON with a version") from None
+    if version != _VERSION:
+        raise ValueError(
+            f"{folder}: artifact of version {version}, and this is {_VERSION} "
+            "(with calibrated scores and tokens); run its config again"
+        )
+    _check_whole(folder, _FEATURES, _TOKENS)
+    try:
+        return _Description.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        wrong = first["msg"].removeprefix("Value error, ")
+        wrong = "is missing" if first["type"] == "missing" else wrong
+        raise ValueError(f"{folder / _DESCRIPTION}: {key} {wrong}".replace(":  ", ": ")) from None
+
+
+def _check_whole(folder: Path, *files: str) -> None:
+    """Raises ValueError when a file is not as it was written."""
+    if damage := find_damage(folder, files):
+        first = folder / files[0]
+        pointer = first.is_file() and first.read_bytes().startswith(b"version https://git-lfs")
+        hint = "; Git LFS has not fetched its content yet (git lfs pull)" if pointer else ""
+        raise ValueError(f"{folder}: the artifact is damaged: {damage}{hint}")
+
+
+def _read_tensors(file: Path, names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """A file's tensors, all finite and these among them. Raises ValueError in one line."""
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: {error}") from None
+    for name in names:
+        if name not in tensors:
+            raise ValueError(f"{file}: {name} is missing")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{file}: {name} must be finite numbers (got NaN or infinity)")
+    return tensors

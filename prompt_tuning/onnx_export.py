@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prompt_tuning.artifact import Artifact
+from prompt_tuning.install_hints import pip_install
 from prompt_tuning.store import digest, write_atomic
 from prompt_tuning.vlm import VLM, Geometry
 
@@ -65,7 +66,7 @@ def check_packages() -> None:
     """Raises ValueError in one line when ONNX's packages are missing."""
     lacking = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if lacking:
-        raise ValueError(f"--onnx needs {' and '.join(lacking)}: pip install 'datafree[onnx]'")
+        raise ValueError(f"--onnx needs {' and '.join(lacking)}: {pip_install(*lacking)}")
 
 
 def _metadata(artifact: Artifact) -> dict[str, str]:

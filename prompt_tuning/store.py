@@ -2,7 +2,8 @@
 
 Everything that takes long is written beside its target, fsynced and renamed, so a reader sees a
 whole result or none, whatever was killed when. A published folder carries `manifest.json` with the
-size and checksum of each of its files; a folder that no longer matches counts as not there.
+size and checksum of each of its files; a folder whose files no longer match counts as not there.
+What others put beside them (.DS_Store, .git) changes nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import socket
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
     """Give a private folder to fill; on success it becomes `target`, on failure it goes away.
 
     A target that is there whole stays, and this copy is discarded (another process was faster),
-    unless the caller wants to `replace` it.
+    unless the caller wants to `replace` it; what others put beside its files stays then.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target)
@@ -142,12 +143,25 @@ def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def is_published(target: Path) -> bool:
-    """Whether a folder was published whole and still has exactly what its manifest says."""
-    try:
-        manifest = json.loads((target / MANIFEST).read_bytes())
-        return bool(manifest == _inventory(target))
-    except (OSError, ValueError):
-        return False
+    """Whether a folder was published whole and still has what its manifest says."""
+    return find_damage(target) is None
+
+
+def find_damage(target: Path, files: Iterable[str] | None = None) -> str | None:
+    """What differs from a folder's manifest, in words; None when nothing does.
+
+    `files`: names of the files to compare; all that the manifest lists by default.
+    """
+    listed = _listed(target)
+    if listed is None:
+        return f"{MANIFEST} is missing or was altered"
+    for name in listed if files is None else files:
+        try:
+            if listed.get(name) != _entry(target / name):
+                return f"{name} was altered"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
 
 
 def _rename_folder(staging: Path, target: Path, replace: bool) -> None:
@@ -160,15 +174,38 @@ def _rename_folder(staging: Path, target: Path, replace: bool) -> None:
             old = staging.with_name(f"{staging.name}.old")
             os.rename(target, old)
             os.rename(staging, target)
+            if replace:
+                _keep_foreign(old, target)
             shutil.rmtree(old)
+
+
+def _keep_foreign(old: Path, target: Path) -> None:
+    """Move what others put into a published folder to the one that took its place."""
+    own = {Path(name).parts[0] for name in _listed(old) or ()}
+    for path in old.iterdir():
+        if path.name not in own and not (target / path.name).exists():
+            os.rename(path, target / path.name)
+
+
+def _listed(folder: Path) -> dict[str, Any] | None:
+    """What a folder's manifest lists; None where it cannot be read."""
+    try:
+        listed = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return listed if isinstance(listed, dict) else None
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, int | str]]:
     return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        str(path.relative_to(folder)): _entry(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / MANIFEST
     }
+
+
+def _entry(file: Path) -> dict[str, int | str]:
+    return {"bytes": file.stat().st_size, "sha256": file_digest(file)}
 
 
 def _host() -> str:
@@ -181,10 +218,17 @@ def _writer() -> str:
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove what killed processes of this host have left of the same target."""
+    """Remove what killed processes of this host have left of the same target.
+
+    One that was killed while it replaced the target had moved it away: it comes back.
+    """
     for path in target.parent.glob(f".{target.name}.{_host()}-*.tmp*"):
         pid = path.name.removesuffix(".old").rsplit("-", 2)[-2]
-        if not Path("/proc", pid).exists():
+        if Path("/proc", pid).exists():
+            continue
+        if path.suffix == ".old" and is_published(path) and not target.exists():
+            os.rename(path, target)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -201,7 +201,7 @@ class ClassPrompts(nn.Module):
         loss = world / batch * self.losses.ranking(*scores, labels)
         reference = F.normalize(self.handcrafted, dim=-1)
         for branch, tuned in (("global", class_global), ("local", class_local)):
-            if branch in self.losses.order_on:
+            if self.losses.order and branch in self.losses.order_on:
                 order = order_loss(tuned, reference, self.losses.order_temperature)
                 loss = loss + self.losses.order * order
         return loss

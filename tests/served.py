@@ -24,11 +24,13 @@ import json
 import sys
 from pathlib import Path
 from rich.console import Console
+from orchestrator.interruption import interruptible
 from orchestrator.serve_job import ServeOptions, serve
 from workers.tagging_requests import Limits
 artifacts, port, cache, limits = json.loads(sys.argv[1])
 options = ServeOptions(artifacts, "127.0.0.1", port, None, None, Path(cache), Limits(**limits))
-serve(options, Console(stderr=True))
+with interruptible():
+    serve(options, Console(stderr=True))
 """
 
 

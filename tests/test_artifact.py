@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.calibration import Calibration
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.new_labels import TunedTokens
-from prompt_tuning.store import publishing
+from prompt_tuning.store import MANIFEST, publishing
 from prompt_tuning.tagger import Tagger
 from prompt_tuning.vlm import VLM, Geometry, VLMSettings, load_vlm
 
@@ -124,19 +127,118 @@ def test_an_altered_file_is_refused(folder: Path, file: str) -> None:
     content = bytearray((folder / file).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / file).write_bytes(content)
-    with pytest.raises(ValueError, match="no artifact, or one that was altered"):
+    with pytest.raises(ValueError, match=r"the artifact is damaged: .*altered"):
         Artifact.load(folder)
 
 
 def test_what_is_no_artifact_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no artifact, or one that was altered"):
+    with pytest.raises(ValueError, match="nowhere: no artifact there"):
         Artifact.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="no artifact, or one that was altered"):
+    with pytest.raises(ValueError, match="no artifact there"):
         Artifact.load(tmp_path)
     with publishing(tmp_path / "other") as staging:
         (staging / "data.txt").write_text("published, but by another stage")
     with pytest.raises(ValueError, match="no artifact"):
         Artifact.load(tmp_path / "other")
+
+
+def test_what_others_put_beside_its_files_changes_nothing(artifact: Artifact, folder: Path) -> None:
+    """What git, a hub and a file manager leave, and a card that somebody edited."""
+    with publishing(folder, replace=True) as staging:  # as `export --hf` does, with its card
+        for file in ("artifact.json", "class_features.safetensors", "tokens.safetensors"):
+            (staging / file).write_bytes((folder / file).read_bytes())
+        (staging / "README.md").write_text("the card")
+    (folder / "README.md").write_text("the card, with a licence")
+    for added in (".gitattributes", ".DS_Store", ".cache/huggingface/x.lock", ".git/HEAD"):
+        (folder / added).parent.mkdir(parents=True, exist_ok=True)
+        (folder / added).write_text("")
+    assert Artifact.load(folder).vlm == artifact.vlm
+    # Nor does another artifact that is saved in its place lose them.
+    replace(artifact, fusion="softmax").save(folder)
+    assert Artifact.load(folder).fusion == "softmax"
+    assert (folder / ".git/HEAD").exists() and (folder / ".cache/huggingface/x.lock").exists()
+
+
+def test_a_folder_of_something_else_is_not_replaced(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("mine")
+    for target in (tmp_path / "photos", str(tmp_path / "photos"), tmp_path / "photos" / "a.jpg"):
+        with pytest.raises(FileExistsError, match="holds something else; name a new folder"):
+            artifact.save(target)
+    assert (tmp_path / "photos" / "a.jpg").read_text() == "mine"
+    artifact.save(str(tmp_path / "new"))
+    assert Artifact.load(tmp_path / "new").vlm == artifact.vlm
+
+
+def test_the_folder_of_a_run_names_its_artifact(artifact: Artifact, tmp_path: Path) -> None:
+    artifact.save(tmp_path / "run" / "artifact")
+    with pytest.raises(ValueError, match=r"run: no artifact there .*; did you mean .*run/artifact"):
+        Artifact.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda d: d.pop("geometry"), "geometry is missing"),
+        (lambda d: d["calibration"].pop("source"), "calibration.source is missing"),
+        (lambda d: d["geometry"].update(scale=float("nan")), "geometry.scale .*finite number"),
+        (
+            lambda d: d["calibration"]["thresholds"].__setitem__(1, float("nan")),
+            "calibration.thresholds.1 .*finite number",
+        ),
+        (lambda d: d["calibration"]["slopes"].pop(), "calibration.slopes must have a number"),
+        (lambda d: d["handcrafted"].pop("local"), "handcrafted must be of global and local"),
+        (lambda d: d["hierarchy"].clear(), "hierarchy must name each of categories once"),
+        (lambda d: d.update(fusion="max"), "fusion .*'mean' or 'softmax'"),
+        (lambda d: d.update(categories="dog"), "categories "),
+        (lambda d: d.pop("version"), "must be JSON with a version"),
+    ],
+)
+def test_a_description_edited_by_hand_is_refused_by_its_key(
+    folder: Path, edit: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    described = json.loads((folder / "artifact.json").read_text("utf-8"))
+    edit(described)
+    republish(folder, "artifact.json", json.dumps(described).encode())
+    with pytest.raises(ValueError, match=words) as caught:
+        Artifact.load(folder)
+    assert str(caught.value).startswith(f"{folder}/artifact.json: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"global": torch.zeros(3, 384)}, "local is missing"),
+        ({"global": torch.zeros(2, 384), "local": torch.zeros(3, 384)}, "global must be 3 × 384"),
+        (
+            {"global": torch.zeros(3, 384), "local": torch.full((3, 384), torch.nan)},
+            "local must be finite numbers",
+        ),
+    ],
+)
+def test_class_features_that_do_not_fit_are_refused_by_their_name(
+    folder: Path, tensors: dict[str, torch.Tensor], words: str
+) -> None:
+    republish(folder, "class_features.safetensors", save(tensors))
+    with pytest.raises(ValueError, match=rf"class_features\.safetensors: {words}") as caught:
+        Artifact.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_git_lfs_has_not_fetched_is_named(folder: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9"
+    (folder / "class_features.safetensors").write_text(pointer)
+    with pytest.raises(ValueError, match=r"class_features.safetensors was altered; .*git lfs pull"):
+        Artifact.load(folder)
+
+
+def republish(folder: Path, file: str, content: bytes) -> None:
+    """With another content of a file, and a manifest that says so."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+    with publishing(folder, replace=True) as staging:
+        for name, old in files.items():
+            (staging / name).write_bytes(content if name == file else old)
 
 
 def test_an_artifact_of_another_version_is_refused(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -113,11 +114,19 @@ def test_a_folder_with_a_card_loads_as_the_artifact_does(
         "dog\ncafé\nhot air balloon",
     ):
         assert told in card
+    # It travels through git and hubs, which add what is theirs.
+    (target / ".git").mkdir()
+    (target / ".git" / "HEAD").write_text("ref: refs/heads/main")
     # A second export takes the place of the first, from the first as well as from the artifact.
     datafree("export", target, "--hf", tmp_path / "again")
     datafree("export", alone, "--hf", target)
     again = (tmp_path / "again" / "README.md").read_text("utf-8")
     assert again == card == (target / "README.md").read_text("utf-8")
+    assert (target / ".git" / "HEAD").exists() and not (tmp_path / "again" / ".git").exists()
+    # An edited card is nobody's to replace, and no damage.
+    (target / "README.md").write_text("mine", "utf-8")
+    assert "no export" in datafree("export", alone, "--hf", target, refused=True)
+    Artifact.load(target)
 
 
 def test_the_card_has_the_figures_and_the_protocol_of_the_run(
@@ -137,6 +146,20 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
     assert "`some/model-1B`" in card
     assert "80 templates, filled in" in card
     assert "Not measured" not in card
+
+
+def test_own_sentences_are_not_said_to_be_a_language_model_s(
+    embedded_vlm: VLM, tmp_path: Path, datafree: Call
+) -> None:
+    write_run(tmp_path / "run", embedded_vlm)
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text("utf-8"))
+    config["knowledge"]["questions"] = {"per_category": 0, "relationships": 0}
+    config["captions"] = {"files": ["/my/own.tsv"]}
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    datafree("export", tmp_path / "run/artifact", "--hf", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text("utf-8")
+    assert "given by the owner of the run (`own.tsv`)" in card
+    assert "language model" not in card and "model-1B" not in card
 
 
 def test_figures_of_sentences_are_not_given_for_figures_of_photos(
@@ -210,4 +233,5 @@ def test_what_cannot_be_exported_is_said_in_one_line(
         importlib.util, "find_spec", lambda name: None if "onnx" in name else find(name)
     )
     message = datafree("export", alone, "--onnx", tmp_path / "model.onnx", refused=True)
-    assert "--onnx needs onnx and onnxscript: pip install 'datafree[onnx]'" in message
+    install = f"{sys.executable} -m pip install onnx onnxscript"  # keeps torch, names our own
+    assert f"--onnx needs onnx and onnxscript: {install}" in message

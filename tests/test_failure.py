@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -9,9 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ray.exceptions import OutOfMemoryError
+from tiny_llm import write_tiny_llm
 
 from prompt_tuning.store import naming
 from workers.failure import DescribedFailure, describe
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+name: tiny
+categories: [dog, car, tree]
+knowledge: {{questions: {{per_category: {questions}, relationships: 0}}, llm: {{model: {llm}}}}}
+captions: {{files: [own.tsv], held_out: 0.3}}
+hierarchy: {{groups: auto, coarse: 2, fine: 2}}
+vlm: {{model: efficientnet-lite0+minilm, resolution: 224}}
+"""
 
 
 def raised(error: BaseException) -> BaseException:
@@ -142,3 +155,43 @@ def test_a_full_disk_is_one_line_that_names_the_file_whatever_wrote_it(tmp_path:
     named = [f"{folder}/stage"] * 6 + [f"{folder}/file"] * 2
     expected = [f"failed: {name}: No space left on device" for name in named]
     assert written.stdout.splitlines() == expected, written.stderr
+
+
+def test_too_little_memory_is_described_in_one_line_without_rays_page() -> None:
+    page = "1 worker(s) were killed due to the node running low on memory. Memory on the node …\n"
+    failure = RuntimeError("training failed")
+    failure.worker_failures = {0: OutOfMemoryError(page)}  # type: ignore[attr-defined]
+    line = describe(failure)
+    assert line.startswith("failed: out of memory: Ray ended a worker")
+    assert "tuning.workers" in line
+    assert "\n" not in line
+
+
+# Questions are for engines, which are actors; without any, tasks encode the captions.
+@pytest.mark.parametrize("questions", [0, 40])
+def test_a_run_whose_workers_ray_ends_for_lack_of_memory_says_so(
+    tmp_path: Path, questions: int
+) -> None:
+    llm = write_tiny_llm(tmp_path / "llm")
+    (tmp_path / "tiny.yaml").write_text(CONFIG.format(questions=questions, llm=llm), "utf-8")
+    names = ("dog", "car", "tree")
+    lines = (f"A {look} {name}.\t{name}\n" for name in names for look in ("large old", "small red"))
+    (tmp_path / "own.tsv").write_text("".join(lines), "utf-8")
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "RAY_memory_usage_threshold": "0.01",
+        "RAY_memory_monitor_refresh_ms": "100",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "run", "tiny.yaml"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("failed: out of memory: Ray ended a worker")
+    assert done.stderr.count("\n") == 1
+    assert "low on memory" not in done.stdout

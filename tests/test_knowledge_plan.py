@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from without_packages import datafree_without
 
 from orchestrator.config import RunConfig, load_config
-from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
+from orchestrator.knowledge_plan import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.knowledge_stage import CAPTIONS, read_summary, write_knowledge
 from orchestrator.plan import make_plan
 from orchestrator.preflight import Node, Resources
 from workers.llm_engine import GPU_DEFAULT
 from workers.stages import run_stage
 
+ROOT = Path(__file__).parent.parent
 ON_CPU = Resources((Node(8, 0),))
 NOTHING_ASKED = ("knowledge.questions.per_category=0", "knowledge.questions.relationships=0")
 
@@ -94,6 +97,41 @@ def test_the_default_model_is_glm_on_gpus_and_the_embedded_one_without(tmp_path:
     assert plan(tmp_path, default).config.knowledge.llm.model == "embedded:gemma-3-270m"
 
 
+def test_without_questions_no_language_model_is_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same captions are the same on any machine, which need not have the model either."""
+    (tmp_path / "own.tsv").write_text("My dog sleeps.\tdog\n", "utf-8")
+    own = ("captions.files=[own.tsv]", *NOTHING_ASKED)
+    key = plan(tmp_path, *own).stage.key
+    elsewhere = Resources((Node(2, 8, "H100"),))
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    for override in ("model=nowhere/at-all", "model=auto", "model=/not/here", "pool=none"):
+        planned = plan(tmp_path, *own, f"knowledge.llm.{override}", resources=elsewhere)
+        assert planned.stage.key == key
+        assert describe_engines(planned) == "engines: none, for no language model is asked"
+    asked = plan(tmp_path, "captions.files=[own.tsv]")
+    assert asked.stage.key != key
+    assert describe_engines(asked) == "engines: 1, each 8 CPUs and 0 GPUs"
+
+
+def test_own_captions_need_neither_vllm_nor_the_embedded_models(tmp_path: Path) -> None:
+    config(tmp_path)
+    (tmp_path / "own.tsv").write_text("My dog sleeps.\tdog\nA red car.\tcar\n", "utf-8")
+    lacking = ("vllm", "gguf", "accelerate", "gemma3_", "gt_all_", "efficientnet_")
+    places = ("--cache", tmp_path / "cache", "--runs", tmp_path / "runs")
+    own = ("--set", "knowledge.llm.model=auto", "--set", "captions.files=[own.tsv]")
+    command = ("knowledge", tmp_path / "a.yaml", *places, *own)
+    nothing = (word for override in NOTHING_ASKED for word in ("--set", override))
+    done = datafree_without(lacking, *command, *nothing)
+    assert done.returncode == 0, done.stderr
+    assert "own sentences" in done.stdout
+    refused = datafree_without(lacking, *command)
+    assert refused.returncode == 2, refused.stderr
+    assert "asking a language model needs vLLM, which is not installed" in refused.stderr
+    assert f"{sys.executable} -m pip install --no-deps -r {ROOT}/requirements/" in refused.stderr
+
+
 def test_templates_are_captions_without_any_engine(tmp_path: Path) -> None:
     (tmp_path / "own.tsv").write_text("My dog sleeps.\tdog\n", "utf-8")
     own = ("captions.files=[own.tsv]", *NOTHING_ASKED)
@@ -108,6 +146,7 @@ def test_templates_are_captions_without_any_engine(tmp_path: Path) -> None:
     ]
     assert rows[1]["text"] == "a bad photo of a dog."
     summary = read_summary(planned)
+    assert summary["model"] is None
     assert summary["kept"] == {"file": 1, "template": 160}
     assert summary["captions_per_category"] == {"dog": 81, "car": 80}
 

@@ -339,6 +339,16 @@ def test_bare_run() -> None:
     assert [i for i in page.ids() if not i.startswith("h-")] == ["setup"]
 
 
+def test_own_sentences_are_not_said_to_be_a_language_model_s() -> None:
+    data = fake()
+    own = {"model": None, "kept": {"file": 7}, "asked": {"specific": 0}, "dropped": {}, "tokens": 0}
+    page = Page(render(replace(data, knowledge={**data.knowledge, **own})))
+    assert "No language model was asked. 7 sentences were kept" in page.text
+    assert "tuned on 7 sentences (all of them your own)" in page.text
+    for claim in ("wrote", "written by", "kind of question"):
+        assert claim not in page.text
+
+
 def test_curves_leave_out_what_was_not_recorded() -> None:
     entry: dict[str, Any] = {"epoch": 1, "loss": 2.0, "held_out_loss": None}
     charts = curves({3: [{**entry, "held_out_map": math.nan}]})

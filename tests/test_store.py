@@ -19,6 +19,7 @@ from prompt_tuning.store import (
     folder_digest,
     is_published,
     publishing,
+    remove_abandoned,
     source_digest,
     write_atomic,
 )
@@ -86,10 +87,6 @@ def remove(folder: Path) -> None:
     (folder / "data.txt").unlink()
 
 
-def add(folder: Path) -> None:
-    (folder / "inner" / "extra.txt").write_text("")
-
-
 def remove_manifest(folder: Path) -> None:
     (folder / MANIFEST).unlink()
 
@@ -99,7 +96,7 @@ def garble_manifest(folder: Path) -> None:
 
 
 damages = pytest.mark.parametrize(
-    "damage", [corrupt, truncate, remove, add, remove_manifest, garble_manifest]
+    "damage", [corrupt, truncate, remove, remove_manifest, garble_manifest]
 )
 
 
@@ -110,6 +107,18 @@ def test_a_damaged_folder_counts_as_not_there(
     publish(tmp_path / "key")
     damage(tmp_path / "key")
     assert not is_published(tmp_path / "key")
+
+
+def test_what_others_add_is_no_damage_and_stays(tmp_path: Path) -> None:
+    publish(tmp_path / "key")
+    for extra in (".DS_Store", "inner/.DS_Store", ".git/HEAD"):
+        (tmp_path / "key" / extra).parent.mkdir(exist_ok=True)
+        (tmp_path / "key" / extra).write_text("")
+    assert is_published(tmp_path / "key")
+    publish(tmp_path / "key", "new", replace=True)
+    assert is_published(tmp_path / "key")
+    assert (tmp_path / "key" / "data.txt").read_text() == "new"
+    assert (tmp_path / "key" / ".git" / "HEAD").exists()
 
 
 @damages
@@ -164,6 +173,27 @@ def test_a_publisher_killed_midway_leaves_no_target_and_the_next_one_cleans_up(
     assert len(list(tmp_path.iterdir())) == 1
     assert not is_published(tmp_path / "key")
     publish(tmp_path / "key")
+    assert [p.name for p in tmp_path.iterdir()] == ["key"]
+
+
+def test_one_killed_while_it_replaced_has_not_lost_the_old_one(tmp_path: Path) -> None:
+    publish(tmp_path / "key", "old")
+    killed = (
+        "import os, sys; from pathlib import Path; from prompt_tuning.store import publishing\n"
+        "rename = os.rename\n"
+        "def rename_once(source, target):\n"
+        "    rename(source, target)\n"
+        "    if str(target).endswith('.old'): os.kill(os.getpid(), 9)\n"
+        "os.rename = rename_once\n"
+        "with publishing(Path(sys.argv[1]), replace=True) as staging:\n"
+        "    (staging / 'data.txt').write_text('new')\n"
+    )
+    process = subprocess.run([sys.executable, "-c", killed, str(tmp_path / "key")], check=False)
+    assert process.returncode == -9
+    assert not (tmp_path / "key").exists()
+    remove_abandoned(tmp_path / "key")
+    assert is_published(tmp_path / "key")
+    assert (tmp_path / "key" / "data.txt").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
 
 

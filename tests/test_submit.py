@@ -192,11 +192,14 @@ def test_a_job_outlives_who_follows_it_until_it_is_stopped(head: Head, project: 
     said = read_until(left, "Running entrypoint")
     name = name_of(said)
     assert f"datafree submit logs {name} --address {head.address}" in said
-    left.send_signal(signal.SIGINT)
-    code, output = end(left)
-    assert code == 130
-    assert f"{name}: goes on without you" in output
-    assert "Traceback" not in output
+    watching = start(head, project, "logs", name, folders=False)
+    read_until(watching, "Running entrypoint")
+    for process, number in ((left, signal.SIGINT), (watching, signal.SIGTERM)):
+        process.send_signal(number)
+        code, output = end(process)
+        assert code == 128 + number
+        assert f"{name}: goes on without you" in output
+        assert "Traceback" not in output
     follower = start(head, project, "logs", name, folders=False)
     code, output = ask(head, project, "status", name)
     assert code == 0
@@ -454,7 +457,8 @@ def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent
 def test_what_the_cluster_has_no_room_for_is_refused_before_anything_is_sent(
     head: Head, project: Path, override: str, words: str
 ) -> None:
-    code, output = end(start(head, project, "tiny.yaml", "--set", override))
+    asks = ("--set", "knowledge.questions.per_category=1")
+    code, output = end(start(head, project, "tiny.yaml", *asks, "--set", override))
     assert code == 2, output
     assert re.match(words, output)
     assert output.count("\n") == 1

@@ -1,4 +1,7 @@
-"""A sweep through the command line: alone here, and on a cluster of three nodes that loses much."""
+"""A sweep through the command line: alone here, and on a cluster of three nodes that loses much.
+
+Each trial has two workers, and images select.
+"""
 
 from __future__ import annotations
 
@@ -62,15 +65,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = {
         "name": "own",
         "categories": CATEGORIES,
-        # As many CPUs here as on a node of the cluster, so that both share stages.
-        "knowledge": {
-            "llm": {"cpus_per_engine": 1},
-            "questions": {"per_category": 0, "relationships": 0},
-        },
+        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
         "captions": {"files": ["sentences.tsv"], "held_out": 0.2},
         "hierarchy": {"groups": "auto", "coarse": 1, "fine": 2},
         "vlm": {"model": "efficientnet-lite0+minilm", "resolution": 224},
-        "tuning": {"epochs": 30, "batch": 32, "workers": 1},
+        "tuning": {"epochs": 30, "batch": 32, "workers": 2},
         "evaluation": {
             "dataset": "folder",
             "root": str(folder / "photos"),
@@ -177,40 +176,72 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         time.sleep(0.05)
 
 
-def test_a_sweep_that_loses_its_driver_and_a_node_ends_with_the_same_table(
+def start(config: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(config, folder, *options),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ,
+    )
+
+
+def epochs(folder: Path) -> int:
+    """How many epochs of unfinished trials have been written down."""
+    files = (folder / "runs" / "own" / ".ray").rglob("*.progress.json")
+    return sum(len(json.loads(file.read_bytes())) for file in files)
+
+
+def a_worker() -> psutil.Process:
+    """One of the processes that tune."""
+    return next(
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_that_halves_and_loses_a_worker_ends_with_the_same_table(
+    config: Path, undisturbed: tuple[Path, str], tmp_path: Path
+) -> None:
+    shared, _ = undisturbed
+    # The second point is stopped at the only rung; the last is as good as the first.
+    space = "sweep.space={tuning.lr: {grid: [1e-7, 0.01001]}}"
+    sets = ["--set", space, "--set", "sweep.asha={grace: 2, reduction: 20}"]
+    whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
+    for folder in (whole, disturbed):
+        for name in SHARED:
+            shutil.copytree(shared / "cache" / name, folder / "cache" / name)
+    run(config, whole, *sets)
+    assert [row["status"] for row in table(whole)] == ["finished", "stopped", "finished"]
+    process = start(config, disturbed, *sets)
+    # Of the last trial, whose slot nobody else can take meanwhile.
+    wait_for(lambda: epochs(disturbed) >= 30 + 2 + 5, process)
+    a_worker().kill()
+    printed, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, printed
+    assert table(disturbed) == table(whole)
+
+
+def test_a_sweep_that_loses_its_driver_a_worker_and_a_node_ends_with_the_same_table(
     config: Path, undisturbed: tuple[Path, str], cluster: Cluster, tmp_path: Path
 ) -> None:
     whole, _ = undisturbed
     for name in SHARED:
         shutil.copytree(whole / "cache" / name, tmp_path / "cache" / name)
-    storage = tmp_path / "runs" / "own" / ".ray"
-
-    def epochs() -> int:
-        files = storage.rglob("*.progress.json")
-        return sum(len(json.loads(file.read_bytes())) for file in files)
-
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            command(config, tmp_path),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ,
-        )
-
-    first = start()
-    wait_for(lambda: epochs() >= 5, first)
+    first = start(config, tmp_path)
+    wait_for(lambda: epochs(tmp_path) >= 5, first)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    kept = epochs()
+    kept = epochs(tmp_path)
 
-    second = start()
-    wait_for(lambda: epochs() > kept + 3, second)
-    worker = next(
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
-    )
+    second = start(config, tmp_path)
+    wait_for(lambda: epochs(tmp_path) > kept + 3, second)
+    a_worker().kill()
+    kept = epochs(tmp_path)
+    wait_for(lambda: epochs(tmp_path) > kept + 3, second)
+    worker = a_worker()
     raylet = worker.parent()
     assert raylet
     node = next(

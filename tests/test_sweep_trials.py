@@ -112,7 +112,7 @@ def outcomes(trials: list[Trial] | Searcher, folder: Path, **options: object) ->
         slots=1,
         storage=folder / "tune",
         on_outcome=on_outcome,
-        on_waiting=lambda _: None,
+        on_waiting=lambda seconds, lack: None,
         **options,  # type: ignore[arg-type]
     )
     assert not (folder / "tune").exists()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import save
+from torch.utils.flop_counter import FlopCounterMode
 
 from prompt_tuning.captions import Caption
 from prompt_tuning.categories import Category, CategoryList
@@ -288,6 +289,16 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(embedded_vlm: VLM, data: Data
         + 0.7 * order_loss(class_local, handcrafted, 100.0)
     )
     torch.testing.assert_close(prompts(items, labels, 7), expected)
+
+
+def test_an_order_loss_of_weight_0_costs_nothing(embedded_vlm: VLM, data: Data) -> None:
+    def operations(**losses: Any) -> int:
+        prompts = class_prompts(embedded_vlm, losses=LossSettings(**losses))
+        with FlopCounterMode(display=False) as counter:
+            prompts(data.train.features.float(), data.train.labels, 7).backward()
+        return counter.get_total_flops()
+
+    assert operations(order=0.0) == operations(order_on=()) < operations()
 
 
 def test_class_features_are_prompt_plus_handcrafted_of_unit_length(embedded_vlm: VLM) -> None:

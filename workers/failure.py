@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 
 
@@ -12,17 +13,43 @@ class DescribedFailure(RuntimeError):
 def describe(error: BaseException) -> str:
     """The root cause in one line, then the traceback for those who want it.
 
-    Nobody wants it of a full disk, a vanished file or a folder that cannot be written to.
+    Nobody wants it of a full disk, a vanished file, a folder that cannot be written to, or a worker
+    that ran out of memory.
     """
-    plain = root_cause(error, implied=False)
-    if isinstance(plain, OSError) and plain.filename is not None:
-        return f"failed: {plain.filename2 or plain.filename}: {plain.strerror}"
-    if isinstance(plain, DescribedFailure | FileNotFoundError | PermissionError):
-        return f"failed: {plain}"
+    if said := _all_said(error):
+        return f"failed: {said}"
+    trace = "".join(traceback.format_exception(error))
+    return f"failed: {in_one_line(error)}\n\n{trace.rstrip()}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """The root cause: its kind and its message, or the sentence that says all."""
     cause = root_cause(error)
     message = " ".join(str(cause).split()) or "no message"
-    trace = "".join(traceback.format_exception(error))
-    return f"failed: {type(cause).__name__}: {message[:1000]}\n\n{trace.rstrip()}"
+    return _all_said(error) or f"{type(cause).__name__}: {message[:1000]}"
+
+
+def _all_said(error: BaseException) -> str:
+    """A sentence that needs no traceback, where there is one for this error; else nothing."""
+    cause = root_cause(error, implied=False)
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"{cause.filename2 or cause.filename}: {cause.strerror}"
+    if isinstance(cause, DescribedFailure | FileNotFoundError | PermissionError):
+        return str(cause)
+    return out_of_memory(error)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What to do if Ray has ended a worker for lack of memory, in a sentence; else nothing."""
+    ray_exceptions = sys.modules.get("ray.exceptions")
+    cause = root_cause(error)
+    if ray_exceptions is None or not isinstance(cause, ray_exceptions.OutOfMemoryError):
+        return ""
+    return (
+        "out of memory: Ray ended a worker because its node had hardly any memory left; run fewer "
+        "at once (tuning.workers, knowledge.llm.engines, --workers), take smaller models, or nodes "
+        "with more memory"
+    )
 
 
 def root_cause(error: BaseException, implied: bool = True) -> BaseException:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -177,6 +177,7 @@ class KnowledgePool:
         Raises:
             RuntimeError: when no engine can be loaded, engines fail on more than a few questions,
                 or none answers or loads for `timeout_minutes`.
+            OutOfMemoryError: when Ray has ended engines for lack of memory more than once.
             OSError: when the ledger cannot keep the answers.
         """
         source = iter(shards)
@@ -251,6 +252,8 @@ class KnowledgePool:
                     return
             self._wanted -= 1
             if not self._some_loaded or not self._engines:
+                if isinstance(error, OutOfMemoryError):
+                    raise
                 raise load_failure(self._settings, error) from None
         else:
             engine.loading, self._some_loaded = None, True
@@ -286,6 +289,8 @@ class KnowledgePool:
         call.failures, call.failed_on = call.failures + 1, engine
         believed = call.failures == _FAILURES_TO_BELIEVE
         job, hunt = call.job, call.hunt
+        if believed and isinstance(error, OutOfMemoryError):
+            raise error  # no question is to blame
         if hunt is None:
             if believed or not _is_death(error):
                 self._hunt(job, engine, error)

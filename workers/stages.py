@@ -68,13 +68,21 @@ def plan_stage(
 
 
 def run_stage(stage: Stage, work: Callable[[Path], None]) -> bool:
-    """Fill the stage's folder by `work` unless it is done; whether it had to."""
+    """Fill the stage's folder by `work` unless it is done; whether it had to.
+
+    Several drivers may do so at once: the first result stays, whatever becomes of the others' work.
+    """
     if stage.done():
         return False
     started = time.monotonic()
-    with publishing(stage.folder) as staging:
-        work(staging)
-        seconds = round(time.monotonic() - started, 1)
-        (staging / _TIMING).write_text(canonical_json({"seconds": seconds}), "utf-8")
+    try:
+        with publishing(stage.folder) as staging:
+            work(staging)
+            seconds = round(time.monotonic() - started, 1)
+            (staging / _TIMING).write_text(canonical_json({"seconds": seconds}), "utf-8")
+    except Exception:
+        # The driver that finished the stage meanwhile has removed the parts of both.
+        if not stage.done():
+            raise
     shutil.rmtree(stage.parts, ignore_errors=True)
     return True

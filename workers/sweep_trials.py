@@ -25,11 +25,12 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from prompt_tuning.settings import Settings
-from workers.failure import root_cause
+from workers.failure import in_one_line
 from workers.slots import Slots
 from workers.stages import Stage, run_stage
 from workers.tuning_worker import (
     SECONDS_BETWEEN_WAITS,
+    Lack,
     OnEpoch,
     OnWaiting,
     TuningJob,
@@ -143,7 +144,7 @@ def run_trials(
     Args:
         trials: those to run, or a searcher that gives each by `as_config` until there are no more.
         storage: a folder for Tune's own files, which are removed at the end.
-        on_waiting: told the seconds that all trials have waited for resources.
+        on_waiting: called as by `tune`, while no trial tunes.
         known: of trials that halving has seen before, in their order, the objective by epoch.
         work: what each trial does.
     """
@@ -216,12 +217,10 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
             ray.tune.report({**entry, "objective": objective(entries, on_images)})
 
     try:
-        work(trial, on_epoch, lambda seconds: ray.tune.report({"waiting": seconds}))
+        work(trial, on_epoch, lambda *waiting: ray.tune.report({"waiting": waiting}))
     except Exception as error:
-        cause = root_cause(error)
-        reason = " ".join(str(cause).split()) or "no message"
-        kind = "" if isinstance(cause, RuntimeError) else f"{type(cause).__name__}: "
-        ray.tune.report({"outcome": Outcome("failed", entries, kind + reason[:1000])})
+        reason = in_one_line(error).removeprefix("RuntimeError: ")
+        ray.tune.report({"outcome": Outcome("failed", entries, reason)})
         return
     if not entries:  # somebody else has filled the stage meanwhile
         ray.tune.report({"outcome": Outcome("finished", read_history(trial.stage.folder))})
@@ -267,7 +266,8 @@ class _Listener(ray.tune.Callback):
     def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting, gate: ActorHandle) -> None:
         self._on_outcome, self._on_waiting, self._gate = on_outcome, on_waiting, gate
         self._entries: dict[str, dict[float, Entry]] = {}
-        self._waiting: dict[str, tuple[float, float]] = {}  # when told, for how long
+        # When told, for how long and for what.
+        self._waiting: dict[str, tuple[float, tuple[float, Lack]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune saves its callbacks to restore them, which is not how a sweep goes on."""
@@ -283,21 +283,20 @@ class _Listener(ray.tune.Callback):
             now = time.time()
             self._waiting[trial.trial_id] = (now, result["waiting"])
             recent = {
-                waiting: seconds
-                for waiting, (at, seconds) in self._waiting.items()
+                name: waiting
+                for name, (at, waiting) in self._waiting.items()
                 if now - at < 1.5 * SECONDS_BETWEEN_WAITS
             }
             running = [other for other in trials if other.status == "RUNNING"]
             if all(other.trial_id in recent for other in running):
-                self._on_waiting(min(recent.values()))
+                self._on_waiting(*min(recent.values()))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         stopped = Outcome("stopped", list(self._entries.pop(trial.trial_id, {}).values()))
         self._ended(trial, trial.last_result.get("outcome", stopped))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cause = root_cause(trial.get_error() or RuntimeError("its driver died"))
-        reason = f"{type(cause).__name__}: {' '.join(str(cause).split())[:1000]}"
+        reason = in_one_line(trial.get_error() or RuntimeError("its driver died"))
         entries = list(self._entries.pop(trial.trial_id, {}).values())
         self._ended(trial, Outcome("failed", entries, reason))
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ import ray.train.torch
 import torch
 from pydantic import Field
 from ray.actor import ActorHandle
+from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file, save_file
 
 from prompt_tuning.captions import read_captions
@@ -46,7 +48,9 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_WAITS = 30.0
 
 OnEpoch = Callable[[dict[str, float]], None]
-OnWaiting = Callable[[float], None]
+# Seconds since the start, and what the job waits for.
+Lack = Literal["resources", "processes"]
+OnWaiting = Callable[[float, Lack], None]
 
 
 class DistributedTuningSettings(TuningSettings):
@@ -144,8 +148,9 @@ def tune(
 
     `resources`: of each worker, by Ray's names, with a number of GPUs that may be 0.
     `on_epoch` is told of each epoch of the history once more when it resumes: with `at`, the time
-    at which it ended, and `selecting_map` (0-100) where images select. `on_waiting` is told now and
-    then how many seconds it has waited, until the workers are up.
+    at which it ended, and `selecting_map` (0-100) where images select. `on_waiting` is called now
+    and then until the workers are up, with the seconds that this has taken and what is lacking:
+    resources, or else processes that start, import and load the model.
 
     Returns:
         class features of the best epoch ("global" and "local", `(classes, dim)`) with the tokens
@@ -158,7 +163,7 @@ def tune(
     _discard_torn_snapshot(storage / name)
     job.not_finite.unlink(missing_ok=True)
     callbacks: list[Any] = [SlotGivenBack(job.slots, job.name)] if job.slots else []
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         _train_loop,
         # By reference: its controller has no use for it, and would import all of this module.
         train_loop_config={"job": ray.put(job)},
@@ -175,9 +180,11 @@ def tune(
             callbacks=callbacks,
         ),
     )
+    bundle = {name: amount for name, amount in resources.items() if amount}
+    lack = partial(_lack, [bundle] * job.tuning.workers, set(placement_group_table()))
     finished = threading.Event()
     watcher = threading.Thread(
-        target=_watch, args=(job.progress, on_epoch, on_waiting, finished), daemon=True
+        target=_watch, args=(job.progress, on_epoch, on_waiting, lack, finished), daemon=True
     )
     watcher.start()
     try:
@@ -191,6 +198,11 @@ def tune(
     with result.checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
         return load_file(Path(folder, CLASSES)), state["history"]
+
+
+class _Trainer(ray.train.torch.TorchTrainer):
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave the driver's handler: Ray's ends the driver with exit code 1 and no message."""
 
 
 def _not_finite(job: TuningJob) -> str:
@@ -216,8 +228,22 @@ def _discard_torn_snapshot(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+def _lack(bundles: list[dict[str, float]], earlier: set[str]) -> Lack:
+    """What workers of these bundles wait for, in a placement group that was not there `earlier`."""
+    states = {
+        group["state"]
+        for name, group in placement_group_table().items()
+        if name not in earlier and list(group["bundles"].values()) == bundles
+    }
+    return "resources" if "PENDING" in states and "CREATED" not in states else "processes"
+
+
 def _watch(
-    progress: Path, on_epoch: OnEpoch, on_waiting: OnWaiting, finished: threading.Event
+    progress: Path,
+    on_epoch: OnEpoch,
+    on_waiting: OnWaiting,
+    lack: Callable[[], Lack],
+    finished: threading.Event,
 ) -> None:
     """Tell of each epoch that rank 0 has written down, until the job has finished."""
     began, waits, told = time.time(), 0, 0
@@ -229,7 +255,7 @@ def _watch(
         waited = time.time() - began
         if not up and waited > (waits + 1) * SECONDS_BETWEEN_WAITS:
             waits += 1
-            on_waiting(waited)
+            on_waiting(waited, lack())
         if progress.exists():
             entries = json.loads(progress.read_bytes())
             for entry in entries[told:]:
@@ -279,8 +305,10 @@ def _train_loop(config: dict[str, Any]) -> None:
                 told = {"what": str(error), "rows": error.rows}
                 write_atomic(job.not_finite, canonical_json(told).encode())
             return
+        # By all ranks, for each encodes a share of the prompts for the others.
+        best = run.best_class_features() if job.selecting else None
         if diary:
-            diary.add(entry)
+            diary.add(entry, best)
         _report(job, entry, run, rank, result=None)
     result = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
@@ -300,12 +328,14 @@ class _Diary:
         self._started = time.time()
         self._write()
 
-    def add(self, entry: dict[str, float]) -> None:
-        """Write down an epoch, with the mAP on the images that select where there are such."""
+    def add(self, entry: dict[str, float], best: dict[str, torch.Tensor] | None) -> None:
+        """Write down an epoch, with the mAP on the images that select where there are such.
+
+        `best`: the class features to measure, where images select (see `best_class_features`).
+        """
         told = {**entry, "started": self._started, "at": time.time()}
         if self._job.selecting:
-            assert self._items is not None
-            best = self._run.best_class_features()
+            assert self._items is not None and best is not None
             told["selecting_map"] = self._job.selecting.fused_map(
                 self._items,
                 ClassFeatures(best["global"], best["local"]),

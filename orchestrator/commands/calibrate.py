@@ -10,6 +10,7 @@ from rich.console import Console
 
 from orchestrator.commands.run import quieten_libraries
 from orchestrator.config_file import InputError
+from orchestrator.interruption import say_if_stopped
 from orchestrator.preflight import check_folder
 
 
@@ -23,6 +24,7 @@ def calibrate(
     cache: str | None,
 ) -> None:
     """Check what is asked, then fit."""
+    say_if_stopped("Stopped. The same command starts again.")
     quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")
     if bool(photos) == bool(root):

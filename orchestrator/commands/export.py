@@ -10,6 +10,8 @@ import typer
 
 from orchestrator.commands.run import quieten_libraries
 from orchestrator.config_file import InputError
+from orchestrator.interruption import say_if_stopped
+from orchestrator.preflight import check_folder
 
 
 def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None) -> None:
@@ -21,6 +23,7 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
             raise InputError(f"{option}: {target} lies in the artifact, which it would alter")
     if onnx and onnx.is_dir():
         raise InputError(f"--onnx: {onnx} is a folder; name a file, such as {onnx / 'model.onnx'}")
+    say_if_stopped("Stopped. The same command starts again.")
     quieten_libraries()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it cannot simplify
     from prompt_tuning.artifact import Artifact
@@ -33,7 +36,7 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
 
             check_packages()
             fetch_weights(loaded.vlm_settings)
-            folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache")
+            folder = check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache")
             export_onnx(loaded, load_vlm(loaded.vlm_settings, cache=folder), onnx)
             typer.echo(f"{onnx}: {onnx.stat().st_size / 1e6:.0f} MB, from pixels to scores")
         if hf:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.commands.run import quieten_libraries, resumable
+from orchestrator.commands.run import quieten_libraries
 
 
 def knowledge(
@@ -23,5 +23,4 @@ def knowledge(
     from orchestrator.knowledge_job import run_knowledge
 
     loaded = load_config(config, overrides, cache, runs)
-    with resumable():
-        run_knowledge(loaded, Console(), dry_run, strict)
+    run_knowledge(loaded, Console(), dry_run, strict)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import typer
 from rich.console import Console
 
 
@@ -21,18 +18,7 @@ def run(
     from orchestrator.pipeline import run as run_pipeline
 
     loaded = load_config(config, overrides, cache, runs)
-    with resumable():
-        run_pipeline(loaded, Console(), dry_run)
-
-
-@contextmanager
-def resumable() -> Iterator[None]:
-    """Say after Ctrl-C that nothing is lost."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("\nStopped. The same command goes on from what is finished.", err=True)
-        raise typer.Exit(130) from None
+    run_pipeline(loaded, Console(), dry_run)
 
 
 def quieten_libraries() -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from orchestrator.commands.run import quieten_libraries
 from orchestrator.config_file import InputError
+from orchestrator.interruption import say_if_stopped
 from orchestrator.preflight import check_folder
 
 
@@ -20,6 +21,7 @@ def serve(
     cache: str | None,
 ) -> None:
     """Check what is asked, then serve until stopped."""
+    say_if_stopped("Stopped.")
     quieten_libraries()
     if not 0 < port < 65536:
         raise InputError(f"--port: {port} is no port; 1 to 65535 are")

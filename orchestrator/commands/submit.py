@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from orchestrator.config_file import InputError
+from orchestrator.interruption import say_if_stopped
 
 if TYPE_CHECKING:
     from orchestrator.submit import JobServer
@@ -28,6 +29,7 @@ def submit(
     wait: bool,
 ) -> None:
     """Submit a config as a Ray job, or look after a job that was submitted."""
+    say_if_stopped("Stopped. A job that is submitted already goes on.")
     logging.disable(logging.WARNING)  # Ray tells of each package that it sends
     if first in _QUESTIONS:
         if second is None:
@@ -67,15 +69,11 @@ def _look_after(question: str, name: str, address: str | None) -> None:
 def _follow(server: JobServer, name: str, address: str | None) -> None:
     from orchestrator.submit import outcome
 
-    try:
-        said, code = outcome(server.follow(name))
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\n{name}: goes on without you; look again: {_command('logs', name, address)}; "
-            f"end it: {_command('stop', name, address)}",
-            err=True,
-        )
-        raise typer.Exit(130) from None
+    say_if_stopped(
+        f"{name}: goes on without you; look again: {_command('logs', name, address)}; "
+        f"end it: {_command('stop', name, address)}"
+    )
+    said, code = outcome(server.follow(name))
     typer.echo(said, err=code != 0)
     raise typer.Exit(code)
 

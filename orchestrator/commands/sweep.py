@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.commands.run import quieten_libraries, resumable
+from orchestrator.commands.run import quieten_libraries
 
 
 def sweep(
@@ -18,5 +18,4 @@ def sweep(
     from orchestrator.sweep import sweep as run_sweep
 
     raw = read_config(config, overrides, cache, runs)
-    with resumable():
-        run_sweep(raw, config, Console(), dry_run)
+    run_sweep(raw, config, Console(), dry_run)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 
 import typer
 from rich.console import Console
 
-from orchestrator.commands.run import quieten_libraries, resumable
+from orchestrator.commands.run import quieten_libraries
 from orchestrator.config_file import InputError
+from orchestrator.interruption import say_if_stopped
 from orchestrator.preflight import check_folder
 
 
@@ -58,6 +58,7 @@ def tag(
         workers=workers,
         cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
     )
-    with resumable() if out else nullcontext():
-        if not tag_pictures(options, Console(stderr=True)):
-            raise typer.Exit(1)
+    if not out:
+        say_if_stopped("Stopped. With --out the same command would go on from what is tagged.")
+    if not tag_pictures(options, Console(stderr=True)):
+        raise typer.Exit(1)

@@ -1,0 +1,130 @@
+"""The end of a command on Ctrl-C or SIGTERM, which `timeout`, Kubernetes and `ray job stop` send.
+
+The first signal raises KeyboardInterrupt in the main thread, so that what is under way is left in
+order; then the processes below this one are gone, a line says how to go on, and the exit code is
+130 or 143. A second signal, or an end that takes too long, ends the process where it is: whatever
+it writes appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+from rich.console import Console
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Kubernetes kills 30 s after its SIGTERM; `serve` needs most of that to let requests end.
+_LONGEST_END_S = 25.0
+# `timeout` sends its signal to the process and to the process's group.
+_SAME_SIGNAL_S = 0.5
+
+_last_words = ""
+
+
+def say_if_stopped(text: str) -> None:
+    """Choose the line that a signal ends this command with from now on."""
+    global _last_words
+    _last_words = text
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """End the process in order if SIGINT or SIGTERM comes during the block.
+
+    Whatever leaves the block after such a signal, an error that follows from it too, is replaced
+    by that end.
+    """
+    say_if_stopped("Stopped. The same command goes on from what is finished.")
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    interruption = _Interruption(reader)
+    handlers = [signal.signal(number, interruption.handle) for number in _SIGNALS]
+    wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=interruption.watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        if interruption.number is not None:
+            from orchestrator.cluster import disconnect
+
+            try:
+                disconnect()
+            finally:
+                interruption.end()
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in zip(_SIGNALS, handlers, strict=True):
+            signal.signal(number, handler)
+        writer.close()
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back the handlers of both signals after the block, in which Ray sets its own."""
+    handlers = [signal.getsignal(number) for number in _SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(_SIGNALS, handlers, strict=True):
+            signal.signal(number, handler)
+
+
+class _Interruption:
+    """`number`: of the first signal, None before. `wakeup`: where Python writes each signal."""
+
+    def __init__(self, wakeup: socket.socket) -> None:
+        self._wakeup = wakeup
+        self.number: int | None = None
+        self._raised = False
+        self._below: list[psutil.Process] = []
+        self._ending = threading.Lock()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Called in the main thread, as soon as that runs Python code."""
+        self.number = self.number or number
+        if not self._raised:
+            self._raised = True
+            raise KeyboardInterrupt
+
+    def watch(self) -> None:
+        """Wait, in a thread of its own, for what ends the process even if the main thread hangs."""
+        first = 0.0
+        with self._wakeup, suppress(TimeoutError):
+            while received := self._wakeup.recv(1):
+                if received[0] not in _SIGNALS:
+                    continue
+                if not first:
+                    self.number = received[0]
+                    # A process whose parent ends first is no longer found below this one.
+                    self._below = psutil.Process().children(recursive=True)
+                    first = time.monotonic()
+                    self._wakeup.settimeout(_LONGEST_END_S)
+                elif time.monotonic() - first > _SAME_SIGNAL_S:
+                    break
+            else:
+                return  # the command has ended
+        self.end()
+
+    def end(self) -> NoReturn:
+        """Leave no process below this one, say how to go on, and exit."""
+        assert self.number is not None
+        with self._ending:  # by one thread only
+            for process in [*self._below, *psutil.Process().children(recursive=True)]:
+                with suppress(psutil.Error):
+                    process.kill()
+            with suppress(OSError):
+                Console().show_cursor()  # a progress bar may have hidden it
+                sys.stdout.flush()
+                print(f"\n{_last_words}", file=sys.stderr, flush=True)
+            # Not by way of the interpreter's end: threads of libraries that are still at work
+            # there would abort ("terminate called without an active exception").
+            os._exit(128 + self.number)

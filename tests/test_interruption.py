@@ -1,0 +1,211 @@
+"""SIGINT and SIGTERM end every long command in order, wherever it is, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+from tiny_llm import write_tiny_llm
+
+ROOT = Path(__file__).parent.parent
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GOES_ON = "Stopped. The same command goes on from what is finished."
+STARTS_AGAIN = "Stopped. The same command starts again."
+CONFIG = """
+name: tiny
+categories: [dog, car, tree]
+knowledge: {{questions: {{per_category: 0, relationships: 0}}, llm: {{model: {llm}}}}}
+captions: {{files: [own.tsv], held_out: 0.3}}
+hierarchy: {{groups: auto, coarse: 2, fine: 2}}
+vlm: {{model: efficientnet-lite0+minilm, resolution: 224}}
+tuning: {{epochs: 12, batch: 16, workers: 2}}
+evaluation: {{dataset: folder, root: photos}}
+sweep: {{space: {{losses.order: {{grid: [1]}}}}}}
+"""
+NAMES = ("dog", "car", "tree")
+SENTENCES = "".join(
+    f"A {look} {name} {place}.\t{name}\n"
+    for name in NAMES
+    for look in ("small", "old")
+    for place in ("near a wall", "in the sun")
+)
+
+# The path of a process to what is to be interrupted.
+When = Callable[[psutil.Process], bool]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A config of one's own with a language model, and six labelled images."""
+    folder = tmp_path_factory.mktemp("project")
+    llm = write_tiny_llm(folder / "llm")
+    (folder / "tiny.yaml").write_text(CONFIG.format(llm=llm), "utf-8")
+    (folder / "own.tsv").write_text(SENTENCES, "utf-8")
+    (folder / "photos").mkdir()
+    for i in range(6):
+        Image.new("RGB", (60, 40), (40 * i, 90, 200 - 30 * i)).save(folder / f"photos/{i}.png")
+    rows = "".join(f"{i}.png,{NAMES[i % 3]}\n" for i in range(6))
+    (folder / "photos/labels.csv").write_text(rows, "utf-8")
+    return folder
+
+
+def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", *arguments],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def interrupt(process: subprocess.Popen[str], number: signal.Signals, when: When) -> str:
+    """Send the signal when it is time; what was printed, after all has ended as it should."""
+    command = psutil.Process(process.pid)
+    deadline = time.monotonic() + 240
+    while not when(command):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    below = command.children(recursive=True)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    assert "SIGTERM received" not in output
+    _, left = psutil.wait_procs(below, timeout=10)
+    assert not left
+    return output
+
+
+def importing(process: psutil.Process) -> bool:
+    """Whether torch is being imported, or has been."""
+    return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+def starting_ray(process: psutil.Process) -> bool:
+    """Whether Ray is starting on this machine, or has started."""
+    return any(below.name() == "raylet" for below in process.children())
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run tiny.yaml", GOES_ON),
+        ("evaluate runs/tiny", GOES_ON),
+        ("tag {artifact} photos --out tags.csv", GOES_ON),
+        ("tag {artifact} photos", "Stopped. With --out the same command would go on"),
+        ("calibrate {artifact} photos --out calibrated", STARTS_AGAIN),
+        ("export {artifact} --onnx model.onnx", STARTS_AGAIN),
+        ("doctor --verify-clip photos", GOES_ON),
+    ],
+)
+def test_a_signal_during_the_imports_ends_a_command_in_order(
+    project: Path, artifact: Path, command: str, says: str, number: signal.Signals
+) -> None:
+    process = start(command.format(artifact=artifact).split(), project)
+    assert says in interrupt(process, number, importing)
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "says"),
+    [
+        ("run tiny.yaml", signal.SIGTERM, GOES_ON),
+        ("sweep tiny.yaml", signal.SIGINT, GOES_ON),
+        ("knowledge tiny.yaml --set knowledge.questions.per_category=40", signal.SIGTERM, GOES_ON),
+        ("serve {artifact} --port 18711", signal.SIGINT, "Stopped."),
+    ],
+)
+def test_a_signal_while_ray_starts_ends_a_command_in_order(
+    project: Path, artifact: Path, tmp_path: Path, command: str, number: signal.Signals, says: str
+) -> None:
+    words = command.format(artifact=artifact).split()
+    process = start([*words, "--cache", str(tmp_path)], project)
+    assert says in interrupt(process, number, starting_ray)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    def command(folder: Path) -> list[str]:
+        return ["run", "tiny.yaml", *(f"--{n}={folder / n}" for n in ("cache", "runs"))]
+
+    def results(folder: Path) -> dict[str, bytes]:
+        run = folder / "runs/tiny"
+        files = [run / "metrics.json", *(run / "artifact").iterdir()]
+        return {file.name: file.read_bytes() for file in files}
+
+    calm, stopped = tmp_path / "calm", tmp_path / "stopped"
+    process = start(command(calm), project)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+
+    epochs = 0
+
+    def has_gone_on(_: psutil.Process) -> bool:
+        nonlocal epochs
+        files = stopped.glob("runs/tiny/.ray/*.progress.json")
+        further = sum(len(json.loads(file.read_bytes())) for file in files) >= epochs + 2
+        epochs += 2 * further
+        return further
+
+    for number in SIGNALS:  # while Ray Train tunes
+        output = interrupt(start(command(stopped), project), number, has_gone_on)
+        assert GOES_ON in output
+        assert not list(stopped.glob("cache/tuning/*/manifest.json"))
+    process = start(command(stopped), project)
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output
+    assert results(stopped) == results(calm)
+
+
+# As Ray does, sets handlers of its own; leaves its work so slowly that nobody waits for it.
+STUBBORN = """
+import signal, subprocess, sys, time
+from orchestrator.interruption import handlers_kept, interruptible
+with interruptible():
+    with handlers_kept():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    below = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    try:
+        print(below.pid, flush=True)
+        time.sleep(600)
+    finally:
+        print("leaving", flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    below = psutil.Process(int(process.stdout.readline()))
+    # `timeout` sends its signal twice, to the process and to its group: that is one.
+    process.send_signal(number)
+    process.send_signal(number)
+    assert process.stdout.readline() == "leaving\n", process.communicate()
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert said == f"\n{GOES_ON}\n"
+    assert not psutil.pid_exists(below.pid) or below.status() == psutil.STATUS_ZOMBIE
