@@ -206,10 +206,9 @@ def place(
     """
     room = resources.holds(least, gpus)
     if room < count:
-        cpus, of_gpus = (
-            max(getattr(n, kind) for n in resources.nodes) for kind in ("cpus", "gpus")
-        )
-        fits = f"{room} would fit" if room else f"a node has at most {cpus} CPUs and {of_gpus} GPUs"
+        largest = max(resources.nodes, key=lambda node: (node.gpus, node.cpus))
+        has = f"no node has more than {largest.cpus} CPUs and {largest.gpus} GPUs"
+        fits = f"{room} would fit" if room else has
         raise InputError(
             f"{field}: {count} with {least:g} CPUs and {gpus:g} GPUs each can never be scheduled: "
             f"{resources}; {fits}"
