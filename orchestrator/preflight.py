@@ -207,7 +207,7 @@ def place(
     room = resources.holds(least, gpus)
     if room < count:
         largest = max(resources.nodes, key=lambda node: (node.gpus, node.cpus))
-        has = f"no node has more than {largest.cpus} CPUs and {largest.gpus} GPUs"
+        has = f"the largest node has {largest.cpus} CPUs and {largest.gpus} GPUs"
         fits = f"{room} would fit" if room else has
         raise InputError(
             f"{field}: {count} with {least:g} CPUs and {gpus:g} GPUs each can never be scheduled: "

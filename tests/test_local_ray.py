@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -42,15 +43,16 @@ def test_ray_starts_without_a_home_and_with_little_shared_memory_below_the_longe
     mount = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"')
     if subprocess.run([*mount, "/dev/shm", "true"], check=False).returncode:
         pytest.skip("this process may not mount")
-    folder = Path("/tmp", "y" * 34)  # with its name 39 bytes
-    folder.mkdir(exist_ok=True)
-    done = subprocess.run(
-        [*mount, "/dev/shm", sys.executable, "-c", ONE_CPU],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": "/proc", "TMPDIR": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(prefix="y" * 26, dir="/tmp") as folder:
+        assert len(folder) == 39
+        done = subprocess.run(
+            [*mount, "/dev/shm", sys.executable, "-c", ONE_CPU],
+            env={**ours, "PYTHONPATH": str(ROOT), "HOME": "/proc", "TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
     assert done.returncode == 0, done.stderr
 
 

@@ -98,7 +98,7 @@ def test_engines_and_workers_fit_on_uneven_nodes(tmp_path: Path) -> None:
 def test_what_can_never_fit_is_refused_with_what_would() -> None:
     with pytest.raises(InputError, match=r"^--workers: 9 with 1 CPUs .* on 2 nodes; 8 would fit$"):
         place(9, 0, UNEVEN, "--workers")
-    with pytest.raises(InputError, match=r"no node has more than 7 CPUs and 0 GPUs$"):
+    with pytest.raises(InputError, match=r"the largest node has 7 CPUs and 0 GPUs$"):
         place(1, 0, UNEVEN, "knowledge.llm.engines", 8, 8)
 
 
