@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -183,15 +184,13 @@ def tune(
     bundle = {name: amount for name, amount in resources.items() if amount}
     lack = partial(_lack, [bundle] * job.tuning.workers, set(placement_group_table()))
     finished = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(job.progress, on_epoch, on_waiting, lack, finished), daemon=True
-    )
-    watcher.start()
-    try:
-        result = trainer.fit()
-    finally:
-        finished.set()
-        watcher.join()
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(_watch, job.progress, on_epoch, on_waiting, lack, finished)
+        try:
+            result = trainer.fit()
+        finally:
+            finished.set()
+    watching.result()  # it may have found no room for what it writes
     if job.not_finite.exists():
         raise RuntimeError(f"tuning: {_not_finite(job)}; checkpoints are in {storage / name}")
     assert result.checkpoint is not None
