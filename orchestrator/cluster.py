@@ -7,6 +7,7 @@ import os
 import sys
 
 from orchestrator.interruption import handlers_kept
+from orchestrator.local_ray import start_ray
 
 
 def connect(cpus: int | None = None, gpus: int | None = None) -> None:
@@ -26,17 +27,12 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
     # By default a task that Ray ends for lack of memory starts again without end.
     os.environ.setdefault("RAY_task_oom_retries", "3")
     address = os.environ.get("RAY_ADDRESS")
-    if not address:  # many small processes start at once here, and that is meant
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
     with handlers_kept():
-        ray.init(
-            address=address or "local",
-            num_cpus=None if address else cpus,
-            num_gpus=None if address else gpus,
-            # Quiet, for the run prints its own progress.
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:  # many small processes start at once here, and that is meant
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+            start_ray(cpus, gpus)
     # Nor its pages about what it tries again.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
 

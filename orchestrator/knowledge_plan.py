@@ -103,7 +103,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         llm_identity = {
             "model": llm_content,
             "engine": config.knowledge.llm.model_dump(
-                exclude={"model", "engines", "cpus_per_engine", "pool"}
+                exclude={"model", "engines", "cpus_per_engine", "pool", "timeout_minutes"}
             ),
             "sampling": config.knowledge.sampling.model_dump(),
             "cpus": engines.cpus,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from joblib import cpu_count
 
 from orchestrator.config_file import InputError
+from orchestrator.local_ray import ray_folder
 
 if TYPE_CHECKING:
     from orchestrator.config import RunConfig
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
 
 # Below this, workers only wait for each other and fill the memory.
 _LEAST_CPUS_A_WORKER = 0.25
+
+# n / (n / k) may come out just below k.
+_ROUNDING = 1e-9
+
+# A socket's path has 107 bytes, and this is the longest one of Ray's below its folder.
+_LONGEST_RAY_FOLDER = 107 - len(
+    "/ray/session_2026-11-27_20-23-59_272619_4194304/sockets/plasma_store"
+)
 
 # Of a node's resources, those that are no pool.
 _RAYS_OWN = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
@@ -41,8 +51,8 @@ class Node:
 
     def holds(self, cpus: float, gpus: float) -> int:
         """How many actors of this need fit here at once."""
-        by_cpu = int(self.cpus / cpus)
-        return min(by_cpu, int(self.gpus / gpus)) if gpus else by_cpu
+        by_cpu = int(self.cpus / cpus + _ROUNDING)
+        return min(by_cpu, int(self.gpus / gpus + _ROUNDING)) if gpus else by_cpu
 
 
 @dataclass(frozen=True)
@@ -102,10 +112,11 @@ def find_resources() -> Resources:
     """Ask the cluster where there is one, else look at this machine without starting anything.
 
     Raises:
-        InputError: when nothing answers at RAY_ADDRESS.
+        InputError: when nothing answers at RAY_ADDRESS, or Ray cannot start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
+        check_ray_folder()
         return Resources((local_node(),))
     import ray
 
@@ -123,10 +134,27 @@ def find_resources() -> Resources:
             "a token (then set RAY_AUTH_MODE=token)"
         ) from None
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Resources(tuple(_ray_node(resources) for resources in nodes))
+    return Resources(tuple(ray_node(resources) for resources in nodes))
 
 
-def _ray_node(resources: dict[str, float]) -> Node:
+def check_ray_folder() -> None:
+    """Refuse a folder for temporary files in which Ray cannot start.
+
+    Raises:
+        InputError: naming the environment variable that chooses it.
+    """
+    name, folder = ray_folder()
+    length = len(os.fsencode(folder))
+    if length > _LONGEST_RAY_FOLDER:
+        raise InputError(
+            f"{name}: must be at most {_LONGEST_RAY_FOLDER} bytes long, for Ray has sockets below "
+            f"it (got {length}: {folder}); {name}=/tmp would do"
+        )
+    check_folder(str(folder), name)
+
+
+def ray_node(resources: dict[str, float]) -> Node:
+    """A node by the amounts of all its resources, by Ray's names."""
     kinds = [name for name in resources if name.startswith("accelerator_type:")]
     accelerator = kinds[0].partition(":")[2] if kinds else ""
     own = frozenset(
@@ -162,6 +190,38 @@ def local_node() -> Node:
     return Node(cpu_count(), gpus, *models)
 
 
+def place(
+    count: int,
+    gpus: float,
+    resources: Resources,
+    field: str,
+    least: float = 1,
+    most: float = math.inf,
+) -> float:
+    """The CPUs of each of `count` actors that run at once, none of which spans nodes: as many as
+    there are room for, from `least` to `most`; whole ones where that is one or more.
+
+    Raises:
+        InputError: naming the field, when even with the least there is no room for all.
+    """
+    room = resources.holds(least, gpus)
+    if room < count:
+        largest = max(resources.nodes, key=lambda node: (node.gpus, node.cpus))
+        has = f"the largest node has {largest.cpus} CPUs and {largest.gpus} GPUs"
+        fits = f"{room} would fit" if room else has
+        raise InputError(
+            f"{field}: {count} with {least:g} CPUs and {gpus:g} GPUs each can never be scheduled: "
+            f"{resources}; {fits}"
+        )
+    # With which a node is filled by some number of them, the largest first.
+    shares = {min(most, node.cpus / of) for node in resources.nodes for of in range(1, count + 1)}
+    for share in sorted({most, *shares}, reverse=True):
+        cpus = int(share) if 1 <= share < math.inf else share
+        if resources.holds(cpus, gpus) >= count:
+            return cpus
+    raise AssertionError("there is room for all with the least")
+
+
 def place_engines(config: RunConfig, resources: Resources) -> Placement:
     """How many engines run and on what.
 
@@ -179,20 +239,12 @@ def place_engines(config: RunConfig, resources: Resources) -> Placement:
             f"knowledge.llm.tensor_parallel: {llm.tensor_parallel} GPUs of one machine an engine, "
             f"but {resources}"
         )
-    if llm.cpus_per_engine != "auto":
-        cpus = llm.cpus_per_engine
-    elif gpus:
-        cpus = 1
-    else:
-        wanted = 1 if llm.engines == "auto" else llm.engines
-        cpus = max(1, max(node.cpus for node in resources.nodes) // wanted)
-    room = resources.holds(cpus, gpus)
-    engines = (room if gpus else min(1, room)) if llm.engines == "auto" else llm.engines
-    if not 0 < engines <= room:
-        raise InputError(
-            f"knowledge.llm.engines: {max(engines, 1)} with {cpus} CPUs and {gpus} GPUs each can "
-            f"never be scheduled: {resources}; lower engines or cpus_per_engine"
-        )
+    given = llm.cpus_per_engine
+    least = 1 if given == "auto" else given
+    room = resources.holds(least, gpus)
+    engines = max(1, room if gpus else 1) if llm.engines == "auto" else llm.engines
+    most = least if gpus or given != "auto" else math.inf
+    cpus = int(place(engines, gpus, resources, "knowledge.llm.engines", least, most))
     return Placement(engines, cpus, gpus, llm.pool)
 
 
@@ -206,14 +258,19 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
     resources = resources.of_pool(tuning.pool, "tuning.pool")
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
-    share = max(_LEAST_CPUS_A_WORKER, min(1.0, resources.cpus / tuning.workers))
-    cpus = share if tuning.cpus_per_worker == "auto" else tuning.cpus_per_worker
-    if tuning.workers > resources.holds(cpus, gpus):
-        raise InputError(
-            f"tuning.workers: {tuning.workers} with {cpus:g} CPUs and {gpus:g} GPUs each can never "
-            f"be scheduled: {resources}; lower workers, cpus_per_worker or gpus_per_worker"
-        )
+    least, most = _LEAST_CPUS_A_WORKER, 1.0
+    if tuning.cpus_per_worker != "auto":
+        least = most = tuning.cpus_per_worker
+    cpus = place(tuning.workers, gpus, resources, "tuning.workers", least, most)
     return WorkerShare(cpus, gpus, tuning.pool)
+
+
+def check_room(config: RunConfig, command: str, resources: Resources) -> None:
+    """Refuse what the command would refuse on these nodes for lack of room. Raises InputError."""
+    if config.knowledge.questions.asks_something:
+        place_engines(config, resources)
+    if command != "knowledge":
+        place_workers(config, resources)
 
 
 def check_absolute(name: str, field: str) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from orchestrator.cluster import connect, disconnect
 from orchestrator.config_file import InputError
-from orchestrator.preflight import Resources, find_resources
+from orchestrator.preflight import find_resources, place
 from orchestrator.report import page_template
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.vlm import fetch_weights
@@ -61,9 +61,10 @@ def serve(options: ServeOptions, console: Console) -> None:
     hosts = _hosts(options)
     _check_port(options)
     resources = find_resources()
-    replicas = _replicas(options.replicas, resources)
     gpus = 1 if resources.gpus else 0
-    cpus = _cpus_each(replicas, gpus, resources)
+    # Two on CPUs, for one that dies.
+    replicas = options.replicas or resources.gpus or min(2, resources.cpus)
+    cpus = int(place(replicas, gpus, resources, "--replicas"))
     front: DeploymentHandle | None = None
     started = False
     try:
@@ -184,22 +185,6 @@ def _check_port(options: ServeOptions) -> None:
             f"--port: cannot listen at {options.host}:{options.port} ({error.strerror}); "
             "choose another port or host"
         ) from None
-
-
-def _replicas(asked: int | None, resources: Resources) -> int:
-    """How many models. Two on CPUs, for one that dies. Raises InputError for too many."""
-    most = resources.gpus or resources.cpus
-    if asked and asked > most:
-        raise InputError(f"--replicas: {asked} are too many, for {resources}")
-    return asked or resources.gpus or min(2, resources.cpus)
-
-
-def _cpus_each(replicas: int, gpus: int, resources: Resources) -> int:
-    """The most CPUs for a model with which all find room. Raises InputError when there are none."""
-    for cpus in range(max(1, resources.cpus // replicas), 0, -1):
-        if sum(node.holds(cpus, gpus) for node in resources.nodes) >= replicas:
-            return cpus
-    raise InputError(f"--replicas: {replicas} are too many, for {resources}")
 
 
 def _in_url(host: str) -> str:

@@ -20,7 +20,7 @@ from ray.job_submission import JobSubmissionClient
 from orchestrator.cluster_token import find_token
 from orchestrator.config import BUILT_IN, RunConfig, read_config, validate
 from orchestrator.config_file import InputError
-from orchestrator.preflight import check_absolute, knock
+from orchestrator.preflight import Resources, check_absolute, knock, ray_node
 from orchestrator.search_space import SweepSettings
 from orchestrator.working_directory import Parcel, pack
 
@@ -43,6 +43,7 @@ class Job:
     excludes: list[str]
     packages: list[str]
     parcel: Parcel
+    config: RunConfig
 
 
 def prepare_job(
@@ -83,7 +84,7 @@ def prepare_job(
     folders = [Path(name).expanduser().resolve() for name in stay.values()]
     inside = [folder for folder in folders if here in folder.parents]
     excludes = [f"/{folder.relative_to(here)}" for folder in inside]
-    return Job(arguments, excludes, _own_packages(here), pack(here, excludes))
+    return Job(arguments, excludes, _own_packages(here), pack(here, excludes), loaded)
 
 
 def _check_files(config: RunConfig, base: Path, here: Path) -> None:
@@ -155,6 +156,12 @@ class JobServer:
                 f"{self.address}: the cluster runs Ray {theirs}, but here is {ray.__version__}; "
                 f"install ray=={theirs} here, or {ray.__version__} there"
             )
+
+    def resources(self) -> Resources:
+        """The nodes of the cluster that are up."""
+        answer = self._get("/api/v0/nodes?detail=true&limit=10000")
+        nodes = [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
+        return Resources(tuple(ray_node(node["resources_total"]) for node in nodes))
 
     def submit(self, job: Job) -> str:
         """Send the working directory and start the job; its name.

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from orchestrator.config_file import InputError
 from orchestrator.picture_listing import PictureListing
-from orchestrator.preflight import find_resources, local_node
+from orchestrator.preflight import find_resources, local_node, place
 from orchestrator.progress import StageProgress
 from orchestrator.run_lock import only_driver
 from orchestrator.tag_sheet import SHEET_PICTURES, write_sheet
@@ -42,6 +42,7 @@ from prompt_tuning.store import (
     copy_atomic,
     digest,
     file_digest,
+    naming,
     write_atomic,
 )
 from prompt_tuning.tag_stream import Tagged, TagRule, chunks, tag_files
@@ -115,7 +116,8 @@ def tag(options: TagOptions, console: Console) -> bool:
         _fill(options, options.out, listing, made_with, tally, console)
     else:
         for row in _rows(options, listing):
-            print(line_of(row), flush=True)
+            with naming("standard output"):
+                print(line_of(row), flush=True)
             tally.add(row)
     if options.sheet:
         write_sheet(options.sheet, tally.first, tally.tagged + tally.unreadable)
@@ -158,7 +160,7 @@ def _fill(
     """Leave the whole file, or parts of it for the next time. Raises InputError."""
     folder = out.with_name(f".{out.name}.parts")
     with only_driver(folder, "--out"):
-        total, pictures = _listed(listing, folder)
+        total, missing, pictures = _listed(listing, folder)
         if out.exists():
             _check_same(out, read_made_with(out), {**made_with, "pictures": pictures})
             for row in read_tags(out):
@@ -174,7 +176,7 @@ def _fill(
                 StageProgress(console, "tagging", total) as progress,
                 tags_writer(whole, {**made_with, "pictures": pictures}, out.suffix) as write,
             ):
-                for row in _kept_rows(options, listing, folder):
+                for row in _kept_rows(options, listing, folder, missing):
                     write(row)
                     tally.add(row)
                     progress.advance(1)
@@ -194,13 +196,14 @@ def _check_same(place: Path, found: dict[str, Any] | None, wanted: dict[str, Any
         )
 
 
-def _listed(listing: PictureListing, folder: Path) -> tuple[int, str]:
-    """How many pictures there are, and a digest of which."""
-    total, keys = 0, []
+def _listed(listing: PictureListing, folder: Path) -> tuple[int, int, str]:
+    """How many images there are, how many are not tagged yet, and a digest of which."""
+    total, missing, keys = 0, 0, []
     for part in _parts(listing, folder):
         total += len(part.files)
+        missing += 0 if part.done else len(part.files)
         keys.append(part.kept.name)
-    return total, digest(keys)
+    return total, missing, digest(keys)
 
 
 def _parts(listing: PictureListing, folder: Path) -> Iterator[Part]:
@@ -219,11 +222,14 @@ def _size_and_time(file: Path) -> tuple[int, ...]:
     return status.st_size, status.st_mtime_ns
 
 
-def _kept_rows(options: TagOptions, listing: PictureListing, folder: Path) -> Iterator[Row]:
+def _kept_rows(
+    options: TagOptions, listing: PictureListing, folder: Path, missing: int
+) -> Iterator[Row]:
     """Each picture's row, in order; those of a part are kept as soon as it is done."""
     # The copy runs ahead by what is read ahead, and past parts that were done before.
     parts, ahead = tee(_parts(listing, folder))
-    fresh = _tagged(options, (file for part in ahead if not part.done for file in part.files))
+    todo = (file for part in ahead if not part.done for file in part.files)
+    fresh = _tagged(options, todo, missing)
     for part in parts:
         if not part.done:
             rows = [row_of(*pair) for pair in zip(part.files, fresh, strict=False)]
@@ -235,18 +241,21 @@ def _kept_rows(options: TagOptions, listing: PictureListing, folder: Path) -> It
 def _rows(options: TagOptions, listing: PictureListing) -> Iterator[Row]:
     """Each picture's row, in order."""
     files, ahead = tee(listing)
-    for pair in zip(files, _tagged(options, ahead), strict=True):
+    count = sum(1 for _ in listing) if options.workers else 0
+    for pair in zip(files, _tagged(options, ahead, count), strict=True):
         yield row_of(*pair)
 
 
-def _tagged(options: TagOptions, files: Iterable[Path]) -> Iterator[Tagged]:
+def _tagged(options: TagOptions, files: Iterable[Path], count: int) -> Iterator[Tagged]:
     """What became of each file, in order. The model is loaded for the first one.
+
+    `count`: how many files, which only workers need to know.
 
     Raises:
         InputError: when the model cannot be had, or when there is no room for so many workers.
     """
     if options.workers is not None:
-        yield from _tagged_on_workers(options, options.workers, files)
+        yield from _tagged_on_workers(options, options.workers, files, count)
         return
     try:
         tagger = Tagger.load(options.artifact, cache=options.cache)
@@ -258,27 +267,26 @@ def _tagged(options: TagOptions, files: Iterable[Path]) -> Iterator[Tagged]:
 
 
 def _tagged_on_workers(
-    options: TagOptions, workers: int, files: Iterable[Path]
+    options: TagOptions, workers: int, files: Iterable[Path], count: int
 ) -> Iterator[Tagged]:
     from orchestrator.cluster import connect, disconnect
     from workers.tagging_workers import tag_on_workers
 
-    resources = find_resources()
-    most = resources.gpus or resources.cpus
-    if workers > most:
-        raise InputError(f"--workers: {workers} are too many, for {resources}")
     try:
+        resources = find_resources()
+        gpus = 1 if resources.gpus else 0
+        cpus = int(place(workers, gpus, resources, "--workers"))
         connect(resources.cpus, resources.gpus)
         yield from tag_on_workers(
             options.artifact.absolute(),
             options.labels,
             options.cache,
             (file.absolute() for file in files),  # workers may have another folder
+            count,
             options.rule,
-            _PICTURES_A_PART,
             workers,
-            max(1, resources.cpus // max(workers, len(resources.nodes))),
-            1 if resources.gpus else 0,
+            cpus,
+            gpus,
         )
     finally:
         disconnect()

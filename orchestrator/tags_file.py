@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.store import canonical_json
+from prompt_tuning.store import canonical_json, naming
 from prompt_tuning.tag_stream import Tagged
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -81,10 +81,10 @@ def tags_writer(
         tag = pa.struct([("name", pa.string()), ("score", pa.float64())])
         columns = [("file", pa.string()), ("tags", pa.list_(tag)), ("error", pa.string())]
         schema = pa.schema(columns, metadata={_KEY: canonical_json(made_with)})
-        with RowWriter(path, schema) as parquet:
+        with naming(path), RowWriter(path, schema) as parquet:
             yield lambda row: parquet.write(**row)
         return
-    with path.open("w", encoding="utf-8", newline="") as stream:
+    with naming(path), path.open("w", encoding="utf-8", newline="") as stream:
         if suffix == ".jsonl":
             stream.write(json_line({_KEY: made_with}))
             yield lambda row: stream.write(json_line(row))

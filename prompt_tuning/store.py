@@ -13,15 +13,23 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
+import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 MANIFEST = "manifest.json"
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+# What safetensors, SQLite and torch say of a full disk.
+_FULL = re.compile(r"os error (28|122|27)\)|disk is full|inline_container.* unexpected pos")
 
 
 def digest(value: Any) -> str:
@@ -58,12 +66,31 @@ def source_digest(*modules: str) -> str:
     return digest(sources)
 
 
+@contextmanager
+def naming(target: Path | str) -> Iterator[None]:
+    """Name what could not be written: most errors of a full disk name no file.
+
+    Raises:
+        OSError: with `target` as its `filename`, where something in the block cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno not in _CANNOT_WRITE:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(target)) from None
+    except (RuntimeError, SafetensorError, sqlite3.Error) as error:
+        if not _FULL.search(str(error)):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from None
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file beside its target, fsync and rename: readers see the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{_writer()}")
     try:
-        with temporary.open("wb") as stream:
+        with naming(path), temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -79,7 +106,8 @@ def copy_atomic(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{_writer()}")
     try:
-        shutil.copyfile(source, temporary)
+        with naming(target), source.open("rb") as read, temporary.open("wb") as written:
+            shutil.copyfileobj(read, written)
         _fsync(temporary)
         os.rename(temporary, target)
     except BaseException:
@@ -100,13 +128,15 @@ def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
     staging = target.with_name(f".{target.name}.{_writer()}")
     staging.mkdir()
     try:
-        yield staging
-        write_atomic(staging / MANIFEST, canonical_json(_inventory(staging)).encode())
-        for path in staging.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # some libraries write for their owner only; caches are shared
-            _fsync(path)
-        _rename_folder(staging, target, replace)
+        with naming(target):
+            yield staging
+            write_atomic(staging / MANIFEST, canonical_json(_inventory(staging)).encode())
+            for path in staging.rglob("*"):
+                if path.is_file():
+                    # Some libraries write for their owner only; caches are shared.
+                    path.chmod(0o644)
+                _fsync(path)
+            _rename_folder(staging, target, replace)
         _fsync(target.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

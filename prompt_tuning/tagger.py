@@ -22,6 +22,9 @@ _TOKENIZER = threading.Lock()  # tokenizers refuse two threads at once
 
 Picture = Image.Image | Path | str
 
+# How many images are encoded at once; CPUs' caches are small.
+BATCH = {"cpu": 4, "cuda": 64}
+
 
 @dataclass(frozen=True)
 class Tag:
@@ -63,7 +66,7 @@ class Tagger:
         self._calibration = artifact.calibration.of(rows)
         self.thresholds = self._calibration.thresholds
         self.device = vlm.device
-        self.batch = 4 if self.device.type == "cpu" else 64  # CPUs' caches are small
+        self.batch = BATCH[self.device.type]
 
     @classmethod
     def load(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -69,6 +71,30 @@ def test_a_seed_that_is_tuned_again_starts_afresh(tmp_path: Path) -> None:
         for entry in HISTORY:
             add_epoch(entry)
     assert read_curves(tmp_path) == expected(HISTORY)
+
+
+MANY = """
+import sys
+from pathlib import Path
+from orchestrator.curves import new_curves
+with new_curves(Path(sys.argv[1], "curves")) as add_epoch:
+    for epoch in range(1000):
+        add_epoch({"epoch": epoch, "loss": 1.0})
+"""
+
+
+def test_a_full_disk_ends_it_and_names_the_folder(tmp_path: Path) -> None:
+    mount = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=8k none "$0" && exec "$@"')
+    if subprocess.run([*mount, str(tmp_path), "true"], check=False).returncode:
+        pytest.skip("this process may not mount")
+    done = subprocess.run(
+        [*mount, str(tmp_path), sys.executable, "-c", MANY, str(tmp_path)],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr.endswith(f"No space left on device: '{tmp_path}/curves'\n")
 
 
 def test_a_run_on_templates_has_curves_and_so_has_one_of_cached_stages(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from ray.util import placement_group_table
 from prompt_tuning.captions import Answer
 from prompt_tuning.questions import Question
 from prompt_tuning.store import digest, write_atomic
+from workers import waiting
+from workers.failure import DescribedFailure
 from workers.knowledge_pool import KnowledgePool, Placement
 from workers.ledger import Ledger, Shard, cut_shards
 from workers.llm_engine import EngineSettings, SamplingSettings
@@ -90,6 +93,15 @@ class FailsTogether(StandIn):
         if len(questions) > 5:
             raise MemoryError(f"{len(questions)} questions")
         return super().answer(questions, sampling)
+
+
+class Hangs(StandIn):
+    """Loads for ever where its folder has a file of that name."""
+
+    def __init__(self, settings: EngineSettings, model: Path, on_gpu: bool) -> None:
+        super().__init__(settings, model, on_gpu)
+        while (model / "load for ever").exists():
+            time.sleep(0.1)
 
 
 class NamesItsNode(StandIn):
@@ -166,8 +178,10 @@ def pool(
     engine: type = StandIn,
     gpus: int = 0,
     on: str | None = None,
+    timeout_minutes: float = 5,
 ) -> KnowledgePool:
-    settings, placement = EngineSettings(model="stand-in"), Placement(engines, 1, gpus, on)
+    settings = EngineSettings(model="stand-in", timeout_minutes=timeout_minutes)
+    placement = Placement(engines, 1, gpus, on)
     return KnowledgePool(settings, SamplingSettings(), placement, model, Ledger(ledger), engine)
 
 
@@ -510,3 +524,34 @@ def test_engines_of_a_pool_are_on_its_nodes_only(
     assert where == {f"{nodes[1].node_id} {gpus}"}
     for node in nodes:
         cluster.remove_node(node)
+
+
+@pytest.mark.parametrize(
+    ("hanging", "words"),
+    [
+        ("placing", r"1 not placed \(each needs 1 CPU, 0\.001 nowhere of one node, but the nodes"),
+        ("loading", r"1 loading$"),
+        ("answering", r"1 answering$"),
+    ],
+)
+def test_what_hangs_is_said_and_given_up_and_what_was_answered_stays(
+    model: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    hanging: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(waiting, "_SECONDS_BETWEEN_REPORTS", 1)
+    first, second = shards(2, 3, {5: "wait"} if hanging == "answering" else {})
+    with pool(model, tmp_path / "ledger", 1) as running:
+        running.answer([first], no_matter)
+    if hanging == "loading":
+        (model / "load for ever").touch()
+    on = "nowhere" if hanging == "placing" else None
+    hung = pool(model, tmp_path / "ledger", 1, Hangs, on=on, timeout_minutes=0.1)
+    with hung, pytest.raises(DescribedFailure, match=f"^gave up after 0 minutes: engines: {words}"):
+        hung.answer([first, second], no_matter)
+    assert re.search(words, caplog.messages[-1])
+    assert caplog.messages[-1].startswith("waiting for ")
+    assert_calm(tmp_path / "ledger", [first])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from orchestrator.preflight import (
     Node,
     Resources,
     WorkerShare,
+    place,
     place_engines,
     place_workers,
 )
@@ -58,8 +60,46 @@ def test_engines_that_do_not_fit_in_their_pool(tmp_path: Path, override: str, wo
 
 def test_workers_that_do_not_fit_in_their_pool(tmp_path: Path) -> None:
     overrides = ("tuning.pool=training", "tuning.workers=2", "tuning.gpus_per_worker=1")
-    with pytest.raises(InputError, match=r"workers: 2 with 1 CPUs and 1 GPUs each can never"):
+    with pytest.raises(
+        InputError, match=r"workers: 2 with 0.25 CPUs and 1 GPUs each can never .* 1 would fit"
+    ):
         place_workers(config(tmp_path, *overrides), CLUSTER)
+
+
+UNEVEN = Resources((Node(1, 0), Node(7, 0)))
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "most", "cpus"),
+    [
+        (1, 1, math.inf, 7),
+        (2, 1, math.inf, 3),
+        (3, 1, math.inf, 2),
+        (8, 1, math.inf, 1),
+        (8, 0.25, 1, 1),
+        (9, 0.25, 1, 0.875),  # all on the larger node but one
+        (93, 0.01, 1, 7 / 82),
+    ],
+)
+def test_each_gets_the_most_with_which_all_fit_on_uneven_nodes(
+    count: int, least: float, most: float, cpus: float
+) -> None:
+    assert place(count, 0, UNEVEN, "workers", least, most) == cpus
+
+
+def test_engines_and_workers_fit_on_uneven_nodes(tmp_path: Path) -> None:
+    engines = place_engines(config(tmp_path, "knowledge.llm.engines=2"), UNEVEN)
+    assert engines == Placement(2, 3, 0)
+    thin = Resources((Node(1, 0), Node(2, 0)))
+    workers = place_workers(config(tmp_path, "tuning.workers=4"), thin)
+    assert workers == WorkerShare(2 / 3, 0)
+
+
+def test_what_can_never_fit_is_refused_with_what_would() -> None:
+    with pytest.raises(InputError, match=r"^--workers: 9 with 1 CPUs .* on 2 nodes; 8 would fit$"):
+        place(9, 0, UNEVEN, "--workers")
+    with pytest.raises(InputError, match=r"the largest node has 7 CPUs and 0 GPUs$"):
+        place(1, 0, UNEVEN, "knowledge.llm.engines", 8, 8)
 
 
 @pytest.mark.parametrize("field", ["knowledge.llm.pool", "tuning.pool"])

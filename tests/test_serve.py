@@ -398,7 +398,7 @@ def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
         (["{all}", "--port", "{taken}"], "--port: cannot listen at 127.0.0.1:"),
         (["{all}", "--port", "70000"], "--port: 70000 is no port"),
         (["{all}", "--replicas", "0"], "--replicas: 0 is too few"),
-        (["{all}", "--replicas", "4000"], "--replicas: 4000 are too many, for"),
+        (["{all}", "--replicas", "4000"], "--replicas: 4000 with 1 CPUs and"),
         (["{all}", "--token", "a b"], "--token: "),
     ],
 )

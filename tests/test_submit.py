@@ -444,6 +444,26 @@ def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent
     assert job.parcel.packed == packed.stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (
+            "tuning.workers=99",
+            "error: tuning.workers: 99 with 0.25 CPUs .* 2 CPUs and 0 GPUs; 8 w",
+        ),
+        ("knowledge.llm.pool=gpus", "error: knowledge.llm.pool: no node advertises .* 'gpus'; the"),
+    ],
+)
+def test_what_the_cluster_has_no_room_for_is_refused_before_anything_is_sent(
+    head: Head, project: Path, override: str, words: str
+) -> None:
+    asks = ("--set", "knowledge.questions.per_category=1")
+    code, output = end(start(head, project, "tiny.yaml", *asks, "--set", override))
+    assert code == 2, output
+    assert re.match(words, output)
+    assert output.count("\n") == 1
+
+
 def refused(process: subprocess.Popen[str], words: str) -> None:
     code, output = end(process)
     assert code == 2, output

@@ -352,7 +352,7 @@ def test_mistakes_are_told_in_one_line(tag: Callable[..., Done]) -> None:
         (("photos", "--threshold", "nan"), "--threshold: nan is no score"),
         (("photos", "--top", 0), "--top: 0 is too few"),
         (("photos", "--workers", 0), "--workers: 0 is too few"),
-        (("photos", "--workers", 9999), "--workers: 9999 are too many"),
+        (("photos", "--workers", 9999), "--workers: 9999 with 1 CPUs"),
         (("photos", "--labels", "car,car"), "'car' is given twice"),
         (("photos", "--labels", ""), "label ''"),
         (("photos", "--out", "tags.txt"), "must end in .jsonl or .csv or .parquet"),

@@ -13,6 +13,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from workers.failure import DescribedFailure
+
 # A client of NFS looks at a folder again after some seconds; a node may have to start a worker.
 _PATIENCE = 10.0
 _ANSWERS_WITHIN = 120.0
@@ -38,7 +40,8 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
 
     Raises:
         OSError: when this node cannot write to a folder.
-        ray.exceptions.RayError: when a node goes away meanwhile, or gives no answer.
+        DescribedFailure: when a node gives no answer.
+        ray.exceptions.RayError: when a node goes away meanwhile.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
@@ -54,7 +57,14 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
             ).remote(node["NodeManagerAddress"], node["NodeID"], markers, here, token)
             for node in others
         ]
-        reports: list[NodeReport] = ray.get(asked, timeout=_ANSWERS_WITHIN)
+        _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWERS_WITHIN)
+        for node, answer in zip(others, asked, strict=True):
+            if answer in silent:
+                raise DescribedFailure(
+                    f"node {node['NodeManagerAddress']}: no answer within {_ANSWERS_WITHIN:.0f} s; "
+                    "it may be overloaded, or unable to start a Ray worker"
+                )
+        reports: list[NodeReport] = ray.get(asked)
         for node, report in zip(others, reports, strict=True):
             for name in markers.keys() - report.blind.keys():
                 if why := _unread(markers[name] / node["NodeID"], token):

@@ -6,23 +6,37 @@ import sys
 import traceback
 
 
+class DescribedFailure(RuntimeError):
+    """A failure of the system whose message says all that a person needs, so without traceback."""
+
+
 def describe(error: BaseException) -> str:
     """The root cause in one line, then the traceback for those who want it.
 
-    Of a worker that ran out of memory the line alone, which says it all.
+    Nobody wants it of a full disk, a vanished file, a folder that cannot be written to, or a worker
+    that ran out of memory.
     """
-    line = in_one_line(error)
-    if out_of_memory(error):
-        return f"failed: {line}"
+    if said := _all_said(error):
+        return f"failed: {said}"
     trace = "".join(traceback.format_exception(error))
-    return f"failed: {line}\n\n{trace.rstrip()}"
+    return f"failed: {in_one_line(error)}\n\n{trace.rstrip()}"
 
 
 def in_one_line(error: BaseException) -> str:
-    """The root cause: its kind and its message, or what to do about too little memory."""
+    """The root cause: its kind and its message, or the sentence that says all."""
     cause = root_cause(error)
     message = " ".join(str(cause).split()) or "no message"
-    return out_of_memory(error) or f"{type(cause).__name__}: {message[:1000]}"
+    return _all_said(error) or f"{type(cause).__name__}: {message[:1000]}"
+
+
+def _all_said(error: BaseException) -> str:
+    """A sentence that needs no traceback, where there is one for this error; else nothing."""
+    cause = root_cause(error, implied=False)
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return f"{cause.filename2 or cause.filename}: {cause.strerror}"
+    if isinstance(cause, DescribedFailure | FileNotFoundError | PermissionError):
+        return str(cause)
+    return out_of_memory(error)
 
 
 def out_of_memory(error: BaseException) -> str:
@@ -38,13 +52,16 @@ def out_of_memory(error: BaseException) -> str:
     )
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The first error of a chain; Ray wraps the one that a worker raised."""
+def root_cause(error: BaseException, implied: bool = True) -> BaseException:
+    """The first error of a chain; Ray wraps the one that a worker raised.
+
+    `implied`: also past errors that were caught when the next one was raised.
+    """
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))
         worker_failures = getattr(error, "worker_failures", None)
-        chained = None if error.__suppress_context__ else error.__context__
+        chained = error.__context__ if implied and not error.__suppress_context__ else None
         inner = getattr(error, "cause", None) or error.__cause__ or chained
         if worker_failures:
             # When one worker fails, the others fail too, of the broken connection to it.

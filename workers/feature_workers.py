@@ -10,12 +10,15 @@ from typing import Any
 
 import ray
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from prompt_tuning.features import Features, concatenate, load_features, save_features
 from prompt_tuning.image_files import open_image
 from prompt_tuning.store import is_published, publishing
 from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+from workers.failure import DescribedFailure
+from workers.waiting import Waiting
 
 _CAPTIONS_A_PART = 512
 _IMAGES_A_PART = {"cpu": 48, "cuda": 1024}
@@ -76,12 +79,13 @@ def _encode(
             on_items(len(chunk))
         else:
             missing[part] = chunk
+    waiting = Waiting("feature tasks", {"CPU": 1, "GPU": gpus})
     if missing:
         # Alone: what a backbone derives from its weights is then computed only once.
-        ray.get(_load.options(num_gpus=gpus).remote(vlm, cache))
+        ray.get(waiting.first([_load.options(num_gpus=gpus).remote(vlm, cache)]))
     running = {task(chunk, vlm, cache, part): part for part, chunk in missing.items()}
     while running:
-        (done, *_), _ = ray.wait(list(running))
+        done = waiting.first(list(running))
         ray.get(done)
         on_items(len(missing[running.pop(done)]))
     return concatenate(load_features(part / _FEATURES) for part in chunks)
@@ -131,12 +135,20 @@ def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]
     with ThreadPoolExecutor(readers) as pool:
 
         def read(batch: Sequence[Path]) -> Iterator[Tensor]:
-            return pool.map(lambda file: model.preprocess(open_image(file)), batch)
+            return pool.map(lambda file: model.preprocess(_opened(file)), batch)
 
         coming = read(batches[0])
         for following in [*batches[1:], []]:
             current, coming = coming, read(following)
             yield torch.stack(list(current))
+
+
+def _opened(file: Path) -> Image:
+    """An image that could be read when it was listed. Raises DescribedFailure if it cannot now."""
+    try:
+        return open_image(file)
+    except ValueError as error:
+        raise DescribedFailure(str(error)) from None
 
 
 @lru_cache(maxsize=1)

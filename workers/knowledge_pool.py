@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from prompt_tuning.captions import Answer
 from workers.ledger import Ledger, Shard
 from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
+from workers.waiting import Waiting
 
 # A shard that is in the ledger, its answers, whether they are fresh, and the engines alive.
 OnShard = Callable[[Shard, list[Answer], bool, int], None]
@@ -103,14 +104,14 @@ class _Engine:
     def __init__(self, engine: type, placement: Placement, *arguments: Any) -> None:
         self._group = None
         strategy: Any = "SPREAD"
-        pool = {placement.pool: _OF_POOL} if placement.pool else {}
+        needs = placement.needs
         if placement.gpus > 1:
-            self._group = placement_group([placement.needs])
+            self._group = placement_group([needs])
             strategy = PlacementGroupSchedulingStrategy(self._group)
         actor: Any = ray.remote(engine).options(
-            num_cpus=placement.cpus,
-            num_gpus=placement.gpus,
-            resources=pool,
+            num_cpus=needs.pop("CPU"),
+            num_gpus=needs.pop("GPU"),
+            resources=needs,
             scheduling_strategy=strategy,
         )
         self._actor: Any = actor.remote(*arguments)
@@ -120,6 +121,11 @@ class _Engine:
     def ask(self, call: _Call, sampling: SamplingSettings) -> None:
         questions = [call.job.shard.questions[place] for place in call.places]
         self.calls.append((self._actor.answer.remote(questions, sampling), call))
+
+    @property
+    def placed(self) -> bool:
+        """Whether a node has taken it: it has a process then."""
+        return bool(ray._private.state.actors(self._actor._actor_id.hex()).get("Pid"))
 
     def end(self) -> None:
         ray.kill(self._actor)
@@ -169,12 +175,13 @@ class KnowledgePool:
         that twice, is published as an answer that names its `failure`.
 
         Raises:
-            RuntimeError: when no engine can be loaded, or engines fail on more than a few
-                questions.
+            RuntimeError: when no engine can be loaded, engines fail on more than a few questions,
+                or none answers or loads for `timeout_minutes`.
             OutOfMemoryError: when Ray has ended engines for lack of memory more than once.
             OSError: when the ledger cannot keep the answers.
         """
         source = iter(shards)
+        waiting = Waiting("engines", self._placement.needs, self._settings.timeout_minutes)
         while True:
             self._hand_out(source, on_shard)
             # Of each engine the oldest call: if it fails, it is the one that was running.
@@ -182,8 +189,7 @@ class KnowledgePool:
             if not awaited and not self._queue:
                 return
             awaited |= {engine.loading: engine for engine in self._engines if engine.loading}
-            (first, *_), _ = ray.wait(list(awaited))
-            engine = awaited[first]
+            engine = awaited[waiting.first(list(awaited), self._describe_engines)]
             if engine.loading:
                 self._welcome(engine, engine.loading)
             else:
@@ -220,6 +226,16 @@ class KnowledgePool:
                 if call.failed_on is not engine or len(ready) == 1:
                     return engine, call
         return None
+
+    def _describe_engines(self, places: str) -> str:
+        loading = [engine for engine in self._engines if engine.loading]
+        placed = sum(engine.placed for engine in loading)
+        counts = {
+            f"not placed ({places})": len(loading) - placed,
+            "loading": placed,
+            "answering": sum(bool(engine.calls) for engine in self._engines),
+        }
+        return ", ".join(f"{count} {state}" for state, count in counts.items() if count)
 
     def _ready(self) -> list[_Engine]:
         return [engine for engine in self._engines if not engine.loading]

@@ -40,6 +40,7 @@ class EngineSettings(Settings):
     a machine without. `dtype`: of weights and activations; `auto` is bfloat16 where the nodes that
     engines may be on compute in it (CPUs with AVX512-BF16 or AMX, GPUs from compute capability
     8.0), else float32 on CPUs and float16 on GPUs. `pool`: the custom Ray resource of those nodes.
+    `timeout_minutes`: the run is given up after so long in which no engine loads or answers.
     """
 
     model: Annotated[str, Field(min_length=1)] = "auto"
@@ -52,6 +53,7 @@ class EngineSettings(Settings):
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 128
     trust_remote_code: bool = False
     pool: Annotated[str, Field(min_length=1)] | None = None
+    timeout_minutes: Annotated[float, Field(gt=0)] = 120
 
 
 def chosen_dtype(settings: EngineSettings, native: Dtype) -> Dtype:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import cycle
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from prompt_tuning.tag_stream import Tagged, TagRule, chunks, started_ahead, tag_files
-from prompt_tuning.tagger import Tagger
+from prompt_tuning.tagger import BATCH, Tagger
+from workers.waiting import Waiting
 
 # Tasks that a worker has been given at once: one more than it can do, so that it need not wait.
 _TASKS_A_WORKER = 2
+_MOST_FILES_A_TASK = 128
 
 
 @ray.remote(max_restarts=-1, max_task_retries=3)
@@ -36,26 +39,38 @@ def tag_on_workers(
     labels: list[str] | None,
     cache: Path,
     files: Iterable[Path],
+    count: int,
     rule: TagRule,
-    a_task: int,
     workers: int,
     cpus: int,
     gpus: float,
 ) -> Iterator[Tagged]:
-    """What became of each file, in order, from `workers` actors of so many CPUs and GPUs each.
+    """What became of each of `count` files, in order, from `workers` actors of so many CPUs and
+    GPUs each.
 
-    A worker that dies is started again, and what it had is done once more. `a_task`: how many
-    files are one task; as in `tag_files`, a multiple of a batch keeps scores the same to the bit.
+    A worker that dies is started again, and what it had is done once more.
+
+    Raises:
+        DescribedFailure: when no worker can be placed, or none comes to an end.
     """
     worker: Any = _TaggingWorker.options(num_cpus=cpus, num_gpus=gpus)  # type: ignore[attr-defined]
+    waiting = Waiting("tagging workers", {"CPU": cpus, "GPU": gpus})
     made = [worker.remote(artifact, labels, cache, gpus, cpus)]
     # Alone: what a backbone derives from its weights is then computed only once.
-    ray.get(made[0].ready.remote())
+    ray.get(waiting.first([made[0].ready.remote()]))
     made += [worker.remote(artifact, labels, cache, gpus, cpus) for _ in range(workers - 1)]
     turns = cycle(made)
     for task in started_ahead(
-        chunks(files, a_task),
+        chunks(files, files_a_task(count, workers, gpus)),
         lambda chunk: next(turns).tag.remote(chunk, rule),
         _TASKS_A_WORKER * workers,
     ):
-        yield from ray.get(task)
+        yield from ray.get(waiting.first([task]))
+
+
+def files_a_task(count: int, workers: int, gpus: float) -> int:
+    """How many of `count` files are one task: as many for each worker, and whole batches, for then
+    scores are the same to the bit on any number of workers."""
+    batch = BATCH["cuda" if gpus else "cpu"]
+    tasks = workers * max(1, ceil(count / (workers * _MOST_FILES_A_TASK)))
+    return batch * max(1, ceil(count / tasks / batch))

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from prompt_tuning.losses import LossSettings
 from prompt_tuning.prompts import PromptSettings
 from prompt_tuning.scoring import ScoringSettings
 from prompt_tuning.selection import SelectingHalf
-from prompt_tuning.store import canonical_json, write_atomic
+from prompt_tuning.store import canonical_json, naming, write_atomic
 from prompt_tuning.tuning import (
     ClassPrompts,
     NotFiniteError,
@@ -184,15 +185,13 @@ def tune(
     bundle = {name: amount for name, amount in resources.items() if amount}
     lack = partial(_lack, [bundle] * jobs[0].tuning.workers, set(placement_group_table()))
     finished = threading.Event()
-    watcher = threading.Thread(
-        target=_watch, args=(jobs, on_epoch, on_waiting, lack, finished), daemon=True
-    )
-    watcher.start()
-    try:
-        result = trainer.fit()
-    finally:
-        finished.set()
-        watcher.join()
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(_watch, jobs, on_epoch, on_waiting, lack, finished)
+        try:
+            result = trainer.fit()
+        finally:
+            finished.set()
+    watching.result()  # it may have found no room for what it writes
     for job in jobs:
         if job.not_finite.exists():
             raise RuntimeError(f"tuning: {_not_finite(job)}; checkpoints are in {storage / name}")
@@ -331,12 +330,12 @@ def _tune_seed(
         best = run.best_class_features() if job.selecting else None
         if diary:
             diary.add(entry, best)
-        _report(entry, rank, {"tuned": tuned, "run": run.state_dict()})
+        _report(job, entry, rank, {"tuned": tuned, "run": run.state_dict()})
     classes = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
         job.slots.leave.remote(job.name)
     tuned = [*tuned, {"classes": classes, "history": run.history}]
-    _report({"finished": 1.0}, rank, {"tuned": tuned, "run": None})
+    _report(job, {"finished": 1.0}, rank, {"tuned": tuned, "run": None})
     return tuned
 
 
@@ -373,11 +372,12 @@ class _Diary:
         write_atomic(self._job.progress, canonical_json(self._entries).encode())
 
 
-def _report(metrics: dict[str, float], rank: int, state: dict[str, Any]) -> None:
+def _report(job: TuningJob, metrics: dict[str, float], rank: int, state: dict[str, Any]) -> None:
     """Report to all ranks at once; rank 0 brings the checkpoint."""
     if rank != 0:
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(state, Path(folder, _STATE))
+    with naming(job.progress.parent), tempfile.TemporaryDirectory() as folder:
+        with naming(folder):
+            torch.save(state, Path(folder, _STATE))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -39,10 +39,12 @@ def submit(
     command = second or "run"
     if command not in _COMMANDS:
         raise InputError(f"submit {first} {command}: must be one of {', '.join(_COMMANDS)}")
+    from orchestrator.preflight import check_room
     from orchestrator.submit import JobServer, prepare_job
 
     job = prepare_job(Path(first), command, overrides, cache, runs)
     server = JobServer(address)
+    check_room(job.config, command, server.resources())
     if job.parcel.is_large:
         typer.echo(f"sending {job.parcel}", err=True)
     name = server.submit(job)

@@ -1,0 +1,79 @@
+"""Machines on which Ray cannot start, or not at once: one sentence, or it starts all the same."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from orchestrator.cluster import connect, disconnect
+from orchestrator.config_file import InputError
+from orchestrator.preflight import find_resources
+
+ROOT = Path(__file__).parent.parent
+ONE_CPU = "from orchestrator.cluster import connect; connect(cpus=1)"
+
+
+def test_a_folder_too_long_for_sockets_is_refused_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    folder = tmp_path / ("x" * 60)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with pytest.raises(InputError, match=r"^TMPDIR: must be at most 39 bytes long.* \(got \d+: /"):
+        find_resources()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    find_resources()
+    monkeypatch.setenv("RAY_TMPDIR", "/proc")
+    with pytest.raises(InputError, match="RAY_TMPDIR: /proc cannot be written to"):
+        find_resources()
+
+
+def test_ray_starts_without_a_home_and_with_little_shared_memory_below_the_longest_folder() -> None:
+    mount = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"')
+    if subprocess.run([*mount, "/dev/shm", "true"], check=False).returncode:
+        pytest.skip("this process may not mount")
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with tempfile.TemporaryDirectory(prefix="y" * 26, dir="/tmp") as folder:
+        assert len(folder) == 39
+        done = subprocess.run(
+            [*mount, "/dev/shm", sys.executable, "-c", ONE_CPU],
+            env={**ours, "PYTHONPATH": str(ROOT), "HOME": "/proc", "TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_ray_that_does_not_come_up_is_started_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    late: list[psutil.Process] = []
+
+    def stop_the_first_raylet() -> None:
+        while not late:
+            for process in psutil.Process().children(recursive=True):
+                if process.name() == "raylet":
+                    process.send_signal(signal.SIGSTOP)
+                    late.append(process)
+            threading.Event().wait(0.01)
+
+    threading.Thread(target=stop_the_first_raylet, daemon=True).start()
+    connect(cpus=1)
+    try:
+        assert late
+        assert not late[0].is_running()
+        assert ray.available_resources()["CPU"] == 1
+    finally:
+        disconnect()
