@@ -3,8 +3,9 @@
 python benchmarks/knowledge_throughput.py
 
 Both sides hold one engine of the same class, options and CPUs (so also threads), in a Ray actor of
-its own, loaded and warmed by the same call before anything is measured. Ours answers shards
-through the pool and publishes them to a ledger, and its whole wall time counts. Plain is one
+its own, loaded and warmed by the same call before anything is measured. Plain computes in the dtype
+in which it is the faster on this machine, as a trial says; ours in what `auto` is. Ours answers
+shards through the pool and publishes them to a ledger, and its whole wall time counts. Plain is one
 `generate` of all prompts, tokenized beforehand, with the same sampling and a seed for each request;
 only that call counts. The two take turns. Last line: JSON; `ratio` is ours ÷ plain.
 """
@@ -29,13 +30,15 @@ from prompt_tuning.premises import Premises
 from prompt_tuning.question_templates import built_in_templates
 from prompt_tuning.questions import Question, QuestionSettings, QuestionWriter
 from workers import embedded_llm
+from workers.engine_dtype import native_dtype
 from workers.knowledge_pool import KnowledgePool, Placement
 from workers.ledger import Ledger, Shard, cut_shards
-from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings
+from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, chosen_dtype
 
 SHARD_SIZE = 384  # as the knowledge stage takes on a CPU
 SHARDS = 10
 WARM_UP = 16
+TRIAL = 256
 
 
 class PlainEngine(LLMEngine):
@@ -49,6 +52,28 @@ class PlainEngine(LLMEngine):
         outputs = self._llm.generate(prompts, parameters, use_tqdm=False)
         seconds = time.perf_counter() - start
         return sum(len(output.outputs[0].token_ids) for output in outputs), seconds
+
+
+def fastest_plain(
+    settings: EngineSettings,
+    model: Path | str,
+    questions: list[Question],
+    sampling: SamplingSettings,
+    cpus: int,
+) -> tuple[Any, dict[str, float]]:
+    """A warm plain engine in the dtype in which it is fastest, and each one's tokens a second."""
+    actor: Any = ray.remote(PlainEngine).options(num_cpus=cpus)
+    engines, rates = {}, {}
+    for dtype in ("bfloat16", "float32"):
+        engine = actor.remote(settings.model_copy(update={"dtype": dtype}), model, False)
+        ray.get(engine.generate.remote(questions[:WARM_UP], sampling))
+        tokens, seconds = ray.get(engine.generate.remote(questions[:TRIAL], sampling))
+        engines[dtype], rates[dtype] = engine, tokens / seconds
+        print(f"plain in {dtype}: {rates[dtype]:.1f} tokens/s", flush=True)
+    fastest = engines.pop(max(rates, key=rates.__getitem__))
+    for engine in engines.values():
+        ray.kill(engine)
+    return fastest, rates
 
 
 def asked_questions(count: int) -> list[Question]:
@@ -86,17 +111,15 @@ def main() -> None:
         tokens += sum(answer.tokens for answer in answers)
 
     measured: dict[str, list[tuple[int, float]]] = {"ours": [], "plain": []}
-    # Room for both, although only one of them works at a time.
-    ray.init(address="local", num_cpus=2 * cpus, include_dashboard=False, log_to_driver=False)
+    # Room for ours and both plain ones, although only one of them works at a time.
+    ray.init(address="local", num_cpus=3 * cpus, include_dashboard=False, log_to_driver=False)
     with (
         tempfile.TemporaryDirectory() as ledger,
         KnowledgePool(
             settings, sampling, Placement(1, cpus, 0), model, Ledger(Path(ledger))
         ) as pool,
     ):
-        actor: Any = ray.remote(PlainEngine).options(num_cpus=cpus)
-        plain: Any = actor.remote(settings, model, False)
-        ray.get(plain.generate.remote(questions[:WARM_UP], sampling))
+        plain, trial = fastest_plain(settings, model, questions, sampling, cpus)
         pool.answer(cut_shards([questions[:WARM_UP]], WARM_UP, {"turn": "warm up"}), count_tokens)
         for turn in range(options.rounds):
             tokens, start = 0, time.perf_counter()
@@ -120,6 +143,8 @@ def main() -> None:
                     side: [[tokens, round(seconds, 2)] for tokens, seconds in rounds]
                     for side, rounds in measured.items()
                 },
+                "plain_tokens_s_by_dtype": {dtype: round(rate, 1) for dtype, rate in trial.items()},
+                "dtype": chosen_dtype(settings, native_dtype(on_gpu=False)),
                 "model": options.model,
                 "questions": len(questions),
                 "shards": -(-len(questions) // size),

@@ -85,7 +85,9 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
 
 def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> None:
     kept, dropped = sum(summary["kept"].values()), sum(summary["dropped"].values())
-    title = f"knowledge of {summary['model']}" if summary["model"] else "own sentences"
+    title = "own sentences"
+    if summary["model"]:
+        title = f"knowledge of {summary['model']} in {summary['dtype']}"
     table = Table("", "sentences", title=title)
     table.add_row("kept", str(kept))
     for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):

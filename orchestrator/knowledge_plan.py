@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,21 +11,23 @@ from orchestrator.config import RunConfig, load_categories, load_templates
 from orchestrator.config_file import InputError
 from orchestrator.preflight import Resources, check_folder, place_engines, visible_gpus
 from prompt_tuning.caption_coverage import CaptionCoverage
-from prompt_tuning.captions import Caption, read_caption_file
+from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.given_captions import given_captions
 from prompt_tuning.install_hints import install_set
 from prompt_tuning.question_templates import Template
 from prompt_tuning.store import file_digest, folder_digest, source_digest
-from prompt_tuning.template_captions import template_captions
 from workers import embedded_llm
+from workers.engine_dtype import cluster_dtype, native_dtype
 from workers.knowledge_pool import Placement
-from workers.llm_engine import GPU_DEFAULT, engine_versions
+from workers.llm_engine import GPU_DEFAULT, chosen_dtype, engine_versions
 from workers.stages import Stage, plan_stage
 
 _MODULES = (
     "orchestrator.knowledge_stage",
     "prompt_tuning.captions",
     "prompt_tuning.categories",
+    "prompt_tuning.given_captions",
     "prompt_tuning.label_names",
     "prompt_tuning.noun_matching",
     "prompt_tuning.plain_text",
@@ -80,10 +81,9 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
-    given = CaptionCoverage.of(
-        given_captions(config, categories), categories, config.captions.held_out
-    )
+    given = _coverage(config.captions, categories)
     engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
+    config = _with_dtype(config, engines)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
     llm_path: Path | str = ""
@@ -136,7 +136,10 @@ def describe_engines(plan: KnowledgePlan) -> str:
     if not plan.llm_identity:
         return "engines: none, for no language model is asked"
     engines = plan.engines
-    return f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs"
+    return (
+        f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
+        f"in {plan.config.knowledge.llm.dtype}"
+    )
 
 
 def _check_vllm() -> None:
@@ -144,8 +147,8 @@ def _check_vllm() -> None:
     if importlib.util.find_spec("vllm") is None and not os.environ.get("RAY_ADDRESS"):
         raise InputError(
             "knowledge.questions: asking a language model needs vLLM, which is not installed: "
-            f"{install_set('gpu' if visible_gpus() else 'cpu')}; captions.files and per_category: "
-            "0, relationships: 0 need none"
+            f"{install_set('gpu' if visible_gpus() else 'cpu')}; captions.files with per_category "
+            "and relationships at 0 need none"
         )
 
 
@@ -159,21 +162,27 @@ def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
     return config.model_copy(update={"knowledge": chosen})
 
 
-def given_captions(config: RunConfig, categories: CategoryList) -> Iterator[Caption]:
-    """The captions that no language model writes: one's own, then those of templates.
+def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
+    """The config with the dtype that `auto` means on the nodes that engines may be on."""
+    llm = config.knowledge.llm
+    if llm.dtype != "auto" or not config.knowledge.questions.asks_something:
+        return config
+    on_gpu, in_cluster = engines.gpus > 0, bool(os.environ.get("RAY_ADDRESS"))
+    native = cluster_dtype(engines.needs, on_gpu) if in_cluster else native_dtype(on_gpu)
+    chosen = llm.model_copy(update={"dtype": chosen_dtype(llm, native)})
+    knowledge = config.knowledge.model_copy(update={"llm": chosen})
+    return config.model_copy(update={"knowledge": knowledge})
 
-    Raises:
-        InputError: naming the file, and the row of what does not fit.
-    """
-    for file in config.captions.files:
-        try:
-            yield from read_caption_file(Path(file), categories)
-        except OSError as error:
-            raise InputError(f"captions.files: {file}: {error.strerror}") from None
-        except ValueError as error:
-            raise InputError(f"captions.files: {error}") from None
-    if config.captions.templates:
-        yield from template_captions(categories)
+
+def _coverage(settings: CaptionSettings, categories: CategoryList) -> CaptionCoverage:
+    """Of the captions that no language model writes. Raises InputError, naming file and row."""
+    try:
+        captions = given_captions(settings, categories)
+        return CaptionCoverage.of(captions, categories, settings.held_out)
+    except OSError as error:
+        raise InputError(f"captions.files: {error.filename}: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"captions.files: {error}") from None
 
 
 def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:

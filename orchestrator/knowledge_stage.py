@@ -13,9 +13,10 @@ import pyarrow as pa
 from rich.console import Console
 
 from orchestrator.cluster import connect
-from orchestrator.knowledge_plan import KnowledgePlan, given_captions
+from orchestrator.knowledge_plan import KnowledgePlan
 from orchestrator.progress import StageProgress, status
 from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter
+from prompt_tuning.given_captions import given_captions
 from prompt_tuning.premises import Premises, confirm_kinds, read_premises
 from prompt_tuning.question_templates import PREMISES, SENTENCES
 from prompt_tuning.questions import Question, QuestionWriter
@@ -99,7 +100,7 @@ def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
     if folder.exists():  # the engine puts it together again should it be damaged
         return
     console.print(embedded_llm.TERMS)
-    with status(console, "assembling the embedded language model (once, about a minute) …"):
+    with status(console, "assembling the embedded language model (once, about half a minute) …"):
         embedded_llm.assemble(folder)
 
 
@@ -145,7 +146,7 @@ def _write_captions(
         CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
         RowWriter(staging / _ANSWERS, pa.schema(columns)) as answers,
     ):
-        for caption in given_captions(config, plan.categories):
+        for caption in given_captions(config.captions, plan.categories):
             kept.write_caption(caption)
             summary.count_caption(caption)
         for shard in shards:
@@ -198,11 +199,12 @@ class _Summary:
     def told(self) -> dict[str, Any]:
         """The summary as JSON values; `quarantined` lists the first of `not_answered`.
 
-        `model`: null where nothing was asked.
+        `model`, `dtype`: null where nothing was asked.
         """
         knowledge = self._plan.config.knowledge
         return {
             "model": knowledge.llm.model if knowledge.questions.asks_something else None,
+            "dtype": knowledge.llm.dtype if knowledge.questions.asks_something else None,
             "asked": dict(self._asked),
             "kept": dict(self._kept),
             "dropped": dict(self.dropped),

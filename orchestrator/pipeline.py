@@ -82,7 +82,7 @@ def stage_work(
     # Heavy imports happen inside the stages: when all are done, none is needed.
     from orchestrator.evaluation_stages import write_evaluation, write_image_features, write_images
     from orchestrator.knowledge_stage import write_knowledge
-    from orchestrator.tuning_stages import write_caption_features, write_hierarchy, write_tuned
+    from orchestrator.tuning_stages import SeedTuning, write_caption_features, write_hierarchy
 
     work: dict[Stage, Callable[[Path], None]] = {
         plan.knowledge.stage: partial(write_knowledge, plan.knowledge, console),
@@ -90,8 +90,9 @@ def stage_work(
         plan.hierarchy: partial(write_hierarchy, plan),
         plan.evaluation: partial(write_evaluation, plan),
     }
+    tuning = SeedTuning(plan, console)
     for seed, stage in plan.tuning.items():
-        work[stage] = partial(write_tuned, plan, console, seed)
+        work[stage] = partial(tuning.write, seed)
     if plan.images and plan.image_features:
         work[plan.images] = partial(write_images, plan, stamps)
         work[plan.image_features] = partial(write_image_features, plan, console)

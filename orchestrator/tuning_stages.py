@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,10 +23,9 @@ from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
 from prompt_tuning.prompts import handcrafted_features
 from prompt_tuning.selection import SelectingHalf
-from prompt_tuning.store import canonical_json
+from prompt_tuning.store import canonical_json, digest
 from prompt_tuning.tuning import CaptionSet, load_caption_sets
-from workers import tuning_worker
-from workers.tuning_worker import Lack, TuningJob, read_history
+from workers.tuning_worker import Lack, Tuned, TuningJob, read_history, tune
 
 FEATURES = "features.safetensors"
 GROUPS = "hierarchy.json"
@@ -75,7 +75,7 @@ def read_hierarchy(plan: Plan) -> Hierarchy:
 def tuning_job(
     plan: Plan, seed: int, storage: Path, selecting: SelectingHalf | None = None
 ) -> TuningJob:
-    """What one seed's workers need; `storage`: of Ray Train; `selecting`: as in `TuningJob`."""
+    """What workers need for a seed; `storage`: of Ray Train; `selecting`: as in `TuningJob`."""
     config = plan.config
     return TuningJob(
         captions=plan.knowledge.stage.folder / CAPTIONS,
@@ -119,30 +119,51 @@ def caption_coverage(plan: Plan) -> CaptionCoverage:
     return CaptionCoverage.of(captions, plan.categories, plan.config.captions.held_out)
 
 
-def write_tuned(plan: Plan, console: Console, seed: int, staging: Path) -> None:
-    """Tune one seed's prompts in Ray Train workers, from the last checkpoint if there is one."""
+class SeedTuning:
+    """Tunes the seeds of a plan: all that are to do as soon as one is asked for, so that their
+    Ray Train workers start once."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self._plan, self._console = plan, console
+        self._tuned: dict[int, Tuned] = {}
+
+    def write(self, seed: int, staging: Path) -> None:
+        """Fill the stage's folder of one seed."""
+        if seed not in self._tuned:
+            to_do = [s for s, stage in self._plan.tuning.items() if not stage.done()]
+            self._tuned = _tune(self._plan, self._console, to_do)
+        self._tuned[seed].write(staging)
+
+
+def _tune(plan: Plan, console: Console, seeds: list[int]) -> dict[int, Tuned]:
+    """Tune these seeds' prompts in Ray Train workers, from the last checkpoint if there is one."""
     storage = plan.run_folder / RAY_STORAGE
-    job, share = tuning_job(plan, seed, storage), plan.share
+    jobs, share = [tuning_job(plan, seed, storage) for seed in seeds], plan.share
+    name = digest([plan.tuning[seed].key for seed in seeds])[:20]
     connect(plan.resources.cpus, plan.resources.gpus)
-    with (
-        StageProgress(console, f"tuning seed {seed}", job.tuning.epochs) as progress,
+    title = f"tuning seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    epochs = len(seeds) * plan.config.tuning.epochs
+    with StageProgress(console, title, epochs) as progress, ExitStack() as curves:
         # A resumed seed tells of all its epochs again.
-        new_curves(curves_folder(plan.run_folder, seed)) as add_epoch,
-    ):
+        add_epoch = {
+            seed: curves.enter_context(new_curves(curves_folder(plan.run_folder, seed)))
+            for seed in seeds
+        }
 
-        def on_epoch(entry: dict[str, float]) -> None:
-            add_epoch(entry)
-            progress.advance(1, f"loss {entry['loss']:.3f}, held out {entry['held_out_loss']:.3f}")
+        def on_epoch(job: TuningJob, entry: dict[str, float]) -> None:
+            add_epoch[job.seed](entry)
+            losses = f"loss {entry['loss']:.3f}, held out {entry['held_out_loss']:.3f}"
+            progress.advance(1, f"seed {job.seed}, {losses}")
 
-        tuning_worker.write_tuned(
-            job,
+        tuned = tune(
+            jobs,
             storage,
-            plan.tuning[seed].key,
+            name,
             share.resources,
             on_epoch,
-            partial(tell_of_waiting, console, share, job.tuning.workers),
-            staging,
+            partial(tell_of_waiting, console, share, plan.config.tuning.workers),
         )
+    return dict(zip(seeds, tuned, strict=True))
 
 
 def tell_of_waiting(

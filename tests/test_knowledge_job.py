@@ -15,6 +15,8 @@ import pytest
 import yaml
 from tiny_llm import write_tiny_llm
 
+from workers.engine_dtype import native_dtype
+
 CATEGORIES = ["dog", "bicycle", "violin", "lemon", "car", "tree"]
 RESULTS = ["answers.parquet", "captions.parquet", "lists.json", "summary.json"]
 
@@ -80,6 +82,7 @@ def test_everything_asked_is_answered_and_accounted_for(folder: Path, calm: Path
     summary = json.loads((told / "summary.json").read_bytes())
     asked = {"attributes": 8, "aspects": 12, "kinds": 24, "classes": 12, "together": 24}
     assert summary["asked"] == {**asked, "specific": 1200, "relationship": 12}
+    assert summary["dtype"] == native_dtype(on_gpu=False)
     answers = pq.read_table(told / "answers.parquet").to_pylist()
     assert len(answers) == 1212
     assert len({row["answer"] for row in answers}) > 900

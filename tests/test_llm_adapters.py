@@ -20,6 +20,7 @@ from tiny_llm import write_tiny_chat_llm, write_tiny_chatglm, write_tiny_llama, 
 from orchestrator.cluster import connect, disconnect
 from prompt_tuning.captions import Answer
 from prompt_tuning.questions import Question
+from workers.engine_dtype import native_dtype
 from workers.llm_adapters import ChatAdapter, ChatGLM3Adapter, choose_adapter
 from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
 
@@ -86,6 +87,12 @@ def chosen(engine: Any, name: str, model: Path | str) -> str:
     return ray.get(call)
 
 
+def dtype(engine: Any) -> str:
+    """In what its model computes."""
+    told = engine.__ray_call__.remote(lambda self: str(self._llm.llm_engine.model_config.dtype))
+    return str(ray.get(told)).removeprefix("torch.")
+
+
 def check_answers(engine: Any) -> list[Answer]:
     answers = ask(engine)
     with pytest.raises(RayTaskError, match="maximum context length is 1024"):
@@ -109,10 +116,17 @@ def test_base_model_completes_patterns(checkpoints: dict[str, Path]) -> None:
     def cores(_: LLMEngine) -> list[set[int]]:
         return [os.sched_getaffinity(int(thread)) for thread in os.listdir("/proc/self/task")]
 
+    assert dtype(one) == native_dtype(on_gpu=False)
     everywhere = os.sched_getaffinity(0)
     for engine in (one, two):
         threads = ray.get(engine.__ray_call__.remote(cores))
         assert all(allowed == everywhere for allowed in threads), "no engine is tied to a core"
+
+
+def test_an_engine_computes_in_the_dtype_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
+    engine = start(checkpoints["base"], dtype="float32")
+    assert dtype(engine) == "float32"
+    check_answers(engine)
 
 
 def test_chat_model_is_asked_by_its_template(checkpoints: dict[str, Path]) -> None:
@@ -244,6 +258,7 @@ def failures(
         "cache": start(long_checkpoint, max_model_len=20_000),
         "memory": start(changed("memory", intermediate_size=2**34)),
         "heads": start(checkpoints["base"], tensor_parallel=3),
+        "overflow": start(changed("overflow", model_type="gemma3_text"), dtype="float16"),
         "no template": start(checkpoints["base"], adapter="chat"),
         "no pieces": start(checkpoints["base"], adapter="chatglm3"),
     }
@@ -263,6 +278,7 @@ def failures(
         ("cache", "max_model_len", "at most 163"),
         ("memory", "model", "4398046511104 bytes"),
         ("heads", "tensor_parallel", "attention heads (2)"),
+        ("overflow", "dtype", "does not support float16"),
         ("no template", "adapter", "no chat template"),
         ("no pieces", "adapter", "tokenizer.model"),
     ],
@@ -315,6 +331,13 @@ def test_a_failure_in_another_process_names_the_field(long_checkpoint: Path) -> 
             "Cannot access gated repo for url https://huggingface.co/a/b/resolve/main/config.json.",
             "model",
             "vLLM says: 401 Client Error. Cannot access gated repo",
+        ),
+        (
+            "ValueError: Bfloat16 is only supported on GPUs with compute capability of at least "
+            "8.0. Your Tesla T4 GPU has compute capability 7.5. You can use float16 instead by "
+            "explicitly setting the `dtype` flag in CLI, for example: --dtype=half.",
+            "dtype",
+            "take float16, or float32, vLLM says: Bfloat16 is only",
         ),
         ("Something that nobody has seen", "model", "vLLM says: Something that nobody has seen"),
     ],

@@ -262,6 +262,14 @@ def test_prompt_of_real_words_is_the_sentence(pair: tuple[OpenCLIPVLM, Any]) -> 
     close(prompts, vlm.encode_text([f"a photo of a {name}." for name in names]))
 
 
+def test_weights_in_half_precision_compute_in_float32(checkpoints: Path, tmp_path: Path) -> None:
+    """As OpenAI's are: half precision is slow on most CPUs."""
+    half = tmp_path / "half.safetensors"
+    save_file(random_model("tiny-ViT").half().state_dict(), half)
+    vlm = load_vlm(settings(checkpoints, "tiny-ViT", pretrained=str(half)))
+    assert {weight.dtype for weight in vlm.parameters()} == {torch.float32}
+
+
 def test_gradient_reaches_every_context_token(pair: tuple[OpenCLIPVLM, Any]) -> None:
     vlm, _ = pair
     start = vlm.initial_context(5)

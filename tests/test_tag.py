@@ -297,7 +297,7 @@ def test_labels_in_any_spelling_are_the_artifacts(
         ("berry,strawberry", "--labels: label 'strawberry' is given twice, by name or synonym"),
         (
             "wild strawberries",
-            "stands for two categories: strawberry (as 'wild strawberry') and wild straw",
+            "label 'wild strawberries' is a kind of 'strawberry': give 'strawberry'",
         ),
         ("a;b", "--labels: label 'a;b': 'a;b' must be one name"),
         ("do\u200bg", "--labels: label 'do\\u200bg': "),

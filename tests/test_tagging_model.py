@@ -32,7 +32,7 @@ def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let
         shutil.copyfile(file, folder / file.name)
         artifacts.look()
         if file != files[-1]:
-            assert artifacts.problems["name"].startswith("name: no artifact, or one that was alte")
+            assert artifacts.problems["name"].startswith("name: the artifact is damaged: ")
     assert artifacts.served["name"].version != before.version
     assert artifacts.problems == {}
     [(_, vlm)] = artifacts._vlms.values()

@@ -31,7 +31,7 @@ from prompt_tuning.selection import SelectingHalf
 from prompt_tuning.tuning import caption_labels
 from prompt_tuning.vlm import VLM, VLMSettings
 from workers import tuning_worker
-from workers.tuning_worker import DistributedTuningSettings, Lack, TuningJob, tune
+from workers.tuning_worker import DistributedTuningSettings, Lack, Tuned, TuningJob, tune
 
 NAMES = ("dog", "bicycle", "violin", "lemon", "car")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -98,75 +98,80 @@ def without_times(told: list[dict[str, float]]) -> list[dict[str, float]]:
     return [{k: v for k, v in entry.items() if k not in others} for entry in told]
 
 
-def run(job: TuningJob, storage: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    told: list[dict[str, float]] = []
-    job = replace(job, progress=storage / "progress.json")
-    classes, history = tune(
-        job, storage, "run", HALF_A_CPU, told.append, on_waiting=lambda seconds, lack: None
+def run(*jobs: TuningJob, storage: Path) -> list[Tuned]:
+    """Tune jobs one after the other; the first has its progress in `progress.json`."""
+    jobs = tuple(
+        replace(job, progress=storage / f"progress{number or ''}.json")
+        for number, job in enumerate(jobs)
     )
-    assert without_times(told) == history, "each epoch is told once, whatever happens on the way"
-    return classes, history
+    told: dict[str, list[dict[str, float]]] = {job.name: [] for job in jobs}
+
+    def on_epoch(job: TuningJob, entry: dict[str, float]) -> None:
+        told[job.name].append(entry)
+
+    tuned = tune(jobs, storage, "run", HALF_A_CPU, on_epoch, on_waiting=lambda seconds, lack: None)
+    for job, of_job in zip(jobs, tuned, strict=True):
+        assert without_times(told[job.name]) == of_job.history, "each epoch is told once"
+        assert all(entry["started"] < entry["at"] for entry in told[job.name])
+        assert all(entry["selecting_map"] > 0 for entry in told[job.name])
+    return tuned
 
 
 def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_path: Path) -> None:
-    told: list[dict[str, float]] = []
-    two, history = tune(
-        replace(job, progress=tmp_path / "two" / "progress.json"),
-        tmp_path / "two",
-        "run",
-        HALF_A_CPU,
-        on_epoch=told.append,
-        on_waiting=lambda seconds, lack: None,
-    )
-    assert [entry["epoch"] for entry in history] == list(range(1, EPOCHS + 1))
-    assert without_times(told) == history
-    assert all(entry["started"] < entry["at"] and entry["selecting_map"] > 0 for entry in told)
-    assert history[-1]["loss"] < history[0]["loss"]
-    assert two["global"].shape == two["local"].shape == (len(NAMES), 384)
+    """Both of two seeds, which the same workers tune: each comes out as it does alone."""
+    other = replace(job, seed=1)
+    two, two_other = run(job, other, storage=tmp_path / "two")
+    for tuned in (two, two_other):
+        assert [entry["epoch"] for entry in tuned.history] == list(range(1, EPOCHS + 1))
+        assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
+        assert tuned.classes["global"].shape == tuned.classes["local"].shape == (len(NAMES), 384)
+    assert not torch.equal(two.classes["global"], two_other.classes["global"])
 
-    alone = replace(job, tuning=job.tuning.model_copy(update={"workers": 1}))
-    one, _ = run(alone, tmp_path / "one")
+    alone = replace(other, tuning=job.tuning.model_copy(update={"workers": 1}))
+    (one,) = run(alone, storage=tmp_path / "one")
     for branch in ("global", "local"):
-        assert torch.allclose(one[branch], two[branch], atol=1e-5)
+        assert torch.allclose(one.classes[branch], two_other.classes[branch], atol=1e-5)
 
     killed_at: list[int] = []
     killer = threading.Thread(
-        target=_kill_a_worker, args=(tmp_path / "killed" / "progress.json", killed_at), daemon=True
+        target=_kill_a_worker, args=(tmp_path / "killed" / "progress1.json", killed_at), daemon=True
     )
     killer.start()
-    disturbed, disturbed_history = run(job, tmp_path / "killed")
+    disturbed = run(job, other, storage=tmp_path / "killed")
     assert killed_at and killed_at[0] < EPOCHS, "no worker was killed in the middle"
-    assert disturbed_history == history
-    for branch in ("global", "local"):
-        assert torch.equal(disturbed[branch], two[branch])
+    for tuned, undisturbed in zip(disturbed, (two, two_other), strict=True):
+        assert tuned.history == undisturbed.history
+        for name, values in undisturbed.classes.items():
+            assert torch.equal(tuned.classes[name], values), name
+    (again,) = run(other, storage=tmp_path / "again")
+    assert again.history == two_other.history
+    assert torch.equal(again.classes["global"], two_other.classes["global"])
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     job: TuningJob, tmp_path: Path
 ) -> None:
-    storage = tmp_path / "not finite"
-    two_epochs = job.tuning.model_copy(update={"epochs": 2, "workers": 1})
-    _, history = run(replace(job, tuning=two_epochs), storage)
     features = load_features(job.features)
     spoilt = features.pooled.clone()
     spoilt[5] = math.nan
     save_features(tmp_path / "spoilt.safetensors", features._replace(pooled=spoilt))
-    on = replace(
-        job,
-        features=tmp_path / "spoilt.safetensors",
-        tuning=two_epochs.model_copy(update={"epochs": EPOCHS}),
-    )
-    with pytest.raises(RuntimeError, match=r"tuning: the loss is nan at epoch 3, step \d") as told:
-        run(on, storage)
+    tuning = job.tuning.model_copy(update={"epochs": 2, "workers": 1})
+    good = replace(job, tuning=tuning)
+    bad = replace(good, seed=1, features=tmp_path / "spoilt.safetensors")
+    storage = tmp_path / "not finite"
+    with pytest.raises(RuntimeError, match=r"tuning: the loss is nan at epoch 1, step \d") as told:
+        run(good, bad, storage=storage)
     # 17 items of two captions each.
     assert "in a batch of 34 captions" in str(told.value)
-    listed = (storage / "progress.not_finite.txt").read_text("utf-8").splitlines()
+    listed = (storage / "progress1.not_finite.txt").read_text("utf-8").splitlines()
     assert len(listed) == 34
     assert read_captions(job.captions, CATEGORIES)[5].text in listed
-    assert len(json.loads((storage / "progress.json").read_bytes())) == 2
+    history = json.loads((storage / "progress.json").read_bytes())
+    assert len(history) == 2
     checkpoints = (storage / "run").glob("checkpoint_*/state.pt")
-    kept = [torch.load(state, weights_only=True)["history"] for state in checkpoints]
-    assert max(kept, key=len) == history, "the last good checkpoint"
+    kept = [torch.load(state, weights_only=True)["tuned"] for state in checkpoints]
+    (last,) = max(kept, key=len)
+    assert last["history"] == without_times(history), "the last good checkpoint"
 
 
 def test_waiting_names_what_is_lacking(
@@ -184,7 +189,7 @@ def test_waiting_names_what_is_lacking(
 
     settings = job.tuning.model_copy(update={"epochs": 1})
     one_epoch = replace(job, tuning=settings, progress=tmp_path / "waited" / "progress.json")
-    tune(one_epoch, tmp_path / "waited", "run", HALF_A_CPU, lambda _: None, on_waiting)
+    tune([one_epoch], tmp_path / "waited", "run", HALF_A_CPU, lambda job, entry: None, on_waiting)
     assert lacking.count("resources") >= 2
     assert lacking[-1] == "processes"
 

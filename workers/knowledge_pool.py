@@ -51,8 +51,8 @@ class Placement:
     pool: str | None = None
 
     @property
-    def resources(self) -> dict[str, float]:
-        """Of each engine, by Ray's names."""
+    def needs(self) -> dict[str, float]:
+        """What each engine asks for, by Ray's names."""
         pool = {self.pool: _OF_POOL} if self.pool else {}
         return {"CPU": self.cpus, "GPU": self.gpus, **pool}
 
@@ -104,7 +104,7 @@ class _Engine:
     def __init__(self, engine: type, placement: Placement, *arguments: Any) -> None:
         self._group = None
         strategy: Any = "SPREAD"
-        needs = placement.resources
+        needs = placement.needs
         if placement.gpus > 1:
             self._group = placement_group([needs])
             strategy = PlacementGroupSchedulingStrategy(self._group)
@@ -181,7 +181,7 @@ class KnowledgePool:
             OSError: when the ledger cannot keep the answers.
         """
         source = iter(shards)
-        waiting = Waiting("engines", self._placement.resources, self._settings.timeout_minutes)
+        waiting = Waiting("engines", self._placement.needs, self._settings.timeout_minutes)
         while True:
             self._hand_out(source, on_shard)
             # Of each engine the oldest call: if it fails, it is the one that was running.

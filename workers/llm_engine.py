@@ -21,6 +21,7 @@ from prompt_tuning.captions import Answer
 from prompt_tuning.questions import Question
 from prompt_tuning.settings import Settings
 from workers.embedded_llm import EMBEDDED_MODEL, assemble
+from workers.engine_dtype import Dtype, native_dtype
 from workers.llm_adapters import AdapterName, choose_adapter
 
 Auto = Literal["auto"]
@@ -36,7 +37,9 @@ class EngineSettings(Settings):
     `chatglm3` in ChatGLM3's token layout, `base` lets it complete patterns; `auto` goes by the
     checkpoint's architecture, then by whether its tokenizer has a chat template. `engines: auto`:
     GPUs ÷ `tensor_parallel`, or one on the CPU. `cpus_per_engine: auto`: one beside a GPU, all of
-    a machine without. `pool`: the custom Ray resource of the nodes that engines may be on.
+    a machine without. `dtype`: of weights and activations; `auto` is bfloat16 where the nodes that
+    engines may be on compute in it (CPUs with AVX512-BF16 or AMX, GPUs from compute capability
+    8.0), else float32 on CPUs and float16 on GPUs. `pool`: the custom Ray resource of those nodes.
     `timeout_minutes`: the run is given up after so long in which no engine loads or answers.
     """
 
@@ -45,11 +48,22 @@ class EngineSettings(Settings):
     engines: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
     tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
     cpus_per_engine: Annotated[int, Field(ge=1)] | Auto = "auto"
+    dtype: Dtype | Auto = "auto"
     max_model_len: Annotated[int, Field(ge=256)] = 1024
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 128
     trust_remote_code: bool = False
     pool: Annotated[str, Field(min_length=1)] | None = None
     timeout_minutes: Annotated[float, Field(gt=0)] = 120
+
+
+def chosen_dtype(settings: EngineSettings, native: Dtype) -> Dtype:
+    """The type of number in which engines compute, given the one in which their nodes are fast."""
+    if settings.dtype != "auto":
+        return settings.dtype
+    # These overflow in float16, and vLLM refuses them.
+    if native == "float16" and settings.model in (EMBEDDED_MODEL, GPU_DEFAULT):
+        return "float32"
+    return native
 
 
 class SamplingSettings(Settings):
@@ -67,7 +81,8 @@ class LLMEngine:
     def __init__(self, settings: EngineSettings, model: Path | str, on_gpu: bool) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        options = _gpu_options(settings) if on_gpu else _cpu_options(settings)
+        dtype = chosen_dtype(settings, native_dtype(on_gpu))
+        options = _gpu_options(settings) if on_gpu else _cpu_options(settings, dtype)
         if settings.model == EMBEDDED_MODEL:
             assemble(Path(model))
         self._adapter = choose_adapter(settings.adapter, model, settings.trust_remote_code)
@@ -76,7 +91,7 @@ class LLMEngine:
 
             self._llm = LLM(
                 str(model),
-                dtype="bfloat16",
+                dtype=dtype,
                 tensor_parallel_size=settings.tensor_parallel,
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
@@ -151,8 +166,9 @@ def _processes(settings: EngineSettings) -> dict[str, Any]:
     return {"distributed_executor_backend": "mp"}
 
 
-def _cpu_options(settings: EngineSettings) -> dict[str, Any]:
-    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+def _cpu_options(settings: EngineSettings, dtype: Dtype) -> dict[str, Any]:
+    # In GiB, for as many tokens with either.
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2" if dtype == "float32" else "1"
     # Threads that spin while they wait for each other: on a machine that does something else too,
     # answers take three to ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -203,6 +219,12 @@ _LOAD_FAILURES = (
         r"custom code which must be executed|trust_remote_code=True`",
         "trust_remote_code",
         "this model brings code of its own, which only true lets run",
+    ),
+    (r"does not support float16", "dtype", "this model overflows in float16; take float32"),
+    (
+        r"Bfloat16 is only supported on GPUs",
+        "dtype",
+        "this GPU does not compute in bfloat16; take float16, or float32",
     ),
     (
         r"greater than the derived max_model_len \(\w+=(\d+)",

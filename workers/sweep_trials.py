@@ -35,7 +35,7 @@ from workers.tuning_worker import (
     OnWaiting,
     TuningJob,
     read_history,
-    write_tuned,
+    tune,
 )
 
 Tracker = Literal["mlflow", "wandb"]
@@ -118,10 +118,19 @@ def curve(entries: Sequence[Entry], on_images: bool) -> list[float]:
 def tune_prompts(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     """Tune a trial's seed in Ray Train workers of its own, unless its stage is done."""
     name = trial.stage.key
-    told = (on_epoch, on_waiting)
-    run_stage(
-        trial.stage, partial(write_tuned, trial.job, trial.storage, name, trial.resources, *told)
-    )
+
+    def work(staging: Path) -> None:
+        (tuned,) = tune(
+            [trial.job],
+            trial.storage,
+            name,
+            trial.resources,
+            lambda _, entry: on_epoch(entry),
+            on_waiting,
+        )
+        tuned.write(staging)
+
+    run_stage(trial.stage, work)
     shutil.rmtree(trial.storage / name, ignore_errors=True)
 
 

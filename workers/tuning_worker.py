@@ -1,4 +1,7 @@
-"""Tuning as a Ray Train job: workers that share each batch with DDP and checkpoint each epoch."""
+"""Tuning as a Ray Train job: workers that share each batch with DDP and checkpoint each epoch.
+
+The same workers tune one seed after the other: to start them takes longer than a small seed does.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +41,7 @@ from prompt_tuning.tuning import (
     TuningSettings,
     load_caption_sets,
 )
-from prompt_tuning.vlm import VLMSettings, load_vlm
+from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
 from workers.slots import SlotGivenBack
 
 CLASSES = "class_features.safetensors"
@@ -49,7 +52,8 @@ _SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_WAITS = 30.0
 
 OnEpoch = Callable[[dict[str, float]], None]
-# Seconds since the start, and what the job waits for.
+OnEpochOf = Callable[["TuningJob", dict[str, float]], None]
+# Seconds since the start, and what the jobs wait for.
 Lack = Literal["resources", "processes"]
 OnWaiting = Callable[[float, Lack], None]
 
@@ -68,7 +72,7 @@ class DistributedTuningSettings(TuningSettings):
 
 @dataclass(frozen=True)
 class TuningJob:
-    """What one seed's workers need; paths are absolute, for workers change their directory.
+    """What workers need for a seed; paths are absolute, for workers change their directory.
 
     `threads`: of each worker, on a CPU. `selecting`: the labelled images on which each epoch's
     prompts are measured, where such choose. `slots`: where workers that have loaded wait for their
@@ -104,23 +108,22 @@ class TuningJob:
         return self.progress.with_suffix(".not_finite.json")
 
 
-def write_tuned(
-    job: TuningJob,
-    storage: Path,
-    name: str,
-    resources: dict[str, float],
-    on_epoch: OnEpoch,
-    on_waiting: OnWaiting,
-    staging: Path,
-) -> None:
-    """Tune as `tune` does; write the class features and the history into a stage's folder."""
-    classes, history = tune(job, storage, name, resources, on_epoch, on_waiting)
-    save_file(classes, staging / CLASSES)
-    (staging / HISTORY).write_text(canonical_json(history), "utf-8")
+@dataclass(frozen=True)
+class Tuned:
+    """What came of a seed: the class features of the best epoch ("global" and "local",
+    `(classes, dim)`) with the tokens behind them (see `TuningRun.best_tokens`), and the history."""
+
+    classes: dict[str, torch.Tensor]
+    history: list[dict[str, float]]
+
+    def write(self, staging: Path) -> None:
+        """Write both into a stage's folder."""
+        save_file(self.classes, staging / CLASSES)
+        (staging / HISTORY).write_text(canonical_json(self.history), "utf-8")
 
 
 def read_classes(folder: Path) -> ClassFeatures:
-    """The class features that `write_tuned` wrote."""
+    """The class features that `Tuned.write` wrote."""
     tensors = load_file(folder / CLASSES)
     return ClassFeatures(tensors["global"], tensors["local"])
 
@@ -138,14 +141,15 @@ def read_history(folder: Path) -> list[dict[str, float]]:
 
 
 def tune(
-    job: TuningJob,
+    jobs: Sequence[TuningJob],
     storage: Path,
     name: str,
     resources: dict[str, float],
-    on_epoch: OnEpoch,
+    on_epoch: OnEpochOf,
     on_waiting: OnWaiting,
-) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Run a seed's workers to the end, from the last checkpoint of the same storage and name.
+) -> list[Tuned]:
+    """Run workers through the seeds of one config, from the last checkpoint of the same storage
+    and name, which are of the same jobs.
 
     `resources`: of each worker, by Ray's names, with a number of GPUs that may be 0.
     `on_epoch` is told of each epoch of the history once more when it resumes: with `at`, the time
@@ -153,23 +157,20 @@ def tune(
     and then until the workers are up, with the seconds that this has taken and what is lacking:
     resources, or else processes that start, import and load the model.
 
-    Returns:
-        class features of the best epoch ("global" and "local", `(classes, dim)`) with the tokens
-        behind them (see `TuningRun.best_tokens`), and the history.
-
     Raises:
         RuntimeError: for a loss that is not finite, with the step and the captions of its batch;
             the last good checkpoint stays in `storage`.
     """
     _discard_torn_snapshot(storage / name)
-    job.not_finite.unlink(missing_ok=True)
-    callbacks: list[Any] = [SlotGivenBack(job.slots, job.name)] if job.slots else []
+    for job in jobs:
+        job.not_finite.unlink(missing_ok=True)
+    callbacks: list[Any] = [SlotGivenBack(job.slots, job.name) for job in jobs if job.slots]
     trainer = _Trainer(
         _train_loop,
         # By reference: its controller has no use for it, and would import all of this module.
-        train_loop_config={"job": ray.put(job)},
+        train_loop_config={"jobs": ray.put(list(jobs))},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.tuning.workers,
+            num_workers=jobs[0].tuning.workers,
             use_gpu=resources["GPU"] > 0,
             resources_per_worker=resources,
         ),
@@ -182,21 +183,29 @@ def tune(
         ),
     )
     bundle = {name: amount for name, amount in resources.items() if amount}
-    lack = partial(_lack, [bundle] * job.tuning.workers, set(placement_group_table()))
+    lack = partial(_lack, [bundle] * jobs[0].tuning.workers, set(placement_group_table()))
     finished = threading.Event()
     with ThreadPoolExecutor(1) as watcher:
-        watching = watcher.submit(_watch, job.progress, on_epoch, on_waiting, lack, finished)
+        watching = watcher.submit(_watch, jobs, on_epoch, on_waiting, lack, finished)
         try:
             result = trainer.fit()
         finally:
             finished.set()
     watching.result()  # it may have found no room for what it writes
-    if job.not_finite.exists():
-        raise RuntimeError(f"tuning: {_not_finite(job)}; checkpoints are in {storage / name}")
+    for job in jobs:
+        if job.not_finite.exists():
+            raise RuntimeError(f"tuning: {_not_finite(job)}; checkpoints are in {storage / name}")
     assert result.checkpoint is not None
-    with result.checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
-        return load_file(Path(folder, CLASSES)), state["history"]
+    return [Tuned(**tuned) for tuned in _state(result.checkpoint)["tuned"]]
+
+
+def _state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
+    """What `_report` has kept."""
+    with checkpoint.as_directory() as folder:
+        state: dict[str, Any] = torch.load(
+            Path(folder, _STATE), weights_only=True, map_location="cpu"
+        )
+        return state
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
@@ -216,7 +225,7 @@ def _not_finite(job: TuningJob) -> str:
 
 
 def _discard_torn_snapshot(folder: Path) -> None:
-    """Start a seed afresh whose list of checkpoints was being written when its driver was killed.
+    """Start afresh where the of checkpoints was being written when the driver was killed.
 
     Ray Train writes that list in place and refuses to start with half of one.
     """
@@ -238,38 +247,61 @@ def _lack(bundles: list[dict[str, float]], earlier: set[str]) -> Lack:
 
 
 def _watch(
-    progress: Path,
-    on_epoch: OnEpoch,
+    jobs: Sequence[TuningJob],
+    on_epoch: OnEpochOf,
     on_waiting: OnWaiting,
     lack: Callable[[], Lack],
     finished: threading.Event,
 ) -> None:
-    """Tell of each epoch that rank 0 has written down, until the job has finished."""
-    began, waits, told = time.time(), 0, 0
+    """Tell of each epoch that rank 0 has written down, until the jobs have finished."""
+    began, waits, told = time.time(), 0, dict.fromkeys(range(len(jobs)), 0)
     last_look = False
     while not last_look:
         last_look = finished.wait(_SECONDS_BETWEEN_LOOKS)
-        # Rank 0 writes the file when the workers are up, also when there is one from before.
-        up = progress.exists() and progress.stat().st_mtime >= began
+        there = {number: job for number, job in enumerate(jobs) if job.progress.exists()}
+        # Rank 0 writes a file when the workers are up, also when there is one from before.
+        up = any(job.progress.stat().st_mtime >= began for job in there.values())
         waited = time.time() - began
         if not up and waited > (waits + 1) * SECONDS_BETWEEN_WAITS:
             waits += 1
             on_waiting(waited, lack())
-        if progress.exists():
-            entries = json.loads(progress.read_bytes())
-            for entry in entries[told:]:
-                on_epoch(entry)
+        for number, job in there.items():
+            entries = json.loads(job.progress.read_bytes())
+            for entry in entries[told[number] :]:
+                on_epoch(job, entry)
             # Shorter than before where workers have gone back to an earlier checkpoint.
-            told = max(told, len(entries))
+            told[number] = max(told[number], len(entries))
 
 
 def _train_loop(config: dict[str, Any]) -> None:
-    """What each worker runs: load, wrap in DDP, go on from the last checkpoint, epoch by epoch."""
-    job: TuningJob = ray.get(config["job"])
-    torch.set_num_threads(job.threads)
+    """What each worker runs: load, then tune seed by seed, from the last checkpoint on."""
+    jobs: list[TuningJob] = ray.get(config["jobs"])
+    torch.set_num_threads(jobs[0].threads)
+    vlm = load_vlm(jobs[0].vlm, ray.train.torch.get_device(), jobs[0].cache)
+    checkpoint = ray.train.get_checkpoint()
+    state = _state(checkpoint) if checkpoint else {"tuned": [], "run": None}
+    tuned: list[dict[str, Any]] = state["tuned"]
+    for job in jobs[len(tuned) :]:
+        try:
+            tuned = _tune_seed(job, vlm, tuned, state["run"])
+        except NotFiniteError as error:
+            # It would fail again, so this is no failure to Ray, which would start again.
+            if ray.train.get_context().get_world_rank() == 0:
+                told = {"what": str(error), "rows": error.rows}
+                write_atomic(job.not_finite, canonical_json(told).encode())
+            return
+        state["run"] = None
+
+
+def _tune_seed(
+    job: TuningJob, vlm: VLM, tuned: list[dict[str, Any]], state: dict[str, Any] | None
+) -> list[dict[str, Any]]:
+    """Wrap a seed's prompts in DDP and tune them epoch by epoch; what is tuned, with this seed.
+
+    `tuned`: the seeds before. `state`: of an unfinished run of this one.
+    """
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
-    vlm = load_vlm(job.vlm, device, job.cache)
     prompts = ClassPrompts(
         vlm,
         job.categories,
@@ -287,32 +319,24 @@ def _train_loop(config: dict[str, Any]) -> None:
         prompts, parallel_strategy_kwargs={"find_unused_parameters": True}
     )
     run = TuningRun(prompts, model, train, held_out, job.tuning, job.seed)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder, _STATE), weights_only=True, map_location="cpu")
-            run.load_state_dict(state)
+    if state:
+        run.load_state_dict(state)
     if job.slots:
         ray.get(job.slots.enter.remote(job.name))
     diary = _Diary(job, run) if rank == 0 else None
     while run.epochs_done < job.tuning.epochs:
-        try:
-            entry = run.run_epoch()
-        except NotFiniteError as error:
-            # It would fail again, so this is no failure to Ray, which would start again.
-            if rank == 0:
-                told = {"what": str(error), "rows": error.rows}
-                write_atomic(job.not_finite, canonical_json(told).encode())
-            return
+        entry = run.run_epoch()
         # By all ranks, for each encodes a share of the prompts for the others.
         best = run.best_class_features() if job.selecting else None
         if diary:
             diary.add(entry, best)
-        _report(job, entry, run, rank, result=None)
-    result = {**run.best_class_features(), **run.best_tokens()}
+        _report(job, entry, rank, {"tuned": tuned, "run": run.state_dict()})
+    classes = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
         job.slots.leave.remote(job.name)
-    _report(job, {"finished": 1.0}, run, rank, result=result)
+    tuned = [*tuned, {"classes": classes, "history": run.history}]
+    _report(job, {"finished": 1.0}, rank, {"tuned": tuned, "run": None})
+    return tuned
 
 
 class _Diary:
@@ -348,20 +372,12 @@ class _Diary:
         write_atomic(self._job.progress, canonical_json(self._entries).encode())
 
 
-def _report(
-    job: TuningJob,
-    metrics: dict[str, float],
-    run: TuningRun,
-    rank: int,
-    result: dict[str, torch.Tensor] | None,
-) -> None:
+def _report(job: TuningJob, metrics: dict[str, float], rank: int, state: dict[str, Any]) -> None:
     """Report to all ranks at once; rank 0 brings the checkpoint."""
     if rank != 0:
         ray.train.report(metrics)
         return
     with naming(job.progress.parent), tempfile.TemporaryDirectory() as folder:
         with naming(folder):
-            torch.save(run.state_dict(), Path(folder, _STATE))
-            if result is not None:
-                save_file(result, Path(folder, CLASSES))
+            torch.save(state, Path(folder, _STATE))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -24,6 +24,8 @@ from prompt_tuning.install_hints import SOURCE, install_set, pip_install
 from prompt_tuning.scenes import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.scenes import stamps_source
 from workers import embedded_llm
+from workers.engine_dtype import native_dtype
+from workers.llm_engine import EngineSettings, chosen_dtype
 
 _INSTALL = install_set("cpu")
 _INSTALL_GPU = install_set("gpu")
@@ -103,6 +105,7 @@ def _machine(node: Node) -> list[Finding]:
     return [
         Finding("Python", f"{platform.python_version()} on {platform.system()}"),
         Finding("CPU cores", f"{node.cpus} usable"),
+        _dtype(node),
         Finding(
             "memory",
             f"{memory / _GIB:.1f} GiB",
@@ -110,6 +113,13 @@ def _machine(node: Node) -> list[Finding]:
         ),
         _gpus(node),
     ]
+
+
+def _dtype(node: Node) -> Finding:
+    embedded = EngineSettings(model=embedded_llm.EMBEDDED_MODEL)
+    dtype = chosen_dtype(embedded, native_dtype(node.gpus > 0))
+    why = "" if dtype == "bfloat16" else f" (no bfloat16 in this {'GPU' if node.gpus else 'CPU'})"
+    return Finding("dtype of engines", f"{dtype}{why}")
 
 
 def _gpus(node: Node) -> Finding:
@@ -169,7 +179,7 @@ def _models(cache: Path) -> list[Finding]:
         embedded_llm.chunks()
         # Hidden folders are unfinished.
         made = any((cache / "embedded_llm").glob("[!.]*/manifest.json"))
-        state = "assembled in the cache" if made else "to be assembled once (a minute, 400 MB)"
+        state = "assembled in the cache" if made else "to be assembled once (half a minute, 400 MB)"
         llm = Finding("language model", f"{embedded_llm.EMBEDDED_MODEL}, {state}")
     except FileNotFoundError:
         llm = Finding("language model", f"{embedded_llm.EMBEDDED_MODEL}: no package", _INSTALL)

@@ -28,6 +28,8 @@ def tag(
     cache: str | None,
 ) -> None:
     """Check what is asked, then tag; exit code 1 when no picture could be."""
+    if not out:
+        say_if_stopped("Stopped. With --out the same command would go on from what is tagged.")
     quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # of a picture that is odd but can be read
     from orchestrator.tag_job import TagOptions
@@ -58,7 +60,5 @@ def tag(
         workers=workers,
         cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
     )
-    if not out:
-        say_if_stopped("Stopped. With --out the same command would go on from what is tagged.")
     if not tag_pictures(options, Console(stderr=True)):
         raise typer.Exit(1)
