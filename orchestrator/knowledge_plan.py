@@ -93,12 +93,12 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         _check_labels(categories)
     given = _coverage(config.captions, categories)
     engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
-    config = _with_dtype(config, engines)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
     llm_path: Path | str = ""
     llm_identity: dict[str, object] = {}
     if asks:
+        config = _with_dtype(config, engines)
         llm_path, llm_content = _llm(config, cache)
         llm_identity = {
             "model": llm_content,
@@ -176,7 +176,7 @@ def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
 def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
     """The config with the dtype that `auto` means on the nodes that engines may be on."""
     llm = config.knowledge.llm
-    if llm.dtype != "auto" or not config.knowledge.questions.asks_something:
+    if llm.dtype != "auto":
         return config
     on_gpu, in_cluster = engines.gpus > 0, bool(os.environ.get("RAY_ADDRESS"))
     native = cluster_dtype(engines.needs, on_gpu) if in_cluster else native_dtype(on_gpu)
