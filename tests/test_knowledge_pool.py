@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from child_processes import child_processes
 from tiny_llm import write_tiny_llm
 
 from orchestrator.cluster import connect, disconnect
@@ -169,11 +169,10 @@ def test_killed_engine_is_replaced(tiny_llm: Path, calm: Path, tmp_path: Path) -
 
     def kill_first_engine() -> None:
         while not killed:
-            for process in psutil.process_iter(["cmdline"]):
-                if "ray::LLMEngine.answer" in " ".join(process.info["cmdline"] or []):
-                    killed.append(process.pid)
-                    os.kill(process.pid, signal.SIGKILL)
-                    return
+            for process in child_processes("ray::LLMEngine.answer"):
+                killed.append(process.pid)
+                process.kill()
+                return
             time.sleep(0.01)
 
     killer = threading.Thread(target=kill_first_engine, daemon=True)

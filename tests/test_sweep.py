@@ -23,6 +23,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from child_processes import child_processes
 from PIL import Image, ImageDraw
 from ray.cluster_utils import Cluster
 
@@ -194,11 +195,7 @@ def epochs(folder: Path) -> int:
 
 def a_worker() -> psutil.Process:
     """One of the processes that tune."""
-    return next(
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
-    )
+    return next(child_processes("RayTrainWorker"))
 
 
 @pytest.mark.slow

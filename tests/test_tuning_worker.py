@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import torch
+from child_processes import child_processes
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from orchestrator.cluster import connect, disconnect
@@ -201,8 +199,7 @@ def _kill_a_worker(progress: Path, killed_at: list[int]) -> None:
         epochs = len(json.loads(progress.read_bytes())) if progress.exists() else 0
         if epochs < 2:
             continue
-        for process in psutil.process_iter(["cmdline"]):
-            if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
-                os.kill(process.pid, signal.SIGKILL)
-                killed_at.append(epochs)
-                return
+        for process in child_processes("RayTrainWorker"):
+            process.kill()
+            killed_at.append(epochs)
+            return
