@@ -88,7 +88,11 @@ def with_classes(run: Path, target: Path, names: list[str]) -> None:
 
     listed = tuple(artifact.categories.categories[row] for row in rows)
     replace(
-        artifact, categories=CategoryList(categories=listed), classes=some(artifact.classes)
+        artifact,
+        categories=CategoryList(categories=listed),
+        tree={"all": {"all": names}},
+        classes=some(artifact.classes),
+        calibration=artifact.calibration.of(rows),
     ).save(target / "artifact")
     Arms(
         {arm: some(of) for arm, of in arms.untuned.items()},
@@ -391,7 +395,7 @@ def test_refused_folder(datafree: Call) -> None:
     assert "nowhere: no folder of a run" in datafree("evaluate", "nowhere", refused=True)
     write_run(Path("made"))
     Path("made/artifact/artifact.json").write_text("{}", "utf-8")
-    assert "made/artifact: no artifact, or one that was" in datafree(
+    assert "made/artifact: the artifact is damaged: artifact.json was altered" in datafree(
         "evaluate", "made", refused=True
     )
 
