@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -125,13 +126,15 @@ def test_a_signal_during_the_imports_ends_a_command_in_order(
         ("run tiny.yaml", signal.SIGTERM, GOES_ON),
         ("sweep tiny.yaml", signal.SIGINT, GOES_ON),
         ("knowledge tiny.yaml --set knowledge.questions.per_category=40", signal.SIGTERM, GOES_ON),
-        ("serve {artifact} --port 18711", signal.SIGINT, "Stopped."),
+        ("serve {artifact} --port {port}", signal.SIGINT, "Stopped."),
     ],
 )
 def test_a_signal_while_ray_starts_ends_a_command_in_order(
     project: Path, artifact: Path, tmp_path: Path, command: str, number: signal.Signals, says: str
 ) -> None:
-    words = command.format(artifact=artifact).split()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        words = command.format(artifact=artifact, port=free.getsockname()[1]).split()
     process = start([*words, "--cache", str(tmp_path)], project)
     assert says in interrupt(process, number, starting_ray)
 
