@@ -67,9 +67,11 @@ def run_stages(
     """
     from orchestrator.tuning_stages import check_captions
 
+    # Once for each plan: its seeds are tuned together.
+    work = {id(plan): stage_work(plan, stamps, console) for plan in stages.values()}
     ran = {}
     for stage, plan in stages.items():
-        ran[stage] = run_stage(stage, stage_work(plan, stamps, console)[stage])
+        ran[stage] = run_stage(stage, work[id(plan)][stage])
         if stage == plan.knowledge.stage:
             check_captions(plan)
     return ran

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -80,10 +81,14 @@ class _Inputs(ImagesPlan):
 
 @dataclass(frozen=True)
 class Plan(_Inputs):
-    """All that a run has decided before it starts."""
+    """All that a run has decided before it starts.
+
+    `tuning`: by seed. `tuning_run`: what its seeds share, whichever are to do: Ray Train's name.
+    """
 
     share: WorkerShare
     tuning: dict[int, Stage]
+    tuning_run: str
     evaluation: Stage
 
     @property
@@ -176,23 +181,21 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
     except ValueError as error:
         raise InputError(str(error)) from None
     share = place_workers(config, resources)
-    tuning = {
-        seed: plan_stage(
-            inputs.cache,
-            "tuning",
-            (*_TUNING_MODULES, *_VLM_MODULES),
-            (inputs.captions, inputs.hierarchy),
-            seed=seed,
-            depth=config.hierarchy.depth,
-            held_out=config.captions.held_out,
-            prompts=config.prompts.model_dump(),
-            scoring=config.scoring.model_dump(),
-            losses=config.losses.model_dump(),
-            tuning=config.tuning.model_dump(exclude={"gpus_per_worker", "cpus_per_worker", "pool"}),
-            share={"cpus": share.cpus, "gpus": share.gpus},
-        )
-        for seed in config.seeds
-    }
+    tuning_stage = partial(
+        plan_stage,
+        inputs.cache,
+        "tuning",
+        (*_TUNING_MODULES, *_VLM_MODULES),
+        (inputs.captions, inputs.hierarchy),
+        depth=config.hierarchy.depth,
+        held_out=config.captions.held_out,
+        prompts=config.prompts.model_dump(),
+        scoring=config.scoring.model_dump(),
+        losses=config.losses.model_dump(),
+        tuning=config.tuning.model_dump(exclude={"gpus_per_worker", "cpus_per_worker", "pool"}),
+        share={"cpus": share.cpus, "gpus": share.gpus},
+    )
+    tuning = {seed: tuning_stage(seed=seed) for seed in config.seeds}
     measured_on = tuple(stage for stage in (inputs.images, inputs.image_features) if stage)
     evaluation = plan_stage(
         inputs.cache,
@@ -213,7 +216,13 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         split_seed=config.evaluation.split_seed if inputs.images_select else None,
     )
     known = {field.name: getattr(inputs, field.name) for field in fields(_Inputs)}
-    return Plan(**known, share=share, tuning=tuning, evaluation=evaluation)
+    return Plan(
+        **known,
+        share=share,
+        tuning=tuning,
+        tuning_run=tuning_stage().key,
+        evaluation=evaluation,
+    )
 
 
 def plan_images(

@@ -23,7 +23,7 @@ from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
 from prompt_tuning.prompts import handcrafted_features
 from prompt_tuning.selection import SelectingHalf
-from prompt_tuning.store import canonical_json, digest
+from prompt_tuning.store import canonical_json
 from prompt_tuning.tuning import CaptionSet, load_caption_sets
 from workers.tuning_worker import Lack, Tuned, TuningJob, read_history, tune
 
@@ -139,7 +139,6 @@ def _tune(plan: Plan, console: Console, seeds: list[int]) -> dict[int, Tuned]:
     """Tune these seeds' prompts in Ray Train workers, from the last checkpoint if there is one."""
     storage = plan.run_folder / RAY_STORAGE
     jobs, share = [tuning_job(plan, seed, storage) for seed in seeds], plan.share
-    name = digest([plan.tuning[seed].key for seed in seeds])[:20]
     connect(plan.resources.cpus, plan.resources.gpus)
     title = f"tuning seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     epochs = len(seeds) * plan.config.tuning.epochs
@@ -158,7 +157,7 @@ def _tune(plan: Plan, console: Console, seeds: list[int]) -> dict[int, Tuned]:
         tuned = tune(
             jobs,
             storage,
-            name,
+            plan.tuning_run,
             share.resources,
             on_epoch,
             partial(tell_of_waiting, console, share, plan.config.tuning.workers),

@@ -23,12 +23,13 @@ GOES_ON = "Stopped. The same command goes on from what is finished."
 STARTS_AGAIN = "Stopped. The same command starts again."
 CONFIG = """
 name: tiny
+seeds: [0, 1]
 categories: [dog, car, tree]
 knowledge: {{questions: {{per_category: 0, relationships: 0}}, llm: {{model: {llm}}}}}
 captions: {{files: [own.tsv], held_out: 0.3}}
 hierarchy: {{groups: auto, coarse: 2, fine: 2}}
 vlm: {{model: efficientnet-lite0+minilm, resolution: 224}}
-tuning: {{epochs: 12, batch: 16, workers: 2}}
+tuning: {{epochs: 8, batch: 16, workers: 2}}
 evaluation: {{dataset: folder, root: photos}}
 sweep: {{space: {{losses.order: {{grid: [1]}}}}}}
 """
@@ -170,6 +171,8 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Path, tmp_path: P
     output, _ = process.communicate(timeout=500)
     assert process.returncode == 0, output
     assert results(stopped) == results(calm)
+    runs_of_ray_train = [path for path in (stopped / "runs/tiny/.ray").iterdir() if path.is_dir()]
+    assert len(runs_of_ray_train) == 1, "one start for both seeds"
 
 
 # As Ray does, sets handlers of its own; leaves its work so slowly that nobody waits for it.

@@ -97,11 +97,8 @@ def without_times(told: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 def run(*jobs: TuningJob, storage: Path) -> list[Tuned]:
-    """Tune jobs one after the other; the first has its progress in `progress.json`."""
-    jobs = tuple(
-        replace(job, progress=storage / f"progress{number or ''}.json")
-        for number, job in enumerate(jobs)
-    )
+    """Tune jobs one after the other; each has its progress in a file named by its seed."""
+    jobs = tuple(replace(job, progress=storage / f"progress{job.seed}.json") for job in jobs)
     told: dict[str, list[dict[str, float]]] = {job.name: [] for job in jobs}
 
     def on_epoch(job: TuningJob, entry: dict[str, float]) -> None:
@@ -164,12 +161,10 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     listed = (storage / "progress1.not_finite.txt").read_text("utf-8").splitlines()
     assert len(listed) == 34
     assert read_captions(job.captions, CATEGORIES)[5].text in listed
-    history = json.loads((storage / "progress.json").read_bytes())
-    assert len(history) == 2
-    checkpoints = (storage / "run").glob("checkpoint_*/state.pt")
-    kept = [torch.load(state, weights_only=True)["tuned"] for state in checkpoints]
-    (last,) = max(kept, key=len)
-    assert last["history"] == without_times(history), "the last good checkpoint"
+    epochs = (storage / "progress0.json").read_bytes()
+    (kept,) = run(good, storage=storage)
+    assert (storage / "progress0.json").read_bytes() == epochs, "a seed is not tuned twice"
+    assert kept.history == without_times(json.loads(epochs))
 
 
 def test_waiting_names_what_is_lacking(

@@ -148,8 +148,8 @@ def tune(
     on_epoch: OnEpochOf,
     on_waiting: OnWaiting,
 ) -> list[Tuned]:
-    """Run workers through the seeds of one config, from the last checkpoint of the same storage
-    and name, which are of the same jobs.
+    """Run workers through seeds of one config, from the last checkpoint of the same storage and
+    name: seeds that it has are not tuned again.
 
     `resources`: of each worker, by Ray's names, with a number of GPUs that may be 0.
     `on_epoch` is told of each epoch of the history once more when it resumes: with `at`, the time
@@ -178,7 +178,7 @@ def tune(
             name=name,
             storage_path=str(storage),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-            failure_config=ray.train.FailureConfig(max_failures=2),
+            failure_config=ray.train.FailureConfig(max_failures=2 * len(jobs)),
             callbacks=callbacks,
         ),
     )
@@ -196,11 +196,12 @@ def tune(
         if job.not_finite.exists():
             raise RuntimeError(f"tuning: {_not_finite(job)}; checkpoints are in {storage / name}")
     assert result.checkpoint is not None
-    return [Tuned(**tuned) for tuned in _state(result.checkpoint)["tuned"]]
+    tuned = _state(result.checkpoint)["tuned"]
+    return [Tuned(**tuned[job.name]) for job in jobs]
 
 
 def _state(checkpoint: ray.train.Checkpoint) -> dict[str, Any]:
-    """What `_report` has kept."""
+    """What `_report` has kept: "tuned", by the job's name, and "run", of the job "at_work"."""
     with checkpoint.as_directory() as folder:
         state: dict[str, Any] = torch.load(
             Path(folder, _STATE), weights_only=True, map_location="cpu"
@@ -225,7 +226,7 @@ def _not_finite(job: TuningJob) -> str:
 
 
 def _discard_torn_snapshot(folder: Path) -> None:
-    """Start afresh where the of checkpoints was being written when the driver was killed.
+    """Start afresh where the list of checkpoints was being written when the driver was killed.
 
     Ray Train writes that list in place and refuses to start with half of one.
     """
@@ -279,26 +280,27 @@ def _train_loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(jobs[0].threads)
     vlm = load_vlm(jobs[0].vlm, ray.train.torch.get_device(), jobs[0].cache)
     checkpoint = ray.train.get_checkpoint()
-    state = _state(checkpoint) if checkpoint else {"tuned": [], "run": None}
-    tuned: list[dict[str, Any]] = state["tuned"]
-    for job in jobs[len(tuned) :]:
+    state = _state(checkpoint) if checkpoint else {"tuned": {}, "at_work": None, "run": None}
+    tuned: dict[str, dict[str, Any]] = state["tuned"]
+    for job in jobs:
+        if job.name in tuned:
+            continue
         try:
-            tuned = _tune_seed(job, vlm, tuned, state["run"])
+            _tune_seed(job, vlm, tuned, state["run"] if state["at_work"] == job.name else None)
         except NotFiniteError as error:
             # It would fail again, so this is no failure to Ray, which would start again.
             if ray.train.get_context().get_world_rank() == 0:
                 told = {"what": str(error), "rows": error.rows}
                 write_atomic(job.not_finite, canonical_json(told).encode())
             return
-        state["run"] = None
 
 
 def _tune_seed(
-    job: TuningJob, vlm: VLM, tuned: list[dict[str, Any]], state: dict[str, Any] | None
-) -> list[dict[str, Any]]:
-    """Wrap a seed's prompts in DDP and tune them epoch by epoch; what is tuned, with this seed.
+    job: TuningJob, vlm: VLM, tuned: dict[str, dict[str, Any]], state: dict[str, Any] | None
+) -> None:
+    """Wrap a seed's prompts in DDP, tune them epoch by epoch, and add what came of it to `tuned`.
 
-    `tuned`: the seeds before. `state`: of an unfinished run of this one.
+    `state`: of an unfinished run of this seed.
     """
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
@@ -330,13 +332,13 @@ def _tune_seed(
         best = run.best_class_features() if job.selecting else None
         if diary:
             diary.add(entry, best)
-        _report(job, entry, rank, {"tuned": tuned, "run": run.state_dict()})
+        at_work = {"at_work": job.name, "run": run.state_dict()}
+        _report(job, entry, rank, {"tuned": tuned, **at_work})
     classes = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
         job.slots.leave.remote(job.name)
-    tuned = [*tuned, {"classes": classes, "history": run.history}]
-    _report(job, {"finished": 1.0}, rank, {"tuned": tuned, "run": None})
-    return tuned
+    tuned[job.name] = {"classes": classes, "history": run.history}
+    _report(job, {"finished": 1.0}, rank, {"tuned": tuned, "at_work": None, "run": None})
 
 
 class _Diary:
