@@ -20,9 +20,7 @@ _FEWEST_COUNTED = 3
 _HEADERS = frozenset(
     ("label", "name", "category", "class", "tag", "label name", "category name", "class name")
 )
-_LOOKS_LIKE_A_HEADER = (
-    "looks like a header; delete the line, or list a label of this name in YAML"
-)
+_LOOKS_LIKE_A_HEADER = "looks like a header; delete the line, or list a label of this name in YAML"
 _SHOWN = 8
 
 

@@ -115,7 +115,7 @@ def test_an_unknown_pool_is_told_with_those_that_there_are(tmp_path: Path, field
 
 @pytest.mark.parametrize("override", ["tuning.workers=1", "tuning.pool=training"])
 def test_a_cluster_of_which_no_node_is_up(tmp_path: Path, override: str) -> None:
-    with pytest.raises(InputError, match="^tuning.pool: the cluster has no node that is up$"):
+    with pytest.raises(InputError, match=r"^tuning\.pool: the cluster has no node that is up$"):
         place_workers(config(tmp_path, override), Resources(()))
 
 

@@ -45,7 +45,8 @@ def statuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServeStatus | Bas
             raise now
         return now
 
-    nothing: Any = lambda *_, **__: None
+    def nothing(*_: Any, **__: Any) -> None: ...
+
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray_serve, "status", status)
     monkeypatch.setattr(ray_serve, "start", nothing)
@@ -82,7 +83,7 @@ def test_a_head_without_cpus_is_refused(
     options: ServeOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve_job, "find_resources", lambda: Resources((Node(0, 0),)))
-    with pytest.raises(InputError, match="--replicas: 1 with 1 CPUs .* can never be scheduled"):
+    with pytest.raises(InputError, match=r"--replicas: 1 with 1 CPUs .* can never be scheduled"):
         serve(options, Console())
 
 
@@ -124,7 +125,7 @@ def test_what_the_models_wait_for_is_told_and_not_for_ever(
     statuses += [ServeStatus(), LOADING]
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
     monkeypatch.setattr(waiting, "_SECONDS_NOWHERE", 0)
-    with pytest.raises(DescribedFailure, match=r"gave up .*: serve: 0 of 2 .*; each needs 1 CPU of"):
+    with pytest.raises(DescribedFailure, match=r"gave up .*serve: 0 of 2 .*; each needs 1 CPU of"):
         serve(options, Console(quiet=True))
 
 
