@@ -67,6 +67,18 @@ def interruptible() -> Iterator[None]:
         writer.close()
 
 
+def _leave_to_child() -> None:
+    """In a forked child: signals end it, and are none of its parent's."""
+    for number in _SIGNALS:
+        if isinstance(getattr(signal.getsignal(number), "__self__", None), _Interruption):
+            default = signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
+            signal.signal(number, default)
+            signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_leave_to_child)
+
+
 @contextmanager
 def handlers_kept() -> Iterator[None]:
     """Put back the handlers of both signals after the block, in which Ray sets its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ from orchestrator.config import RunConfig
 from orchestrator.knowledge_plan import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.label_list import show_labels
 from orchestrator.preflight import find_resources
+from orchestrator.report import caption_notes
 from orchestrator.run_lock import only_driver
-from prompt_tuning.caption_coverage import named
+from prompt_tuning.caption_coverage import CaptionCoverage
+from prompt_tuning.captions import read_captions
 from prompt_tuning.store import copy_atomic
 from workers.stages import run_stage
 
@@ -35,7 +38,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         _print_plan(plan, console)
         return
     check_cluster(config.paths)
-    from orchestrator.knowledge_stage import RESULTS, read_summary, write_knowledge
+    from orchestrator.knowledge_stage import CAPTIONS, RESULTS, read_summary, write_knowledge
 
     with only_driver(plan.run_folder):
         show_labels(plan.categories, console)
@@ -50,6 +53,11 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
     if not ran:
         console.print("Nothing to do: every question was answered before.")
     _print_summary(summary, results, console)
+    captions = read_captions(plan.stage.folder / CAPTIONS, plan.categories)
+    coverage = CaptionCoverage.of(captions, plan.categories, config.captions.held_out)
+    for note in caption_notes({"captions": asdict(coverage), "positives": plan.categories.names}):
+        console.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
+    warn_of_unanswered(summary, console)
     if strict and summary["not_answered"]:
         raise RuntimeError(_not_answered(summary))
 
@@ -99,12 +107,5 @@ def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> 
     answers = sum(count for kind, count in summary["kept"].items() if kind not in written)
     share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
     console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
-    if missing := tuple(name for name, count in by_count if not count):
-        console.print(
-            f"warning: no caption for {len(missing)} of {len(by_count)} labels: {named(missing)}",
-            style="yellow",
-            markup=False,
-        )
-    warn_of_unanswered(summary, console)
     for file in sorted(results.iterdir()):
         console.print(f"{file.name:<18} {file}", soft_wrap=True, highlight=False)

@@ -12,13 +12,15 @@ from prompt_tuning.categories import CategoryList, category_named
 from prompt_tuning.label_names import name_key
 from prompt_tuning.plain_text import plain_lines
 
-_COMMENT = re.compile(r"(^|\s)#.*")
+_COMMENT = re.compile(r"(^|\s)#(\s.*|$)")
 _BULLET = re.compile(r"[-*•‣◦▪·–—]\s*")
 _NUMBER = re.compile(r"\(?\d+[.):]\s+|\d+[.)](?=[^\W\d_])")
-_COUNTED = re.compile(r"(\d+)\s+(?=\S)")
+_COUNTED = re.compile(r"\(?(\d+)[.):]?\s+(?=\S)")
+_FEWEST_COUNTED = 3
 _HEADERS = frozenset(
     ("label", "name", "category", "class", "tag", "label name", "category name", "class name")
 )
+_LOOKS_LIKE_A_HEADER = "looks like a header; delete the line, or list a label of this name in YAML"
 _SHOWN = 8
 
 
@@ -37,20 +39,32 @@ def read_label_list(path: Path) -> list[str]:
     except ValueError as error:
         raise InputError(str(error)) from None
     kept = [(row, _COMMENT.sub("", line).strip()) for row, line in enumerate(lines, start=1)]
-    entries = _without_counts([(row, text) for row, text in kept if text])
+    entries = _without_counts([(row, text) for row, text in kept if text], path)
     return [
         _label(text, f"{path}, line {row}", first=place == 0)
         for place, (row, text) in enumerate(entries)
     ]
 
 
-def _without_counts(entries: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Without the numbers that count the lines; those of a few lines only may be names' own."""
-    found = [_COUNTED.match(text) for _, text in entries]
-    counts = [int(match.group(1)) for match in found if match]
-    if len(counts) < 2 or counts != list(range(counts[0], counts[0] + len(entries))):
-        return entries
-    return [(row, _COUNTED.sub("", text, count=1)) for row, text in entries]
+def _without_counts(entries: list[tuple[int, str]], path: Path) -> list[tuple[int, str]]:
+    """Without the numbers that count the lines; others may be names' own.
+
+    Raises:
+        InputError: when the first line alone is not counted.
+    """
+    counts = [int(match[1]) if (match := _COUNTED.match(text)) else -1 for _, text in entries]
+    if _are_counts(counts):
+        return [(row, _COUNTED.sub("", text, count=1)) for row, text in entries]
+    if counts[:1] == [-1] and _are_counts(counts[1:]):
+        row, text = entries[0]
+        raise InputError(f"{path}, line {row}: {text!r} {_LOOKS_LIKE_A_HEADER}")
+    return entries
+
+
+def _are_counts(numbers: list[int]) -> bool:
+    return len(numbers) >= _FEWEST_COUNTED and any(
+        numbers == list(range(first, first + len(numbers))) for first in (0, 1)
+    )
 
 
 def _label(text: str, where: str, first: bool) -> str:
@@ -59,13 +73,15 @@ def _label(text: str, where: str, first: bool) -> str:
         if match := mark.match(text):
             text = text[match.end() :]
     text = text.rstrip(",;\t ")
-    if len(text) > 1 and text[0] == text[-1] == '"':
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1]
     text = re.sub("[ \u00a0]+", " ", text).strip()
     if first and name_key(text.rstrip(":")) in _HEADERS:
+        raise InputError(f"{where}: {text!r} {_LOOKS_LIKE_A_HEADER}")
+    if text.startswith("#"):
         raise InputError(
-            f"{where}: {text!r} looks like a header; delete the line, or list a label of this name "
-            "in YAML"
+            f"{where}: a comment must have a blank after # (got {text!r}); list a label of this "
+            "name in YAML"
         )
     if not re.search(r"\w", text):
         raise InputError(f"{where}: must be a label (got {text!r})")

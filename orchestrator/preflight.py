@@ -79,6 +79,8 @@ class Resources:
         Raises:
             InputError: naming the field, when no node advertises it.
         """
+        if not self.nodes:
+            raise InputError(f"{field}: the cluster has no node that is up")
         nodes = tuple(node for node in self.nodes if pool is None or pool in node.pools)
         if not nodes:
             there = sorted({name for node in self.nodes for name in node.pools})
@@ -199,7 +201,8 @@ def place(
     most: float = math.inf,
 ) -> float:
     """The CPUs of each of `count` actors that run at once, none of which spans nodes: as many as
-    there are room for, from `least` to `most`; whole ones where that is one or more.
+    there are room for, from `least` to `most`; whole ones where that is one or more, unless both
+    are the same.
 
     Raises:
         InputError: naming the field, when even with the least there is no room for all.
@@ -213,6 +216,8 @@ def place(
             f"{field}: {count} with {least:g} CPUs and {gpus:g} GPUs each can never be scheduled: "
             f"{resources}; {fits}"
         )
+    if least == most:
+        return least
     # With which a node is filled by some number of them, the largest first.
     shares = {min(most, node.cpus / of) for node in resources.nodes for of in range(1, count + 1)}
     for share in sorted({most, *shares}, reverse=True):

@@ -239,7 +239,7 @@ def caption_notes(metrics: dict[str, Any]) -> list[str]:
     if missing := captions["labels_without_training"]:
         notes.append(
             f"No caption to tune on shows {len(missing)} of {len(metrics['positives'])} labels: "
-            f"{named(missing)}. In tuning they were wrong answers only; do not rely on their tags."
+            f"{named(missing)}. Tuning takes them as wrong answers only; do not rely on their tags."
         )
     if (held_out := captions["held_out"]) < _FEW_HELD_OUT:
         notes.append(

@@ -24,8 +24,10 @@ from orchestrator.preflight import find_resources, place
 from orchestrator.report import page_template
 from prompt_tuning.artifact import Artifact
 from prompt_tuning.vlm import fetch_weights
+from workers.failure import DescribedFailure
 from workers.tagging_requests import Limits
 from workers.tagging_service import APPLICATION, MODEL, Lifeline, application
+from workers.waiting import Waiting
 
 _LOOK_EACH_S = 0.5
 _SPEAK_EACH_S = 30.0
@@ -52,7 +54,7 @@ def serve(options: ServeOptions, console: Console) -> None:
 
     Raises:
         InputError: for what a person has to change.
-        RuntimeError: when the service does not start, or ends by itself.
+        DescribedFailure: when the service does not start, or ends without this command.
         KeyboardInterrupt: when it is stopped, after the requests under way.
     """
     folders = named_folders(options.artifacts)
@@ -63,7 +65,7 @@ def serve(options: ServeOptions, console: Console) -> None:
     resources = find_resources()
     gpus = 1 if resources.gpus else 0
     # Two on CPUs, for one that dies.
-    replicas = options.replicas or resources.gpus or min(2, resources.cpus)
+    replicas = options.replicas or resources.gpus or min(2, max(1, resources.cpus))
     cpus = int(place(replicas, gpus, resources, "--replicas"))
     front: DeploymentHandle | None = None
     started = False
@@ -98,11 +100,12 @@ def serve(options: ServeOptions, console: Console) -> None:
         )
         each = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus} GPU" if gpus else "")
         console.print(f"Loading the models: {replicas} replicas with {each} each")
-        [front] = ray_serve.run_many(
+        [handle] = ray_serve.run_many(
             [ray_serve.RunTarget(service, name=APPLICATION, logging_config=quiet)],
             wait_for_applications_running=False,
         )
-        _wait_until_ready(replicas, console)
+        _wait_until_ready(replicas, Waiting("serve", {"CPU": cpus, "GPU": gpus}), console)
+        front = handle
         where = f"http://{_in_url(options.host)}:{options.port}"
         console.print(f"Serving {', '.join(folders)} at {where} · Ctrl-C ends it", soft_wrap=True)
         while True:
@@ -192,24 +195,34 @@ def _in_url(host: str) -> str:
 
 
 def _status() -> ApplicationStatusOverview:
-    """How the service is. Raises RuntimeError when it has ended."""
-    status = ray_serve.status().applications[APPLICATION]
+    """How the service is. Raises DescribedFailure when it has ended."""
+    status = ray_serve.status().applications.get(APPLICATION)
+    if status is None:
+        raise DescribedFailure("the service was ended from outside, as by `serve shutdown`")
     if status.status == ApplicationStatus.DEPLOY_FAILED:
-        raise RuntimeError(f"the service ended: {status.message}")
+        raise DescribedFailure(f"the service ended: {' '.join(status.message.split())}")
     return status
 
 
-def _wait_until_ready(replicas: int, console: Console) -> None:
-    """Say how far the models are until all answer."""
-    begun = spoke = time.monotonic()
+def _wait_until_ready(replicas: int, waiting: Waiting, console: Console) -> None:
+    """Say how far the models are until all answer, and what they wait for.
+
+    Raises:
+        DescribedFailure: when the service has ended, or no further model comes.
+    """
+    begun = came = spoke = time.monotonic()
     ready = 0
     while (status := _status()).status != ApplicationStatus.RUNNING:
         states = status.deployments[MODEL].replica_states
         running = sum(count for state, count in states.items() if state == "RUNNING")
         now = time.monotonic()
-        if running > ready or now - spoke > _SPEAK_EACH_S:
-            console.print(f"{running} of {replicas} replicas are ready after {now - begun:.0f} s")
-            ready, spoke = running, now
+        told = f"{running} of {replicas} replicas are ready after {now - begun:.0f} s"
+        if running > ready:
+            console.print(told)
+            ready, came, spoke = running, now, now
+        elif now - spoke > _SPEAK_EACH_S:
+            console.print(waiting.describe(now - came, f"{told}; {{}}".format))
+            spoke = now
         time.sleep(_LOOK_EACH_S)
 
 

@@ -158,10 +158,14 @@ class JobServer:
             )
 
     def resources(self) -> Resources:
-        """The nodes of the cluster that are up."""
-        answer = self._get("/api/v0/nodes?detail=true&limit=10000")
-        nodes = [node for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE"]
-        return Resources(tuple(ray_node(node["resources_total"]) for node in nodes))
+        """The nodes of the cluster that are up; none where even the head does not report itself."""
+        end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
+        while True:
+            nodes = self._get("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]
+            up = [ray_node(node["resources_total"]) for node in nodes if node["state"] == "ALIVE"]
+            if up or time.monotonic() > end:
+                return Resources(tuple(up))
+            time.sleep(0.5)
 
     def submit(self, job: Job) -> str:
         """Send the working directory and start the job; its name.

@@ -125,7 +125,9 @@ elif [ -e "$venv" ]; then
     afresh="it has Python $has"
   elif ! check_python $venv/bin/python >/dev/null || ! $venv/bin/python -m pip --version >/dev/null 2>&1; then
     afresh="its Python cannot be used"
-  elif [ -n "$installed" ] && [ "$installed" != "$set" ]; then
+  elif [ -z "$installed" ]; then
+    afresh="what it has is not known"
+  elif [ "$installed" != "$set" ]; then
     afresh="it has SET=$installed"
   fi
 fi

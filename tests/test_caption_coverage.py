@@ -18,7 +18,7 @@ from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import find_resources
 from orchestrator.report import caption_notes
 from prompt_tuning.caption_coverage import CaptionCoverage
-from prompt_tuning.captions import Caption, CaptionWriter, read_caption_file
+from prompt_tuning.captions import Caption, CaptionWriter, is_held_out, read_caption_file
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.store import publishing
 
@@ -119,7 +119,14 @@ def test_knowledge_warns_of_labels_without_captions(call: Call) -> None:
     done = call("knowledge", "own.yaml")
     assert done.code == 0, done.err
     assert done.out.startswith("4 labels: dog, cat, cow, fox\n")
-    assert "warning: no caption for 2 of 4 labels: cow, fox" in " ".join(done.out.split())
+    assert "warning: No caption to tune on shows 2 of 4 labels: cow, fox." in done.out
+    held_out = plan("own.yaml", ALLOWED).config.captions.held_out
+    cows = (f"Number {n} is a cow." for n in range(99))
+    kept_back = [text for text in cows if is_held_out(Caption(text, (2,), "file"), held_out)]
+    with Path("own.tsv").open("a", encoding="utf-8") as file:
+        file.writelines(f"{text}\tcow\n" for text in kept_back)
+    done = call("knowledge", "own.yaml")
+    assert "warning: No caption to tune on shows 2 of 4 labels: cow, fox." in done.out
 
 
 def test_a_label_whose_captions_are_all_held_out_has_none_to_tune_on() -> None:

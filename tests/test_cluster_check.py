@@ -18,8 +18,10 @@ from orchestrator.cluster_check import _check_node, check_cluster
 from orchestrator.config import Paths
 from orchestrator.config_file import InputError
 from orchestrator.preflight import find_resources
+from workers import cluster_probe
 from workers.cluster_probe import NodeReport, _unread, package_versions
 from workers.engine_dtype import cluster_dtype, native_dtype
+from workers.failure import DescribedFailure
 
 # A mount that only the processes below see: the same path, another folder.
 BLIND = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
@@ -62,6 +64,16 @@ def test_a_pool_is_a_custom_resource_that_a_node_advertises() -> None:
 def test_nodes_that_engines_may_be_on_are_asked_what_they_compute_in() -> None:
     for needs in ({"CPU": 1}, {"CPU": 1, "training": 0.001}):
         assert cluster_dtype(needs, on_gpu=False) == native_dtype(on_gpu=False)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_node_that_does_not_answer_is_named_whatever_it_is_asked(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_probe, "_ANSWERS_WITHIN", 0)
+    for ask in (lambda: cluster_dtype({"CPU": 1}, on_gpu=False), lambda: check_cluster(paths)):
+        with pytest.raises(DescribedFailure, match=r"^node [\d.]+: no answer within 0 s; it may"):
+            ask()
 
 
 def test_a_node_that_does_not_see_a_folder_is_named(cluster: Cluster, paths: Paths) -> None:

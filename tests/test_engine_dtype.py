@@ -14,7 +14,7 @@ from orchestrator.preflight import Node, Resources
 from workers import engine_dtype
 from workers.embedded_llm import EMBEDDED_MODEL
 from workers.engine_dtype import Dtype, common_dtype, native_dtype
-from workers.llm_engine import GPU_DEFAULT, EngineSettings, chosen_dtype
+from workers.llm_engine import GPU_DEFAULT, EngineSettings, LLMEngine, chosen_dtype
 
 ZEN_3 = "processor\t: 0\nflags\t\t: fpu sse4_2 avx2 fma f16c\n\nprocessor\t: 1\n"
 ZEN_4 = ZEN_3.replace("avx2", "avx2 avx512f avx512_bf16")
@@ -77,6 +77,20 @@ def test_auto_avoids_float16_where_the_default_models_overflow() -> None:
         assert chosen_dtype(EngineSettings(model=model), "bfloat16") == "bfloat16"
     assert chosen_dtype(EngineSettings(model="a/b"), "float16") == "float16"
     assert chosen_dtype(EngineSettings(model="a/b", dtype="float32"), "float16") == "float32"
+
+
+def test_an_engine_with_a_dtype_does_not_ask_its_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool, asked = tmp_path / "nvidia-smi", tmp_path / "asked"
+    tool.write_text(f"#!/bin/sh\necho asked >{asked}", "utf-8")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for dtype, asks in (("float32", False), ("auto", True)):
+        settings = EngineSettings.model_validate({"model": "nowhere", "dtype": dtype})
+        with pytest.raises(Exception, match="nowhere"):
+            LLMEngine(settings, tmp_path / "nowhere", on_gpu=True)
+        assert asked.exists() == asks
 
 
 def test_what_auto_became_is_in_the_key(cpu: Path, tmp_path: Path) -> None:

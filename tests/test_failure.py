@@ -77,6 +77,14 @@ def test_of_files_and_of_what_describes_itself_one_line_is_enough(tmp_path: Path
     gone = tmp_path / "gone.tsv"
     for action in (gone.read_text, gone.unlink):
         assert describe(caught(action)) == f"failed: {gone}: No such file or directory"
+    there = tmp_path / "there"
+    there.mkdir()
+    (tmp_path / "file").touch()
+    for move, named in (
+        (lambda: gone.replace(tmp_path / "file"), f"{gone}: No such file or directory"),
+        (lambda: (tmp_path / "file").replace(there), f"{there}: Is a directory"),
+    ):
+        assert describe(caught(move)) == f"failed: {named}"
     failure = RuntimeError("the stage failed")
     failure.__cause__ = caught(gone.read_text)
     assert describe(failure) == f"failed: {gone}: No such file or directory"

@@ -82,6 +82,7 @@ def test_the_python_that_is_found_and_another_one_that_is_named(clone: Path) -> 
     for name in ("python3.11", "python3.12", "python3"):
         python_of("3.9.2", clone / "bin", name)
     path = f"{clone / 'bin'}:{os.environ['PATH']}"
+    (clone / ".venv/.installed").write_text("cpu 0")
     stays = install(clone, PATH=path)  # where none is named
     assert old.exists()
     assert "Python: " not in stays.stderr
@@ -89,6 +90,10 @@ def test_the_python_that_is_found_and_another_one_that_is_named(clone: Path) -> 
     assert "taking PyPI's build" in stays.stderr
     assert stays.returncode == 1 and "Installation failed." in stays.stderr
     assert "Making .venv anew: it has Python 3.11." in install(clone, PYTHON=str(found)).stderr
+    shutil.rmtree(clone / ".venv")
+    unknown = python_of("3.11.7", clone / ".venv/bin")  # by hand, or of a first one that failed
+    assert "Making .venv anew: what it has is not known." in install(clone, PATH=path).stderr
+    assert not unknown.exists()
     shutil.rmtree(clone / ".venv")
     assert f"Python: {found} (3.13)" in install(clone, PATH=path).stderr
 

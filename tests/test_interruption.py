@@ -193,6 +193,34 @@ with interruptible():
 """
 
 
+FORKING = """
+import os, sys, time
+from orchestrator.interruption import interruptible
+with interruptible():
+    reader, writer = os.pipe()
+    if not (child := os.fork()):
+        os.write(writer, b"forked")
+        time.sleep(600)
+    os.read(reader, 6)
+    os.kill(child, int(sys.argv[1]))
+    _, status = os.waitpid(child, 0)
+    time.sleep(1)  # in which it would end
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -2), (signal.SIGTERM, -15)])
+def test_a_signal_to_a_forked_child_ends_the_child_only(number: signal.Signals, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING, str(int(number))],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{code}\n"), done.stderr
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_ends_at_once(number: signal.Signals) -> None:
     process = subprocess.Popen(

@@ -19,14 +19,15 @@ ANIMALS = ["dog", "hot dog", "cow"]
     [
         "dog\nhot dog\ncow",
         "\n dog\n\n\thot  dog \ncow\n\n",
-        "# pets\ndog  # the best\nhot dog\n  #cat\ncow\n",
+        "# pets\ndog  # the best\nhot dog\n  # cat\n#\ncow\n",
         "- dog\n* hot dog\n•cow\n",
         "1. dog\n2) hot dog\n3: cow\n",
         "(1) dog\n2.hot dog\n- 3. cow\n",
         "0 dog\n1 hot dog\n2 cow\n",
-        "7\tdog\n8\thot dog\n9\tcow\n",
+        "1\tdog\n2\thot dog\n3\tcow\n",
         "dog;;\nhot dog,\ncow;\t\n",
         '"dog",\n"hot dog",\n"cow"\n',
+        "'dog',\n'hot dog'\n\"cow\"\n",
         "dog\r\nhot dog\r\ncow\r\n",
         "dog\rhot dog\rcow\r",
     ],
@@ -38,16 +39,17 @@ def test_what_is_plainly_meant_is_read(tmp_path: Path, content: str, encoding: s
     assert read_label_list(file) == ANIMALS
 
 
-def test_what_belongs_to_a_name_stays(tmp_path: Path) -> None:
-    names = [
-        "C#",
-        "3 wheeler",
-        "2.5 l bottle",
-        "7-segment display",
-        "class ring",
-        "AC/DC",
-        "1st aid",
-    ]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["C#", "3 wheeler", "2.5 l bottle", "7-segment display", "class ring", "AC/DC", "1st aid"],
+        ["7 up", "8 ball"],
+        ["7 up", "8 ball", "9 pins"],
+        ["1 direction", "2 pac"],
+        ["fan", "Team #1", "rock 'n'"],
+    ],
+)
+def test_what_belongs_to_a_name_stays(tmp_path: Path, names: list[str]) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("\n".join(names), "utf-8")
     assert read_label_list(file) == names
@@ -60,6 +62,11 @@ def test_what_belongs_to_a_name_stays(tmp_path: Path) -> None:
         (b"# mine\nClass name:\ndog\ncow", 2, "looks like a header"),
         (b"dog\ncow,calf\n", 2, "'cow,calf' must be one name"),
         (b"dog, cow, cat\n", 1, "other names for it go under `synonyms` in YAML"),
+        (b"id name\n1 dog\n2 cat\n3 cow", 1, "'id name' looks like a header"),
+        (b"\nAnimals:\n1. dog\n2. cat\n3. cow", 2, "'Animals:' looks like a header"),
+        (b"#1 fan\ncat", 1, "a comment must have a blank after # (got '#1 fan')"),
+        (b"dog\n#cat", 2, "a comment must have a blank after # (got '#cat')"),
+        (b"7\tdog\n8\tcow\n9\tcat", 1, "must be one name"),
         (b"dog\n\ncow;calf\n", 3, "must be one name"),
         (b"dog\tpuppy\ncow\tcalf\n", 1, "must be one name"),
         (b"id,label\n0,dog\n", 1, "must be one name"),

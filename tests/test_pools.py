@@ -79,6 +79,7 @@ UNEVEN = Resources((Node(1, 0), Node(7, 0)))
         (8, 0.25, 1, 1),
         (9, 0.25, 1, 0.875),  # all on the larger node but one
         (93, 0.01, 1, 7 / 82),
+        (2, 1.5, 1.5, 1.5),  # asked for
     ],
 )
 def test_each_gets_the_most_with_which_all_fit_on_uneven_nodes(
@@ -110,6 +111,12 @@ def test_an_unknown_pool_is_told_with_those_that_there_are(tmp_path: Path, field
         make_plan(wrong, CLUSTER, None)
     with pytest.raises(InputError, match=words + "none"):
         make_plan(wrong, Resources((Node(2, 0),)), None)
+
+
+@pytest.mark.parametrize("override", ["tuning.workers=1", "tuning.pool=training"])
+def test_a_cluster_of_which_no_node_is_up(tmp_path: Path, override: str) -> None:
+    with pytest.raises(InputError, match=r"^tuning\.pool: the cluster has no node that is up$"):
+        place_workers(config(tmp_path, override), Resources(()))
 
 
 def test_a_pool_is_in_no_key(tmp_path: Path) -> None:

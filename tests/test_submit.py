@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -16,13 +17,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import psutil
 import pytest
+import ray
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from orchestrator.config_file import InputError
+from orchestrator.preflight import Node, Resources
 from orchestrator.submit import JobServer, outcome, prepare_job
 
 ROOT = Path(__file__).parent.parent
@@ -508,6 +512,32 @@ class OldServer(BaseHTTPRequestHandler):
         self.wfile.write(b'{"version": "4", "ray_version": "2.9.3", "ray_commit": "x"}')
 
     def log_message(self, *_: object) -> None: ...
+
+
+class NewServer(OldServer):
+    """That of a cluster whose head reports itself only when asked for the second time."""
+
+    nodes: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        answer: dict[str, Any] = {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"}
+        if self.path.startswith("/api/v0/nodes"):
+            answer = {"data": {"result": {"result": list(self.nodes)}}}
+            self.nodes.append({"state": "ALIVE", "resources_total": {"CPU": 2.0}})
+        self.wfile.write(json.dumps(answer).encode())
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_cluster_that_has_just_begun_is_waited_for() -> None:
+    server = HTTPServer(("127.0.0.1", 0), NewServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        there = JobServer(f"http://127.0.0.1:{server.server_port}").resources()
+    finally:
+        server.shutdown()
+    assert there == Resources((Node(2, 0),))
 
 
 @pytest.mark.usefixtures("nowhere")

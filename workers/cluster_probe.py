@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -19,6 +20,8 @@ from workers.failure import DescribedFailure
 _PATIENCE = 10.0
 _ANSWERS_WITHIN = 120.0
 _PACKAGES = ("torch", "transformers")
+
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -50,21 +53,7 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
         for marker in markers.values():
             marker.mkdir()
             (marker / here).write_text(token)
-        look: Any = ray.remote(num_cpus=0)(_look)
-        asked = [
-            look.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ).remote(node["NodeManagerAddress"], node["NodeID"], markers, here, token)
-            for node in others
-        ]
-        _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWERS_WITHIN)
-        for node, answer in zip(others, asked, strict=True):
-            if answer in silent:
-                raise DescribedFailure(
-                    f"node {node['NodeManagerAddress']}: no answer within {_ANSWERS_WITHIN:.0f} s; "
-                    "it may be overloaded, or unable to start a Ray worker"
-                )
-        reports: list[NodeReport] = ray.get(asked)
+        reports = ask_nodes(others, _look, markers, here, token)
         for node, report in zip(others, reports, strict=True):
             for name in markers.keys() - report.blind.keys():
                 if why := _unread(markers[name] / node["NodeID"], token):
@@ -75,7 +64,36 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
             _remove(marker)
 
 
-def _look(address: str, node: str, markers: dict[str, Path], asker: str, token: str) -> NodeReport:
+def ask_nodes(
+    nodes: Sequence[dict[str, Any]], function: Callable[..., Answer], *arguments: object
+) -> list[Answer]:
+    """What a function returns on each of these nodes, which are as `ray.nodes` describes them.
+
+    The node's description is the function's first argument.
+
+    Raises:
+        DescribedFailure: when a node gives no answer.
+        ray.exceptions.RayError: when a node goes away meanwhile.
+    """
+    ask: Any = ray.remote(num_cpus=0)(function)
+    asked = [
+        ask.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(node, *arguments)
+        for node in nodes
+    ]
+    _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWERS_WITHIN)
+    for node, answer in zip(nodes, asked, strict=True):
+        if answer in silent:
+            raise DescribedFailure(
+                f"node {node['NodeManagerAddress']}: no answer within {_ANSWERS_WITHIN:.0f} s; "
+                "it may be overloaded, or unable to start a Ray worker"
+            )
+    answers: list[Answer] = ray.get(asked)
+    return answers
+
+
+def _look(node: dict[str, Any], markers: dict[str, Path], asker: str, token: str) -> NodeReport:
     """Runs on the node that is asked."""
     blind = {}
     for name, marker in markers.items():
@@ -83,10 +101,11 @@ def _look(address: str, node: str, markers: dict[str, Path], asker: str, token: 
             blind[name] = f"what the driver's node has written there is not seen ({why})"
             continue
         try:
-            (marker / node).write_text(token)
+            (marker / node["NodeID"]).write_text(token)
         except OSError as error:
             blind[name] = f"it cannot be written to ({error.strerror})"
     versions = package_versions()
+    address = node["NodeManagerAddress"]
     return NodeReport(address, platform.python_version(), ray.__version__, versions, blind)
 
 

@@ -15,7 +15,6 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _BF16_CAPABILITY = (8, 0)
 _CPUINFO = Path("/proc/cpuinfo")
-_ANSWERS_WITHIN = 120.0
 
 
 def native_dtype(on_gpu: bool) -> Dtype:
@@ -39,21 +38,25 @@ def cluster_dtype(needs: dict[str, float], on_gpu: bool) -> Dtype:
     `needs`: by Ray's names.
 
     Raises:
-        ray.exceptions.RayError: when a node goes away meanwhile, or gives no answer.
+        DescribedFailure: when a node gives no answer.
+        ray.exceptions.RayError: when a node goes away meanwhile.
     """
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    ask: Any = ray.remote(num_cpus=0)(native_dtype)
-    asked = [
-        ask.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(on_gpu)
+    from workers.cluster_probe import ask_nodes
+
+    nodes = [
+        node
         for node in ray.nodes()
         if node["Alive"]
         and all(node["Resources"].get(name, 0) >= need for name, need in needs.items())
     ]
-    return common_dtype(ray.get(asked, timeout=_ANSWERS_WITHIN))
+    return common_dtype(ask_nodes(nodes, _native_dtype_of, on_gpu))
+
+
+def _native_dtype_of(node: dict[str, Any], on_gpu: bool) -> Dtype:
+    """Runs on that node."""
+    return native_dtype(on_gpu)
 
 
 def _cpu_flags() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from errno import ENOENT
 
 
 class DescribedFailure(RuntimeError):
@@ -33,7 +34,9 @@ def _all_said(error: BaseException) -> str:
     """A sentence that needs no traceback, where there is one for this error; else nothing."""
     cause = root_cause(error, implied=False)
     if isinstance(cause, OSError) and cause.filename is not None:
-        return f"{cause.filename2 or cause.filename}: {cause.strerror}"
+        # Of a copy or a renaming what is missing is the source, and else the target is to blame.
+        target = None if cause.errno == ENOENT else cause.filename2
+        return f"{target or cause.filename}: {cause.strerror}"
     if isinstance(cause, DescribedFailure | FileNotFoundError | PermissionError):
         return str(cause)
     return out_of_memory(error)

@@ -81,7 +81,9 @@ class LLMEngine:
     def __init__(self, settings: EngineSettings, model: Path | str, on_gpu: bool) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        dtype = chosen_dtype(settings, native_dtype(on_gpu))
+        dtype = settings.dtype
+        if dtype == "auto":
+            dtype = chosen_dtype(settings, native_dtype(on_gpu))
         options = _gpu_options(settings) if on_gpu else _cpu_options(settings, dtype)
         if settings.model == EMBEDDED_MODEL:
             assemble(Path(model))

@@ -49,11 +49,19 @@ class Waiting:
             if ready:
                 return ready[0]
             seconds = time.monotonic() - began
-            placeable, places = _places(self._needs)
-            described = f"{self._what}: {state(places)}"
-            if seconds >= limit or (not placeable and seconds >= _SECONDS_NOWHERE):
-                raise DescribedFailure(f"gave up after {seconds / 60:.0f} minutes: {described}")
-            _log.warning("waiting for %.0f s: %s", seconds, described)
+            _log.warning("waiting for %.0f s: %s", seconds, self.describe(seconds, state))
+
+    def describe(self, seconds: float, state: Callable[[str], str] = str) -> str:
+        """What is awaited, after so long without a result; `state` as for `first`.
+
+        Raises:
+            DescribedFailure: when that is too long.
+        """
+        placeable, places = _places(self._needs)
+        described = f"{self._what}: {state(places)}"
+        if seconds >= 60 * self._minutes or (not placeable and seconds >= _SECONDS_NOWHERE):
+            raise DescribedFailure(f"gave up after {seconds / 60:.0f} minutes: {described}")
+        return described
 
 
 def _places(needs: Mapping[str, float]) -> tuple[bool, str]:

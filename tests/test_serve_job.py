@@ -1,0 +1,149 @@
+"""`serve` as a command: how many replicas, how long it waits for them, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray import serve as ray_serve
+from ray.serve.schema import (
+    ApplicationStatus,
+    ApplicationStatusOverview,
+    DeploymentStatus,
+    DeploymentStatusOverview,
+    DeploymentStatusTrigger,
+    ReplicaState,
+    ServeStatus,
+)
+from rich.console import Console
+
+from orchestrator import serve_job
+from orchestrator.config_file import InputError
+from orchestrator.preflight import Node, Resources
+from orchestrator.serve_job import ServeOptions, serve
+from workers import waiting
+from workers.failure import DescribedFailure, describe
+from workers.tagging_service import APPLICATION, MODEL
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> ServeOptions:
+    return ServeOptions([], "127.0.0.1", 0, None, None, tmp_path)
+
+
+@pytest.fixture
+def statuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServeStatus | BaseException]]:
+    """What Ray Serve, which is not started, says of itself, in turn."""
+    told: list[ServeStatus | BaseException] = []
+
+    def status() -> ServeStatus:
+        if isinstance(now := told.pop(0), BaseException):
+            raise now
+        return now
+
+    def nothing(*_: Any, **__: Any) -> None: ...
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_serve, "status", status)
+    monkeypatch.setattr(ray_serve, "start", nothing)
+    monkeypatch.setattr(ray_serve, "run_many", lambda *_, **__: [None])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 0.0})
+    monkeypatch.setattr(serve_job, "find_resources", lambda: Resources((Node(2, 0),)))
+    monkeypatch.setattr(serve_job, "connect", nothing)
+    monkeypatch.setattr(serve_job, "disconnect", nothing)
+    monkeypatch.setattr(serve_job, "Lifeline", SimpleNamespace(remote=nothing))
+    monkeypatch.setattr(serve_job, "_LOOK_EACH_S", 0)
+    monkeypatch.setattr(serve_job, "_SPEAK_EACH_S", -1)
+    yield told
+    assert not told
+
+
+def service(status: ApplicationStatus, running: int, message: str = "") -> ServeStatus:
+    model = DeploymentStatusOverview(
+        DeploymentStatus.UPDATING,
+        DeploymentStatusTrigger.CONFIG_UPDATE_STARTED,
+        {ReplicaState.RUNNING: running, ReplicaState.STARTING: 2 - running},
+        "",
+    )
+    return ServeStatus(
+        applications={APPLICATION: ApplicationStatusOverview(status, message, 0, {MODEL: model})}
+    )
+
+
+LOADING = service(ApplicationStatus.DEPLOYING, 0)
+READY = service(ApplicationStatus.RUNNING, 2)
+
+
+def test_a_head_without_cpus_is_refused(
+    options: ServeOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_job, "find_resources", lambda: Resources((Node(0, 0),)))
+    with pytest.raises(InputError, match=r"--replicas: 1 with 1 CPUs .* can never be scheduled"):
+        serve(options, Console())
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (ServeStatus(), "failed: the service was ended from outside, as by `serve shutdown`"),
+        (
+            service(ApplicationStatus.DEPLOY_FAILED, 0, "no\nmemory"),
+            "failed: the service ended: no memory",
+        ),
+    ],
+)
+@pytest.mark.parametrize("before", [[], [READY]])
+def test_a_service_that_ends_without_this_command_is_told_in_a_line(
+    statuses: list[ServeStatus | BaseException],
+    options: ServeOptions,
+    before: list[ServeStatus],
+    end: ServeStatus,
+    words: str,
+) -> None:
+    statuses += [ServeStatus(), *before, end]
+    with pytest.raises(DescribedFailure) as failure:
+        serve(options, Console(quiet=True))
+    assert describe(failure.value) == words
+
+
+def test_what_the_models_wait_for_is_told_and_not_for_ever(
+    statuses: list[ServeStatus | BaseException],
+    options: ServeOptions,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    statuses += [ServeStatus(), LOADING, KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        serve(options, Console(width=200))
+    told = capsys.readouterr().out
+    assert "serve: 0 of 2 replicas are ready after 0 s; each needs 1 CPU; free are 0 CPU" in told
+    statuses += [ServeStatus(), LOADING]
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
+    monkeypatch.setattr(waiting, "_SECONDS_NOWHERE", 0)
+    with pytest.raises(DescribedFailure, match=r"gave up .*serve: 0 of 2 .*; each needs 1 CPU of"):
+        serve(options, Console(quiet=True))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_requests_have_time_to_end_only_once_there_can_be_some(
+    statuses: list[ServeStatus | BaseException],
+    options: ServeOptions,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    loaded: bool,
+) -> None:
+    class Answer:
+        def result(self, timeout_s: float) -> None:
+            raise TimeoutError
+
+    front = SimpleNamespace(drain=SimpleNamespace(remote=Answer))
+    monkeypatch.setattr(ray_serve, "run_many", lambda *_, **__: [front])
+    statuses += [ServeStatus(), *([READY] * loaded), KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        serve(options, Console())
+    assert ("Ending: requests under way" in capsys.readouterr().out) == loaded
