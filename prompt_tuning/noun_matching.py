@@ -190,7 +190,7 @@ def _is_named(tokens: Sequence[_Token], tags: Sequence[str], first: int, last: i
             return True
         if not tag.startswith(("AJ", "VVG")):
             of_it = part in _PARTS and token.word not in _MATERIALS
-            return of_it or tag == "NN1" and may_be_verb(tokens[last + 1].word, tags, last + 1)
+            return of_it or (tag == "NN1" and may_be_verb(tokens[last + 1].word, tags, last + 1))
     if first < last or is_noun(token.word, tag):
         # "Turkey", but "a Labrador".
         proper = tag == "NP0" and first == last and before and token.text[0].isupper()
