@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from orchestrator.config import RunConfig, load_categories, load_templates
 from orchestrator.config_file import InputError
 from orchestrator.preflight import Resources, check_folder, place_engines, visible_gpus
 from prompt_tuning.caption_coverage import CaptionCoverage
-from prompt_tuning.captions import CaptionSettings
+from prompt_tuning.captions import Caption, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.given_captions import given_captions
 from prompt_tuning.install_hints import install_set
@@ -29,6 +29,7 @@ from workers.stages import Stage, plan_stage
 
 _log = logging.getLogger(__name__)
 
+CAPTIONS = "captions.parquet"
 _MODULES = (
     "orchestrator.knowledge_stage",
     "prompt_tuning.captions",
@@ -58,15 +59,13 @@ _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
 class KnowledgePlan:
     """What has been decided about the text side of a run before it starts.
 
-    `given`: of the captions that no language model writes. `llm_identity`: all that forms an answer
-    beside its question; part of every shard's key, and empty, as `llm_path` is, where nothing is
-    asked: then no model need be here.
+    `llm_identity`: all that forms an answer beside its question; part of every shard's key, and
+    empty, as `llm_path` is, where nothing is asked: then no model need be here.
     """
 
     config: RunConfig
     resources: Resources
     categories: CategoryList
-    given: CaptionCoverage
     templates: dict[str, Template]
     cache: Path
     run_folder: Path
@@ -74,6 +73,28 @@ class KnowledgePlan:
     llm_identity: dict[str, object]
     llm_path: Path | str
     stage: Stage
+
+    @cached_property
+    def given(self) -> list[Caption]:
+        """The captions that no language model writes, matched once: 100,000 take a minute.
+
+        Raises:
+            InputError: naming file and row.
+        """
+        try:
+            return list(given_captions(self.config.captions, self.categories))
+        except OSError as error:
+            raise _unreadable(error) from None
+        except ValueError as error:
+            raise InputError(f"captions.files: {error}") from None
+
+    def coverage(self) -> CaptionCoverage:
+        """Which labels have captions, as far as is known without asking a language model."""
+        if self.stage.done():
+            captions = read_captions(self.stage.folder / CAPTIONS, self.categories)
+        else:
+            captions = self.given
+        return CaptionCoverage.of(captions, self.categories, self.config.captions.held_out)
 
 
 def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
@@ -91,7 +112,6 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     templates = load_templates(config)
     if asks:
         _check_labels(categories)
-    given = _coverage(config.captions, categories)
     engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
@@ -124,14 +144,13 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         categories=categories.model_dump(mode="json"),
         questions=config.knowledge.questions.model_dump(exclude={"templates"}),
         captions=config.captions.model_dump(exclude={"files", "held_out", "allow_missing"}),
-        files=[file_digest(Path(file)) for file in config.captions.files],
+        files=_digests(config.captions.files),
         packages={package: version(package) for package in _PACKAGES},
     )
-    return KnowledgePlan(
+    plan = KnowledgePlan(
         config=config,
         resources=resources,
         categories=categories,
-        given=given,
         templates=templates,
         cache=cache,
         run_folder=runs / config.name,
@@ -140,6 +159,9 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         llm_path=llm_path,
         stage=stage,
     )
+    if not stage.done():
+        len(plan.given)  # refuses a bad row before anything starts
+    return plan
 
 
 def describe_engines(plan: KnowledgePlan) -> str:
@@ -202,15 +224,16 @@ def _check_labels(categories: CategoryList) -> None:
         )
 
 
-def _coverage(settings: CaptionSettings, categories: CategoryList) -> CaptionCoverage:
-    """Of the captions that no language model writes. Raises InputError, naming file and row."""
+def _digests(files: tuple[str, ...]) -> list[str]:
+    """Of the content of a person's files of captions."""
     try:
-        captions = given_captions(settings, categories)
-        return CaptionCoverage.of(captions, categories, settings.held_out)
+        return [file_digest(Path(file)) for file in files]
     except OSError as error:
-        raise InputError(f"captions.files: {error.filename}: {error.strerror}") from None
-    except ValueError as error:
-        raise InputError(f"captions.files: {error}") from None
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: OSError) -> InputError:
+    return InputError(f"captions.files: {error.filename}: {error.strerror}")
 
 
 def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:

@@ -13,10 +13,9 @@ import pyarrow as pa
 from rich.console import Console
 
 from orchestrator.cluster import connect
-from orchestrator.knowledge_plan import KnowledgePlan
+from orchestrator.knowledge_plan import CAPTIONS, KnowledgePlan
 from orchestrator.progress import StageProgress, status
 from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter
-from prompt_tuning.given_captions import given_captions
 from prompt_tuning.premises import Premises, confirm_kinds, read_premises
 from prompt_tuning.question_templates import PREMISES, SENTENCES
 from prompt_tuning.questions import Question, QuestionWriter
@@ -26,7 +25,6 @@ from workers import embedded_llm
 from workers.knowledge_pool import KnowledgePool
 from workers.ledger import Ledger, Shard, cut_shards
 
-CAPTIONS = "captions.parquet"
 SUMMARY = "summary.json"
 _ANSWERS = "answers.parquet"
 _PREMISES = "lists.json"
@@ -146,7 +144,7 @@ def _write_captions(
         CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
         RowWriter(staging / _ANSWERS, pa.schema(columns)) as answers,
     ):
-        for caption in given_captions(config.captions, plan.categories):
+        for caption in plan.given:
             kept.write_caption(caption)
             summary.count_caption(caption)
         for shard in shards:

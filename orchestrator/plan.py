@@ -115,7 +115,7 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     knowledge = plan_knowledge(config, resources)
     config = knowledge.config
     if not config.knowledge.questions.asks_something:
-        check_coverage(knowledge.given, config.captions)
+        check_coverage(knowledge.coverage(), config.captions)
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
     vlm_text = text_side(config.vlm, resources)

@@ -22,7 +22,8 @@ from orchestrator.evaluation_stages import (
     read_metrics,
     read_selection,
 )
-from orchestrator.knowledge_stage import CAPTIONS, read_summary
+from orchestrator.knowledge_plan import CAPTIONS
+from orchestrator.knowledge_stage import read_summary
 from orchestrator.plan import Plan
 from orchestrator.report import EXAMPLE_SIDE, Example, ReportData, caption_notes, render
 from orchestrator.tuning_stages import (

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from orchestrator.cluster import connect
 from orchestrator.curves import curves_folder, new_curves
-from orchestrator.knowledge_stage import CAPTIONS, read_premises_file
+from orchestrator.knowledge_plan import CAPTIONS
+from orchestrator.knowledge_stage import read_premises_file
 from orchestrator.plan import Plan, check_coverage
 from orchestrator.preflight import WorkerShare
 from orchestrator.progress import StageProgress

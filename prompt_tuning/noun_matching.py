@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from prompt_tuning.categories import Category
 from prompt_tuning.label_names import folded, head_position, name_key, singular, visible
-from prompt_tuning.parts_of_speech import is_noun, parts_of_speech, tag_words
+from prompt_tuning.parts_of_speech import is_noun, may_be_verb, parts_of_speech, tag_words
 
 # Compounds in which neither noun is there to be seen: "a hot dog" shows no dog.
 _NEITHER_NOUN = (
@@ -18,6 +18,7 @@ _NEITHER_NOUN = (
     "sea lion",
     "teddy bear",
     "computer mouse",
+    "car park",
     "guinea pig",
     "flower bed",
     "palm of",
@@ -46,6 +47,8 @@ _PARTS = frozenset(
     trunk type variety wheel window windshield wing
     """.split()
 )
+# Only of what is cut, so that "orange slices" are no colour.
+_CUTS = frozenset("half slice".split())
 # But "a glass door" is no glass.
 _MATERIALS = frozenset(
     """
@@ -141,7 +144,10 @@ class NounMatcher:
         lengths = {*self._lengths.get(first, ()), *self._lengths.get(singular(first), ())}
         for length in sorted(lengths, reverse=True):
             name = words[start : start + length]
-            for spelling in (" ".join(name), _singular_head(name)):
+            spellings = [" ".join(name), _singular_head(name)]
+            if words[start + length : start + length + 1] == ["of"]:
+                spellings.reverse()  # "two glasses of wine" are no glasses to see with
+            for spelling in spellings:
                 if spelling in self._owner:
                     return len(name), self._owner[spelling]
         return 1, None
@@ -178,8 +184,13 @@ def _is_named(tokens: Sequence[_Token], tags: Sequence[str], first: int, last: i
     token, tag = tokens[last], tags[last]
     before = tags[first - 1] if first else ""
     after = tags[last + 1] if last + 1 < len(tags) else ""
-    if not tag.startswith(("AJ", "VVG")) and after.startswith("NN"):
-        return singular(tokens[last + 1].word) in _PARTS and token.word not in _MATERIALS
+    if after.startswith("NN"):
+        part = singular(tokens[last + 1].word)
+        if part in _CUTS:
+            return True
+        if not tag.startswith(("AJ", "VVG")):
+            of_it = part in _PARTS and token.word not in _MATERIALS
+            return of_it or (tag == "NN1" and may_be_verb(tokens[last + 1].word, tags, last + 1))
     if first < last or is_noun(token.word, tag):
         # "Turkey", but "a Labrador".
         proper = tag == "NP0" and first == last and before and token.text[0].isupper()

@@ -13,12 +13,19 @@ from importlib import resources
 import lemminflect
 from HanTa.HanoverTagger import HanoverTagger
 
+from prompt_tuning.label_names import singular
+
 # Differences of logarithms of likelihoods.
-_CLEARLY, _SELDOM = 1.0, 3.0
+_CLEARLY, _SELDOM, _RARELY, _HARDLY = 1.0, 3.0, 3.5, 5.0
+_UNSEEN = -17.0  # the logarithm for a tag that a word never has in the corpus, which is small
 _SINGULAR_DETERMINERS = frozenset("a an another each every one that this".split())
 _SUBJECTS = frozenset("i he she we they who".split())
 _DETERMINERS = ("AT", "DT", "DP", "CR")
 _NOUNS = ("NN0", "NN1", "NN2", "UNC")
+# After a noun, these are things rather than what it does: "train tracks in the desert".
+_THINGS = frozenset(
+    "bar bottle box branch cup house light rack shelter sign stall track wheel".split()
+)
 _VERBS = ("VVB", "VVI", "VVZ")
 _FINITE = ("VVB", "VVZ", "VVD", "VB", "VH", "VD", "VM")
 
@@ -26,10 +33,12 @@ _FINITE = ("VVB", "VVZ", "VVD", "VB", "VH", "VD", "VM")
 def tag_words(words: Sequence[str]) -> list[str]:
     """The tag of each word and punctuation mark of a sentence."""
     tags: list[str] = _tagger().tag_sent(words, taglevel=0)
+    if tags[:1] == ["VVZ"] and "NOUN" in parts_of_speech(words[0]):
+        tags[0] = "NN2"  # "Bears fish in the river."
     for i in range(1, len(tags)):
-        if tags[i] in ("NN1", "NN2") and "VERB" in parts_of_speech(words[i]):
+        if tags[i] in ("NN0", "NN1", "NN2") and "VERB" in parts_of_speech(words[i]):
             if _is_verb(words, tags, i):
-                tags[i] = "VVB" if tags[i] == "NN1" else "VVZ"
+                tags[i] = "VVZ" if tags[i] == "NN2" else "VVB"
         elif tags[i] in ("VVB", "VVI") and tags[i - 1] == "NN1":
             # No subject: "at the bus stop".
             start = _start_of_phrase(tags, i - 1)
@@ -44,6 +53,11 @@ def _is_verb(words: Sequence[str], tags: Sequence[str], i: int) -> bool:
         return True
     start = _start_of_phrase(tags, i - 1)
     after_noun = tags[i - 1] in _NOUNS
+    if tags[i] != "NN2" and tags[i - 1] == "NN2":
+        # What tells which thing is meant is singular: "dog food", but "dogs bark".
+        verb_follows = i + 1 < len(tags) and tags[i + 1].startswith(_FINITE)
+        if _opens_clause(tags, start) and not verb_follows:
+            return _likelier(words[i], _VERBS, _NOUNS) > -_HARDLY
     if tags[i] == "NN2" and after_noun and words[start].lower() in _SINGULAR_DETERMINERS:
         return True
     if any(tag.startswith(_FINITE) for tag in tags):
@@ -56,6 +70,27 @@ def _is_verb(words: Sequence[str], tags: Sequence[str], i: int) -> bool:
     else:
         agrees = tags[i - 1] != "NN1" or "CJC" in tags[:i]
     return after_noun and agrees and _likelier(words[i], _VERBS, _NOUNS) > -_SELDOM
+
+
+def may_be_verb(word: str, tags: Sequence[str], i: int) -> bool:
+    """Whether the plural `word` at `i` may be what the noun before it does: "Dog barks at cat."
+
+    Only where the sentence has no other verb.
+    """
+    if tags[i] != "NN2" or singular(word) in _THINGS or any(t.startswith(_FINITE) for t in tags):
+        return False
+    start = _start_of_phrase(tags, i - 1)
+    if not _opens_clause(tags, start) or tags[start].startswith(("CJ", "PUN")):
+        return False
+    ends = i + 1 == len(tags) or tags[i + 1].startswith(("AT0", "DPS", "PRP", "PUN"))
+    likely = max(_likelier(form, _VERBS, _NOUNS) for form in (word, singular(word)))
+    return ends and "VERB" in parts_of_speech(word) and likely > -_RARELY
+
+
+def _opens_clause(tags: Sequence[str], start: int) -> bool:
+    """Whether a noun phrase that begins at `start` can be a subject."""
+    after = not start or tags[start - 1].startswith(("NN", "PUN", "CJ"))
+    return after and not tags[start].startswith(("PR", "V"))
 
 
 def _start_of_phrase(tags: Sequence[str], i: int) -> int:
@@ -90,7 +125,9 @@ def is_noun(word: str, tag: str) -> bool:
 def _likelier(word: str, these: tuple[str, ...], those: tuple[str, ...]) -> float:
     """How much likelier a word has one of these tags than of those: a difference of logarithms."""
     likely = dict(_tagger().tag_word(word))
-    return max(likely.get(tag, -99) for tag in these) - max(likely.get(tag, -99) for tag in those)
+    return max(likely.get(tag, _UNSEEN) for tag in these) - max(
+        likely.get(tag, _UNSEEN) for tag in those
+    )
 
 
 @cache

@@ -13,7 +13,7 @@ import yaml
 from command_line import Done, run_datafree
 
 from orchestrator.config import load_config
-from orchestrator.knowledge_stage import CAPTIONS
+from orchestrator.knowledge_plan import CAPTIONS
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preflight import find_resources
 from orchestrator.report import caption_notes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,11 +13,12 @@ from without_packages import datafree_without
 
 from orchestrator.config import RunConfig, load_config
 from orchestrator.config_file import InputError
-from orchestrator.knowledge_plan import KnowledgePlan, describe_engines, plan_knowledge
-from orchestrator.knowledge_stage import CAPTIONS, read_summary, write_knowledge
+from orchestrator.knowledge_plan import CAPTIONS, KnowledgePlan, describe_engines, plan_knowledge
+from orchestrator.knowledge_stage import read_summary, write_knowledge
 from orchestrator.plan import make_plan
 from orchestrator.preflight import Node, Resources
 from prompt_tuning.install_hints import install_set
+from prompt_tuning.noun_matching import NounMatcher
 from workers.llm_engine import GPU_DEFAULT
 from workers.stages import run_stage
 
@@ -190,3 +192,28 @@ def test_own_captions_may_hold_letters_whose_lower_case_is_another(tmp_path: Pat
     assert plan(tmp_path, "categories=[bicycle, saw, taksi]", *own).stage.key
     with pytest.raises(InputError, match=r"own.tsv, row 1: the sentence names no category"):
         plan(tmp_path, "categories=[bicycle, taksi]", *own)
+
+
+def test_own_captions_are_matched_once_however_often_a_run_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (f"The {name} {n} stands there.\n" for n in range(40) for name in ("dog", "car"))
+    (tmp_path / "own.tsv").write_text("".join(rows), "utf-8")
+    of_file = ("captions.files=[own.tsv]", *NOTHING_ASKED)
+    own = config(tmp_path, *of_file)
+    planned = plan_knowledge(own, ON_CPU)
+    matched: list[str] = []
+    find = NounMatcher.find
+
+    def counted(matcher: NounMatcher, text: str) -> tuple[int, ...]:
+        matched.extend(re.findall("stands there", text))
+        return find(matcher, text)
+
+    monkeypatch.setattr(NounMatcher, "find", counted)
+    run_stage(planned.stage, lambda staging: write_knowledge(planned, Console(quiet=True), staging))
+    again = make_plan(own, ON_CPU, None)
+    assert again.knowledge.stage.done()
+    assert matched == []
+    with pytest.raises(InputError, match="0 held out"):
+        make_plan(config(tmp_path, "captions.held_out=1e-9", *of_file), ON_CPU, None)
+    assert matched == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionSettings
-from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in
 from prompt_tuning.label_check import DroppedLabel, dropped_labels
 from prompt_tuning.questions import Question
 
@@ -68,3 +68,16 @@ def test_a_label_of_no_word_or_of_the_words_of_another_never_gets_a_sentence() -
     ]
     helped = CategoryList(categories=(Category(name="_", synonyms=("dog",)), Category(name="cat")))
     assert dropped_labels(helped) == [DroppedLabel("_", markup, never=False)]
+
+
+def test_a_word_that_is_hardly_ever_read_as_a_noun_is_reported() -> None:
+    unnamed = "does not name what was asked for"
+    assert dropped_labels(labels("dog", "skip", "watch", "spill", "saw")) == [
+        DroppedLabel("skip", unnamed, never=False),
+        DroppedLabel("spill", unnamed, never=False),
+    ]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_built_in_labels_all_get_sentences(name: str) -> None:
+    assert dropped_labels(built_in(name)) == []

@@ -167,3 +167,48 @@ def test_a_name_is_found_as_it_is_written(name: str) -> None:
     categories = CategoryList(categories=(Category(name=name), Category(name="dog")))
     matcher = NounMatcher(categories.categories)
     assert matcher.find(f"A {name} and a dog.") == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dogs bark.",
+        "The dogs bark at the mailman.",
+        "Two dogs bark.",
+        "Dog barks at cat.",
+        "The dog naps in the sun.",
+        "Dogs fish in the river.",
+        "Dogs nap beside the stove while it rains.",
+        "Wet dogs race across the field.",
+        "In the yard, dogs race.",
+    ],
+)
+def test_the_subject_of_a_verb_that_is_a_noun_too_is_found(text: str) -> None:
+    assert found(text) == ["dog"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The dog house is open.",
+        "Dog bones lie on the rug.",
+        "Horse races draw a large crowd.",
+        "A photo of dog tracks in the snow.",
+        "A man-made hill and horse tracks in the snow.",
+        "The apple pie cools.",
+    ],
+)
+def test_a_noun_before_a_noun_is_no_subject(text: str) -> None:
+    assert found(text) == []
+
+
+def test_slices_of_an_orange_are_orange() -> None:
+    matcher = NounMatcher([Category(name="orange")])
+    assert matcher.find("Orange slices lie on a plate.") == (0,)
+    assert matcher.find("An orange roof covers the hut.") == ()
+
+
+def test_glasses_of_something_are_glass_whatever_else_is_listed() -> None:
+    matcher = NounMatcher([Category(name="glasses"), Category(name="glass")])
+    assert matcher.find("Two glasses of wine stand on a table.") == (1,)
+    assert matcher.find("He wears glasses and drinks.") == (0,)
