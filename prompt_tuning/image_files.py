@@ -85,7 +85,7 @@ def _white(image: Image.Image) -> float | None:
         shades = np.asarray(image)
         most = float(shades.max(where=np.isfinite(shades), initial=0))
         # Floats may overshoot white a little.
-        return next((white for white in (1.0, *_WHITES) if most < 2 * white), most)
+        return next((white for white in (1.0, *_WHITES[:-1]) if most < 2 * white), most)
     if image.mode.startswith("I"):
         tags = getattr(image, "tag_v2", {})
         made_here = image.mode == "I" and image.format is None

@@ -521,7 +521,7 @@ def test_the_image_is_evaluated_and_no_map_that_is_called_like_it(
 
 def test_two_images_of_one_name_are_refused_where_nothing_says_which(tmp_path: Path) -> None:
     write_xml(tmp_path / "Annotations" / "1.xml", "1.jpg", [("dog", "0")])
-    for near in ("depth", "photos"):
+    for near in (".thumbnails", "depth", "photos"):
         write_picture(tmp_path / near / "1.jpg")
     with pytest.raises(ValueError, match=r"1.xml: must have one image; .*depth/1.jpg and .*photos"):
         read("voc_xml", tmp_path, CATEGORIES)

@@ -74,12 +74,13 @@ def _read_instances(
         (row, files), (column, names) = _places(images, "image"), _places(classes, "category")
         labels = np.zeros((len(files), len(names)), dtype=bool)
         for i, of in enumerate(described["annotations"]):
+            if of.get("iscrowd", 0) and not crowd:
+                continue
             for field, known in (("image_id", row), ("category_id", column)):
                 if of[field] not in known:
                     listed = "images" if known is row else "categories"
                     raise ValueError(f"annotation {i}: {field} {of[field]!r} is not among {listed}")
-            if crowd or not of.get("iscrowd", 0):
-                labels[row[of["image_id"]], column[of["category_id"]]] = True
+            labels[row[of["image_id"]], column[of["category_id"]]] = True
     except KeyError as error:
         raise ValueError(f"{file}: not in COCO's format: {error} is not there") from None
     except (ValueError, TypeError, AttributeError) as error:

@@ -151,10 +151,11 @@ class _Images:
             yield False, list(dict.fromkeys(others))
 
     def _inside(self, up: Path) -> list[Path]:
-        """The folders in one that have no XML, however deep."""
+        """The folders in one that have no XML, however deep, and are not hidden."""
         if up not in self._folders:
+            shown = (near for near in up.iterdir() if not near.name.startswith("."))
             self._folders[up] = sorted(
-                near for near in up.iterdir() if near.is_dir() and near not in self._above_xml
+                near for near in shown if near.is_dir() and near not in self._above_xml
             )
         return self._folders[up]
 
