@@ -25,7 +25,7 @@ from prompt_tuning.question_templates import Template, built_in_templates
 from prompt_tuning.questions import QuestionSettings
 from prompt_tuning.scenes import SceneSettings, stamp_files
 from prompt_tuning.scoring import ScoringSettings
-from prompt_tuning.settings import Settings
+from prompt_tuning.settings import Settings, message_of
 from prompt_tuning.vlm import VLMSettings
 from workers.llm_engine import EngineSettings, SamplingSettings
 from workers.tuning_worker import DistributedTuningSettings
@@ -259,7 +259,7 @@ def _message(
     if kind == "missing":
         return "is missing"
     if kind == "value_error":
-        return problems[0]["msg"].removeprefix("Value error, ")
+        return message_of(problems[0])
     if kind == "extra_forbidden":
         fields = list(_fields_at(model, place[:-1]))
         close = difflib.get_close_matches(str(place[-1]), fields, n=1)

@@ -11,9 +11,9 @@ from orchestrator.config import RunConfig, validate
 from orchestrator.config_file import InputError, read_yaml
 from orchestrator.evaluation_stages import SELECTION, read_selection
 from orchestrator.report import ARMS, between, caption_notes, evaluated_on, fixed
-from prompt_tuning.artifact import FILES, Artifact
+from prompt_tuning.artifact import FILES, Artifact, holds_something_else
 from prompt_tuning.evaluation import BRANCHES
-from prompt_tuning.store import is_published, publishing
+from prompt_tuning.store import find_damage, publishing
 
 _CARD = "README.md"
 # A hub writes this file into every repository; in the manifest from the start, it alters none.
@@ -25,10 +25,13 @@ def export_folder(source: Path, artifact: Artifact, target: Path) -> None:
     """Write the files of the artifact in `source` and its card to `target`, which loads alike.
 
     Raises:
-        InputError: when `target` holds something else, or the run around `source` is damaged.
+        InputError: when `target` holds something else or an edited card, or the run around
+            `source` is damaged.
     """
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not is_published(target)):
+    if holds_something_else(target):
         raise InputError(f"--hf: {target} is there already and is no export; name a new folder")
+    if (target / _CARD).exists() and find_damage(target, (_CARD,)):
+        raise InputError(f"--hf: {target / _CARD} was edited; move it away, or name a new folder")
     card = model_card(artifact, source.resolve().parent)
     with publishing(target, replace=True) as staging:
         for name in FILES:

@@ -18,7 +18,7 @@ from prompt_tuning.calibration import Calibration, CalibrationValues
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation import ClassFeatures
 from prompt_tuning.new_labels import BRANCHES, TunedTokens, check_labels, prompt_new_labels
-from prompt_tuning.settings import Settings
+from prompt_tuning.settings import Settings, message_of
 from prompt_tuning.store import find_damage, publishing
 from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
 
@@ -82,9 +82,7 @@ class Artifact:
             FileExistsError: when the folder holds something else.
         """
         folder = Path(folder)
-        if folder.is_file() or (
-            folder.is_dir() and any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()
-        ):
+        if holds_something_else(folder):
             raise FileExistsError(f"{folder}: holds something else; name a new folder")
         description = {
             "version": _VERSION,
@@ -175,7 +173,7 @@ class Artifact:
         try:
             categories = CategoryList(categories=(*self.categories.categories, *new))
         except ValidationError as error:
-            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
+            raise ValueError(message_of(error.errors()[0])) from None
         added = prompt_new_labels(vlm, labels, self.categories, self.groups(), self.tokens)
         fines = [(coarse, fine) for coarse, of_coarse in self.tree.items() for fine in of_coarse]
         tree = {
@@ -196,6 +194,13 @@ class Artifact:
             tokens=self.tokens.adding(added.contexts),
             calibration=self.calibration.adding(len(labels)),
         )
+
+
+def holds_something_else(folder: Path) -> bool:
+    """Whether an artifact written there would take the place of what is none."""
+    if folder.is_dir():
+        return any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()
+    return folder.exists()
 
 
 def _read_description(folder: Path) -> _Description:
@@ -222,7 +227,7 @@ def _read_description(folder: Path) -> _Description:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         missing = first["type"] == "missing"
-        wrong = "is missing" if missing else first["msg"].removeprefix("Value error, ")
+        wrong = "is missing" if missing else message_of(first)
         raise ValueError(f"{folder / _DESCRIPTION}: {f'{key} {wrong}'.strip()}") from None
 
 

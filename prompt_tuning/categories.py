@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from prompt_tuning.label_names import name_key
-from prompt_tuning.settings import Settings
+from prompt_tuning.settings import Settings, message_of
 
 BUILT_IN = ("coco", "nus", "scenes", "voc")
 
@@ -110,7 +110,7 @@ def category_named(name: str) -> Category:
     try:
         return Category(name=name)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        reason = message_of(error.errors()[0])
         raise ValueError(f"label {name[:80]!r}: {reason}") from None
 
 

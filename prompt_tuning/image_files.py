@@ -9,7 +9,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from prompt_tuning.install_hints import pip_install
 
 MAX_PIXELS = 100_000_000
 # Others that Pillow reads are hardly photos; EPS would start Ghostscript, and an ICO is decoded
@@ -18,8 +21,8 @@ FORMATS = tuple("AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split())
 _HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _HEIF_BRANDS = tuple(b"ftyp" + kind for kind in b"heic heix heim heis hevc hevx mif1 msf1".split())
 _TIFF_BITS, _TIFF_SAMPLES, _TIFF_SIGNED = 258, 339, 2
-# What stands for white in images of floats; values may overshoot it a little.
-_FLOAT_WHITES = (1.0, 255.0, 65535.0)
+# What stands for white where the format leaves it open.
+_WHITES = (255.0, 4095.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
 
 
 class UnknownFormatError(ValueError):
@@ -60,8 +63,8 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as people see it: on white where it is transparent, with 8 bits.
 
-    Shades of more bits are scaled by the range of their format. Floats have none, so theirs is the
-    least of 0 to 1, 255 and 65,535 that holds them.
+    Shades of 16 bits are scaled by the range of their format. Those of 32 seldom fill theirs: it is
+    the least of 0 to 1 (floats), 255, 4,095, 65,535 and those of 31 and 32 bits that holds them.
     """
     return _as_rgb(image, _white(image))
 
@@ -80,12 +83,19 @@ def _white(image: Image.Image) -> float | None:
     """The value that stands for white where a shade has more than 8 bits, else None."""
     if image.mode == "F":
         shades = np.asarray(image)
-        most = shades.max(where=np.isfinite(shades), initial=0)
-        return next((white for white in _FLOAT_WHITES if most < 2 * white), float(most))
+        most = float(shades.max(where=np.isfinite(shades), initial=0))
+        # Floats may overshoot white a little.
+        return next((white for white in (1.0, *_WHITES[:-1]) if most < 2 * white), most)
     if image.mode.startswith("I"):
         tags = getattr(image, "tag_v2", {})
+        made_here = image.mode == "I" and image.format is None
         (bits, *_), (kind, *_) = tags.get(_TIFF_BITS, (16,)), tags.get(_TIFF_SAMPLES, (1,))
-        return float(2 ** (bits - (kind == _TIFF_SIGNED)) - 1)
+        signed = made_here or kind == _TIFF_SIGNED
+        if bits <= 16 and not made_here:
+            return float(2 ** (bits - signed) - 1)
+        shades = np.asarray(image)
+        most = float((shades if signed else shades.view(np.uint32)).max())
+        return next(white for white in _WHITES if most <= white)
     return None
 
 
@@ -103,21 +113,22 @@ def _with_8_bits(image: Image.Image, white: float) -> Image.Image:
 
 
 @cache
-def readable_formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that can be read here."""
+def readable_formats() -> dict[str, str]:
+    """Pillow's names of the formats that can be read here, with the version of what reads them."""
+    formats = dict.fromkeys(FORMATS, PIL.__version__)
     try:
         import pillow_heif
     except ImportError:
-        return FORMATS
+        return formats
     pillow_heif.register_heif_opener()
-    return (*FORMATS, "HEIF")
+    return {**formats, "HEIF": pillow_heif.__version__}
 
 
 def _decoded(source: Path | io.BytesIO, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is below
-            image = Image.open(source, formats=readable_formats())
+            image = Image.open(source, formats=tuple(readable_formats()))
         with image:
             width, height = image.size
             if width * height > max_pixels:
@@ -146,7 +157,7 @@ def _beginning(source: Path | io.BytesIO) -> bytes:
 def _what_it_is(beginning: bytes) -> str:
     """Of content that no format here reads, with what to do where that is known."""
     if beginning[4:].startswith(_HEIF_BRANDS) and "HEIF" not in readable_formats():
-        return "a HEIC image, which pillow-heif reads: pip install pillow-heif"
+        return f"a HEIC image, which pillow-heif reads: {pip_install('pillow-heif')}"
     if b"%PDF-" in beginning:
         return "a PDF document: save its pages as PNG or JPEG"
     if re.search(b"<svg|<!doctype svg", beginning, re.I) and b"<html" not in beginning.lower():

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 
 import lemminflect
 
+from prompt_tuning.plain_text import visible
+
 _BETWEEN_WORDS = re.compile(r"[\s_\u2010-\u2015-]+")
-_PLAIN = {
-    **dict.fromkeys(map(ord, "\u2018\u2019\u02bc"), "'"),
-    **dict.fromkeys(map(ord, "\u201c\u201d"), '"'),
-    **dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"), ""),  # nobody sees these
-}
 # The noun before one of these carries the number: "glasses of wine".
 _AFTER_HEAD = frozenset("at by for from in of on with without".split())
 # What the lexicon lacks, or takes for the plural of something that no image shows.
@@ -65,16 +61,11 @@ def plain_name(name: str) -> str:
     return _BETWEEN_WORDS.sub(" ", folded(visible(name))).strip()
 
 
-def visible(text: str) -> str:
-    """NFC, with plain quotes and without characters that nobody sees."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(_PLAIN))
-
-
 def folded(text: str) -> str:
     """Without upper case, whatever the letters: "STRASSE" is as "Stra\u00dfe"."""
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize("NFC", text.casefold().replace("i\u0307", "i").translate(_PLAIN))
+    return visible(text.casefold().replace("i\u0307", "i"))
 
 
 def head_position(words: list[str]) -> int:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prompt_tuning.categories import Category
-from prompt_tuning.label_names import folded, head_position, name_key, singular, visible
+from prompt_tuning.label_names import folded, head_position, name_key, singular
 from prompt_tuning.parts_of_speech import is_noun, may_be_verb, parts_of_speech, tag_words
+from prompt_tuning.plain_text import visible
 
 # Compounds in which neither noun is there to be seen: "a hot dog" shows no dog.
 _NEITHER_NOUN = (

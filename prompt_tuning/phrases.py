@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from prompt_tuning.label_names import visible
+from prompt_tuning.plain_text import visible
 
 _BOUNDARIES = frozenset(
     """

@@ -1,22 +1,43 @@
-"""Text files as people's tools write them: UTF-8 or UTF-16, marked or not, lines ended anyhow."""
+"""Text as people's tools write it: files in UTF-8 or UTF-16, marked or not; signs of any kind."""
 
 from __future__ import annotations
 
 import codecs
 import re
+import unicodedata
+
+_PLAIN = {
+    **dict.fromkeys(map(ord, "\u2018\u2019\u02bc"), "'"),
+    **dict.fromkeys(map(ord, "\u201c\u201d"), '"'),
+    **dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"), ""),  # nobody sees these
+}
 
 
-def plain_lines(content: bytes, source: str) -> list[str]:
-    """The lines of a text file, without what ends them.
-
-    UTF-8, or UTF-16 with the byte order mark that Windows tools write. Lines end by LF, CRLF or CR.
+def decoded(content: bytes) -> str:
+    """A text file's text: of UTF-8, or UTF-16 with the byte order mark that Windows tools write.
 
     Raises:
-        ValueError: naming `source` and the byte, for another encoding.
+        ValueError: naming the byte, for another encoding.
     """
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    return re.split(r"\r\n|\r|\n", text)
+        raise ValueError(f"not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+
+def plain_lines(content: bytes, source: str) -> list[str]:
+    """The lines of a text file, without what ends them: LF, CRLF or CR.
+
+    Raises:
+        ValueError: naming `source` and the byte, for another encoding than `decoded` reads.
+    """
+    try:
+        return re.split(r"\r\n|\r|\n", decoded(content))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def visible(text: str) -> str:
+    """NFC, with plain quotes and without characters that nobody sees."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text.translate(_PLAIN))

@@ -1,6 +1,7 @@
 """The base of every settings model: strict, frozen, and unforgiving of unknown fields."""
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import ErrorDetails
 
 
 class Settings(BaseModel):
@@ -15,3 +16,8 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def message_of(problem: ErrorDetails) -> str:
+    """What one of `ValidationError.errors()` says, without pydantic's words before it."""
+    return problem["msg"].removeprefix("Value error, ")

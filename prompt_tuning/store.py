@@ -220,16 +220,19 @@ def _writer() -> str:
 def remove_abandoned(target: Path) -> None:
     """Remove what killed processes of this host have left of the same target.
 
-    One that was killed while it replaced the target had moved it away: it comes back.
+    One that was killed while it replaced the target had moved it away: it comes back, or where
+    its successor is in place, what others had put into it.
     """
     for path in target.parent.glob(f".{target.name}.{_host()}-*.tmp*"):
         pid = path.name.removesuffix(".old").rsplit("-", 2)[-2]
         if Path("/proc", pid).exists():
             continue
-        if path.suffix == ".old" and is_published(path) and not target.exists():
-            os.rename(path, target)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        if path.suffix == ".old":
+            if not target.exists():
+                os.rename(path, target)
+                continue
+            _keep_foreign(path, target)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

@@ -318,6 +318,7 @@ AS_PEOPLE_WRITE_IT = {
     "a row for each label": "a.jpg,dog\nin/b.jpg,sofa\na.jpg,couch\nc ä.jpg,\n",
     "the same label twice": "a.jpg,dog;sofa\na.jpg,dog\nin/b.jpg,sofa\nc ä.jpg,\nc ä.jpg,\n",
     "two spellings": "./a.jpg,dog\nin\\b.jpg,sofa\nin/../a.jpg,sofa\nc a\u0308.jpg,\n",
+    "header of a tool": "image_name,Class Name,Tags\na.jpg,dog,sofa\nin/b.jpg,sofa,\nc ä.jpg,,\n",
     "a header": "Filename,Labels\na.jpg,dog;sofa\nin/b.jpg,sofa\nc ä.jpg,\n",
     "blank rows": "\n\na.jpg,dog;sofa\n\n,\nin/b.jpg,sofa\nc ä.jpg,\n\n \n,,\n",
     "blanks": " a.jpg , dog ; sofa ;\nin/b.jpg ,\tsofa\nc ä.jpg, \n",
@@ -348,6 +349,19 @@ def test_tables_as_people_have_them(tmp_path: Path, written: str, encoding: str)
     }
 
 
+def test_the_exact_name_of_a_file_wins(tmp_path: Path) -> None:
+    for name in ("a.jpg", " a.jpg", "in/a.jpg", "in\\a.jpg"):
+        write_picture(tmp_path / name)
+    write_text(tmp_path / "labels.csv", "a.jpg,dog\n a.jpg,sofa\nin\\a.jpg,dog\n./in/a.jpg,\n")
+    photos = read("folder", tmp_path, CATEGORIES)
+    assert [str(file.relative_to(tmp_path)) for file in photos.files] == [
+        "a.jpg",
+        " a.jpg",
+        "in\\a.jpg",
+        "in/a.jpg",
+    ]
+
+
 def test_a_label_with_separators_in_its_name_is_one(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg")
     write_picture(tmp_path / " b, c;d.jpg")
@@ -375,6 +389,8 @@ def test_a_label_with_separators_in_its_name_is_one(tmp_path: Path) -> None:
         ("file,dog,couch\na.jpg,1,2\n", r"row 2, 'couch': must be 1 or 0, .* \(got '2'\)"),
         ("file,dog,couch\na.jpg,1\n", r"row 2: must have 3 columns, .* \(got 2\)"),
         ("file,labels\n", "lists no photo"),
+        ("beach,\na.jpg,dog\n", "row 1: 'beach' must be a file in /"),
+        ("beach,castle\na.jpg,dog\n", "row 1: 'beach' must be a file in /"),
         ("\n \n", "lists no photo"),
     ],
 )
@@ -390,7 +406,7 @@ def test_rows_that_cannot_be_meant_are_named(tmp_path: Path, table: str, words: 
 def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.jpg")
     (tmp_path / "labels.csv").write_bytes("a.jpg,café\n".encode("cp1252"))
-    with pytest.raises(ValueError, match=r"labels.csv: must be a CSV in UTF-8 or UTF-16"):
+    with pytest.raises(ValueError, match=r"labels.csv: not UTF-8 \(byte 9\); save it as"):
         read("folder", tmp_path, CATEGORIES)
 
 
@@ -447,7 +463,9 @@ def test_coco_json_without_annotations_says_where_they_may_be(tmp_path: Path) ->
         read("coco_json", tmp_path, CATEGORIES)
 
 
-def write_xml(file: Path, filename: str | None, objects: list[tuple[str, str | None]]) -> None:
+def write_xml(
+    file: Path, filename: str | None, objects: list[tuple[str, str | None]], folder: str = "x"
+) -> None:
     """`objects`: name and what stands for difficult."""
     items = "".join(
         f"<object><name>{name}</name>"
@@ -456,7 +474,7 @@ def write_xml(file: Path, filename: str | None, objects: list[tuple[str, str | N
         for name, difficult in objects
     )
     named = "" if filename is None else f"<filename>{filename}</filename>"
-    write_text(file, f"<annotation><folder>x</folder>{named}{items}</annotation>")
+    write_text(file, f"<annotation><folder>{folder}</folder>{named}{items}</annotation>")
 
 
 LAYOUTS = {
@@ -471,6 +489,10 @@ LAYOUTS = {
     "no suffix": ("Annotations/a.xml", "a", "JPEGImages/a.jpg"),
     "no filename": ("Annotations/a.xml", None, "JPEGImages/a.jpg"),
     "renamed": ("a.xml", "before.jpg", "a.jpg"),
+    "another suffix": ("Annotations/a.xml", "a.png", "JPEGImages/a.jpg"),
+    "a suffix in upper case": ("Annotations/a.xml", "a.JPG", "images/a.jpg"),
+    "splits of both": ("Annotations/train/a.xml", "a.jpg", "images/train/a.jpg"),
+    "a folder for each class": ("Annotations/n1/a.xml", "a", "Data/n1/a.jpg"),
 }
 
 
@@ -485,6 +507,44 @@ def test_voc_xml_finds_its_images(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("folder", "meant"),
+    [("x", "images"), ("Images", "images"), ("depth", "depth"), (r"C:\shots\depth", "depth")],
+)
+def test_the_image_is_evaluated_and_no_map_that_is_called_like_it(
+    tmp_path: Path, folder: str, meant: str
+) -> None:
+    write_xml(tmp_path / "Annotations" / "1.xml", "1.jpg", [("dog", "0")], folder)
+    for near in ("Masks", "depth", "images"):
+        write_picture(tmp_path / near / "1.jpg")
+    assert read("voc_xml", tmp_path, CATEGORIES).files == (tmp_path / meant / "1.jpg",)
+
+
+def test_two_images_of_one_name_are_refused_where_nothing_says_which(tmp_path: Path) -> None:
+    write_xml(tmp_path / "Annotations" / "1.xml", "1.jpg", [("dog", "0")])
+    for near in (".thumbnails", "depth", "photos"):
+        write_picture(tmp_path / near / "1.jpg")
+    with pytest.raises(ValueError, match=r"1.xml: must have one image; .*depth/1.jpg and .*photos"):
+        read("voc_xml", tmp_path, CATEGORIES)
+
+
+@pytest.mark.parametrize("folder", ["train", "train/Annotations"])
+def test_xml_never_takes_the_image_of_another_split(tmp_path: Path, folder: str) -> None:
+    write_xml(tmp_path / folder / "1.xml", "1.jpg", [("dog", "0")])
+    write_picture(tmp_path / "train" / "1.jpg")
+    write_xml(tmp_path / folder.replace("train", "val") / "1.xml", "1.jpg", [("sofa", "0")])
+    photos = read("voc_xml", tmp_path, CATEGORIES)
+    assert photos.files[0] == tmp_path / "train" / "1.jpg" != photos.files[1]
+    assert photos.labels.sum(1).tolist() == [1, 1]
+    write_picture(tmp_path / "images" / "2.jpg")
+    for split in ("train", "val"):
+        write_xml(tmp_path / folder.replace("train", split) / "2.xml", "2.jpg", [("dog", "0")])
+    with pytest.raises(
+        ValueError, match=r"val.*2.xml: must have an image of its own .*train.*2.xml"
+    ):
+        read("voc_xml", tmp_path, CATEGORIES)
+
+
+@pytest.mark.parametrize(
     ("difficult", "second"),
     [
         ("ignore", {"?dog", "couch"}),
@@ -494,7 +554,9 @@ def test_voc_xml_finds_its_images(tmp_path: Path, layout: str) -> None:
 )
 def test_voc_xml(tmp_path: Path, difficult: str, second: set[str]) -> None:
     folder = tmp_path / "Annotations"
-    write_xml(folder / "1.xml", "1.jpg", [("Dog", "1"), ("dog", "0"), ("Traffic_Light", None)])
+    write_xml(
+        folder / "1.xml", "1.jpg", [("Dog", "1"), ("dog", "Unspecified"), ("Traffic_Light", None)]
+    )
     write_xml(folder / "2.xml", "2.jpg", [("dog", "1"), ("sofa", ""), ("helmet", "0")])
     write_xml(folder / "3.xml", "3.jpg", [])
     for number in "123":
@@ -583,21 +645,28 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path, dataset: str,
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "words"),
     [
-        {"images": None},
-        {"annotations": [{"image_id": 5, "category_id": 1}]},
-        {"annotations": [{"image_id": 100, "category_id": 5}]},
-        {"annotations": [{"image_id": 100}]},
-        {"annotations": ["dog"]},
-        {"categories": [{"id": 1}]},
+        ({"images": None}, ""),
+        ({"images": [{"id": 1, "file_name": None}]}, r"image 0: file_name must be text \(got None"),
+        (
+            {"annotations": [{"image_id": 5, "category_id": 1}]},
+            "annotation 0: image_id 5 is not among images",
+        ),
+        (
+            {"annotations": [{"image_id": 100, "category_id": 5}]},
+            "annotation 0: category_id 5 is not among categories",
+        ),
+        ({"annotations": [{"image_id": 100}]}, "'category_id' is not there"),
+        ({"annotations": ["dog"]}, ""),
+        ({"categories": [{"id": 1}]}, "'name' is not there"),
     ],
     ids=str,
 )
-def test_json_in_another_format_is_refused_by_name(tmp_path: Path, change: Any) -> None:
+def test_json_in_another_format_is_refused_by_name(tmp_path: Path, change: Any, words: str) -> None:
     described = {**coco_json({"a.jpg": [("dog", 0)]}, ("dog",)), **change}
     write_text(tmp_path / "annotations.json", json.dumps(described))
-    with pytest.raises(ValueError, match=r"annotations.json: not in COCO's format"):
+    with pytest.raises(ValueError, match=rf"annotations.json: not in COCO's format.*{words}"):
         read("coco_json", tmp_path, listed("dog", "cat"))
 
 
@@ -674,7 +743,9 @@ def test_digest_tells_names_contents_and_labels(tmp_path: Path) -> None:
     assert len(set(digests)) == 8
 
 
-def test_features_of_images_are_those_of_their_contents(tmp_path: Path) -> None:
+def test_features_of_images_are_those_of_their_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photos = tmp_path / "photos"
     for name, shade in (("a.bmp", 0), ("b.bmp", 255)):
         photos.mkdir(exist_ok=True)
@@ -683,6 +754,10 @@ def test_features_of_images_are_those_of_their_contents(tmp_path: Path) -> None:
     before = planned(tmp_path, "{dataset: folder, root: photos}")
     again = planned(tmp_path, "{dataset: folder, root: photos}")
     assert (again.images, again.image_features) == (before.images, before.image_features)
+    with monkeypatch.context() as patch:  # another version of Pillow, and so for pillow-heif
+        patch.setattr("orchestrator.plan.readable_formats", lambda: {"PNG": "1"})
+        other = planned(tmp_path, "{dataset: folder, root: photos}")
+    assert other.images != before.images and other.image_features != before.image_features
     photos.rename(tmp_path / "moved")
     moved = planned(tmp_path, "{dataset: folder, root: moved}")
     assert moved.images != before.images and moved.image_features == before.image_features

@@ -123,10 +123,15 @@ def test_a_folder_with_a_card_loads_as_the_artifact_does(
     again = (tmp_path / "again" / "README.md").read_text("utf-8")
     assert again == card == (target / "README.md").read_text("utf-8")
     assert (target / ".git" / "HEAD").exists() and not (tmp_path / "again" / ".git").exists()
+    # Other files of an export may change: a hub adds to this one.
+    (target / ".gitattributes").write_text("theirs", "utf-8")
+    datafree("export", alone, "--hf", target)
     # An edited card is nobody's to replace, and no damage.
     (target / "README.md").write_text("mine", "utf-8")
-    assert "no export" in datafree("export", alone, "--hf", target, refused=True)
+    assert "README.md was edited" in datafree("export", alone, "--hf", target, refused=True)
     Artifact.load(target)
+    (target / "README.md").unlink()
+    datafree("export", alone, "--hf", target)
 
 
 def test_the_card_has_the_figures_and_the_protocol_of_the_run(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
 from prompt_tuning.image_files import (
+    FORMATS,
     UnknownFormatError,
     as_rgb,
     open_image,
@@ -19,6 +23,7 @@ from prompt_tuning.image_files import (
     read_image,
     readable_formats,
 )
+from prompt_tuning.install_hints import pip_install
 from prompt_tuning.vlm import VLM
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)
@@ -78,27 +83,42 @@ def test_what_is_half_transparent_is_half_white(embedded_vlm: VLM) -> None:
         ("TIFF", (RAMP * 1.3).astype(np.float32)),  # overexposed
         ("TIFF", (RAMP * 255).astype(np.float32)),
         ("TIFF", (RAMP * 65535).astype(np.float32)),
+        ("TIFF", (RAMP * 4095).astype(np.float32)),
         ("TIFF", (RAMP * 65535).astype(np.uint16)),
+        ("TIFF", (RAMP * 255).astype(np.int32)),
+        ("TIFF", (RAMP * 4095).astype(np.int32)),
         ("TIFF", (RAMP * (2**31 - 1)).astype(np.int32)),
         ("PNG", (RAMP * 65535).astype(np.uint16)),
         ("PPM", (RAMP * 65535).astype(np.int32)),
         ("JPEG2000", (RAMP * 65535).astype(np.uint16)),
     ],
-    ids="float01 overexposed float255 float65535 16-bit 32-bit png ppm jpeg2000".split(),
+    ids="""
+    float01 overexposed float255 float65535 float4095 16-bit 32-as-8 32-as-12 32-bit png ppm
+    jpeg2000
+    """.split(),
 )
 def test_deep_shades_are_scaled_by_their_range(kind: str, values: np.ndarray) -> None:
     over = 1.3 if values.max() == np.float32(1.3) else 1
     wanted = np.clip(RAMP * over * 255, 0, 255)
     assert np.abs(pixels(content(Image.fromarray(values), kind))[..., 0] - wanted).max() <= 1
+    # What a notebook has made itself, too.
+    assert np.abs(np.asarray(as_rgb(Image.fromarray(values)))[..., 0] - wanted).max() <= 1
+
+
+def test_dark_images_of_16_bits_stay_dark() -> None:
+    values = (RAMP * 255).astype(np.uint16)
+    for kind, shades in (("TIFF", values), ("PNG", values), ("PPM", values.astype(np.int32))):
+        assert pixels(content(Image.fromarray(shades), kind)).max() == 1
 
 
 def test_unsigned_32_bits_and_no_numbers() -> None:
-    data = content(Image.fromarray((RAMP * (2**31 - 1)).astype(np.int32)), "TIFF")
-    # The tag of the kind of samples, from signed to unsigned: the same values, half of the range.
+    bits = (RAMP * (2**32 - 1)).astype(np.uint32).view(np.int32)
+    data = content(Image.fromarray(bits), "TIFF")
+    # The tag of the kind of samples, from signed to unsigned.
     kind = b"\x53\x01\x03\x00\x01\x00\x00\x00"
     unsigned = data.replace(kind + b"\2", kind + b"\1")
     assert unsigned != data
-    assert np.abs(pixels(unsigned)[..., 0] - RAMP * 127.5).max() <= 1
+    assert np.abs(pixels(unsigned)[..., 0] - RAMP * 255).max() <= 1
     holes = RAMP.astype(np.float32)
     holes[0, :3] = np.nan, np.inf, -np.inf
     shades = pixels(content(Image.fromarray(holes), "TIFF"))[..., 0]
@@ -109,7 +129,7 @@ def test_unsigned_32_bits_and_no_numbers() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"\0\0\0\x18ftypheic" + bytes(300), r"a HEIC image, .*pip install pillow-heif\)"),
+        (b"\0\0\0\x18ftypheic" + bytes(300), re.escape(pip_install("pillow-heif")) + r"\)$"),
         (b"\0\0\0\x18ftypmif1" + bytes(300), "a HEIC image"),
         (b"%PDF-1.7\n%abc", "a PDF document: save its pages as PNG"),
         (b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg xmlns="x"/>', "an SVG drawing, .*export it"),
@@ -129,6 +149,16 @@ def test_what_is_no_image_is_named(
         (tmp_path / "a.heic").write_bytes(data)
         with pytest.raises(ValueError, match=reason):
             open_image(tmp_path / "a.heic")
+    finally:
+        readable_formats.cache_clear()
+
+
+def test_each_format_has_the_version_of_what_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = types.SimpleNamespace(register_heif_opener=lambda: None, __version__="9.8")
+    monkeypatch.setitem(sys.modules, "pillow_heif", heif)
+    readable_formats.cache_clear()
+    try:
+        assert readable_formats() == {**dict.fromkeys(FORMATS, PIL.__version__), "HEIF": "9.8"}
     finally:
         readable_formats.cache_clear()
 

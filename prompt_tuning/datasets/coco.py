@@ -66,17 +66,21 @@ def _read_instances(
     """
     try:
         described: dict[str, Any] = json.loads(file.read_bytes())
+        for i, of in enumerate(described["images"]):
+            if not isinstance(of["file_name"], str):
+                raise ValueError(f"image {i}: file_name must be text (got {of['file_name']!r})")
         images = [(i["id"], image_file(folder, i["file_name"])) for i in described["images"]]
         classes = [(c["id"], str(c["name"])) for c in described["categories"]]
-        annotations = [
-            (of["image_id"], of["category_id"])
-            for of in described["annotations"]
-            if crowd or not of.get("iscrowd", 0)
-        ]
         (row, files), (column, names) = _places(images, "image"), _places(classes, "category")
         labels = np.zeros((len(files), len(names)), dtype=bool)
-        for image, category in annotations:
-            labels[row[image], column[category]] = True
+        for i, of in enumerate(described["annotations"]):
+            if of.get("iscrowd", 0) and not crowd:
+                continue
+            for field, known in (("image_id", row), ("category_id", column)):
+                if of[field] not in known:
+                    listed = "images" if known is row else "categories"
+                    raise ValueError(f"annotation {i}: {field} {of[field]!r} is not among {listed}")
+            labels[row[of["image_id"]], column[of["category_id"]]] = True
     except KeyError as error:
         raise ValueError(f"{file}: not in COCO's format: {error} is not there") from None
     except (ValueError, TypeError, AttributeError) as error:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets.labelled_images import CategoryFinder, LabelledImages, image_file
+from prompt_tuning.datasets.labelled_images import LabelledImages, image_file
+from prompt_tuning.plain_text import decoded
 
 LAYOUT = "a folder with labels.csv: rows of path,label;label for each photo"
 
 _COLUMN_SEPARATORS = ",;\t"
 _LABEL_SEPARATORS = ";|,"
+# What a header calls its columns.
+_HEADER_OF_FILES = re.compile(
+    r"((image|img|photo|picture|file)s?[ _-]?)?(files?|filename|name|path|id|url)|"
+    r"(image|img|photo|picture)s?",
+    re.I,
+)
+_HEADER_OF_LABELS = re.compile(r"(labels?|class(es)?|tags?|categor(y|ies))([ _-]?names?)?", re.I)
 _ROWS_TRIED = 50
 _LISTED = 10
 _VALUES = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
 Row = tuple[int, list[str]]  # its number in the table, and its cells
+Find = Callable[[str], int | None]  # the category that a label means
 
 
 def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
@@ -30,7 +40,8 @@ def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
     A row is the path of an image and its labels, in one column with `;`, `|` or `,` between them
     or in several; without any, the image shows no category. Several rows of an image are merged.
     Or the first row names the labels, and each row has a 1 or a 0 for each of them. Columns are
-    separated by commas, semicolons or tabs; a header and blank rows are passed over.
+    separated by commas, semicolons or tabs; a header (`image`, `filename,labels`)
+    and blank rows are passed over.
 
     Raises:
         ValueError: naming the row, for a missing file, labels that are no category of the list,
@@ -40,10 +51,10 @@ def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
     table = folder / "labels.csv"
     if not table.is_file():
         raise ValueError(f"{table} is missing: rows of path,label;label for each photo")
-    find = CategoryFinder(categories)
+    find = categories.find
     try:
-        rows = _rows(_text(table), folder)
-        header = rows.pop(0) if rows and _is_header(rows[0], folder) else (0, [])
+        rows = _rows(decoded(table.read_bytes()), folder)
+        header = rows.pop(0) if rows and _is_header(rows[0], folder, find) else (0, [])
         columns = any(find(cell) is not None for cell in header[1][1:])
         files = [_file(row, folder) for row in rows]
         shown = _from_columns(header, rows, find) if columns else _from_lists(rows, find)
@@ -63,15 +74,6 @@ def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
     return LabelledImages(tuple(file for _, file, _ in merged.values()), over)
 
 
-def _text(table: Path) -> str:
-    content = table.read_bytes()
-    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        return content.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"must be a CSV in UTF-8 or UTF-16 ({error})") from None
-
-
 def _rows(text: str, folder: Path) -> list[Row]:
     """The rows that are not blank, split where most of the first column are files."""
     split: dict[str, list[Row]] = {}
@@ -88,9 +90,15 @@ def _rows(text: str, folder: Path) -> list[Row]:
     return max(split.values(), key=fits)
 
 
-def _is_header(row: Row, folder: Path) -> bool:
-    name = row[1][0]
-    return not Path(name.strip()).suffix and not os.path.isfile(image_file(folder, name))
+def _is_header(row: Row, folder: Path, find: Find) -> bool:
+    name, *cells = row[1]
+    if Path(name.strip()).suffix or os.path.isfile(image_file(folder, name)):
+        return False
+    names = [cell for cell in cells if cell.strip()]
+    return bool(_HEADER_OF_FILES.fullmatch(name.strip())) or (
+        bool(names)
+        and all(_HEADER_OF_LABELS.fullmatch(c.strip()) or find(c) is not None for c in names)
+    )
 
 
 def _file(row: Row, folder: Path) -> Path:
@@ -103,7 +111,7 @@ def _file(row: Row, folder: Path) -> Path:
     return file
 
 
-def _from_lists(rows: list[Row], find: CategoryFinder) -> list[set[int]]:
+def _from_lists(rows: list[Row], find: Find) -> list[set[int]]:
     """The categories of each row whose cells list labels."""
     shown: list[set[int]] = []
     unknown: dict[str, int] = {}
@@ -117,7 +125,7 @@ def _from_lists(rows: list[Row], find: CategoryFinder) -> list[set[int]]:
     return shown
 
 
-def _labels(cell: str, find: CategoryFinder, separators: str = _LABEL_SEPARATORS) -> list[str]:
+def _labels(cell: str, find: Find, separators: str = _LABEL_SEPARATORS) -> list[str]:
     """The labels in a cell; what is a label as it stands is not split."""
     cell = cell.strip()
     if not separators or not cell or find(cell) is not None:
@@ -126,7 +134,7 @@ def _labels(cell: str, find: CategoryFinder, separators: str = _LABEL_SEPARATORS
     return [label for part in parts for label in _labels(part, find, separators[1:])]
 
 
-def _from_columns(header: Row, rows: list[Row], find: CategoryFinder) -> list[set[int]]:
+def _from_columns(header: Row, rows: list[Row], find: Find) -> list[set[int]]:
     """The categories of each row that has a 1 or a 0 for each label that the header names."""
     first, names = header
     columns = {k: name.strip() for k, name in enumerate(names) if k and name.strip()}

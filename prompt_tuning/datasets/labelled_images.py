@@ -16,7 +16,6 @@ import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.image_files import open_image
-from prompt_tuning.label_names import LabelNames
 from prompt_tuning.store import digest, file_digest
 
 
@@ -81,12 +80,12 @@ class LabelledImages:
 def image_file(folder: Path, name: str) -> Path:
     """The file that is meant by a name in annotations; it need not be there.
 
-    Names as they come from other systems and tools find it too: with blanks around them, with
-    backslashes, with `./`, or with accents in the other of Unicode's two forms.
+    The exact name wins. Names as they come from other systems and tools find it too: with blanks
+    around them, with backslashes, with `./`, or with accents in the other of Unicode's two forms.
     """
     plain = os.path.normpath(name.strip().replace("\\", "/"))
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
-    for spelling in (plain, name, *forms):
+    for spelling in (os.path.normpath(name), plain, *forms):
         if os.path.isfile(folder / spelling):  # unlike Path's, it takes what is too long for a name
             return folder / spelling
     return folder / plain
@@ -101,9 +100,9 @@ def labels_over(
 ) -> LabelledImages:
     """A data set over a run's categories, `(images, categories)`.
 
-    A class goes to the category that shares a name with it, as `LabelNames` compares names. A
-    category with several classes shows where any of them does. A category without a class is
-    ignored on every image: the data set says nothing about it.
+    A class goes to the category that shares a name with it, by `CategoryList.find`. A category
+    with several classes shows where any of them does. A category without a class is ignored on
+    every image: the data set says nothing about it.
 
     Args:
         classes: of each class all its names, its official one first.
@@ -113,8 +112,8 @@ def labels_over(
     Raises:
         ValueError: listing the classes, when none is a category of the list.
     """
-    find = CategoryFinder(categories)
-    places = [{c for name in names if (c := find(name)) is not None} for names in classes]
+    found = ({categories.find(name) for name in names} for names in classes)
+    places = [of_class - {None} for of_class in found]
     over = np.zeros((len(labels), len(categories)), dtype=bool)
     uncounted = np.ones_like(over)
     for c in range(len(categories)):
@@ -134,20 +133,6 @@ def labels_over(
     return LabelledImages(
         tuple(files), over, uncounted if uncounted.any() else None, tuple(sorted(others))
     )
-
-
-class CategoryFinder:
-    """Finds the category that a label means, by its name or a synonym of it."""
-
-    def __init__(self, categories: CategoryList) -> None:
-        pairs = [(n, c) for c, category in enumerate(categories.categories) for n in category.names]
-        self._names = LabelNames(name for name, _ in pairs)
-        self._places = [c for _, c in pairs]
-
-    def __call__(self, label: str) -> int | None:
-        """Position on the classes axis; None when no category has this name."""
-        found = self._names.find(label)
-        return None if found is None else self._places[found]
 
 
 def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
