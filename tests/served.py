@@ -7,13 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import psutil
 
 ROOT = Path(__file__).parent.parent
@@ -67,25 +67,23 @@ def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Servi
         "CUDA_VISIBLE_DEVICES": "",
     }
     given = json.dumps([artifacts, port, str(cache), limits])
-    process = subprocess.Popen([sys.executable, "-c", _SERVE, given], env=environment, text=True)
     url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while not _is_up(url):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        yield Service(url, process)
-    finally:
-        process.terminate()
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _SERVE, given], env=environment, text=True, stderr=log
+        )
         try:
-            process.wait(timeout=60)
+            deadline = time.monotonic() + 120
+            # All replicas are ready then; one alone answers before.
+            while "Serving " not in (said := Path(log.name).read_text()):
+                assert process.poll() is None, said
+                assert time.monotonic() < deadline, said
+                time.sleep(0.2)
+            yield Service(url, process)
         finally:
-            process.kill()
-
-
-def _is_up(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health", timeout=10).status_code == 200
-    except httpx.TransportError:
-        return False
+            process.terminate()
+            try:
+                process.wait(timeout=60)
+            finally:
+                process.kill()
+                print(Path(log.name).read_text(), file=sys.stderr)
