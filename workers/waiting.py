@@ -69,7 +69,7 @@ def _places(needs: Mapping[str, float]) -> tuple[bool, str]:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = _listed(needs, needs)
     if not any(all(node.get(name, 0) >= n for name, n in needs.items()) for node in nodes):
-        there = "; ".join(_listed(needs, node) for node in nodes)
+        there = "; ".join(sorted(_listed(needs, node) for node in nodes))
         return False, f"each needs {needed} of one node, but the nodes have {there}"
     return True, f"each needs {needed}; free are {_listed(needs, ray.available_resources())}"
 
