@@ -224,6 +224,8 @@ def _wait_until_ready(replicas: int, waiting: Waiting, console: Console) -> None
             console.print(waiting.describe(now - came, f"{told}; {{}}".format))
             spoke = now
         time.sleep(_LOOK_EACH_S)
+    seconds = time.monotonic() - begun
+    console.print(f"{replicas} of {replicas} replicas are ready after {seconds:.0f} s")
 
 
 def _drain(front: DeploymentHandle, console: Console) -> None:

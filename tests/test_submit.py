@@ -313,6 +313,7 @@ def test_a_service_on_the_cluster_ends_with_its_command_even_if_that_is_killed(
                 break
         process.kill()
     assert [line.split()[0] for line in said][:2] == ["Starting", "Loading"], said
+    assert "2 of 2 replicas are ready after" in "".join(said)
     deadline = time.monotonic() + 120
     while left := _serve_processes(head):
         assert time.monotonic() < deadline, left
