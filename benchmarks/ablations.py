@@ -30,32 +30,32 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 
-from orchestrator.cluster import disconnect
-from orchestrator.config import load_config
-from orchestrator.evaluation_stages import read_images, write_image_features, write_images
-from orchestrator.knowledge_stage import CAPTIONS, write_knowledge
-from orchestrator.plan import Plan, make_plan
-from orchestrator.preflight import find_resources
-from orchestrator.tuning_stages import (
+from orchestrator.cluster.connect import disconnect
+from orchestrator.cluster.placement import find_resources
+from orchestrator.config.models import load_config
+from orchestrator.plan.run import Plan, make_plan
+from orchestrator.stages.evaluation import read_images, write_image_features, write_images
+from orchestrator.stages.knowledge import CAPTIONS, write_knowledge
+from orchestrator.stages.tuning import (
     FEATURES,
     read_caption_sets,
     read_hierarchy,
     write_caption_features,
     write_hierarchy,
 )
+from prompt_tuning.backbones.base import VLM, load_vlm
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets import DatasetSettings, LabelledImages, read_photos
-from prompt_tuning.evaluation import BRANCHES, ClassFeatures, arm_scores, untuned_arms
+from prompt_tuning.datasets.scenes import fetch_stamps, stamps_source
+from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, arm_scores, untuned_arms
+from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features, concatenate, load_features, save_features
-from prompt_tuning.image_files import open_image
-from prompt_tuning.metrics import mean_average_precision
-from prompt_tuning.scenes import fetch_stamps, stamps_source
-from prompt_tuning.store import digest, is_published, publishing
-from prompt_tuning.tuning import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
-from prompt_tuning.vlm import VLM, load_vlm
-from workers.stages import Stage, run_stage
-from workers.tuning_worker import CLASSES, read_classes
+from prompt_tuning.images import open_image
+from prompt_tuning.storage import digest, is_published, publishing
+from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
+from workers.stage import Stage, run_stage
+from workers.tuning.worker import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")

@@ -23,7 +23,7 @@ from image_features import write_photo
 
 from prompt_tuning import load_vlm, tune
 from prompt_tuning.categories import built_in
-from prompt_tuning.tuning import TuningSettings
+from prompt_tuning.tuning.trainer import TuningSettings
 
 LOAD = """
 import json, sys, time

@@ -30,7 +30,7 @@ from serving import body_of, serving
 from tagging import CATEGORIES, SENTENCES
 
 from prompt_tuning import load_vlm, tune
-from prompt_tuning.tuning import TuningSettings
+from prompt_tuning.tuning.trainer import TuningSettings
 
 KINDS = ("jpeg", "png", "gif", "bmp", "webp", "tiff", "jpeg2000", "ppm", "tga", "avif")
 NO_PICTURES = (

@@ -27,9 +27,9 @@ import ray
 import torch
 from PIL import Image
 
-from prompt_tuning.image_files import open_image
-from prompt_tuning.vlm import VLMSettings, load_vlm
-from workers.feature_workers import IMAGES_A_BATCH, encode_images
+from prompt_tuning.backbones.base import VLMSettings, load_vlm
+from prompt_tuning.images import open_image
+from workers.features import IMAGES_A_BATCH, encode_images
 
 BATCH = IMAGES_A_BATCH["cpu"]
 

@@ -48,11 +48,11 @@ from ablations import (
 from rich.console import Console
 from torch import Tensor
 
-from orchestrator.knowledge_stage import CAPTIONS, question_writer, read_premises_file
-from orchestrator.plan import Plan
-from orchestrator.tuning_stages import read_caption_sets
-from prompt_tuning.tuning import CaptionSet
-from prompt_tuning.vlm import load_vlm
+from orchestrator.plan.run import Plan
+from orchestrator.stages.knowledge import CAPTIONS, question_writer, read_premises_file
+from orchestrator.stages.tuning import read_caption_sets
+from prompt_tuning.backbones.base import load_vlm
+from prompt_tuning.tuning.trainer import CaptionSet
 
 KINDS = ("agnostic", "specific", "relationship")
 A_CATEGORY = (4, 8, 16, 32)

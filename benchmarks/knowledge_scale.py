@@ -28,10 +28,10 @@ import psutil
 import ray
 
 from prompt_tuning.captions import Answer
-from prompt_tuning.questions import Question
-from workers.knowledge_pool import KnowledgePool, Placement
-from workers.ledger import Ledger, cut_shards
-from workers.llm_engine import EngineSettings, SamplingSettings
+from prompt_tuning.knowledge.questions import Question
+from workers.knowledge.engine import EngineSettings, SamplingSettings
+from workers.knowledge.ledger import Ledger, cut_shards
+from workers.knowledge.pool import KnowledgePool, Placement
 
 MEAN_S, SIGMA = 2.0, 0.5
 WORDS = "a small brown dog sleeps on old grass near the wall of red bricks today".split()

@@ -26,14 +26,14 @@ import yaml
 
 from prompt_tuning.captions import Answer
 from prompt_tuning.categories import CategoryList, built_in_text
-from prompt_tuning.premises import Premises
-from prompt_tuning.question_templates import built_in_templates
-from prompt_tuning.questions import Question, QuestionSettings, QuestionWriter
-from workers import embedded_llm
-from workers.engine_dtype import native_dtype
-from workers.knowledge_pool import KnowledgePool, Placement
-from workers.ledger import Ledger, Shard, cut_shards
-from workers.llm_engine import EngineSettings, LLMEngine, SamplingSettings, chosen_dtype
+from prompt_tuning.knowledge.category_facts import Premises
+from prompt_tuning.knowledge.questions import Question, QuestionSettings, QuestionWriter
+from prompt_tuning.knowledge.templates import built_in_templates
+from workers.knowledge import embedded_llm
+from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, chosen_dtype
+from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.ledger import Ledger, Shard, cut_shards
+from workers.knowledge.pool import KnowledgePool, Placement
 
 SHARD_SIZE = 384  # as the knowledge stage takes on a CPU
 SHARDS = 10

@@ -30,7 +30,7 @@ from random_clip import (
     random_features,
 )
 
-from prompt_tuning.tuning import CaptionSet, TuningRun
+from prompt_tuning.tuning.trainer import CaptionSet, TuningRun
 
 SIZES = (1000, 5000)
 

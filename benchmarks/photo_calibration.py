@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tuning import Artifact, Tagger, load_vlm, tune
-from prompt_tuning.calibration import Calibration, calibration_quality
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import CategoryList, built_in
-from prompt_tuning.datasets.photos import DatasetSettings, read_photos
-from prompt_tuning.losses import LossSettings
-from prompt_tuning.photo_calibration import fit_labelled, fit_unlabelled
-from prompt_tuning.prompts import BranchSettings, PromptSettings
-from prompt_tuning.tag_stream import score_files
-from prompt_tuning.tuning import TuningSettings
-from prompt_tuning.vlm import VLM
+from prompt_tuning.datasets.registry import DatasetSettings, read_photos
+from prompt_tuning.tagging.calibration import Calibration, calibration_quality
+from prompt_tuning.tagging.photo_calibration import fit_labelled, fit_unlabelled
+from prompt_tuning.tagging.tag_stream import score_files
+from prompt_tuning.tuning.losses import LossSettings
+from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
+from prompt_tuning.tuning.trainer import TuningSettings
 
 PHOTOS = (20, 50, 100)
 DRAWS = 10

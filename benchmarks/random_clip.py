@@ -10,15 +10,15 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from prompt_tuning.backbones.base import VLMSettings, load_vlm
+from prompt_tuning.backbones.clip import OpenCLIPVLM
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.features import Features
 from prompt_tuning.hierarchy import Hierarchy
-from prompt_tuning.losses import LossSettings
-from prompt_tuning.open_clip_vlm import OpenCLIPVLM
-from prompt_tuning.prompts import BranchSettings, PromptSettings
-from prompt_tuning.scoring import ScoringSettings
-from prompt_tuning.tuning import ClassPrompts, NoiseSettings, TuningSettings
-from prompt_tuning.vlm import VLMSettings, load_vlm
+from prompt_tuning.tuning.losses import LossSettings
+from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
+from prompt_tuning.tuning.scoring import ScoringSettings
+from prompt_tuning.tuning.trainer import ClassPrompts, NoiseSettings, TuningSettings
 
 MODEL = "RN50-quickgelu"
 BATCH = 512

@@ -42,9 +42,9 @@ from image_features import write_photo
 from tagging import CATEGORIES, SENTENCES
 
 from prompt_tuning import Tagger, load_vlm, tune
-from prompt_tuning.image_files import read_image
-from prompt_tuning.store import MANIFEST, publishing
-from prompt_tuning.tuning import TuningSettings
+from prompt_tuning.images import read_image
+from prompt_tuning.storage import MANIFEST, publishing
+from prompt_tuning.tuning.trainer import TuningSettings
 
 CLIENTS = (1, 8, 32)
 PHOTOS = 64

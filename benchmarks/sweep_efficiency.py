@@ -23,16 +23,16 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.cluster import connect, disconnect
+from orchestrator.cluster.connect import connect, disconnect
+from orchestrator.cluster.placement import find_resources
 from orchestrator.commands.run import quieten_libraries
-from orchestrator.pipeline import stage_work
-from orchestrator.preflight import find_resources
-from orchestrator.sweep_plan import SweepPlan, plan_sweep
-from orchestrator.sweep_results import tuning_seconds
-from orchestrator.sweep_rounds import run_rounds
-from orchestrator.trial_records import TrialRecords
-from workers.stages import run_stage
-from workers.sweep_trials import Outcome
+from orchestrator.runs.pipeline import stage_work
+from orchestrator.sweep.plan import SweepPlan, plan_sweep
+from orchestrator.sweep.records import TrialRecords
+from orchestrator.sweep.results import tuning_seconds
+from orchestrator.sweep.rounds import run_rounds
+from workers.stage import run_stage
+from workers.tuning.trials import Outcome
 
 CATEGORIES = ("dog", "bicycle", "violin", "lemon", "car", "tree", "lamp", "horse")
 LOOKS = ("small", "large", "brown", "old", "bright", "strange", "new", "wet", "dry", "heavy")

@@ -23,16 +23,16 @@ import psutil
 from rich.console import Console
 from sweep_efficiency import sweep_config
 
-from orchestrator.cluster import connect, disconnect
+from orchestrator.cluster.connect import connect, disconnect
+from orchestrator.cluster.placement import find_resources
 from orchestrator.commands.run import quieten_libraries
-from orchestrator.pipeline import stage_work
-from orchestrator.preflight import find_resources
-from orchestrator.sweep_plan import plan_sweep
-from orchestrator.sweep_rounds import run_rounds
-from orchestrator.trial_records import TrialRecords
-from workers.stages import run_stage
-from workers.sweep_trials import OnEpoch, OnWaiting, Trial, Work, tune_prompts
-from workers.tuning_worker import HISTORY
+from orchestrator.runs.pipeline import stage_work
+from orchestrator.sweep.plan import plan_sweep
+from orchestrator.sweep.records import TrialRecords
+from orchestrator.sweep.rounds import run_rounds
+from workers.stage import run_stage
+from workers.tuning.trials import OnEpoch, OnWaiting, Trial, Work, tune_prompts
+from workers.tuning.worker import HISTORY
 
 
 def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:

@@ -35,11 +35,11 @@ from image_features import write_photo
 from PIL import Image
 from rich.console import Console
 
-from orchestrator.tag_job import TagOptions, tag
+from orchestrator.tagging.job import TagOptions, tag
 from prompt_tuning import Tagger, load_vlm, tune
-from prompt_tuning.tag_stream import TagRule
-from prompt_tuning.tuning import TuningSettings
-from prompt_tuning.vlm import VLM
+from prompt_tuning.backbones.base import VLM
+from prompt_tuning.tagging.tag_stream import TagRule
+from prompt_tuning.tuning.trainer import TuningSettings
 
 CATEGORIES = ["strawberry", "elephant", "bicycle", "penguin"]
 SENTENCES = [

@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from prompt_tuning.backbones.clip import OpenCLIPVLM
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.open_clip_vlm import OpenCLIPVLM
-from prompt_tuning.prompts import PromptBranch
-from prompt_tuning.tuning import CaptionSet, ClassPrompts, TuningRun
+from prompt_tuning.tuning.prompts import PromptBranch
+from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun
 
 CLASSES, FINE, COARSE = 80, 20, 9
 MOST_DIFFERENT = 1e-4

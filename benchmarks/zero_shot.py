@@ -17,13 +17,13 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 
+from prompt_tuning.backbones.base import VLMSettings, load_vlm
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_voc
-from prompt_tuning.evaluation import BRANCHES, ClassFeatures, arm_scores
+from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, arm_scores
+from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import concatenate
-from prompt_tuning.metrics import mean_average_precision
-from prompt_tuning.prompts import handcrafted_features
-from prompt_tuning.vlm import VLMSettings, load_vlm
+from prompt_tuning.tuning.prompts import handcrafted_features
 
 # The devkit's own class names, in the order of the built-in list.
 VOC_CLASSES = (

@@ -288,7 +288,7 @@ def main() -> None:
         try:
             app(_home_expanded(sys.argv[1:]))
         except Exception as error:
-            from orchestrator.config_file import InputError
+            from orchestrator.config.yaml import InputError
 
             if isinstance(error, InputError):
                 typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)

@@ -55,7 +55,7 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         if interruption.number is not None:
-            from orchestrator.cluster import disconnect
+            from orchestrator.cluster.connect import disconnect
 
             try:
                 disconnect()

@@ -6,22 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prompt_tuning.artifact import Artifact as Artifact
+    from prompt_tuning.api import tune as tune
+    from prompt_tuning.backbones.base import VLMSettings as VLMSettings
+    from prompt_tuning.backbones.base import load_vlm as load_vlm
     from prompt_tuning.categories import Category as Category
-    from prompt_tuning.sentence_tuning import tune as tune
-    from prompt_tuning.tagger import Tag as Tag
-    from prompt_tuning.tagger import Tagger as Tagger
-    from prompt_tuning.vlm import VLMSettings as VLMSettings
-    from prompt_tuning.vlm import load_vlm as load_vlm
+    from prompt_tuning.tagging.artifact import Artifact as Artifact
+    from prompt_tuning.tagging.tagger import Tag as Tag
+    from prompt_tuning.tagging.tagger import Tagger as Tagger
 
 _HOME = {
-    "Artifact": "artifact",
+    "Artifact": "tagging.artifact",
     "Category": "categories",
-    "Tag": "tagger",
-    "Tagger": "tagger",
-    "VLMSettings": "vlm",
-    "load_vlm": "vlm",
-    "tune": "sentence_tuning",
+    "Tag": "tagging.tagger",
+    "Tagger": "tagging.tagger",
+    "VLMSettings": "backbones.base",
+    "load_vlm": "backbones.base",
+    "tune": "api",
 }
 
 

@@ -20,12 +20,12 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.noun_matching import NounMatcher
+from prompt_tuning.knowledge.noun_matching import NounMatcher
+from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.parquet_writer import RowWriter
 from prompt_tuning.plain_text import plain_lines
-from prompt_tuning.questions import Question
-from prompt_tuning.row_writer import RowWriter
 from prompt_tuning.settings import Settings
-from prompt_tuning.store import digest
+from prompt_tuning.storage import digest
 
 
 class CaptionSettings(Settings):

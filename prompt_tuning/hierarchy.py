@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.premises import Premises, Votes
+from prompt_tuning.knowledge.category_facts import Premises, Votes
 from prompt_tuning.settings import Settings
 
 _ROUNDS = 20

@@ -25,8 +25,8 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from orchestrator.interruption import interruptible
-from orchestrator.serve_job import ServeOptions, serve
-from workers.tagging_requests import Limits
+from orchestrator.tagging.serve import ServeOptions, serve
+from workers.serving.requests import Limits
 artifacts, port, cache, limits = json.loads(sys.argv[1])
 options = ServeOptions(artifacts, "127.0.0.1", port, None, None, Path(cache), Limits(**limits))
 with interruptible():

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 
-from prompt_tuning.artifact import Artifact
-from prompt_tuning.calibration import Calibration
+from prompt_tuning.backbones.base import VLM, Geometry, VLMSettings, load_vlm
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.new_labels import TunedTokens
-from prompt_tuning.store import MANIFEST, publishing
-from prompt_tuning.tagger import Tagger
-from prompt_tuning.vlm import VLM, Geometry, VLMSettings, load_vlm
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.storage import MANIFEST, publishing
+from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.calibration import Calibration
+from prompt_tuning.tagging.new_labels import TunedTokens
+from prompt_tuning.tagging.tagger import Tagger
 
 CATEGORIES = CategoryList(
     categories=(

@@ -13,9 +13,9 @@ from test_calibration import OFFSETS, SLOPES, drawn, known
 from tiny_artifact import NAMES
 
 from prompt_tuning import Artifact, Tagger
-from prompt_tuning.calibration import calibration_quality
-from prompt_tuning.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
-from prompt_tuning.scenes import SceneSettings, compose_scenes
+from prompt_tuning.datasets.scenes import SceneSettings, compose_scenes
+from prompt_tuning.tagging.calibration import calibration_quality
+from prompt_tuning.tagging.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
 
 
 def test_many_labelled_photos_decide_and_a_handful_leans_on_what_was() -> None:

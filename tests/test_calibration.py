@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from scipy.special import expit
 
-from prompt_tuning.calibration import (
+from prompt_tuning.backbones.base import Geometry
+from prompt_tuning.evaluation.baselines import ClassFeatures, arm_scores
+from prompt_tuning.evaluation.metrics import best_thresholds
+from prompt_tuning.features import Features
+from prompt_tuning.tagging.calibration import (
     Calibration,
     calibrate,
     calibration_quality,
@@ -17,11 +21,7 @@ from prompt_tuning.calibration import (
     fit_sigmoids,
     mixtures,
 )
-from prompt_tuning.evaluation import ClassFeatures, arm_scores
-from prompt_tuning.features import Features
-from prompt_tuning.metrics import best_thresholds
-from prompt_tuning.tuning import CaptionSet
-from prompt_tuning.vlm import Geometry
+from prompt_tuning.tuning.trainer import CaptionSet
 
 SLOPES = np.array([3.0, 4.0, 5.0, 4.0])
 OFFSETS = np.array([-3.0, -6.0, -5.0, -8.0])

@@ -12,15 +12,15 @@ import ray
 import yaml
 from command_line import Done, run_datafree
 
-from orchestrator.config import load_config
-from orchestrator.knowledge_plan import CAPTIONS
-from orchestrator.plan import Plan, make_plan
-from orchestrator.preflight import find_resources
-from orchestrator.report import caption_notes
-from prompt_tuning.caption_coverage import CaptionCoverage
+from orchestrator.cluster.placement import find_resources
+from orchestrator.config.models import load_config
+from orchestrator.pages.run_page import caption_notes
+from orchestrator.plan.knowledge import CAPTIONS
+from orchestrator.plan.run import Plan, make_plan
 from prompt_tuning.captions import Caption, CaptionWriter, is_held_out, read_caption_file
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.store import publishing
+from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
+from prompt_tuning.storage import publishing
 
 NAMES = ["dog", "cat", "cow", "fox"]
 LISTED = CategoryList(categories=tuple(Category(name=name) for name in NAMES))

@@ -19,8 +19,8 @@ from prompt_tuning.captions import (
     read_captions,
 )
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.questions import Question
-from prompt_tuning.template_captions import template_captions
+from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.template_captions import template_captions
 
 DOG, CAR, CAT = range(3)
 CATEGORIES = CategoryList(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from prompt_tuning.api import tune
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in
 from prompt_tuning.hierarchy import parse_groups
-from prompt_tuning.sentence_tuning import tune
 
 
 def named(*names: str) -> CategoryList:

@@ -21,10 +21,10 @@ from sklearn.metrics import average_precision_score
 from test_datasets import write_voc
 from test_open_clip_vlm import random_model
 
-from orchestrator.clip_check import RN50, _told, verify_clip
+from orchestrator.evaluate.clip_check import RN50, _told, verify_clip
+from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
 from prompt_tuning.datasets import voc
-from prompt_tuning.image_files import open_image
-from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+from prompt_tuning.images import open_image
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from orchestrator.cluster_check import _check_node, check_cluster
-from orchestrator.config import Paths
-from orchestrator.config_file import InputError
-from orchestrator.preflight import find_resources
+from orchestrator.cluster.check import _check_node, check_cluster
+from orchestrator.cluster.placement import find_resources
+from orchestrator.config.models import Paths
+from orchestrator.config.yaml import InputError
 from workers import cluster_probe
 from workers.cluster_probe import NodeReport, _unread, package_versions
-from workers.engine_dtype import cluster_dtype, native_dtype
 from workers.failure import DescribedFailure
+from workers.knowledge.engine_dtype import cluster_dtype, native_dtype
 
 # A mount that only the processes below see: the same path, another folder.
 BLIND = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')

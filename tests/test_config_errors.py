@@ -13,8 +13,8 @@ import ray
 from PIL import Image
 
 from orchestrator.cli import main
-from orchestrator.config import load_config
-from orchestrator.config_file import parse_yaml
+from orchestrator.config.models import load_config
+from orchestrator.config.yaml import parse_yaml
 
 # What is wrongly accepted would run for minutes: the commands here are no dry runs.
 pytestmark = pytest.mark.timeout(60)

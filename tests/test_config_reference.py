@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from orchestrator.config_reference import config_reference
+from orchestrator.config.reference import config_reference
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "config.md").read_text("utf-8")
@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "config.md").read_text("utf-8")
 
 def test_the_page_is_up_to_date() -> None:
     assert config_reference() == PAGE, (
-        "run: python -m orchestrator.config_reference > docs/config.md"
+        "run: python -m orchestrator.config.reference > docs/config.md"
     )
 
 

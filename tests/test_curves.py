@@ -14,10 +14,10 @@ import yaml
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from orchestrator.config import load_config
-from orchestrator.curves import curves_folder, new_curves
-from orchestrator.pipeline import run
-from prompt_tuning.vlm import VLM
+from orchestrator.config.models import load_config
+from orchestrator.runs.curves import curves_folder, new_curves
+from orchestrator.runs.pipeline import run
+from prompt_tuning.backbones.base import VLM
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -76,7 +76,7 @@ def test_a_seed_that_is_tuned_again_starts_afresh(tmp_path: Path) -> None:
 MANY = """
 import sys
 from pathlib import Path
-from orchestrator.curves import new_curves
+from orchestrator.runs.curves import new_curves
 with new_curves(Path(sys.argv[1], "curves")) as add_epoch:
     for epoch in range(1000):
         add_epoch({"epoch": epoch, "loss": 1.0})

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.config import load_config
-from orchestrator.config_file import InputError
-from orchestrator.evaluation_stages import UNREADABLE, read_images, write_images
-from orchestrator.plan import Plan, make_plan
-from orchestrator.preflight import Node, Resources
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.models import load_config
+from orchestrator.config.yaml import InputError
+from orchestrator.plan.run import Plan, make_plan
+from orchestrator.stages.evaluation import UNREADABLE, read_images, write_images
 from prompt_tuning.categories import Category, CategoryList, built_in
 from prompt_tuning.datasets import (
     DatasetSettings,
@@ -29,8 +29,8 @@ from prompt_tuning.datasets import (
     readable,
     voc,
 )
-from prompt_tuning.noun_matching import NounMatcher
-from workers.stages import run_stage
+from prompt_tuning.knowledge.noun_matching import NounMatcher
+from workers.stage import run_stage
 
 SHARED = Path("/work/shared/data")
 PAGES = {
@@ -755,7 +755,7 @@ def test_features_of_images_are_those_of_their_contents(
     again = planned(tmp_path, "{dataset: folder, root: photos}")
     assert (again.images, again.image_features) == (before.images, before.image_features)
     with monkeypatch.context() as patch:  # another version of Pillow, and so for pillow-heif
-        patch.setattr("orchestrator.plan.readable_formats", lambda: {"PNG": "1"})
+        patch.setattr("orchestrator.plan.run.readable_formats", lambda: {"PNG": "1"})
         other = planned(tmp_path, "{dataset: folder, root: photos}")
     assert other.images != before.images and other.image_features != before.image_features
     photos.rename(tmp_path / "moved")

@@ -18,13 +18,14 @@ from tiny_clip import load_tiny_clip, write_tiny_clip
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.captions import Caption
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.hierarchy import parse_groups
-from prompt_tuning.losses import LossSettings
-from prompt_tuning.prompts import BranchSettings, PromptSettings
-from prompt_tuning.scoring import ScoringSettings
-from prompt_tuning.tuning import (
+from prompt_tuning.tuning.losses import LossSettings
+from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
+from prompt_tuning.tuning.scoring import ScoringSettings
+from prompt_tuning.tuning.trainer import (
     CaptionSet,
     ClassPrompts,
     NoiseSettings,
@@ -32,7 +33,6 @@ from prompt_tuning.tuning import (
     TuningSettings,
     caption_labels,
 )
-from prompt_tuning.vlm import VLM
 
 NAMES = ("dog", "cat", "cow", "fire engine", "bus")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))

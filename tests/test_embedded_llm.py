@@ -14,7 +14,7 @@ import yaml
 from tokenizers import Tokenizer
 
 from prompt_tuning.categories import built_in_text
-from workers.embedded_llm import assemble, chunks, cut_embeddings, cut_vocabulary
+from workers.knowledge.embedded_llm import assemble, chunks, cut_embeddings, cut_vocabulary
 
 _CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>", "<unused0>", "<end_of_turn>"]
 # Foreign tokens stand between the English ones, so that the cut renumbers.

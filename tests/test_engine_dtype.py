@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.placement import Node, Resources
 from orchestrator.commands.doctor import doctor
-from orchestrator.config import load_config
-from orchestrator.knowledge_plan import KnowledgePlan, plan_knowledge
-from orchestrator.preflight import Node, Resources
-from workers import engine_dtype
-from workers.embedded_llm import EMBEDDED_MODEL
-from workers.engine_dtype import Dtype, common_dtype, native_dtype
-from workers.llm_engine import GPU_DEFAULT, EngineSettings, LLMEngine, chosen_dtype
+from orchestrator.config.models import load_config
+from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
+from workers.knowledge import engine_dtype
+from workers.knowledge.embedded_llm import EMBEDDED_MODEL
+from workers.knowledge.engine import GPU_DEFAULT, EngineSettings, LLMEngine, chosen_dtype
+from workers.knowledge.engine_dtype import Dtype, common_dtype, native_dtype
 
 ZEN_3 = "processor\t: 0\nflags\t\t: fpu sse4_2 avx2 fma f16c\n\nprocessor\t: 1\n"
 ZEN_4 = ZEN_3.replace("avx2", "avx2 avx512f avx512_bf16")

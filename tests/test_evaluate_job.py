@@ -18,18 +18,18 @@ from command_line import run_datafree
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from orchestrator.config import EvaluationSettings
-from orchestrator.evaluate_job import chosen_settings, evaluation_name
-from prompt_tuning.artifact import Artifact
-from prompt_tuning.calibration import Calibration, calibration_quality
+from orchestrator.config.models import EvaluationSettings
+from orchestrator.evaluate.job import chosen_settings, evaluation_name
+from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation import UNTUNED, Arms, ClassFeatures, arm_scores
-from prompt_tuning.image_files import open_image
-from prompt_tuning.new_labels import TunedTokens
-from prompt_tuning.scenes import SceneSettings
-from prompt_tuning.selection import Selection, split_halves
-from prompt_tuning.tagger import Tagger
-from prompt_tuning.vlm import VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.datasets.scenes import SceneSettings
+from prompt_tuning.evaluation.baselines import UNTUNED, Arms, ClassFeatures, arm_scores
+from prompt_tuning.evaluation.selection import Selection, split_halves
+from prompt_tuning.images import open_image
+from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.calibration import Calibration, calibration_quality
+from prompt_tuning.tagging.new_labels import TunedTokens
+from prompt_tuning.tagging.tagger import Tagger
 
 NAMES = ["dog", "violin", "lemon", "car"]
 SHOWN = (["dog"], ["dog", "car"], ["lemon"], ["car"], [], ["car", "lemon"])

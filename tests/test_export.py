@@ -18,14 +18,14 @@ from command_line import run_datafree
 from PIL import Image
 from test_onnx_export import artifact_for, needs_onnx, tiny_clip
 
-from orchestrator.report import caption_notes
-from prompt_tuning.artifact import Artifact
-from prompt_tuning.caption_coverage import CaptionCoverage
+from orchestrator.pages.run_page import caption_notes
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation import BRANCHES, UNTUNED, compare_arms
-from prompt_tuning.selection import Selection
-from prompt_tuning.tagger import Tagger
-from prompt_tuning.vlm import VLM
+from prompt_tuning.evaluation.baselines import BRANCHES, UNTUNED, compare_arms
+from prompt_tuning.evaluation.selection import Selection
+from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
+from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.tagger import Tagger
 
 Call = Callable[..., str]
 

@@ -13,7 +13,7 @@ import pytest
 from ray.exceptions import OutOfMemoryError
 from tiny_llm import write_tiny_llm
 
-from prompt_tuning.store import naming
+from prompt_tuning.storage import naming
 from workers.failure import DescribedFailure, describe
 
 ROOT = Path(__file__).parent.parent
@@ -113,7 +113,7 @@ from pathlib import Path
 import numpy, pyarrow, torch
 from pyarrow import parquet
 from safetensors.torch import save_file
-from prompt_tuning.store import copy_atomic, publishing, write_atomic
+from prompt_tuning.storage import copy_atomic, publishing, write_atomic
 from workers.failure import describe
 
 folder, large = Path(sys.argv[1]), torch.zeros(2_000_000)

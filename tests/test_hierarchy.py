@@ -17,7 +17,7 @@ from prompt_tuning.hierarchy import (
     group_by_answers,
     parse_groups,
 )
-from prompt_tuning.premises import Premises
+from prompt_tuning.knowledge.category_facts import Premises
 
 
 def named(*names: str) -> CategoryList:

@@ -10,9 +10,9 @@ from command_line import run_datafree
 from PIL import Image
 
 from orchestrator.cli import _home_expanded
-from orchestrator.config import load_config
-from orchestrator.knowledge_plan import plan_knowledge
-from orchestrator.preflight import Node, Resources
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.models import load_config
+from orchestrator.plan.knowledge import plan_knowledge
 
 CONFIG = """
 name: home

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.plan import _VLM_MODULES
+from orchestrator.plan.run import _VLM_MODULES
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,9 +45,9 @@ def test_imports_are_found_wherever_they_stand() -> None:
 import ray.train
 def f():
     from vllm import LLM
-    importlib.import_module("workers.ledger")
+    importlib.import_module("workers.knowledge.ledger")
 if TYPE_CHECKING:
-    from orchestrator.plan import Plan
+    from orchestrator.plan.run import Plan
 """
     assert imported(source) == {"ray", "vllm", "workers", "orchestrator"}
 
@@ -63,11 +63,12 @@ def test_the_key_of_features_has_every_module_that_makes_them() -> None:
     used = {
         f"prompt_tuning.{name}"
         for file in files
-        for name in re.findall(r"from prompt_tuning\.(\w+) import", file.read_text("utf-8"))
+        for name in re.findall(r"from prompt_tuning\.([\w.]+) import", file.read_text("utf-8"))
     }
     # On messages, prompts and how files are written, no feature depends.
     used -= {
-        f"prompt_tuning.{name}" for name in ("install_hints", "prompt_tree", "settings", "store")
+        f"prompt_tuning.{name}"
+        for name in ("backbones", "install_hints", "tuning.prompt_tree", "settings", "storage")
     }
     assert used == {module for module in _VLM_MODULES if module.startswith("prompt_tuning.")}
     assert "prompt_tuning.label_names" not in used  # other spellings of labels keep all features
@@ -110,5 +111,5 @@ def test_the_method_imports_without_ray_and_vllm() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert "prompt_tuning.tuning" in done.stdout
-    assert "prompt_tuning.open_clip_vlm" in done.stdout
+    assert "prompt_tuning.tuning.trainer" in done.stdout
+    assert "prompt_tuning.backbones.clip" in done.stdout

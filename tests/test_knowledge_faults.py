@@ -21,13 +21,13 @@ from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
 from prompt_tuning.captions import Answer
-from prompt_tuning.questions import Question
-from prompt_tuning.store import digest, write_atomic
+from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.storage import digest, write_atomic
 from workers import waiting
 from workers.failure import DescribedFailure
-from workers.knowledge_pool import KnowledgePool, Placement
-from workers.ledger import Ledger, Shard, cut_shards
-from workers.llm_engine import EngineSettings, SamplingSettings
+from workers.knowledge.engine import EngineSettings, SamplingSettings
+from workers.knowledge.ledger import Ledger, Shard, cut_shards
+from workers.knowledge.pool import KnowledgePool, Placement
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from tiny_llm import write_tiny_llm
 
-from workers.engine_dtype import native_dtype
+from workers.knowledge.engine_dtype import native_dtype
 
 CATEGORIES = ["dog", "bicycle", "violin", "lemon", "car", "tree"]
 RESULTS = ["answers.parquet", "captions.parquet", "lists.json", "summary.json"]

@@ -11,16 +11,16 @@ import pytest
 from rich.console import Console
 from without_packages import datafree_without
 
-from orchestrator.config import RunConfig, load_config
-from orchestrator.config_file import InputError
-from orchestrator.knowledge_plan import CAPTIONS, KnowledgePlan, describe_engines, plan_knowledge
-from orchestrator.knowledge_stage import read_summary, write_knowledge
-from orchestrator.plan import make_plan
-from orchestrator.preflight import Node, Resources
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.models import RunConfig, load_config
+from orchestrator.config.yaml import InputError
+from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan, describe_engines, plan_knowledge
+from orchestrator.plan.run import make_plan
+from orchestrator.stages.knowledge import read_summary, write_knowledge
 from prompt_tuning.install_hints import install_set
-from prompt_tuning.noun_matching import NounMatcher
-from workers.llm_engine import GPU_DEFAULT
-from workers.stages import run_stage
+from prompt_tuning.knowledge.noun_matching import NounMatcher
+from workers.knowledge.engine import GPU_DEFAULT
+from workers.stage import run_stage
 
 ON_CPU = Resources((Node(8, 0),))
 NOTHING_ASKED = ("knowledge.questions.per_category=0", "knowledge.questions.relationships=0")

@@ -6,8 +6,8 @@ import pytest
 
 from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionSettings
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in
-from prompt_tuning.label_check import DroppedLabel, dropped_labels
-from prompt_tuning.questions import Question
+from prompt_tuning.knowledge.label_check import DroppedLabel, dropped_labels
+from prompt_tuning.knowledge.questions import Question
 
 ODD = (
     "traffic_light",

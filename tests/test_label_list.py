@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from command_line import run_datafree
 
-from orchestrator.config_file import InputError
-from orchestrator.label_list import read_label_list
+from orchestrator.config.label_list import read_label_list
+from orchestrator.config.yaml import InputError
 
 ANIMALS = ["dog", "hot dog", "cow"]
 

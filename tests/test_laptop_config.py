@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import RunConfig, load_config
-from orchestrator.config_file import InputError
-from orchestrator.plan import make_plan
-from orchestrator.preflight import Node, Resources
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.models import RunConfig, load_config
+from orchestrator.config.yaml import InputError
+from orchestrator.plan.run import make_plan
 
 LAPTOP = Path(__file__).parent.parent / "configs/laptop.yaml"
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from prompt_tuning.captions import Answer
-from prompt_tuning.questions import Question
-from prompt_tuning.store import digest
-from workers.ledger import Ledger, Shard, cut_shards
+from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.storage import digest
+from workers.knowledge.ledger import Ledger, Shard, cut_shards
 
 IDENTITY = {"model": "tiny"}
 
@@ -117,7 +117,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_ledger import one_shard
-from workers import ledger
+from workers.knowledge import ledger
 
 def write_half(table, path):
     path.write_bytes(b"PAR1 and no more")

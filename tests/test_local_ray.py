@@ -14,12 +14,12 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.cluster import connect, disconnect
-from orchestrator.config_file import InputError
-from orchestrator.preflight import find_resources
+from orchestrator.cluster.connect import connect, disconnect
+from orchestrator.cluster.placement import find_resources
+from orchestrator.config.yaml import InputError
 
 ROOT = Path(__file__).parent.parent
-ONE_CPU = "from orchestrator.cluster import connect; connect(cpus=1)"
+ONE_CPU = "from orchestrator.cluster.connect import connect; connect(cpus=1)"
 
 
 def test_a_folder_too_long_for_sockets_is_refused_first(

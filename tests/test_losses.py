@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prompt_tuning.losses import order_loss, ranking_loss
+from prompt_tuning.tuning.losses import order_loss, ranking_loss
 
 
 def naive_ranking(scores: Tensor, positives: Tensor, margin: float) -> float:

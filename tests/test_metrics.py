@@ -21,7 +21,7 @@ from torchmetrics.functional.classification import (
     multilabel_recall,
 )
 
-from prompt_tuning.metrics import (
+from prompt_tuning.evaluation.metrics import (
     Rates,
     TagQuality,
     average_precision,

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in
-from prompt_tuning.noun_matching import NounMatcher
+from prompt_tuning.knowledge.noun_matching import NounMatcher
 
 SENTENCES = yaml.safe_load((Path(__file__).parent / "data/named_labels.yaml").read_text("utf-8"))
 

@@ -8,8 +8,8 @@ import unicodedata
 import pytest
 
 from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.knowledge.noun_matching import NounMatcher
 from prompt_tuning.label_names import name_key
-from prompt_tuning.noun_matching import NounMatcher
 
 CATEGORIES = CategoryList(
     categories=(

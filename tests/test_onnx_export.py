@@ -16,14 +16,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_open_clip_vlm import RESNET, TEXT, VIT, random_model
 
-from prompt_tuning.artifact import Artifact
-from prompt_tuning.calibration import Calibration
+from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation import ClassFeatures
-from prompt_tuning.new_labels import TunedTokens
-from prompt_tuning.onnx_export import export_onnx
-from prompt_tuning.tagger import Tagger
-from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.calibration import Calibration
+from prompt_tuning.tagging.new_labels import TunedTokens
+from prompt_tuning.tagging.onnx_export import export_onnx
+from prompt_tuning.tagging.tagger import Tagger
 
 _LACKING = [
     name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import RunConfig, load_config
-from orchestrator.plan import make_plan
-from orchestrator.preflight import Node, Resources
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.models import RunConfig, load_config
+from orchestrator.plan.run import make_plan
 
 PAPER = Path(__file__).parent.parent / "configs/paper.yaml"
 

@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config import RunConfig, load_config
-from orchestrator.config_file import InputError
-from orchestrator.plan import Plan, make_plan
-from orchestrator.preflight import (
+from orchestrator.cluster.placement import (
     Node,
     Resources,
     WorkerShare,
@@ -18,7 +15,10 @@ from orchestrator.preflight import (
     place_engines,
     place_workers,
 )
-from workers.knowledge_pool import Placement
+from orchestrator.config.models import RunConfig, load_config
+from orchestrator.config.yaml import InputError
+from orchestrator.plan.run import Plan, make_plan
+from workers.knowledge.pool import Placement
 
 CLUSTER = Resources(
     (

@@ -11,12 +11,12 @@ import torch
 from tiny_clip import load_tiny_clip, write_tiny_clip
 from torch import Tensor
 
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.hierarchy import parse_groups
-from prompt_tuning.prompt_encoder import PromptEncoder
-from prompt_tuning.prompt_tree import cut_in_subtrees, grow_tree
-from prompt_tuning.prompts import BranchSettings, Level, PromptBranch
-from prompt_tuning.vlm import VLM
+from prompt_tuning.tuning.prompt_encoder import PromptEncoder
+from prompt_tuning.tuning.prompt_tree import cut_in_subtrees, grow_tree
+from prompt_tuning.tuning.prompts import BranchSettings, Level, PromptBranch
 
 NAMES = ["dog", "cat", "guinea pig", "cow", "hot air balloon", "bus", "fire engine", "hot dog"]
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))

@@ -7,10 +7,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.hierarchy import Hierarchy, parse_groups
-from prompt_tuning.prompts import BranchSettings, Level, PromptBranch, handcrafted_features
-from prompt_tuning.vlm import VLM
+from prompt_tuning.tuning.prompts import BranchSettings, Level, PromptBranch, handcrafted_features
 
 NAMES = ["dog", "cat", "cow", "hot air balloon", "bus"]
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))

@@ -11,11 +11,11 @@ import yaml
 from pydantic import ValidationError
 
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in_text
-from prompt_tuning.noun_matching import NounMatcher
-from prompt_tuning.premises import Premises
-from prompt_tuning.question_templates import PREMISES, SENTENCES, Template, built_in_templates
-from prompt_tuning.questions import Question, QuestionSettings, QuestionWriter
-from workers.ledger import cut_shards
+from prompt_tuning.knowledge.category_facts import Premises
+from prompt_tuning.knowledge.noun_matching import NounMatcher
+from prompt_tuning.knowledge.questions import Question, QuestionSettings, QuestionWriter
+from prompt_tuning.knowledge.templates import PREMISES, SENTENCES, Template, built_in_templates
+from workers.knowledge.ledger import cut_shards
 
 # Four of these are in the examples that the questions show.
 CATEGORIES = CategoryList(

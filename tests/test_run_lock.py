@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config_file import InputError
+from orchestrator.config.yaml import InputError
 from orchestrator.run_lock import only_driver
 
 

@@ -10,10 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from prompt_tuning import scenes
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in_text
-from prompt_tuning.datasets import read_scenes
-from prompt_tuning.scenes import (
+from prompt_tuning.datasets import read_scenes, scenes
+from prompt_tuning.datasets.scenes import (
     SceneSettings,
     StampsUnavailable,
     compose_scenes,

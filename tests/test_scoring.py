@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor
 
+from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.features import Features
-from prompt_tuning.scoring import (
+from prompt_tuning.tuning.scoring import (
     ScoringSettings,
     branch_scores,
     fuse,
     pooled_scores,
     region_scores,
 )
-from prompt_tuning.vlm import Geometry
 
 DIM, CLASSES = 6, 4
 CLIP = Geometry(scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.65)

@@ -10,11 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.datasets import LabelledImages
-from prompt_tuning.evaluation import ClassFeatures
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.evaluation.selection import (
+    SelectingHalf,
+    Selection,
+    select_on_half,
+    split_halves,
+)
 from prompt_tuning.features import Features, save_features
-from prompt_tuning.selection import SelectingHalf, Selection, select_on_half, split_halves
-from prompt_tuning.vlm import Geometry
 
 GEOMETRY = Geometry(scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.5)
 IMAGES = 40

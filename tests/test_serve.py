@@ -23,12 +23,12 @@ from served import Service, served
 from starlette.testclient import TestClient
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
-from orchestrator.serve_job import named_folders
+from orchestrator.tagging.serve import named_folders
 from prompt_tuning import Tagger, tune
-from prompt_tuning.store import MANIFEST, publishing
-from prompt_tuning.vlm import VLM
-from workers.tagging_requests import Limits
-from workers.tagging_service import build_app
+from prompt_tuning.backbones.base import VLM
+from prompt_tuning.storage import MANIFEST, publishing
+from workers.serving.app import build_app
+from workers.serving.requests import Limits
 
 
 @pytest.fixture(scope="module")

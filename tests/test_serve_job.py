@@ -21,13 +21,13 @@ from ray.serve.schema import (
 )
 from rich.console import Console
 
-from orchestrator import serve_job
-from orchestrator.config_file import InputError
-from orchestrator.preflight import Node, Resources
-from orchestrator.serve_job import ServeOptions, serve
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.yaml import InputError
+from orchestrator.tagging import serve as serve_job
+from orchestrator.tagging.serve import ServeOptions, serve
 from workers import waiting
 from workers.failure import DescribedFailure, describe
-from workers.tagging_service import APPLICATION, MODEL
+from workers.serving.app import APPLICATION, MODEL
 
 
 @pytest.fixture

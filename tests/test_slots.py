@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from workers.slots import Slots
+from workers.tuning.slots import Slots
 
 
 async def settled() -> None:

@@ -25,9 +25,9 @@ import ray
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from orchestrator.config_file import InputError
-from orchestrator.preflight import Node, Resources
-from orchestrator.submit import JobServer, outcome, prepare_job
+from orchestrator.cluster.jobs import JobServer, outcome, prepare_job
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.yaml import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """

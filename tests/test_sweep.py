@@ -27,7 +27,7 @@ from child_processes import child_processes
 from PIL import Image, ImageDraw
 from ray.cluster_utils import Cluster
 
-from prompt_tuning.artifact import Artifact
+from prompt_tuning.tagging.artifact import Artifact
 
 CATEGORIES = ["dog", "bicycle", "violin", "lemon"]
 LOOKS = ["small", "large", "brown", "old", "bright", "strange", "new", "wet"]

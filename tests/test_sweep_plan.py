@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config_file import InputError
-from orchestrator.plan import make_plan
-from orchestrator.preflight import Node, Resources
-from orchestrator.sweep_plan import SweepPlan, plan_sweep
+from orchestrator.cluster.placement import Node, Resources
+from orchestrator.config.yaml import InputError
+from orchestrator.plan.run import make_plan
+from orchestrator.sweep.plan import SweepPlan, plan_sweep
 
 TWO_CORES = Resources((Node(2, 0),))
 THREE_NODES = Resources((Node(1, 0), Node(4, 2), Node(4, 1)))

@@ -15,18 +15,18 @@ import ray
 import ray.cloudpickle
 from ray.tune.search import Searcher
 
-from orchestrator.config import validate
-from orchestrator.proposed_points import ProposedTrials
-from orchestrator.search_space import Fields, SweepSettings
+from orchestrator.config.models import validate
+from orchestrator.sweep.proposals import ProposedTrials
+from orchestrator.sweep.space import Fields, SweepSettings
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
-from prompt_tuning.losses import LossSettings
-from prompt_tuning.prompts import PromptSettings
-from prompt_tuning.scoring import ScoringSettings
-from prompt_tuning.vlm import VLMSettings
-from workers.stages import Stage
-from workers.sweep_trials import Halving, OnEpoch, OnWaiting, Outcome, Trial, run_trials
-from workers.tuning_worker import DistributedTuningSettings, TuningJob
+from prompt_tuning.tuning.losses import LossSettings
+from prompt_tuning.tuning.prompts import PromptSettings
+from prompt_tuning.tuning.scoring import ScoringSettings
+from workers.stage import Stage
+from workers.tuning.trials import Halving, OnEpoch, OnWaiting, Outcome, Trial, run_trials
+from workers.tuning.worker import DistributedTuningSettings, TuningJob
 
 EPOCHS = 6
 

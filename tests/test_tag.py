@@ -24,13 +24,13 @@ from command_line import Done, run_datafree
 from PIL import Image
 from tiny_artifact import NAMES
 
-from orchestrator.picture_listing import PictureListing
+from orchestrator.tagging.listing import PictureListing
 from prompt_tuning import Tagger
-from prompt_tuning.artifact import Artifact
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.image_files import MAX_PIXELS, open_image
-from prompt_tuning.store import publishing
-from prompt_tuning.tag_stream import TagRule, started_ahead, tag_files
+from prompt_tuning.images import MAX_PIXELS, open_image
+from prompt_tuning.storage import publishing
+from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.tag_stream import TagRule, started_ahead, tag_files
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,11 +13,11 @@ from PIL import Image
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from prompt_tuning import Artifact, Tag, Tagger, tune
-from prompt_tuning.image_files import open_image
-from prompt_tuning.prompts import BranchSettings, PromptSettings
-from prompt_tuning.scenes import SceneSettings, compose_scenes
-from prompt_tuning.scoring import branch_scores, fuse
-from prompt_tuning.vlm import VLM
+from prompt_tuning.backbones.base import VLM
+from prompt_tuning.datasets.scenes import SceneSettings, compose_scenes
+from prompt_tuning.images import open_image
+from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
+from prompt_tuning.tuning.scoring import branch_scores, fuse
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tags_file import (
+from orchestrator.tagging.tags_file import (
     SUFFIXES,
     Row,
     file_of,
@@ -18,8 +18,8 @@ from orchestrator.tags_file import (
     row_of,
     tags_writer,
 )
-from prompt_tuning.tag_stream import Tagged
-from prompt_tuning.tagger import Tag
+from prompt_tuning.tagging.tag_stream import Tagged
+from prompt_tuning.tagging.tagger import Tag
 
 HOSTILE = [
     *(b"plain.jpg", b"semi;colon.jpg", b"com,ma.jpg", b"'single' \"double\".jpg", b"tab\t.jpg"),

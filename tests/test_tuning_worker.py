@@ -17,19 +17,19 @@ import torch
 from child_processes import child_processes
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from orchestrator.cluster import connect, disconnect
+from orchestrator.cluster.connect import connect, disconnect
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.captions import Caption, CaptionWriter, read_captions
 from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.evaluation.selection import SelectingHalf
 from prompt_tuning.features import load_features, save_features
 from prompt_tuning.hierarchy import parse_groups
-from prompt_tuning.losses import LossSettings
-from prompt_tuning.prompts import PromptSettings
-from prompt_tuning.scoring import ScoringSettings
-from prompt_tuning.selection import SelectingHalf
-from prompt_tuning.tuning import caption_labels
-from prompt_tuning.vlm import VLM, VLMSettings
-from workers import tuning_worker
-from workers.tuning_worker import DistributedTuningSettings, Lack, Tuned, TuningJob, tune
+from prompt_tuning.tuning.losses import LossSettings
+from prompt_tuning.tuning.prompts import PromptSettings
+from prompt_tuning.tuning.scoring import ScoringSettings
+from prompt_tuning.tuning.trainer import caption_labels
+from workers.tuning import worker as tuning_worker
+from workers.tuning.worker import DistributedTuningSettings, Lack, Tuned, TuningJob, tune
 
 NAMES = ("dog", "bicycle", "violin", "lemon", "car")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))

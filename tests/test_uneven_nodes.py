@@ -12,12 +12,12 @@ from command_line import Done, run_datafree
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from orchestrator.cluster import connect, disconnect
-from prompt_tuning.vlm import VLMSettings
+from orchestrator.cluster.connect import connect, disconnect
+from prompt_tuning.backbones.base import VLMSettings
 from workers import waiting
+from workers.batch_tagging import files_a_task
 from workers.failure import DescribedFailure
-from workers.feature_workers import encode_captions
-from workers.tagging_workers import files_a_task
+from workers.features import encode_captions
 
 ROOT = Path(__file__).parent.parent
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prompt_tuning.tuning import TuningSettings
+from prompt_tuning.tuning.trainer import TuningSettings
 
 NAMES = ["strawberry", "elephant", "bicycle", "penguin"]
 PLACES = ["on the grass", "near a wall", "in the sun", "by the road", "at the market"]

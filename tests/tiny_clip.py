@@ -10,7 +10,7 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from prompt_tuning.vlm import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
 
 _NAME = "tiny-CLIP"
 _CONFIG: dict[str, Any] = {

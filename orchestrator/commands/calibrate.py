@@ -8,10 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from orchestrator.cluster.placement import check_folder
 from orchestrator.commands.run import quieten_libraries
-from orchestrator.config_file import InputError
+from orchestrator.config.yaml import InputError
 from orchestrator.interruption import say_if_stopped
-from orchestrator.preflight import check_folder
 
 
 def calibrate(
@@ -34,8 +34,8 @@ def calibrate(
         )
     if (dataset or split) and not root:
         raise InputError(f"--{'dataset' if dataset else 'split'}: only goes with --root")
-    from orchestrator.calibrate_job import CalibrateOptions
-    from orchestrator.calibrate_job import calibrate as calibrate_artifact
+    from orchestrator.tagging.calibrate import CalibrateOptions
+    from orchestrator.tagging.calibrate import calibrate as calibrate_artifact
 
     given = {"root": root, "split": split}
     labelled = {"dataset": dataset or "folder", **{k: v for k, v in given.items() if v}}

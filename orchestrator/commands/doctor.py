@@ -18,14 +18,14 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from orchestrator.config_file import InputError
-from orchestrator.preflight import Node, check_folder, local_node, visible_gpus
+from orchestrator.cluster.placement import Node, check_folder, local_node, visible_gpus
+from orchestrator.config.yaml import InputError
+from prompt_tuning.datasets.scenes import PACKAGE as STAMPS_PACKAGE
+from prompt_tuning.datasets.scenes import stamps_source
 from prompt_tuning.install_hints import SOURCE, install_set, pip_install
-from prompt_tuning.scenes import PACKAGE as STAMPS_PACKAGE
-from prompt_tuning.scenes import stamps_source
-from workers import embedded_llm
-from workers.engine_dtype import native_dtype
-from workers.llm_engine import EngineSettings, chosen_dtype
+from workers.knowledge import embedded_llm
+from workers.knowledge.engine import EngineSettings, chosen_dtype
+from workers.knowledge.engine_dtype import native_dtype
 
 _INSTALL = install_set("cpu")
 _INSTALL_GPU = install_set("gpu")
@@ -90,7 +90,7 @@ def _verify_clip(root: Path, cache: Path) -> None:
     from orchestrator.commands.run import quieten_libraries
 
     quieten_libraries()
-    from orchestrator.clip_check import RN50, verify_clip
+    from orchestrator.evaluate.clip_check import RN50, verify_clip
 
     try:
         near = verify_clip(RN50, root, str(cache), Console())

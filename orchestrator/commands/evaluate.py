@@ -13,6 +13,6 @@ from orchestrator.commands.run import quieten_libraries
 def evaluate(run: Path, options: dict[str, Any], against: Path | None, cache: str | None) -> None:
     """Check what is asked, then measure the run."""
     quieten_libraries()
-    from orchestrator.evaluate_job import evaluate as evaluate_run
+    from orchestrator.evaluate.job import evaluate as evaluate_run
 
     evaluate_run(run, options, against, cache, Console())

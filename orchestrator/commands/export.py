@@ -8,10 +8,10 @@ from pathlib import Path
 
 import typer
 
+from orchestrator.cluster.placement import check_folder
 from orchestrator.commands.run import quieten_libraries
-from orchestrator.config_file import InputError
+from orchestrator.config.yaml import InputError
 from orchestrator.interruption import say_if_stopped
-from orchestrator.preflight import check_folder
 
 
 def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None) -> None:
@@ -26,13 +26,13 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
     say_if_stopped("Stopped. The same command starts again.")
     quieten_libraries()
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it cannot simplify
-    from prompt_tuning.artifact import Artifact
+    from prompt_tuning.tagging.artifact import Artifact
 
     try:
         loaded = Artifact.load(artifact)
         if onnx:
-            from prompt_tuning.onnx_export import check_packages, export_onnx
-            from prompt_tuning.vlm import fetch_weights, load_vlm
+            from prompt_tuning.backbones.base import fetch_weights, load_vlm
+            from prompt_tuning.tagging.onnx_export import check_packages, export_onnx
 
             check_packages()
             fetch_weights(loaded.vlm_settings)
@@ -40,7 +40,7 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
             export_onnx(loaded, load_vlm(loaded.vlm_settings, cache=folder), onnx)
             typer.echo(f"{onnx}: {onnx.stat().st_size / 1e6:.0f} MB, from pixels to scores")
         if hf:
-            from orchestrator.model_card import export_folder
+            from orchestrator.runs.model_card import export_folder
 
             export_folder(artifact, loaded, hf)
             typer.echo(f"{hf}: the artifact with its model card")

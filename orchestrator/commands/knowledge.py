@@ -19,8 +19,8 @@ def knowledge(
 ) -> None:
     """Check the config, then ask the language model or print the plan."""
     quieten_libraries()
-    from orchestrator.config import load_config
-    from orchestrator.knowledge_job import run_knowledge
+    from orchestrator.config.models import load_config
+    from orchestrator.runs.knowledge_job import run_knowledge
 
     loaded = load_config(config, overrides, cache, runs)
     run_knowledge(loaded, Console(), dry_run, strict)

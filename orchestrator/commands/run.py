@@ -14,8 +14,8 @@ def run(
 ) -> None:
     """Check the config, then run it or print its plan."""
     quieten_libraries()
-    from orchestrator.config import load_config
-    from orchestrator.pipeline import run as run_pipeline
+    from orchestrator.config.models import load_config
+    from orchestrator.runs.pipeline import run as run_pipeline
 
     loaded = load_config(config, overrides, cache, runs)
     run_pipeline(loaded, Console(), dry_run)

@@ -6,10 +6,10 @@ import os
 
 from rich.console import Console
 
+from orchestrator.cluster.placement import check_folder
 from orchestrator.commands.run import quieten_libraries
-from orchestrator.config_file import InputError
+from orchestrator.config.yaml import InputError
 from orchestrator.interruption import say_if_stopped
-from orchestrator.preflight import check_folder
 
 
 def serve(
@@ -30,8 +30,8 @@ def serve(
     token = token or os.environ.get("DATAFREE_TOKEN")
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise InputError("--token: letters, digits and signs of ASCII without spaces are wanted")
-    from orchestrator.serve_job import ServeOptions
-    from orchestrator.serve_job import serve as serve_artifacts
+    from orchestrator.tagging.serve import ServeOptions
+    from orchestrator.tagging.serve import serve as serve_artifacts
 
     options = ServeOptions(
         artifacts=artifacts,

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from orchestrator.config_file import InputError
+from orchestrator.config.yaml import InputError
 from orchestrator.interruption import say_if_stopped
 
 if TYPE_CHECKING:
-    from orchestrator.submit import JobServer
+    from orchestrator.cluster.jobs import JobServer
 
 _COMMANDS = ("run", "sweep", "knowledge")
 _QUESTIONS = ("status", "logs", "stop")
@@ -39,8 +39,8 @@ def submit(
     command = second or "run"
     if command not in _COMMANDS:
         raise InputError(f"submit {first} {command}: must be one of {', '.join(_COMMANDS)}")
-    from orchestrator.preflight import check_room
-    from orchestrator.submit import JobServer, prepare_job
+    from orchestrator.cluster.jobs import JobServer, prepare_job
+    from orchestrator.cluster.placement import check_room
 
     job = prepare_job(Path(first), command, overrides, cache, runs)
     server = JobServer(address)
@@ -55,7 +55,7 @@ def submit(
 
 
 def _look_after(question: str, name: str, address: str | None) -> None:
-    from orchestrator.submit import JobServer, describe_job, outcome
+    from orchestrator.cluster.jobs import JobServer, describe_job, outcome
 
     server = JobServer(address)
     if question == "status":
@@ -67,7 +67,7 @@ def _look_after(question: str, name: str, address: str | None) -> None:
 
 
 def _follow(server: JobServer, name: str, address: str | None) -> None:
-    from orchestrator.submit import outcome
+    from orchestrator.cluster.jobs import outcome
 
     say_if_stopped(
         f"{name}: goes on without you; look again: {_command('logs', name, address)}; "

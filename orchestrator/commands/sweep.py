@@ -14,8 +14,8 @@ def sweep(
 ) -> None:
     """Check the config with its sweep part, then run all its points or print the plan."""
     quieten_libraries()
-    from orchestrator.config import read_config
-    from orchestrator.sweep import sweep as run_sweep
+    from orchestrator.config.models import read_config
+    from orchestrator.sweep.job import sweep as run_sweep
 
     raw = read_config(config, overrides, cache, runs)
     run_sweep(raw, config, Console(), dry_run)

@@ -10,10 +10,10 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
+from orchestrator.cluster.placement import check_folder
 from orchestrator.commands.run import quieten_libraries
-from orchestrator.config_file import InputError
+from orchestrator.config.yaml import InputError
 from orchestrator.interruption import say_if_stopped
-from orchestrator.preflight import check_folder
 
 
 def tag(
@@ -32,10 +32,10 @@ def tag(
         say_if_stopped("Stopped. With --out the same command would go on from what is tagged.")
     quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # of a picture that is odd but can be read
-    from orchestrator.tag_job import TagOptions
-    from orchestrator.tag_job import tag as tag_pictures
-    from orchestrator.tags_file import SUFFIXES
-    from prompt_tuning.tag_stream import TagRule
+    from orchestrator.tagging.job import TagOptions
+    from orchestrator.tagging.job import tag as tag_pictures
+    from orchestrator.tagging.tags_file import SUFFIXES
+    from prompt_tuning.tagging.tag_stream import TagRule
 
     if threshold is not None and not 0 <= threshold <= 1:
         shown = "nan" if math.isnan(threshold) else threshold

@@ -2,7 +2,7 @@
 
 from prompt_tuning.datasets.composed_scenes import read_scenes
 from prompt_tuning.datasets.labelled_images import LabelledImages, readable
-from prompt_tuning.datasets.photos import WHERE_TO_GET, DatasetSettings, read_photos
+from prompt_tuning.datasets.registry import WHERE_TO_GET, DatasetSettings, read_photos
 from prompt_tuning.datasets.voc import read_voc
 
 __all__ = [

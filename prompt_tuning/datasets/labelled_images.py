@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.image_files import open_image
-from prompt_tuning.store import digest, file_digest
+from prompt_tuning.images import open_image
+from prompt_tuning.storage import digest, file_digest
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages, image_file, labels_over
 from prompt_tuning.datasets.voc import OTHER_NAMES, Difficult
-from prompt_tuning.image_files import picture_suffixes
+from prompt_tuning.images import picture_suffixes
 
 LAYOUT = "a folder with VOC XML files (beside their images, or in Annotations/ beside JPEGImages/)"
 

@@ -1,0 +1,312 @@
+"""A command as a job of a Ray cluster: what travels there, what is refused, what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import ray
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobSubmissionClient
+
+from orchestrator.cluster.placement import Resources, check_absolute, knock, ray_node
+from orchestrator.cluster.token import find_token
+from orchestrator.cluster.working_directory import Parcel, pack
+from orchestrator.config.models import BUILT_IN, RunConfig, read_config, validate
+from orchestrator.config.yaml import InputError
+from orchestrator.sweep.space import SweepSettings
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+    from requests import Response
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_PACKAGES = ("orchestrator", "workers", "prompt_tuning")
+_HEAD_REPORTS_WITHIN_S = 10.0
+_NO_SUCH_PROGRAM = 127
+
+
+@dataclass(frozen=True)
+class Job:
+    """`arguments`: of Python. `excludes`: of the working directory, in the manner of .gitignore.
+    `packages`: folders of our own packages, where the working directory does not hold them."""
+
+    arguments: list[str]
+    excludes: list[str]
+    packages: list[str]
+    parcel: Parcel
+    config: RunConfig
+
+
+def prepare_job(
+    config: Path, what: str, overrides: list[str], cache: str | None, runs: str | None
+) -> Job:
+    """The job that runs `what` with a config on a cluster, with all that can be checked here.
+
+    Raises:
+        InputError: for what a person has to change; what lies on the cluster is checked there.
+    """
+    here = Path.cwd()
+    path = config.resolve()
+    if not path.is_relative_to(here):
+        raise InputError(
+            f"{config}: must be below the working directory {here}, which is what travels to the "
+            "cluster"
+        )
+    given = {
+        "cache": cache or os.environ.get("DATAFREE_CACHE"),
+        "runs": runs or os.environ.get("DATAFREE_RUNS"),
+    }
+    raw = read_config(config, overrides, cache, runs)
+    varied = raw.pop("sweep", None)
+    if what == "sweep":
+        validate(SweepSettings, varied, f"{config}: sweep")
+    loaded = validate(RunConfig, raw, str(config))
+    _check_files(loaded, path.parent, here)
+    stay = {"paths.cache": loaded.paths.cache, "paths.runs": loaded.paths.runs}
+    if loaded.evaluation.root is not None:
+        stay["evaluation.root"] = loaded.evaluation.root
+    for field, name in stay.items():
+        check_absolute(name, field)
+    arguments = ["-m", "orchestrator", what, str(path.relative_to(here))]
+    for override in overrides:
+        arguments += ["--set", override]
+    for option, value in given.items():
+        arguments += [f"--{option}", value] if value else []
+    folders = [Path(name).expanduser().resolve() for name in stay.values()]
+    inside = [folder for folder in folders if here in folder.parents]
+    excludes = [f"/{folder.relative_to(here)}" for folder in inside]
+    return Job(arguments, excludes, _own_packages(here), pack(here, excludes), loaded)
+
+
+def _check_files(config: RunConfig, base: Path, here: Path) -> None:
+    """Files named relative to the config travel, so they must be here and in what travels."""
+    named = [("captions.files", file) for file in config.captions.files]
+    if isinstance(config.categories, str) and config.categories not in BUILT_IN:
+        named.append(("categories", config.categories))
+    if config.hierarchy.groups not in ("auto", "builtin", "llm"):
+        named.append(("hierarchy.groups", config.hierarchy.groups))
+    if config.knowledge.questions.templates is not None:
+        named.append(("knowledge.questions.templates", config.knowledge.questions.templates))
+    for field, name in named:
+        if Path(name).expanduser().is_absolute():
+            continue  # it may lie where only the cluster sees it
+        file = (base / name).resolve()
+        if not file.is_file():
+            raise InputError(f"{field}: {name!r} is no file (looked at {file})")
+        if here not in file.parents:
+            raise InputError(
+                f"{field}: {name!r} is not below the working directory {here}, which is what "
+                "travels; name it by an absolute path that every node sees"
+            )
+
+
+def _own_packages(here: Path) -> list[str]:
+    if all((here / package / "__init__.py").is_file() for package in _PACKAGES):
+        return []
+    modules = [importlib.import_module(package) for package in _PACKAGES]
+    return [str(Path(module.__file__).parent) for module in modules if module.__file__]
+
+
+class _Refused(RuntimeError):
+    """What the job server answers instead, with its HTTP status."""
+
+    def __init__(self, answer: Response) -> None:
+        super().__init__(f"the job server answered {answer.status_code}: {answer.text}")
+        self.status = answer.status_code
+
+
+class _Client(JobSubmissionClient):
+    def _raise_error(self, r: Response) -> NoReturn:
+        raise _Refused(r)
+
+
+class JobServer:
+    """The job server of a cluster, at `address`, or where the environment says, or on this machine.
+
+    Raises:
+        InputError: when none answers there, or its Ray is not ours, or for a job it does not have.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self.address = (address or _address()).rstrip("/")
+        # Ray would let the environment overrule what is asked for.
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
+        try:
+            knock(self.address)
+            self._client = _client(self.address)
+            theirs = str(self._get("/api/version")["ray_version"])
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, AssertionError):
+            raise InputError(
+                f"{self.address}: no job server of a Ray cluster answers there; name the head's, "
+                f"such as --address {DEFAULT_ADDRESS}"
+            ) from None
+        if theirs != ray.__version__:
+            raise InputError(
+                f"{self.address}: the cluster runs Ray {theirs}, but here is {ray.__version__}; "
+                f"install ray=={theirs} here, or {ray.__version__} there"
+            )
+
+    def resources(self) -> Resources:
+        """The nodes of the cluster that are up; none where even the head does not report itself."""
+        end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
+        while True:
+            nodes = self._get("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]
+            up = [ray_node(node["resources_total"]) for node in nodes if node["state"] == "ALIVE"]
+            if up or time.monotonic() > end:
+                return Resources(tuple(up))
+            time.sleep(0.5)
+
+    def submit(self, job: Job) -> str:
+        """Send the working directory and start the job; its name.
+
+        Raises:
+            InputError: when the working directory is too large for what stands before the server.
+        """
+        try:
+            environment: dict[str, Any] = {}
+            if job.packages:  # Ray stumbles over none
+                # Sent before `excludes` is known, which means the working directory alone.
+                environment["py_modules"] = job.packages
+                self._client._upload_py_modules_if_needed(environment)
+            environment |= {"working_dir": os.getcwd(), "excludes": job.excludes}
+            name: str = self._client.submit_job(
+                entrypoint=shlex.join([self._python(), *job.arguments]), runtime_env=environment
+            )
+        except _Refused as refusal:
+            if refusal.status != 413:
+                raise
+            raise InputError(
+                f"{self.address}: takes less than the working directory {os.getcwd()} is: "
+                f"{job.parcel}"
+            ) from None
+        return name
+
+    def _python(self) -> str:
+        """The Python of the head's Ray, as a job's PATH need not have it."""
+        end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
+        while True:
+            nodes = self._get("/nodes?view=summary")["data"]["summary"]
+            for argument in _raylet_command(nodes):
+                if argument.startswith("--python_worker_command="):
+                    return shlex.split(argument.partition("=")[2])[0]
+            if time.monotonic() > end:
+                return "python"
+            time.sleep(0.5)
+
+    def _get(self, path: str) -> Any:
+        return self._client._do_request("GET", path).json()
+
+    def details(self, name: str) -> JobDetails:
+        """What the server knows of a job."""
+        try:
+            return self._client.get_job_info(name)
+        except _Refused as refusal:
+            if refusal.status != 404:
+                raise
+            raise InputError(f"{name}: {self.address} has no such job") from None
+
+    def follow(self, name: str) -> JobDetails:
+        """Pass on the lines of a job's log until it has ended."""
+        self.details(name)
+        asyncio.run(self._pass_on(name))
+        return self._end_of(name)
+
+    async def _pass_on(self, name: str) -> None:
+        async for lines in self._client.tail_job_logs(name):
+            sys.stdout.write(lines)
+            sys.stdout.flush()
+
+    def stop(self, name: str) -> JobDetails:
+        """Stop a job, if it has not ended, and wait for its end."""
+        self.details(name)
+        self._client.stop_job(name)
+        return self._end_of(name)
+
+    def _end_of(self, name: str) -> JobDetails:
+        while not (details := self.details(name)).status.is_terminal():
+            time.sleep(0.2)
+        return details
+
+
+def _client(address: str) -> JobSubmissionClient:
+    """Raises InputError when the cluster asks for a token and does not get the right one."""
+    mode, token = os.environ.get("RAY_AUTH_MODE"), find_token()
+    try:
+        try:
+            return _Client(address)
+        except AuthenticationError:
+            if mode or not token:
+                raise
+            # Not before it is asked for: it is of no use to other clusters, or to who reads them.
+            return _Client(address, headers={"Authorization": f"Bearer {token.value}"})
+    except AuthenticationError:
+        if token and (mode or "token") == "token":
+            raise InputError(
+                f"{address}: this cluster does not accept the token in {token.place}; "
+                "`ray get-auth-token` prints it on the head"
+            ) from None
+        raise InputError(
+            f"{address}: this cluster asks for a token: set RAY_AUTH_MODE=token, with the "
+            "token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token"
+        ) from None
+
+
+def _raylet_command(nodes: list[dict[str, Any]]) -> list[str]:
+    """The words that started Ray on the head; none before it has reported itself."""
+    heads = [node for node in nodes if node.get("raylet", {}).get("isHeadNode")]
+    return heads[0].get("cmdline") or [] if heads else []
+
+
+def _address() -> str:
+    """Where the environment says that a job server is."""
+    server = os.environ.get("RAY_API_SERVER_ADDRESS")
+    if server:
+        return server
+    cluster = os.environ.get("RAY_ADDRESS")
+    if not cluster:
+        return DEFAULT_ADDRESS
+    if not cluster.startswith(("http://", "https://")):
+        raise InputError(
+            f"RAY_ADDRESS: {cluster!r} is not the address of a job server; name it by --address, "
+            f"such as {DEFAULT_ADDRESS}"
+        )
+    return cluster
+
+
+def outcome(details: JobDetails) -> tuple[str, int]:
+    """How a job has ended or that it goes on, in a line, and the exit code that says the same."""
+    name, code = details.submission_id, details.driver_exit_code
+    if details.status != "FAILED":
+        return f"{name}: {details.status.lower()}", 0 if details.status == "SUCCEEDED" else 1
+    if code == 2:
+        return f"{name}: failed, for what it was given is wrong", 2
+    if code == _NO_SUCH_PROGRAM:
+        return (
+            f"{name}: failed, as its command was not found there; activate the environment that "
+            "has it before `ray start`",
+            1,
+        )
+    if code is not None:
+        return f"{name}: failed with exit code {code}", 1
+    reason = (details.message or "no reason given").strip().splitlines()
+    return f"{name}: failed before it began: {reason[-1][:500]}", 1
+
+
+def describe_job(details: JobDetails) -> str:
+    """A job's state, when it began and what it runs, in a line."""
+    said, _ = outcome(details)
+    began = ""
+    if details.start_time:
+        began = f", begun {datetime.fromtimestamp(details.start_time / 1000):%Y-%m-%d %H:%M:%S}"
+    return f"{said}{began}: {details.entrypoint}"

@@ -1,0 +1,165 @@
+"""Every field of a config as a page of Markdown, from the settings models themselves.
+
+python -m orchestrator.config.reference > docs/config.md
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from orchestrator.config.models import RunConfig
+from orchestrator.sweep.space import SweepSettings
+from prompt_tuning.settings import Settings
+
+_PREFACE = """# Every field of a config
+
+Made from the settings models by `python -m orchestrator.config.reference > docs/config.md`; a test
+keeps it so. A config is YAML; `--set knowledge.llm.engines=2` overrides a field by its dotted name.
+Files that it names are relative to it. `configs/` has configs to begin with. A field that is not
+known, or of another type, is refused with its name and what would be right."""
+
+_WORDS: dict[Any, str] = {
+    str: "text",
+    bool: "`true` or `false`",
+    int: "whole number",
+    float: "number",
+    Any: "value",
+}
+_BOUNDS = {
+    "ge": "at least {}",
+    "gt": "above {}",
+    "le": "at most {}",
+    "lt": "below {}",
+    "min_length": "{} or more",
+    "max_length": "{} or fewer",
+}
+
+
+class Section(NamedTuple):
+    """A settings model, the dotted names of the fields that are of it, and their default."""
+
+    model: type[Settings]
+    paths: list[str]
+    default: Settings | None
+
+
+def config_reference() -> str:
+    """The whole page."""
+    parts = [_PREFACE]
+    for section in _sections():
+        parts += [f"## {_heading(section)}", _told(section.model), _table(section)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections() -> list[Section]:
+    found: dict[type[Settings], Section] = {}
+    for path, model, default in (
+        *_models("", RunConfig, None),
+        *_models("sweep", SweepSettings, None),
+    ):
+        found.setdefault(model, Section(model, [], default)).paths.append(path)
+    return list(found.values())
+
+
+def _models(
+    path: str, model: type[Settings], default: Settings | None
+) -> Iterator[tuple[str, type[Settings], Settings | None]]:
+    yield path, model, default
+    for name, field in model.model_fields.items():
+        of_field = getattr(default, name) if default else field.default
+        for inner in _settings_in(field.annotation):
+            of_inner = of_field if isinstance(of_field, inner) else None
+            yield from _models(_inside(path, name, field), inner, of_inner)
+
+
+def _inside(path: str, name: str, field: FieldInfo) -> str:
+    dotted = f"{path}.{name}" if path else name
+    return f"{dotted}.FIELD" if get_origin(field.annotation) is dict else dotted
+
+
+def _settings_in(annotation: Any) -> list[type[Settings]]:
+    if inspect.isclass(annotation) and issubclass(annotation, Settings):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _settings_in(part)]
+
+
+def _told(model: type[Settings]) -> str:
+    """What the model's docstring says, after those of the models that it extends."""
+    told = [
+        inspect.cleandoc(of.__doc__ or "")
+        for of in reversed(model.__mro__)
+        if issubclass(of, Settings) and of is not Settings
+    ]
+    return "\n\n".join(told)
+
+
+def _table(section: Section) -> str:
+    headings = {other.model: _heading(other) for other in _sections()}
+    rows = ["| field | value | default |", "| --- | --- | --- |"]
+    for name, field in section.model.model_fields.items():
+        parts = _settings_in(field.annotation)
+        if parts:
+            linked = _inside(section.paths[0], name, field)
+            value = f"[{linked}](#{_anchor(headings[parts[0]])})"
+        else:
+            value = _value(field.annotation, field.metadata)
+        default = getattr(section.default, name) if section.default else field.default
+        rows.append(f"| `{name}` | {value} | {_default(field, default)} |")
+    return "\n".join(rows)
+
+
+def _heading(section: Section) -> str:
+    return ", ".join(section.paths) or "The run"
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub makes it."""
+    return heading.lower().translate({ord("."): None, ord(","): None, ord(" "): "-"})
+
+
+def _value(annotation: Any, metadata: Any = (), plural: bool = False) -> str:
+    """What a person may write, in words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _value(arguments[0], arguments[1].metadata, plural)
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" for choice in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_value(part) for part in arguments if part is not NoneType)
+    bounds = {
+        bound: getattr(limit, bound)
+        for limit in metadata
+        for bound in _BOUNDS
+        if getattr(limit, bound, None) is not None
+    }
+    limits = ", ".join(_BOUNDS[bound].format(value) for bound, value in bounds.items())
+    if origin is tuple:
+        count = "" if Ellipsis in arguments else f"{len(arguments)} "
+        words = f"list of {count}{_value(arguments[0], plural=True)}"
+        if {"min_length", "max_length"} <= bounds.keys():
+            least, most = bounds["min_length"], bounds["max_length"]
+            limits = f"{most} of them" if least == most else f"{least} to {most} of them"
+    else:
+        words = _WORDS[annotation] + ("s" if plural else "")
+    # A text that must not be empty goes without saying.
+    return f"{words} ({limits})" if limits and annotation is not str else words
+
+
+def _default(field: FieldInfo, default: Any) -> str:
+    if field.is_required():
+        return "**required**"
+    if _settings_in(field.annotation):
+        return ""
+    if default is None:
+        return "none"
+    return f"`{default if isinstance(default, str) else json.dumps(default)}`"
+
+
+if __name__ == "__main__":
+    print(config_reference(), end="")

@@ -1,0 +1,45 @@
+"""A finished run as its folder has it, for what comes after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config.models import RunConfig, validate
+from orchestrator.config.yaml import InputError, read_yaml
+from orchestrator.stages.evaluation import ARMS, SELECTION, read_selection
+from prompt_tuning.evaluation.baselines import Arms
+from prompt_tuning.evaluation.selection import Selection
+from prompt_tuning.tagging.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run left in its folder, as far as an evaluation needs it."""
+
+    folder: Path
+    config: RunConfig
+    artifact: Artifact
+    arms: Arms
+    selection: Selection
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a run's folder.
+
+    Raises:
+        InputError: when it is none, or not a whole one.
+    """
+    config_file, arms = folder / "config.yaml", folder / ARMS
+    if not config_file.is_file():
+        raise InputError(f"{folder}: no folder of a run, such as runs/quickstart (no config.yaml)")
+    try:
+        artifact = Artifact.load(folder / "artifact")
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    selected = folder / SELECTION
+    for file in (arms, selected):
+        if not file.is_file():
+            raise InputError(f"{file} is missing; `datafree run {config_file}` writes it")
+    config = validate(RunConfig, read_yaml(config_file), str(config_file))
+    return FinishedRun(folder, config, artifact, Arms.load(arms), read_selection(selected)[1])

@@ -1,0 +1,111 @@
+"""`knowledge`: plan, ask the language model what is not answered yet, summarise."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cluster.check import check_cluster
+from orchestrator.cluster.connect import disconnect
+from orchestrator.cluster.placement import find_resources
+from orchestrator.config.label_list import show_labels
+from orchestrator.config.models import RunConfig
+from orchestrator.pages.run_page import caption_notes
+from orchestrator.plan.knowledge import KnowledgePlan, describe_engines, plan_knowledge
+from orchestrator.run_lock import only_driver
+from prompt_tuning.captions import read_captions
+from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
+from prompt_tuning.storage import copy_atomic
+from workers.stage import run_stage
+
+_FEWEST_SHOWN = 5
+
+
+def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bool) -> None:
+    """Fill `runs/<name>/knowledge/` with captions, answers and a summary, or print the plan.
+
+    Raises:
+        InputError: for what a person has to change, before anything has started.
+        RuntimeError: under `strict`, when a question could not be answered; the rest is kept.
+    """
+    plan = plan_knowledge(config, find_resources())
+    if dry_run:
+        _print_plan(plan, console)
+        return
+    check_cluster(config.paths)
+    from orchestrator.stages.knowledge import CAPTIONS, RESULTS, read_summary, write_knowledge
+
+    with only_driver(plan.run_folder):
+        show_labels(plan.categories, console)
+        try:
+            ran = run_stage(plan.stage, partial(write_knowledge, plan, console))
+        finally:
+            disconnect()
+        results = plan.run_folder / "knowledge"
+        for name in RESULTS:
+            copy_atomic(plan.stage.folder / name, results / name)
+    summary = read_summary(plan)
+    if not ran:
+        console.print("Nothing to do: every question was answered before.")
+    _print_summary(summary, results, console)
+    captions = read_captions(plan.stage.folder / CAPTIONS, plan.categories)
+    coverage = CaptionCoverage.of(captions, plan.categories, config.captions.held_out)
+    for note in caption_notes({"captions": asdict(coverage), "positives": plan.categories.names}):
+        console.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
+    warn_of_unanswered(summary, console)
+    if strict and summary["not_answered"]:
+        raise RuntimeError(_not_answered(summary))
+
+
+def warn_of_unanswered(summary: dict[str, Any], console: Console) -> None:
+    """Name the questions that no engine could answer, if there are any."""
+    if summary["not_answered"]:
+        console.print(f"warning: {_not_answered(summary)}", style="yellow", markup=False)
+
+
+def _not_answered(summary: dict[str, Any]) -> str:
+    first = summary["quarantined"][0]
+    return (
+        f"knowledge: {summary['not_answered']} questions are in quarantine, for no engine could "
+        f"answer them; the first: {first['question']!r} ({first['reason']})"
+    )
+
+
+def _print_plan(plan: KnowledgePlan, console: Console) -> None:
+    from orchestrator.stages.knowledge import question_writer
+    from prompt_tuning.knowledge.templates import PREMISES, SENTENCES
+
+    writer = question_writer(plan)
+    show_labels(plan.categories, console)
+    table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
+    table.add_row(plan.stage.name, plan.stage.key, "done" if plan.stage.done() else "to do")
+    console.print(table)
+    console.print(
+        f"questions: {writer.count(PREMISES)} for lists, {writer.count(SENTENCES)} for sentences\n"
+        f"{describe_engines(plan)}"
+    )
+
+
+def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> None:
+    kept, dropped = sum(summary["kept"].values()), sum(summary["dropped"].values())
+    title = "own sentences"
+    if summary["model"]:
+        title = f"knowledge of {summary['model']} in {summary['dtype']}"
+    table = Table("", "sentences", title=title)
+    table.add_row("kept", str(kept))
+    for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):
+        table.add_row(f"dropped: {reason}", str(count))
+    console.print(table)
+    by_count = sorted(summary["captions_per_category"].items(), key=lambda item: item[1])
+    fewest = ", ".join(f"{name} {count}" for name, count in by_count[:_FEWEST_SHOWN])
+    written = {"file", "template"}  # not by the language model
+    answers = sum(count for kind, count in summary["kept"].items() if kind not in written)
+    share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
+    console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
+    for file in sorted(results.iterdir()):
+        console.print(f"{file.name:<18} {file}", soft_wrap=True, highlight=False)

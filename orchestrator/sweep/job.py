@@ -1,0 +1,140 @@
+"""`sweep`: plan all points, run what they share once, tune each, compare the best, report."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.cluster.check import check_cluster
+from orchestrator.cluster.connect import disconnect
+from orchestrator.cluster.placement import find_resources
+from orchestrator.config.label_list import show_labels
+from orchestrator.config.models import build_config
+from orchestrator.pages.run_page import signed_between
+from orchestrator.run_lock import only_driver
+from orchestrator.runs.pipeline import (
+    fetch_scenes,
+    fetch_vlm,
+    run_stages,
+    stage_work,
+    stamps_here,
+    warn_of_captions,
+)
+from orchestrator.sweep.plan import SweepPlan, plan_sweep
+from workers.stage import run_stage
+
+if TYPE_CHECKING:
+    from orchestrator.sweep.results import PointResult
+    from orchestrator.sweep.swept_points import Compared
+
+_POINTS_SHOWN = 10
+
+
+def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = False) -> None:
+    """Run the sweep of a config file to its page, or print its plan.
+
+    `raw`: the plain values of the file `path`.
+
+    Raises:
+        InputError: for what a person has to change, before anything has started.
+        RuntimeError: when no point could be tuned.
+    """
+    began = time.monotonic()
+    config = build_config({name: raw[name] for name in raw if name != "sweep"}, path)
+    stamps = stamps_here(config)
+    plan = plan_sweep(raw, path, find_resources(), stamps)
+    if dry_run:
+        _print_plan(plan, console)
+        return
+    check_cluster(config.paths)
+    with only_driver(plan.run_folder):
+        show_labels(plan.default.plan.categories, console)
+        if not stamps and (stamps := fetch_scenes(plan.default.plan, console)):
+            plan = plan_sweep(raw, path, plan.resources, stamps)
+        for stage, of in plan.shared().items():
+            if stage == of.captions:
+                fetch_vlm(of, console)
+        try:
+            shared = run_stages(plan.shared(), stamps, console)
+            # What runs now, of all stages.
+            ran = {stage for stage, had_to in shared.items() if had_to}
+            # Heavy: needed only now.
+            from orchestrator.sweep.records import TrialRecords
+            from orchestrator.sweep.results import best_point, point_results, write_sweep
+            from orchestrator.sweep.rounds import run_rounds
+
+            folder = plan.run_folder / "trials"
+            records = TrialRecords(folder, plan.measured_on, plan.settings.asha)
+            ran |= run_rounds(plan, records, console)
+            results = point_results(plan, records)
+            best = best_point(results)
+            for result in (results[0], best):
+                of = result.point.plan
+                if result.status == "finished" and run_stage(
+                    of.evaluation, stage_work(of, stamps, console)[of.evaluation]
+                ):
+                    ran.add(of.evaluation)
+        finally:
+            disconnect()
+        compared = write_sweep(plan, results, best, ran, time.monotonic() - began)
+    _print_summary(plan, results, best, compared, console)
+
+
+def _print_plan(plan: SweepPlan, console: Console) -> None:
+    show_labels(plan.default.plan.categories, console)
+    table = Table("stage", "key", "state", title=f"what the points of {plan.run_folder.name} share")
+    for stage in plan.shared():
+        table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")
+    console.print(table)
+    first, config = plan.seeds[0], plan.default.plan.config
+    done = sum(point.plan.tuning[first].done() for point in plan.points)
+    share = plan.default.plan.share
+    more = f", and {plan.settings.samples} of Optuna's" if plan.settings.search == "optuna" else ""
+    console.print(
+        f"points: {len(plan.points)}{more}, of {done} the first seed is done; "
+        f"seeds of each: {len(plan.seeds)}\n"
+        f"trials at once: {plan.slots}, each {config.tuning.workers} workers of "
+        f"{share.cpus:g} CPUs and {share.gpus:g} GPUs"
+    )
+
+
+def _print_summary(
+    plan: SweepPlan,
+    results: Sequence[PointResult],
+    best: PointResult,
+    compared: Compared | None,
+    console: Console,
+) -> None:
+    finished = [result for result in results if result.status == "finished"]
+    ranked = sorted(finished, key=lambda result: -statistics.mean(result.objective))
+    on = "the half of the images that selects" if best.on_images else "held-out captions"
+    table = Table("rank", "point", "mAP", title=f"by mAP on {on}")
+    for rank, result in enumerate(ranked[:_POINTS_SHOWN], start=1):
+        mark = " (default)" if result is results[0] else ""
+        of_point = statistics.mean(result.objective)
+        table.add_row(str(rank), result.point.told + mark, f"{of_point:.2f}")
+    console.print(table)
+    ended = Counter(result.status for result in results)
+    console.print("points: " + ", ".join(f"{count} {status}" for status, count in ended.items()))
+    if compared and best is not results[0]:
+        mean, *ends = compared.difference
+        console.print(
+            f"best: {best.point.told}: {compared.best:.1f} mAP on {compared.where}, default "
+            f"{compared.default:.1f}; difference {mean:+.1f} ({signed_between(ends)})",
+            markup=False,
+            highlight=False,
+        )
+    elif compared:
+        console.print(f"Nothing is better than the default: {compared.default:.1f} mAP.")
+    from orchestrator.stages.evaluation import read_metrics  # heavy, and here by now
+
+    warn_of_captions(read_metrics(best.point.plan), console)
+    for name in ("report.html", "best", "results.parquet"):
+        console.print(f"{name:<15} {plan.run_folder / name}", soft_wrap=True, highlight=False)

@@ -1,0 +1,181 @@
+"""The plan of a sweep: its points, what they share, and the trials that tune them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.placement import Resources
+from orchestrator.config.models import RunConfig, validate
+from orchestrator.config.yaml import InputError
+from orchestrator.plan.run import TUNING, Plan, make_plan, retune
+from orchestrator.sweep.space import Fields, SweepSettings, config_at, points, split_names, told
+from prompt_tuning.install_hints import pip_install
+from prompt_tuning.storage import canonical_json, digest
+from workers.stage import Stage
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of the swept fields; number 0 is the default, the config as it is written."""
+
+    number: int
+    fields: Fields
+    plan: Plan
+
+    @property
+    def told(self) -> str:
+        return told(self.fields)
+
+
+@dataclass
+class SweepPlan:
+    """What a sweep has decided before it starts; Optuna adds points while it runs."""
+
+    settings: SweepSettings
+    raw: dict[str, Any]
+    path: Path
+    resources: Resources
+    stamps: Path | None
+    points: list[Point] = field(default_factory=list)
+    _planned: dict[str, Plan] = field(default_factory=dict)
+
+    @property
+    def default(self) -> Point:
+        return self.points[0]
+
+    @property
+    def run_folder(self) -> Path:
+        return self.default.plan.run_folder
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.default.plan.config.seeds
+
+    @property
+    def slots(self) -> int:
+        """How many trials fit at once; all are of one size."""
+        share = self.default.plan.share
+        nodes = self.resources.of_pool(share.pool, "tuning.pool")
+        return nodes.holds(share.cpus, share.gpus) // self.default.plan.config.tuning.workers
+
+    @property
+    def on_images(self) -> bool:
+        """Whether points are compared on images."""
+        return self.default.plan.images_select
+
+    @property
+    def measured_on(self) -> str:
+        """What points are compared on, as a name of it."""
+        plan = self.default.plan
+        if not plan.images_select or plan.images is None:
+            return "text"
+        return digest([plan.images.key, plan.config.evaluation.split_seed])[:12]
+
+    def shared(self) -> dict[Stage, Plan]:
+        """The stages that come before tuning, each once, with a plan that has it."""
+        return {stage: point.plan for point in reversed(self.points) for stage in point.plan.shared}
+
+    def add(self, fields: Fields) -> Point:
+        """The point with these fields, which is the same one where two come to the same.
+
+        Raises:
+            InputError: naming the point and what is wrong with it.
+        """
+        config = config_at(self.raw, fields, self.path)
+        config = config.model_copy(update={"seeds": tuple(range(self.settings.seeds))})
+        try:
+            plan = self._plan(config)
+        except InputError as error:
+            raise InputError(
+                f"sweep.space: {told(fields)}: {error}" if fields else str(error)
+            ) from None
+        for point in self.points:
+            if point.plan.evaluation == plan.evaluation:
+                return point
+        self.points.append(Point(len(self.points), values_of(config, self.settings.space), plan))
+        return self.points[-1]
+
+    def _plan(self, config: RunConfig) -> Plan:
+        """A plan that shares what comes before tuning with that of an earlier point, if it can."""
+        before = _before_tuning(config)
+        if before not in self._planned:
+            self._planned[before] = make_plan(config, self.resources, self.stamps)
+        return retune(self._planned[before], config)
+
+
+def plan_sweep(
+    raw: dict[str, Any], path: Path, resources: Resources, stamps: Path | None
+) -> SweepPlan:
+    """Check all points of a sweep and key their stages.
+
+    `raw`: the plain values of the config file `path`, with its `sweep` part. `stamps`: as in
+    `make_plan`.
+
+    Raises:
+        InputError: for what a person has to change, in whatever point it shows.
+    """
+    run = dict(raw)
+    if "sweep" not in run:
+        raise InputError(f"{path}: has no sweep part; configs/sweep.yaml shows what goes there")
+    settings = validate(SweepSettings, run.pop("sweep"), f"{path}: sweep")
+    _check_extras(settings)
+    plan = SweepPlan(settings, run, path, resources, stamps)
+    default = plan.add({}).plan.config
+    settings.check_comparable(default.evaluation.select_on)
+    if settings.search == "random":
+        for fields in points(settings):
+            plan.add(fields)
+    longest = max(point.plan.config.tuning.epochs for point in plan.points)
+    if settings.asha and settings.asha.grace >= longest:
+        raise InputError(
+            f"sweep.asha.grace: {settings.asha.grace} epochs spare every trial, for tuning.epochs "
+            f"is {longest}; a smaller grace would do"
+        )
+    return plan
+
+
+def _check_extras(settings: SweepSettings) -> None:
+    """Refuse what needs a package that is not here, before anything runs for hours."""
+    for extra in (*settings.trackers, *(["optuna"] if settings.search == "optuna" else [])):
+        if importlib.util.find_spec(extra) is None:
+            package = "mlflow-skinny" if extra == "mlflow" else extra
+            raise InputError(f"sweep: {extra} is not installed: {pip_install(package)}")
+
+
+def _before_tuning(config: RunConfig) -> str:
+    """All of a config that matters before tuning."""
+    kept = config.model_dump(mode="json")
+    for name in TUNING:
+        *parents, last = name.split(".")
+        place = kept
+        for parent in parents:
+            place = place[parent]
+        del place[last]
+    return canonical_json(kept)
+
+
+def values_of(config: RunConfig, keys: Iterable[str]) -> Fields:
+    """What a config has in the swept fields; of several names the first stands for all.
+
+    Raises:
+        InputError: naming a field that is not there.
+    """
+    dumped = config.model_dump(mode="json")
+    values = {}
+    for key in keys:
+        first, *_ = [_value_at(dumped, name) for name in split_names(key)]
+        values[key] = first
+    return values
+
+
+def _value_at(place: Any, name: str) -> Any:
+    for part in name.split("."):
+        if not isinstance(place, dict) or part not in place:
+            there = f"; there are: {', '.join(place)}" if isinstance(place, dict) else ""
+            raise InputError(f"sweep.space: {name} is no field of a run's config{there}")
+        place = place[part]
+    return place

@@ -1,0 +1,145 @@
+"""The file of tags: JSON lines, CSV or Parquet; what it was made with, then a row for each picture.
+
+A row is `{"file", "tags": [{"name", "score"}]}`, with `"error"` for a picture that cannot be read.
+In CSV the tags are `name;name` and the scores `0.91;0.4` in a column of their own. What it was made
+with is the first line of JSON lines (`{"made_with": {…}}`), a first line after `#` in CSV, and the
+schema's metadata in Parquet. The same rows give the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.storage import canonical_json, naming
+from prompt_tuning.tagging.tag_stream import Tagged
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+_KEY = "made_with"
+_COLUMNS = ("file", "tags", "scores", "error")
+
+Row = dict[str, Any]
+
+
+def row_of(file: Path, tagged: Tagged) -> Row:
+    """A picture's row."""
+    tags = [{"name": tag.name, "score": round(tag.score, 4)} for tag in tagged.tags]
+    row: Row = {"file": plain(str(file)), "tags": tags}
+    return row if tagged.error is None else {**row, "error": plain(tagged.error)}
+
+
+def plain(text: str) -> str:
+    r"""Text that UTF-8 can hold: a file's name may be any bytes.
+
+    A byte that is no UTF-8 becomes `\udc80` to `\udcff`; a backslash that would be read as the
+    beginning of one, `\udc5c`. `file_of` undoes it.
+    """
+    escaped = re.sub(r"\\(?=udc[0-9a-f]{2})", r"\\udc5c", text)
+    return escaped.encode("utf-8", "backslashreplace").decode()
+
+
+def file_of(row: Row) -> Path:
+    """The file of a row, whatever bytes its name has."""
+
+    def byte(match: re.Match[str]) -> str:
+        return os.fsdecode(bytes.fromhex(match.group(1)))
+
+    return Path(re.sub(r"\\udc([0-9a-f]{2})", byte, row["file"]))
+
+
+def line_of(row: Row) -> str:
+    """A row as a line for people: file, tab, tags with scores; what a terminal obeys is escaped."""
+    tags = ", ".join(f"{tag['name']} {tag['score']:.2f}" for tag in row["tags"])
+    told = f"error: {row['error']}" if "error" in row else tags
+    return "\t".join(
+        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part)
+        for part in (row["file"], told)
+    )
+
+
+def json_line(value: Any) -> str:
+    """A value as a line of JSON lines."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+@contextmanager
+def tags_writer(
+    path: Path, made_with: dict[str, Any], suffix: str
+) -> Iterator[Callable[[Row], object]]:
+    """A function that adds a row to a new file of the kind that `suffix` says."""
+    if suffix == ".parquet":
+        import pyarrow as pa
+
+        from prompt_tuning.parquet_writer import RowWriter
+
+        tag = pa.struct([("name", pa.string()), ("score", pa.float64())])
+        columns = [("file", pa.string()), ("tags", pa.list_(tag)), ("error", pa.string())]
+        schema = pa.schema(columns, metadata={_KEY: canonical_json(made_with)})
+        with naming(path), RowWriter(path, schema) as parquet:
+            yield lambda row: parquet.write(**row)
+        return
+    with naming(path), path.open("w", encoding="utf-8", newline="") as stream:
+        if suffix == ".jsonl":
+            stream.write(json_line({_KEY: made_with}))
+            yield lambda row: stream.write(json_line(row))
+        else:
+            stream.write(f"# {canonical_json({_KEY: made_with})}\n")
+            table = csv.writer(stream, lineterminator="\n")
+            # By itself the writer leaves a carriage return bare, which ends a row for all readers.
+            quoting = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+            table.writerow(_COLUMNS)
+
+            def write(row: Row) -> None:
+                cells = _csv_row(row)
+                (quoting if "\r" in "".join(cells) else table).writerow(cells)
+
+            yield write
+
+
+def read_made_with(path: Path) -> dict[str, Any] | None:
+    """What a file of tags was made with, None for a file that is none."""
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            metadata = pq.read_schema(path).metadata or {}
+            return dict(json.loads(metadata[_KEY.encode()]))
+        with path.open(encoding="utf-8") as stream:
+            return dict(json.loads(stream.readline().removeprefix("# "))[_KEY])
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+        return None
+
+
+def read_tags(path: Path) -> Iterator[Row]:
+    """The rows of a file of tags."""
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        for batch in pq.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                yield {k: value for k, value in row.items() if value is not None}
+        return
+    with path.open(encoding="utf-8", newline="") as stream:
+        stream.readline()
+        if path.suffix == ".jsonl":
+            yield from map(json.loads, stream)
+        else:
+            yield from map(_row_of_csv, csv.DictReader(stream))
+
+
+def _csv_row(row: Row) -> list[str]:
+    names, scores = ([str(tag[k]) for tag in row["tags"]] for k in ("name", "score"))
+    return [row["file"], ";".join(names), ";".join(scores), row.get("error", "")]
+
+
+def _row_of_csv(columns: dict[str, str]) -> Row:
+    names, scores = (columns[k].split(";") if columns[k] else [] for k in ("tags", "scores"))
+    tags = [{"name": n, "score": float(s)} for n, s in zip(names, scores, strict=True)]
+    error = {"error": columns["error"]} if columns["error"] else {}
+    return {"file": columns["file"], "tags": tags, **error}

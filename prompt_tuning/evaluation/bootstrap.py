@@ -1,0 +1,186 @@
+"""Bootstrap intervals of mAP over images: how much a figure owes to which images were drawn.
+
+Images are drawn with replacement, as many as there are; a class without positives in a resample is
+left out of that resample's mean. A resample is how often each image was drawn, and AP takes these
+counts as weights, so each class is sorted once for all resamples.
+
+Intervals are the quantiles of the resamples' figures, moved so that their mean is the figure
+itself (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, §10 and §13): a positive
+drawn twice ranks beside itself, which lifts the mAP of every resample. What an interval then covers
+is the mAP to expect of *as many* images from the same source. The mAP of endless images lies lower
+than that (by 2 points at 500 images and 30 positives a class); in a difference this cancels.
+
+Seeds of tuning are not resampled: the mAP of several score matrices is averaged, then resampled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prompt_tuning.evaluation.metrics import contrasted, mean_average_precision
+
+# Resamples of fewer say nothing of other images.
+LEAST_IMAGES = 10
+# One matrix `(images, classes)`, or those of several seeds, whose mAP is averaged.
+Scores = np.ndarray | Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Ends of an interval of mAP in [0, 1]."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mAP of one side less that of the other, in [-1, 1], and the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_map(
+    scores: Scores,
+    labels: np.ndarray,
+    replicates: int,
+    seed: int,
+    ignored: np.ndarray | None = None,
+    share: float = 0.95,
+) -> Interval:
+    """The interval that covers the mAP in `share` of all sets of as many images.
+
+    NaN where there is nothing to resample: of fewer than `LEAST_IMAGES`, or when no class is
+    shown by some images and not by others.
+
+    Args:
+        scores: `(images, classes)`, or several such matrices.
+        labels: `(images, classes)`, bool.
+        replicates: number of resamples.
+        ignored: `(images, classes)`, bool, of entries neither positive nor negative.
+    """
+    if not _can_resample(labels, ignored):
+        return Interval(math.nan, math.nan)
+    counts = resample_counts(len(labels), replicates, seed)
+    replicas = resampled_maps(scores, labels, counts, ignored)
+    return Interval(*_ends(replicas, _observed(scores, labels, ignored), share))
+
+
+def paired_difference(
+    scores_a: Scores,
+    scores_b: Scores,
+    labels: np.ndarray,
+    replicates: int,
+    seed: int,
+    ignored: np.ndarray | None = None,
+    share: float = 0.95,
+) -> Difference:
+    """mAP of a less mAP of b on the same images; each resample is of both. Ends as above.
+
+    Args:
+        scores_a: `(images, classes)`, or several such matrices.
+        scores_b: likewise; the number of matrices may differ.
+        labels: `(images, classes)`, bool.
+        replicates: number of resamples.
+        ignored: `(images, classes)`, bool, of entries neither positive nor negative.
+    """
+    mean = _observed(scores_a, labels, ignored) - _observed(scores_b, labels, ignored)
+    if not _can_resample(labels, ignored):
+        return Difference(mean, math.nan, math.nan)
+    counts = resample_counts(len(labels), replicates, seed)
+    replicas = resampled_maps(scores_a, labels, counts, ignored)
+    replicas -= resampled_maps(scores_b, labels, counts, ignored)
+    return Difference(mean, *_ends(replicas, mean, share))
+
+
+def resample_counts(images: int, replicates: int, seed: int) -> np.ndarray:
+    """How often each resample draws each image, `(images, replicates)`."""
+    draw = np.random.default_rng(seed)
+    # Two bytes a count: 1,000 resamples of NUS-WIDE's 100,000 images are then 200 MB.
+    counts = np.empty((images, replicates), dtype=np.uint16)
+    for r in range(replicates):
+        counts[:, r] = np.bincount(draw.integers(0, images, images), minlength=images)
+    return counts
+
+
+def resampled_maps(
+    scores: Scores, labels: np.ndarray, counts: np.ndarray, ignored: np.ndarray | None = None
+) -> np.ndarray:
+    """The mAP of each resample, `(replicates,)`, averaged over the matrices of `scores`.
+
+    NaN where no class has a positive in the resample.
+
+    Args:
+        scores: `(images, classes)`, or several such matrices.
+        labels: `(images, classes)`, bool.
+        counts: `(images, replicates)`, of `resample_counts`.
+        ignored: `(images, classes)`, bool.
+    """
+    counted = np.ones(labels.shape, dtype=bool) if ignored is None else ~ignored
+    classes = np.flatnonzero((labels & counted).any(0))
+    matrices = _matrices(scores)
+    total = np.zeros(counts.shape[1])
+    present = np.zeros(counts.shape[1])
+    for c in classes:
+        rows = np.flatnonzero(counted[:, c])
+        for matrix in matrices:
+            aps = weighted_average_precisions(matrix[rows, c], labels[rows, c], counts[rows])
+            total += np.nan_to_num(aps)
+        present += ~np.isnan(aps)
+    with np.errstate(invalid="ignore"):
+        return total / (len(matrices) * present)
+
+
+def weighted_average_precisions(
+    scores: np.ndarray, positives: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """AP of one class under each column of weights, `(columns,)`; NaN where no positive has any.
+
+    The same as `average_precision` of the images repeated as often as their weight says.
+
+    Args:
+        scores: `(images,)`.
+        positives: `(images,)`, bool, with at least one true.
+        weights: `(images, columns)`, whole numbers.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    last_of_ties = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    found = np.flatnonzero(positives[order])
+    # Recall rises only at the thresholds that some positive reaches; the rest is summed up between.
+    ends, first = np.unique(last_of_ties[np.searchsorted(last_of_ties, found)], return_index=True)
+    ranked_weights = weights[order[: ends[-1] + 1]]
+    gained = np.add.reduceat(ranked_weights[found], first, axis=0, dtype=np.int64)
+    between = np.add.reduceat(
+        ranked_weights, np.append(0, ends[:-1] + 1), axis=0, dtype=np.int64
+    )  # (thresholds, columns), both
+    hits = gained.cumsum(0)
+    precision = hits / np.maximum(between.cumsum(0), 1)
+    with np.errstate(invalid="ignore"):
+        return (gained * precision).sum(0) / hits[-1]
+
+
+def _can_resample(labels: np.ndarray, ignored: np.ndarray | None) -> bool:
+    return len(labels) >= LEAST_IMAGES and bool(contrasted(labels, ignored).any())
+
+
+def _matrices(scores: Scores) -> Sequence[np.ndarray]:
+    return [scores] if isinstance(scores, np.ndarray) else scores
+
+
+def _observed(scores: Scores, labels: np.ndarray, ignored: np.ndarray | None) -> float:
+    """mAP of all images, averaged over the matrices of `scores`."""
+    return float(np.mean([mean_average_precision(s, labels, ignored) for s in _matrices(scores)]))
+
+
+def _ends(replicas: np.ndarray, observed: float, share: float) -> tuple[float, float]:
+    """Quantiles that hold the middle `share` of `replicas`, moved by what their mean is off."""
+    low, high = np.nanquantile(replicas, [(1 - share) / 2, (1 + share) / 2])
+    bias = np.nanmean(replicas) - observed
+    return float(low - bias), float(high - bias)

@@ -1,0 +1,139 @@
+"""Choosing on labelled images: one half of them chooses, and only the others are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prompt_tuning.backbones.base import Geometry
+from prompt_tuning.datasets import LabelledImages
+from prompt_tuning.evaluation.baselines import ClassFeatures, arm_scores
+from prompt_tuning.evaluation.metrics import mean_average_precision
+from prompt_tuning.features import Features, load_features
+from prompt_tuning.storage import file_digest
+
+
+def split_halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the half that selects and of the half that is reported, both ascending.
+
+    Of an odd number the reported half has one more.
+    """
+    drawn = np.random.default_rng(seed).permutation(count)
+    return np.sort(drawn[: count // 2]), np.sort(drawn[count // 2 :])
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The labelled images that had a say in which seed's prompts became the artifact.
+
+    `selecting`: SHA-256 of these, `images`: out of how many of `dataset` they were drawn with
+    `split_seed`. Without any, held-out captions chose.
+    """
+
+    dataset: str = "none"
+    images: int = 0
+    split_seed: int = 0
+    selecting: tuple[str, ...] = ()
+
+    def among(self, files: Sequence[Path]) -> np.ndarray:
+        """Which images had a say, under whatever name or data set: `(images,)`, bool."""
+        if not self.selecting:
+            return np.zeros(len(files), dtype=bool)
+        chose = set(self.selecting)
+        return np.array([file_digest(file) in chose for file in files], dtype=bool)
+
+    def told(self, left_out: int) -> str:
+        """What chose the artifact, in words; `left_out`: how many of the images at hand did."""
+        if not self.selecting:
+            return "text: held-out captions"
+        return (
+            f"half of the images of {self.dataset} ({len(self.selecting):,} of {self.images:,}, "
+            f"drawn with seed {self.split_seed}), by fused mAP; "
+            + (
+                f"the {left_out:,} that are among the images here are left out, and only the "
+                "others are reported"
+                if left_out
+                else "none of them is among the images here"
+            )
+        )
+
+
+@dataclass(frozen=True)
+class SelectingHalf:
+    """The half of the labelled images that selects, small enough to be sent to those who tune.
+
+    `features`: the file of the features of all images, of which `rows` select. `labels`, `ignored`:
+    of these, `(rows, classes)`, bool.
+    """
+
+    features: Path
+    rows: np.ndarray
+    labels: np.ndarray
+    ignored: np.ndarray | None
+
+    @classmethod
+    def of(cls, images: LabelledImages, features: Path, split_seed: int) -> SelectingHalf:
+        """The half that `split_seed` draws.
+
+        Raises:
+            ValueError: when it shows no category.
+        """
+        rows, _ = split_halves(len(images.files), split_seed)
+        half = images_at(images, rows)
+        if not half.labels.any():
+            raise ValueError(
+                f"none of the {len(rows)} images that split_seed {split_seed} draws shows a "
+                "category; more images, another split_seed or select_on: text would do"
+            )
+        return cls(features, rows, half.labels, half.ignored)
+
+    def load(self) -> Features:
+        """The features of the images that select."""
+        return load_features(self.features).take(torch.from_numpy(self.rows))
+
+    def fused_map(
+        self, items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
+    ) -> float:
+        """mAP (0-100) of the fused scores; `items`: what `load` gives."""
+        fused = arm_scores(items, classes, geometry, fusion)["fused"]
+        return 100 * mean_average_precision(fused, self.labels, self.ignored)
+
+
+def select_on_half(
+    half: SelectingHalf,
+    images: LabelledImages,
+    tuned: dict[int, ClassFeatures],
+    geometry: Geometry,
+    fusion: str,
+    dataset: str,
+    split_seed: int,
+) -> tuple[int, Selection]:
+    """Choose the seed with the highest fused mAP on the selecting half of the images.
+
+    `half`: that which `split_seed` draws. `tuned`: class features by seed; of equals the first is
+    chosen. The figures to report are those of the images that did not select.
+    """
+    items = half.load()
+    maps = {
+        seed: half.fused_map(items, classes, geometry, fusion) for seed, classes in tuned.items()
+    }
+    return max(maps, key=maps.__getitem__), Selection(
+        dataset=dataset,
+        images=len(images.files),
+        split_seed=split_seed,
+        selecting=tuple(sorted({file_digest(images.files[row]) for row in half.rows})),
+    )
+
+
+def images_at(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
+    """The images of these rows, in their order."""
+    return replace(
+        images,
+        files=tuple(images.files[i] for i in rows),
+        labels=images.labels[rows],
+        ignored=None if images.ignored is None else images.ignored[rows],
+    )

@@ -1,0 +1,54 @@
+"""Whether a sentence about each label would be kept: asked before a language model writes any."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionSettings
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.knowledge.questions import Question
+
+# As models write them: the label is the subject, or what stands near decides whether it is a noun.
+_SENTENCES = (
+    "A {} waits near the old gate.",
+    "The {} moves slowly past an old house.",
+    "Two people look at the {} in the morning.",
+    "A man with a {} walks along the river.",
+    "Behind the old {}, children play in the mud.",
+    "There is a large {} and a chair.",
+)
+
+
+@dataclass(frozen=True)
+class DroppedLabel:
+    """A label about which all or most plain sentences are dropped, most often for `reason`.
+
+    `never`: whether those with its synonyms and kinds are dropped too.
+    """
+
+    name: str
+    reason: str
+    never: bool
+
+
+def dropped_labels(categories: CategoryList) -> list[DroppedLabel]:
+    """Labels that hardly any sentence can get, found by the caption filter itself."""
+    # Of any length: a person may want longer sentences than these.
+    judge = CaptionFilter(categories, CaptionSettings(min_words=1, max_words=1000)).judge
+
+    def fates(name: str, word: str) -> Iterator[Caption | str]:
+        question = Question("specific", (name,), (word,), "", "", (), seed=0)
+        for sentence in _SENTENCES:
+            yield judge(question, Answer(sentence.format(word), True, 0))
+
+    dropped = []
+    for category in categories.categories:
+        name, *others = (*category.names, *category.kinds)
+        reasons = [fate for fate in fates(name, name) if isinstance(fate, str)]
+        if len(reasons) > len(_SENTENCES) / 2:
+            helped = any(isinstance(fate, Caption) for word in others for fate in fates(name, word))
+            never = not helped and len(reasons) == len(_SENTENCES)
+            dropped.append(DroppedLabel(name, Counter(reasons).most_common(1)[0][0], never))
+    return dropped

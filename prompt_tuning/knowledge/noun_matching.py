@@ -1,0 +1,220 @@
+"""Which categories a sentence names: by name, synonym or kind, singular or plural, whole words."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from prompt_tuning.categories import Category
+from prompt_tuning.knowledge.parts_of_speech import is_noun, may_be_verb, parts_of_speech, tag_words
+from prompt_tuning.label_names import folded, head_position, name_key, singular
+from prompt_tuning.plain_text import visible
+
+# Compounds in which neither noun is there to be seen: "a hot dog" shows no dog.
+_NEITHER_NOUN = (
+    "hot dog",
+    "sea horse",
+    "sea lion",
+    "teddy bear",
+    "computer mouse",
+    "car park",
+    "guinea pig",
+    "flower bed",
+    "palm of",
+)
+# Words, a possessive's ending, and other signs one by one; a hyphen is as a blank.
+_LETTERS = r"[^\W_](?:[^\W_]|[\u0300-\u036f])*"  # with accents that no letter has room for
+_TOKEN = re.compile(rf"{_LETTERS}(?:'(?!s\b){_LETTERS})*|'s\b|[^\w\s\u2010-\u2015-]")
+_HYPHENS = frozenset("-\u2010\u2011")
+# Between these, a word is a noun: no need to look at the rest of the sentence.
+_BEFORE_NOUN = frozenset(
+    """
+    a an the this these those my your his its our their every each both many several another one
+    two three four five six seven eight nine ten
+    """.split()
+)
+_AFTER_NOUN = frozenset(
+    """
+    at beside by from in into near of on onto under with without is are was were has have . , ; !
+    """.split()
+)
+# With its part, or with others of its kind, the thing itself is there: "a tree branch".
+_PARTS = frozenset(
+    """
+    back beak branch breed couple cub deck door ear engine eye face family flock group half head
+    headlight herd hood horn kind leg lid mane mast neck pack pair paw piece roof slice species tail
+    trunk type variety wheel window windshield wing
+    """.split()
+)
+# Only of what is cut, so that "orange slices" are no colour.
+_CUTS = frozenset("half slice".split())
+# But "a glass door" is no glass.
+_MATERIALS = frozenset(
+    """
+    brick bronze copper cotton glass gold iron leather marble metal orange paper plastic rubber silk
+    silver steel stone straw tin wood wool
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class _Token:
+    """A word or sign, as it is written and folded, and where it stands in the text."""
+
+    text: str
+    word: str
+    start: int
+    end: int
+
+
+class NounMatcher:
+    """Finds the categories that a text names; the longest name at a place wins.
+
+    So "hot dog" is no dog, and a "tree frog" is a frog and no tree when it is listed as a kind.
+    A name that is no noun there ("I saw a dog") or only tells which thing is meant ("an apple
+    tree", "the glass door") does not count.
+    """
+
+    def __init__(
+        self, categories: Sequence[Category], kinds: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """`kinds`: unreviewed words by category name; those of two categories stand for none."""
+        owner: dict[str, int | None] = {}
+        # A name as it is written wins over another's singular: "glasses" beside "glass".
+        for form in (_written, _counted):
+            for i, category in enumerate(categories):
+                for name in (*category.names, *category.kinds):
+                    owner.setdefault(form(name), i)
+        reviewed = set(owner)
+        for i, category in enumerate(categories):
+            for name in (kinds or {}).get(category.name, ()):
+                for spelling in {_written(name), _counted(name)} - reviewed:
+                    owner[spelling] = i if owner.get(spelling, i) == i else None
+        for compound in _NEITHER_NOUN:
+            owner.setdefault(_written(compound), None)
+        self._owner = owner
+        # How many words the names have that begin with a word.
+        self._lengths = defaultdict[str, set[int]](set)
+        for name in owner:
+            first, *others = name.split(" ")
+            self._lengths[first].add(1 + len(others))
+
+    def find(self, text: str) -> tuple[int, ...]:
+        """Indices of the categories that `text` names, ascending."""
+        return self.read(text)[0]
+
+    def read(self, text: str) -> tuple[tuple[int, ...], str]:
+        """What `find` gives, and `text` with one plain word for each name ("thingdog")."""
+        text = visible(text)
+        named = list(self._named(text))
+        for _, start, end in reversed(named):
+            letters = re.sub(r"[^a-z]", "", text[start:end].lower())
+            text = f"{text[:start].rstrip('_')}thing{letters}{text[end:].lstrip('_')}"
+        return tuple(sorted({category for category, _, _ in named})), text
+
+    def _named(self, text: str) -> Iterator[tuple[int, int, int]]:
+        """Each category that is named, with the characters where its name begins and ends."""
+        tokens = [
+            _Token(match.group(), folded(match.group()), match.start(), match.end())
+            for match in _TOKEN.finditer(text)
+        ]
+        places = list(self._places([token.word for token in tokens]))
+        tags: list[str] = []  # of each token, worked out when it is needed
+        for category, first, last in places:
+            before = tokens[first - 1].word if first else "the"
+            after = tokens[last + 1].word if last + 1 < len(tokens) else "."
+            if before not in _BEFORE_NOUN or after not in _AFTER_NOUN:
+                tags = tags or _tags(text, tokens, [(first, last) for _, first, last in places])
+                if not _is_named(tokens, tags, first, last):
+                    continue
+            yield category, tokens[first].start, tokens[last].end
+
+    def _places(self, words: list[str]) -> Iterator[tuple[int, int, int]]:
+        """Each category with the positions of the first and the last word of its name."""
+        position = 0
+        while position < len(words):
+            length, category = self._longest(words, position)
+            if category is not None:
+                yield category, position, position + length - 1
+            position += length
+
+    def _longest(self, words: list[str], start: int) -> tuple[int, int | None]:
+        first = words[start]
+        lengths = {*self._lengths.get(first, ()), *self._lengths.get(singular(first), ())}
+        for length in sorted(lengths, reverse=True):
+            name = words[start : start + length]
+            spellings = [" ".join(name), _singular_head(name)]
+            if words[start + length : start + length + 1] == ["of"]:
+                spellings.reverse()  # "two glasses of wine" are no glasses to see with
+            for spelling in spellings:
+                if spelling in self._owner:
+                    return len(name), self._owner[spelling]
+        return 1, None
+
+
+def _tags(text: str, tokens: Sequence[_Token], names: Sequence[tuple[int, int]]) -> list[str]:
+    """The part of speech of each token.
+
+    What hyphens join has that of the whole; a name of several words, or of one that is not
+    English, that of "thing".
+    """
+    things = {
+        first: last
+        for first, last in names
+        if first < last or not parts_of_speech(tokens[first].word)
+    }
+    words, lengths, start = [], [], 0
+    while start < len(tokens):
+        end = things.get(start, start)
+        if start in things:
+            words.append("thing" if singular(tokens[end].word) == tokens[end].word else "things")
+        else:
+            while end + 1 < len(tokens) and text[tokens[end].end] in _HYPHENS:
+                end += 1
+            words.append(text[tokens[start].start : tokens[end].end])
+        lengths.append(end + 1 - start)
+        start = end + 1
+    tagged = zip(tag_words(words), lengths, strict=True)
+    return [tag for tag, length in tagged for _ in range(length)]
+
+
+def _is_named(tokens: Sequence[_Token], tags: Sequence[str], first: int, last: int) -> bool:
+    """Whether the words from `first` to `last` name a thing of their own."""
+    token, tag = tokens[last], tags[last]
+    before = tags[first - 1] if first else ""
+    after = tags[last + 1] if last + 1 < len(tags) else ""
+    if after.startswith("NN"):
+        part = singular(tokens[last + 1].word)
+        if part in _CUTS:
+            return True
+        if not tag.startswith(("AJ", "VVG")):
+            of_it = part in _PARTS and token.word not in _MATERIALS
+            return of_it or (tag == "NN1" and may_be_verb(tokens[last + 1].word, tags, last + 1))
+    if first < last or is_noun(token.word, tag):
+        # "Turkey", but "a Labrador".
+        proper = tag == "NP0" and first == last and before and token.text[0].isupper()
+        return not proper or before.startswith(("AT", "DT", "DP", "AJ", "CR"))
+    # "The small saw stands", but "an orange and white cat".
+    mistaken = tag in ("VVB", "VVD", "VVI") and before.startswith("AJ")
+    determined = mistaken or before.startswith(("AT", "DP"))
+    return determined and not after.startswith(("AJ", "CJ", "NN", "PUN"))
+
+
+def _words(text: str) -> list[str]:
+    return [folded(word) for word in _TOKEN.findall(visible(text))]
+
+
+def _written(name: str) -> str:
+    return " ".join(_words(name))
+
+
+def _counted(name: str) -> str:
+    """As it is found in a text in either number."""
+    return " ".join(_words(name_key(name)))
+
+
+def _singular_head(words: list[str]) -> str:
+    head = head_position(words)
+    return " ".join([*words[:head], singular(words[head]), *words[head + 1 :]])

@@ -1,0 +1,268 @@
+"""The questions that are put to the language model, of three kinds (arXiv 2403.01209, §3.2).
+
+Category-agnostic: attributes that things may differ in. Category-specific: what one category looks
+like under an attribute. Relationship: a scene in which a set of categories occurs together. Lists
+are asked first (the premises), for the sentences build on them. Labels are known by construction: a
+question carries the categories that its answer should show.
+
+Every draw is named by the category and the number of the question, and questions come in blocks of
+a few categories: another category, kind or template changes no block in which it does not occur.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.knowledge.category_facts import Premises
+from prompt_tuning.knowledge.hashed_sampling import blocks, shuffled, unit_draw, weighted_choice
+from prompt_tuning.knowledge.noun_matching import NounMatcher
+from prompt_tuning.knowledge.templates import PREMISES, Kind, Template
+from prompt_tuning.settings import Settings
+from prompt_tuning.storage import digest
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+# How often each list is asked for: a model's agreement with itself says what to believe.
+_SAMPLES: dict[Kind, int] = {"attributes": 8, "aspects": 2, "kinds": 4, "classes": 2, "together": 4}
+_EXAMPLES_SHOWN = 8
+_EXAMPLE_SETS = 6
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+class QuestionSettings(Settings):
+    """How many questions are asked.
+
+    `attributes`: how many attributes are asked for and used at most. `per_category`: sentences
+    about each category, from each template of that kind. `relationships`: sentences about sets,
+    from each template of that kind; each category begins an equal number of them, rounded up to
+    four binary digits, and the sizes 1 to 5 come in the shares of `set_shares`. `templates`: a YAML
+    file of templates that replace the built-in ones of their name or are asked besides.
+    """
+
+    attributes: Annotated[int, Field(ge=0, le=1000)] = 12
+    per_category: Count = 36
+    relationships: Count = 600
+    set_shares: tuple[Share, Share, Share, Share, Share] = (0.1, 0.6, 0.2, 0.1, 0.0)
+    templates: str | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _shares_make_a_whole(self) -> QuestionSettings:
+        if not math.isclose(sum(self.set_shares), 1, abs_tol=1e-6):
+            raise ValueError(f"set_shares add up to {sum(self.set_shares):g}, not to 1")
+        return self
+
+    @property
+    def asks_something(self) -> bool:
+        """Whether a language model is needed at all."""
+        return self.per_category + self.relationships > 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question: for chat models `instruction`, for base models `pattern` to be completed.
+
+    `categories`: names of what the answer should show, `words`: what they are called here.
+    `shown`: the answers in the pattern, which must not come back. `seed`: of the sampling.
+    """
+
+    kind: Kind
+    categories: tuple[str, ...]
+    words: tuple[str, ...]
+    instruction: str
+    pattern: str
+    shown: tuple[str, ...]
+    seed: int
+
+    @property
+    def line(self) -> str:
+        """What is asked, as the pattern's last line."""
+        return self.pattern.rpartition("\n")[2]
+
+
+class QuestionWriter:
+    """Writes the questions about one category list, the same ones for the same settings.
+
+    `block_size`: how many questions a block has, about. Questions are made as they are taken, so
+    any number of them needs no memory.
+    """
+
+    def __init__(
+        self,
+        categories: CategoryList,
+        settings: QuestionSettings,
+        templates: Mapping[str, Template],
+        block_size: int,
+    ) -> None:
+        self._categories = {category.name: category for category in categories.categories}
+        self._settings, self.block_size = settings, block_size
+        self._templates = templates
+        matcher = NounMatcher(categories.categories)
+        # Of each template, each example with the categories that it names.
+        self._examples = {
+            name: {
+                example: {categories.names[i] for i in matcher.find(example)}
+                for example in template.examples
+            }
+            for name, template in templates.items()
+        }
+
+    def count(self, kinds: tuple[Kind, ...]) -> int:
+        """How many questions of these kinds there are."""
+        return sum(
+            self._a_category(template.kind)
+            * (1 if template.kind == "attributes" else len(self._categories))
+            for template in self._templates.values()
+            if template.kind in kinds
+        )
+
+    def count_checks(self, premises: Premises) -> int:
+        """How many questions `checks` makes."""
+        templates = sum(template.kind == "classes" for template in self._templates.values())
+        return templates * _SAMPLES["classes"] * sum(map(len, premises.kinds.values()))
+
+    def premises(self) -> Iterator[Iterator[Question]]:
+        """Blocks of questions for the lists."""
+        for name, template in self._templates.items():
+            if template.kind == "attributes":
+                yield (
+                    self._question(name, (), (), n, count=self._settings.attributes)
+                    for n in range(self._a_category("attributes"))
+                )
+            elif template.kind in PREMISES:
+                for block in self._blocks(template.kind):
+                    yield (
+                        self._question(name, (asked,), (asked,), n, name=asked)
+                        for asked in block
+                        for n in range(self._a_category(template.kind))
+                    )
+
+    def checks(self, premises: Premises) -> Iterator[Iterator[Question]]:
+        """Blocks of questions for what each kind is that the model has named."""
+        for name, template in self._templates.items():
+            if template.kind == "classes":
+                for block in self._blocks("kinds"):
+                    yield (
+                        self._question(name, (asked,), (kind,), n, name=kind)
+                        for asked in block
+                        for kind in premises.kinds.get(asked, ())
+                        for n in range(_SAMPLES["classes"])
+                    )
+
+    def sentences(self, premises: Premises) -> Iterator[Iterator[Question]]:
+        """Blocks of questions for the sentences, from what the lists have said."""
+        for name, template in self._templates.items():
+            if template.kind == "specific":
+                for block in self._blocks("specific"):
+                    yield (q for asked in block for q in self._specific(name, asked, premises))
+            elif template.kind == "relationship":
+                for block in self._blocks("relationship"):
+                    yield (q for asked in block for q in self._relationship(name, asked, premises))
+
+    def _a_category(self, kind: Kind) -> int:
+        """How many questions one template of a kind asks about each category."""
+        settings = self._settings
+        if kind == "specific":
+            return settings.per_category
+        if kind == "relationship":
+            return _rounded_up(settings.relationships / len(self._categories))
+        if not settings.asks_something or (
+            kind in ("attributes", "aspects")
+            and (settings.attributes == 0 or settings.per_category == 0)
+        ):
+            return 0
+        return _SAMPLES[kind]
+
+    def _blocks(self, kind: Kind) -> list[list[str]]:
+        questions = len(self._categories) * self._a_category(kind)
+        return blocks(self._categories, max(1, questions // self.block_size)) if questions else []
+
+    def _specific(self, template: str, asked: str, premises: Premises) -> Iterator[Question]:
+        """Half of the questions use the plain name, for it is what a tag means first."""
+        attributes = shuffled(premises.attributes_of(asked), template, asked)
+        others = shuffled(self._other_words(self._categories[asked], premises), template, asked)
+        for n in range(self._a_category("specific")):
+            turn = n // 2
+            word = others[turn % len(others)] if n % 2 and others else asked
+            # The second time round the words, each meets another attribute.
+            attribute = attributes[(turn + turn // len(attributes)) % len(attributes)]
+            yield self._question(template, (asked,), (word,), n, name=word, attribute=attribute)
+
+    def _relationship(self, template: str, asked: str, premises: Premises) -> Iterator[Question]:
+        start = unit_draw(self._settings.seed, template, asked)
+        for n in range(self._a_category("relationship")):
+            # Steps of the golden ratio fill the shares evenly however many there are.
+            size = self._set_size((start + n * _GOLDEN_RATIO) % 1)
+            chosen = [asked]
+            while len(chosen) < min(size, len(self._categories)):
+                chosen.append(self._companion(chosen, template, n, premises))
+            words = []
+            for name in chosen:
+                draw = (self._settings.seed, template, asked, n, name)
+                others = self._other_words(self._categories[name], premises)
+                plain = unit_draw(*draw) < 0.6 or not others
+                words.append(name if plain else shuffled(others, *draw)[0])
+            names = ", ".join(words)
+            yield self._question(template, tuple(chosen), tuple(words), n, names=names)
+
+    def _set_size(self, position: float) -> int:
+        total = 0.0
+        for size, share in enumerate(self._settings.set_shares, start=1):
+            total += share
+            if position < total:
+                return size
+        return len(self._settings.set_shares)
+
+    def _companion(self, chosen: list[str], template: str, n: int, premises: Premises) -> str:
+        """A category that the model has named with those chosen; any, where it has named none."""
+        weights = {
+            name: float(votes)
+            for name, votes in premises.companions(chosen).items()
+            if name not in chosen
+        } or {name: 1.0 for name in self._categories if name not in chosen}
+        return weighted_choice(weights, self._settings.seed, template, n, *chosen)
+
+    @staticmethod
+    def _other_words(category: Category, premises: Premises) -> list[str]:
+        kinds = premises.kinds.get(category.name, ())
+        return list(dict.fromkeys([*category.names[1:], *category.kinds, *kinds]))
+
+    def _question(
+        self,
+        name: str,
+        asked: tuple[str, ...],
+        words: tuple[str, ...],
+        number: int,
+        /,
+        **fields: object,
+    ) -> Question:
+        template = self._templates[name]
+        line = template.line.format(**fields)
+        # Examples that name what is asked would leak their words.
+        examples = [
+            example
+            for example in shuffled(template.examples, name, number % _EXAMPLE_SETS)
+            if not self._examples[name][example] & set(asked)
+        ][:_EXAMPLES_SHOWN]
+        return Question(
+            kind=template.kind,
+            categories=asked,
+            words=words,
+            instruction=template.instruction.format(**fields),
+            pattern="\n".join([template.heading, *examples, line]),
+            shown=tuple(example.split(": ", 1)[1] for example in examples),
+            seed=int(digest([self._settings.seed, name, asked, words, number])[:8], 16),
+        )
+
+
+def _rounded_up(share: float) -> int:
+    """To four binary digits: a longer list hardly ever changes how many sets a category begins."""
+    step = 2 ** max(0, math.ceil(share).bit_length() - 4)
+    return step * math.ceil(share / step)

@@ -1,0 +1,255 @@
+"""The artifact: tuned class features with all that a reader needs to use them, and no pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.settings import Settings, message_of
+from prompt_tuning.storage import find_damage, publishing
+from prompt_tuning.tagging.calibration import Calibration, CalibrationValues
+from prompt_tuning.tagging.new_labels import BRANCHES, TunedTokens, check_labels, prompt_new_labels
+
+_FEATURES = "class_features.safetensors"
+_TOKENS = "tokens.safetensors"
+_DESCRIPTION = "artifact.json"
+FILES = (_DESCRIPTION, _FEATURES, _TOKENS)
+"""An artifact's own files, beside the manifest."""
+_VERSION = 2
+
+
+class _Description(Settings):
+    """What `artifact.json` holds."""
+
+    version: int
+    categories: Annotated[tuple[Category, ...], Field(min_length=2)]
+    hierarchy: dict[str, dict[str, tuple[str, ...]]]
+    geometry: Geometry
+    fusion: Literal["mean", "softmax"]
+    calibration: CalibrationValues
+    handcrafted: dict[str, float]
+    vlm_settings: VLMSettings
+    vlm: VLMIdentity
+
+    @model_validator(mode="after")
+    def _of_the_same_categories(self) -> _Description:
+        names = [category.name for category in self.categories]
+        fine_groups = [fine for coarse in self.hierarchy.values() for fine in coarse.values()]
+        if sorted(name for fine in fine_groups for name in fine) != sorted(names):
+            raise ValueError("hierarchy must name each of categories once")
+        if set(self.handcrafted) != set(BRANCHES):
+            raise ValueError(f"handcrafted must be of {' and '.join(BRANCHES)}")
+        for name in ("slopes", "offsets", "thresholds"):
+            if len(getattr(self.calibration, name)) != len(names):
+                raise ValueError(f"calibration.{name} must have a number for each of categories")
+        return self
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Class features of both branches, names, hierarchy, scoring, calibration, and the VLM.
+
+    `vlm_settings` load the VLM, `vlm` is what class features depend on of it. `tokens` are behind
+    the class features, for labels that come later.
+    """
+
+    categories: CategoryList
+    tree: dict[str, dict[str, list[str]]]
+    classes: ClassFeatures
+    tokens: TunedTokens
+    geometry: Geometry
+    fusion: str
+    calibration: Calibration
+    vlm_settings: VLMSettings
+    vlm: VLMIdentity
+
+    def save(self, folder: Path | str) -> None:
+        """Write the artifact into a folder of its own, in place of an earlier one.
+
+        Raises:
+            FileExistsError: when the folder holds something else.
+        """
+        folder = Path(folder)
+        if holds_something_else(folder):
+            raise FileExistsError(f"{folder}: holds something else; name a new folder")
+        description = {
+            "version": _VERSION,
+            "categories": self.categories.model_dump(mode="json")["categories"],
+            "hierarchy": self.tree,
+            "geometry": self.geometry.model_dump(mode="json"),
+            "fusion": self.fusion,
+            "calibration": self.calibration.to_json(),
+            "handcrafted": self.tokens.handcrafted,
+            "vlm_settings": self.vlm_settings.model_dump(mode="json"),
+            "vlm": self.vlm.model_dump(mode="json"),
+        }
+        with publishing(folder, replace=True) as staging:
+            (staging / _DESCRIPTION).write_text(
+                json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8"
+            )
+            tensors = {"global": self.classes.pooled, "local": self.classes.local}
+            save_file({k: v.contiguous() for k, v in tensors.items()}, staging / _FEATURES)
+            save_file(self.tokens.tensors, staging / _TOKENS)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Artifact:
+        """Read an artifact, whatever others put beside its files.
+
+        Raises:
+            ValueError: in one line, when the folder holds none, a damaged one, or one of another
+                version.
+        """
+        folder = Path(folder)
+        described = _read_description(folder)
+        classes = _read_tensors(folder / _FEATURES, BRANCHES)
+        tokens = _read_tensors(folder / _TOKENS)
+        for name, features in classes.items():
+            if features.shape != (len(described.categories), described.vlm.dim):
+                raise ValueError(
+                    f"{folder / _FEATURES}: {name} must be {len(described.categories)} × "
+                    f"{described.vlm.dim} (got {' × '.join(map(str, features.shape))})"
+                )
+        return cls(
+            categories=CategoryList(categories=described.categories),
+            tree={
+                coarse: {fine: list(names) for fine, names in fines.items()}
+                for coarse, fines in described.hierarchy.items()
+            },
+            classes=ClassFeatures(classes["global"], classes["local"]),
+            tokens=TunedTokens(tokens, described.handcrafted),
+            geometry=described.geometry,
+            fusion=described.fusion,
+            calibration=Calibration.from_json(described.calibration.model_dump()),
+            vlm_settings=described.vlm_settings,
+            vlm=described.vlm,
+        )
+
+    def differs_in(self, vlm: VLM) -> list[str]:
+        """In what of its identity a VLM is not the one that the artifact was tuned for."""
+        return [
+            name
+            for name in VLMIdentity.model_fields
+            if getattr(vlm.identity, name) != getattr(self.vlm, name)
+        ]
+
+    def check_vlm(self, vlm: VLM) -> None:
+        """Raises ValueError when `vlm` is not the one that the artifact was tuned for."""
+        if differing := self.differs_in(vlm):
+            raise ValueError(
+                f"the artifact was tuned for {self.vlm.model} at {self.vlm.resolution}; "
+                f"this model differs in {', '.join(differing)}"
+            )
+
+    def groups(self) -> list[list[int]]:
+        """The categories of each fine group, as places on the classes axis."""
+        place = {name: c for c, name in enumerate(self.categories.names)}
+        fines = [names for coarse in self.tree.values() for names in coarse.values()]
+        return [[place[name] for name in names] for names in fines]
+
+    def adding(self, labels: Sequence[str], vlm: VLM) -> Artifact:
+        """With more labels after its categories, without tuning (see new_labels.py).
+
+        Their calibration is what the categories share.
+
+        Raises:
+            ValueError: for labels that are no names or stand for a category already, and when `vlm`
+                is not the one that the artifact was tuned for.
+        """
+        self.check_vlm(vlm)
+        check_labels(labels)
+        new = (Category(name=label) for label in labels)  # which are checked
+        try:
+            categories = CategoryList(categories=(*self.categories.categories, *new))
+        except ValidationError as error:
+            raise ValueError(message_of(error.errors()[0])) from None
+        added = prompt_new_labels(vlm, labels, self.categories, self.groups(), self.tokens)
+        fines = [(coarse, fine) for coarse, of_coarse in self.tree.items() for fine in of_coarse]
+        tree = {
+            coarse: {fine: list(names) for fine, names in of_coarse.items()}
+            for coarse, of_coarse in self.tree.items()
+        }
+        for label, group in zip(labels, added.groups, strict=True):
+            coarse, fine = fines[group]
+            tree[coarse][fine].append(label)
+        return replace(
+            self,
+            categories=categories,
+            tree=tree,
+            classes=ClassFeatures(
+                torch.cat([self.classes.pooled, added.features.pooled]),
+                torch.cat([self.classes.local, added.features.local]),
+            ),
+            tokens=self.tokens.adding(added.contexts),
+            calibration=self.calibration.adding(len(labels)),
+        )
+
+
+def holds_something_else(folder: Path) -> bool:
+    """Whether an artifact written there would take the place of what is none."""
+    if folder.is_dir():
+        return any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()
+    return folder.exists()
+
+
+def _read_description(folder: Path) -> _Description:
+    """What the description of an undamaged artifact says. Raises ValueError in one line."""
+    if not (folder / _DESCRIPTION).is_file():
+        inner = folder / "artifact"
+        hint = f"; did you mean {inner}?" if (inner / _DESCRIPTION).is_file() else ""
+        raise ValueError(f"{folder}: no artifact there ({_DESCRIPTION} not found){hint}")
+    _check_whole(folder, _DESCRIPTION)
+    text = (folder / _DESCRIPTION).read_bytes()
+    try:
+        version = json.loads(text)["version"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{folder / _DESCRIPTION}: must be JSON with a version") from None
+    if version != _VERSION:
+        raise ValueError(
+            f"{folder}: artifact of version {version}, and this is {_VERSION} "
+            "(with calibrated scores and tokens); run its config again"
+        )
+    _check_whole(folder, _FEATURES, _TOKENS)
+    try:
+        return _Description.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        missing = first["type"] == "missing"
+        wrong = "is missing" if missing else message_of(first)
+        raise ValueError(f"{folder / _DESCRIPTION}: {f'{key} {wrong}'.strip()}") from None
+
+
+def _check_whole(folder: Path, *files: str) -> None:
+    """Raises ValueError when a file is not as it was written."""
+    if damage := find_damage(folder, files):
+        first = folder / files[0]
+        pointer = first.is_file() and first.read_bytes().startswith(b"version https://git-lfs")
+        hint = "; Git LFS has not fetched its content yet (git lfs pull)" if pointer else ""
+        raise ValueError(f"{folder}: the artifact is damaged: {damage}{hint}")
+
+
+def _read_tensors(file: Path, names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """A file's tensors, all finite and these among them. Raises ValueError in one line."""
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: {error}") from None
+    for name in names:
+        if name not in tensors:
+            raise ValueError(f"{file}: {name} is missing")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{file}: {name} must be finite numbers (got NaN or infinity)")
+    return tensors

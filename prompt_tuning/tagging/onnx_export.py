@@ -1,0 +1,137 @@
+"""An artifact as one ONNX file, from pixels to calibrated scores, for programs without PyTorch.
+
+The image tower, the class features and the calibration are in the file; the text tower is not,
+for the class features have taken its place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prompt_tuning.backbones.base import VLM, Geometry
+from prompt_tuning.install_hints import pip_install
+from prompt_tuning.storage import digest, write_atomic
+from prompt_tuning.tagging.artifact import Artifact
+
+OPSET = 18
+_PACKAGES = ("onnx", "onnxscript")
+_BATCH = 2  # what is traced; a batch of 1 would be taken for a constant
+
+
+def export_onnx(artifact: Artifact, vlm: VLM, file: Path) -> None:
+    """Write the artifact with the image tower of its VLM.
+
+    Input `pixels`: uint8 `(batch, 3, resolution, resolution)`, RGB, any batch. Output `scores`:
+    float32 `(batch, classes)` in [0, 1], as `Tagger.scores`. The model's metadata holds `labels`
+    and `thresholds` (JSON lists in the order of the classes), `preprocessing`, `vlm` (JSON),
+    `artifact` (the SHA-256 of what was exported) and `datafree` (its version).
+
+    Raises:
+        ValueError: in one line, when ONNX's packages are missing or `vlm` is not the one that the
+            artifact was tuned for.
+    """
+    check_packages()
+    artifact.check_vlm(vlm)
+    side = vlm.identity.resolution
+    scorer = _Scorer(artifact, vlm).eval()
+    pixels = torch.zeros(_BATCH, 3, side, side, dtype=torch.uint8)
+    scorer(pixels)  # a tower may be built when the first picture comes, which cannot be traced
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns of its own parts
+        program = torch.onnx.export(
+            scorer,
+            (pixels,),
+            input_names=["pixels"],
+            output_names=["scores"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for name, text in _metadata(artifact).items():
+        model.metadata_props.add(key=name, value=text)
+    write_atomic(file, model.SerializeToString())
+
+
+def check_packages() -> None:
+    """Raises ValueError in one line when ONNX's packages are missing."""
+    lacking = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise ValueError(f"--onnx needs {' and '.join(lacking)}: {pip_install(*lacking)}")
+
+
+def _metadata(artifact: Artifact) -> dict[str, str]:
+    side = artifact.vlm.resolution
+    calibration = artifact.calibration.to_json()
+    return {
+        "labels": json.dumps(artifact.categories.names, ensure_ascii=False),
+        "thresholds": json.dumps(calibration["thresholds"]),
+        "preprocessing": (
+            "uint8, channels first, RGB; turned upright as EXIF says; resized straight to "
+            f"{side} x {side} without a crop (Pillow's BICUBIC); the file does the rest"
+        ),
+        "vlm": artifact.vlm.model_dump_json(),
+        "artifact": digest(
+            [
+                artifact.categories.names,
+                artifact.classes.pooled.tolist(),
+                artifact.classes.local.tolist(),
+                artifact.geometry.model_dump(),
+                calibration,
+                artifact.vlm.model_dump(),
+            ]
+        ),
+        "datafree": version("datafree"),
+    }
+
+
+class _Scorer(nn.Module):
+    """Pixels to calibrated scores, as `Tagger` computes them.
+
+    All pictures have as many regions here, so scores are aggregated without the scattering of
+    scoring.py, which ONNX has no like for.
+    """
+
+    pooled: Tensor
+    local: Tensor
+    slopes: Tensor
+    offsets: Tensor
+
+    def __init__(self, artifact: Artifact, vlm: VLM) -> None:
+        super().__init__()
+        self.vlm, self.geometry = vlm, artifact.geometry
+        for name, values in (
+            ("pooled", artifact.classes.pooled),
+            ("local", artifact.classes.local),
+            ("slopes", torch.from_numpy(artifact.calibration.slopes)),
+            ("offsets", torch.from_numpy(artifact.calibration.offsets)),
+        ):
+            self.register_buffer(name, values.float())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features = self.vlm.encode_image(self.vlm.normalize(pixels))
+        geometry, batch = self.geometry, pixels.shape[0]
+        global_scores = geometry.scale * features.pooled @ self.pooled.T
+        regions = features.regions.reshape(batch, -1, features.regions.shape[-1])
+        local_scores = _aggregated(regions @ self.local.T, geometry)
+        weight = geometry.global_weight
+        raw = weight * global_scores + (1 - weight) * local_scores
+        return torch.sigmoid(self.slopes * raw + self.offsets)
+
+
+def _aggregated(cosines: Tensor, geometry: Geometry) -> Tensor:
+    """`(batch, regions, classes)` to `(batch, classes)`, by the formulas of `Geometry`."""
+    sharpened = geometry.local_temperature * cosines
+    if geometry.aggregation == "softmax":
+        return geometry.scale * (sharpened.softmax(1) * cosines).sum(1)
+    mean = sharpened.logsumexp(1) - torch.tensor(float(cosines.shape[1])).log()
+    return geometry.scale * mean / geometry.local_temperature

@@ -1,0 +1,181 @@
+"""Tags for pictures, from an artifact: the part that people use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prompt_tuning.backbones.base import VLM, fetch_weights, load_vlm
+from prompt_tuning.images import open_image
+from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.new_labels import meant_labels
+from prompt_tuning.tuning.scoring import branch_scores, fuse, region_shares
+
+_TOKENIZER = threading.Lock()  # tokenizers refuse two threads at once
+
+Picture = Image.Image | Path | str
+
+# How many images are encoded at once; CPUs' caches are small.
+BATCH = {"cpu": 4, "cuda": 64}
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A label with its calibrated score in [0, 1]."""
+
+    name: str
+    score: float
+
+
+class Tagger:
+    """Scores and tags pictures with the labels of an artifact; safe to use from several threads.
+
+    Pictures are PIL images or files, which are turned upright. Scores are independent of each
+    other: a picture may show several labels, or none (see calibration.py).
+
+    `names`: the labels, in the order of every `(…, classes)` axis. `thresholds`: `(classes,)`, the
+    score from which on a label is a tag. `batch`: how many pictures are encoded at once.
+    """
+
+    def __init__(self, artifact: Artifact, vlm: VLM, labels: Sequence[str] | None = None) -> None:
+        """`labels`: as in `with_labels`, else the artifact's categories.
+
+        Raises:
+            ValueError: as `with_labels` does, and when `vlm` is not the one that the artifact was
+                tuned for.
+        """
+        artifact.check_vlm(vlm)
+        self._artifact, self._vlm = artifact, vlm
+        self.names = artifact.categories.names
+        if labels is not None:
+            self.names = meant_labels(labels, artifact.categories)
+        new = [label for label in self.names if label not in artifact.categories.names]
+        if new:
+            with _TOKENIZER:
+                artifact = artifact.adding(new, vlm)
+        rows = [artifact.categories.index(label) for label in self.names]
+        self._pooled = artifact.classes.pooled[rows].to(vlm.device)
+        self._local = artifact.classes.local[rows].to(vlm.device)
+        self._calibration = artifact.calibration.of(rows)
+        self.thresholds = self._calibration.thresholds
+        self.device = vlm.device
+        self.batch = BATCH[self.device.type]
+
+    @classmethod
+    def load(
+        cls, folder: Path | str, device: str | None = None, cache: Path | None = None
+    ) -> Tagger:
+        """Read an artifact and load the image–text model that it was tuned for.
+
+        `device`: as PyTorch names it, else a GPU where there is one. `cache`: where the model may
+        keep what it derives from its weights.
+
+        Raises:
+            ValueError: in one line, for a folder without a whole artifact of this version, and for
+                a model that cannot be had or is another one by now.
+        """
+        artifact = Artifact.load(folder)
+        fetch_weights(artifact.vlm_settings)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(artifact, load_vlm(artifact.vlm_settings, device, cache))
+
+    def scores(self, images: Sequence[Picture]) -> np.ndarray:
+        """Calibrated scores in [0, 1], `(images, classes)`.
+
+        Raises:
+            ValueError: naming the file, when one cannot be read.
+        """
+        return self._calibration.scores(self.raw_scores(images))
+
+    def raw_scores(self, images: Sequence[Picture]) -> np.ndarray:
+        """What is calibrated: the weighted mean of both branches' scores, `(images, classes)`."""
+        scored = [np.zeros((0, len(self.names)), dtype=np.float32)]
+        for start in range(0, len(images), self.batch):
+            batch = images[start : start + self.batch]
+            scored.append(self.score_pixels(torch.stack([self.pixels(image) for image in batch])))
+        return np.concatenate(scored)
+
+    def pixels(self, image: Picture) -> Tensor:
+        """A picture as the model wants it, `(3, resolution, resolution)`.
+
+        Raises:
+            ValueError: naming the file, when it cannot be read.
+        """
+        return self._vlm.preprocess(_opened(image))
+
+    @torch.no_grad()
+    def score_pixels(self, pixels: Tensor) -> np.ndarray:
+        """As `raw_scores`, of what `pixels` gave: `(batch, 3, resolution, resolution)`."""
+        geometry = self._artifact.geometry
+        # Convolutions are faster so on CPUs (see feature_workers.py).
+        pixels = pixels.to(self._vlm.device, memory_format=torch.channels_last)
+        features = self._vlm.encode_image(pixels).float()
+        scores = branch_scores(features, self._pooled, self._local, geometry)
+        return fuse(*scores, geometry).cpu().numpy()
+
+    def tag(
+        self, images: Sequence[Picture], threshold: float | None = None, top: int | None = None
+    ) -> list[list[Tag]]:
+        """The tags of each picture, best first: labels whose score reaches the threshold.
+
+        `threshold`: one for all labels, else each has its own. `top`: no more tags than this; with
+        a threshold of 0 there are always so many.
+
+        Raises:
+            ValueError: naming the file, when one cannot be read.
+        """
+        return self.tags(self.raw_scores(images), threshold, top)
+
+    def tags(
+        self, raw: np.ndarray, threshold: float | None = None, top: int | None = None
+    ) -> list[list[Tag]]:
+        """As `tag`, of raw scores `(images, classes)`."""
+        scores = self._calibration.scores(raw)
+        reached = scores >= (self.thresholds if threshold is None else threshold)
+        return [
+            [
+                Tag(self.names[c], float(of_image[c]))
+                for c in np.argsort(-of_image, kind="stable")
+                if is_tag[c]
+            ][:top]
+            for of_image, is_tag in zip(scores, reached, strict=True)
+        ]
+
+    @torch.no_grad()
+    def heat_maps(self, image: Picture) -> np.ndarray:
+        """Each region's share in each label's local score, `(classes, rows, columns)`.
+
+        A label's shares add up to 1. The whole picture is covered, for it was not cropped.
+
+        Raises:
+            ValueError: naming the file, when it cannot be read.
+        """
+        pixels = self.pixels(image)[None].to(self._vlm.device)
+        regions = self._vlm.encode_image(pixels).regions.float()
+        shares = region_shares(regions, self._local, self._artifact.geometry)
+        side = round(len(regions) ** 0.5)  # pictures are made square
+        return shares.T.reshape(len(self.names), side, side).cpu().numpy()
+
+    def with_labels(self, labels: Sequence[str]) -> Tagger:
+        """A tagger of these labels only, without tuning (see new_labels.py).
+
+        A category of the artifact, spelled anyhow or by a synonym, keeps its name, its tuned
+        prompts and its calibration; new labels have what the categories share. On a branch that was
+        tuned without tokens, new labels have hand-crafted prompts.
+
+        Raises:
+            ValueError: in one line, for labels that are no plain names, none at all, one twice, or
+                one of a category's kinds.
+        """
+        return Tagger(self._artifact, self._vlm, labels)
+
+
+def _opened(image: Picture) -> Image.Image:
+    return image if isinstance(image, Image.Image) else open_image(Path(image))

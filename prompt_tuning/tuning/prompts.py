@@ -1,0 +1,164 @@
+"""Hierarchical prompts: learnable context tokens shared by all, by groups, and by none.
+
+Prompt of class c: `SOS | shared | coarse group of c | fine group of c | category c | name . EOS`
+(arXiv 2403.01209, §3.3; the order is a setting). Class feature:
+`f_c = norm(Enc(prompt_c) + stopgrad Enc("a photo of a {c}."))`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from prompt_tuning.backbones.base import HANDCRAFTED, VLM
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.settings import Settings
+
+Level = Literal["shared", "fine", "coarse", "category"]
+
+_LEVELS_BY_DEPTH: dict[int, tuple[Level, ...]] = {
+    1: ("shared",),
+    2: ("shared", "category"),
+    3: ("shared", "fine", "category"),
+    4: ("shared", "fine", "coarse", "category"),
+}
+
+TokenCount = Annotated[int, Field(ge=0, le=64)]
+
+
+class BranchSettings(Settings):
+    """The tokens of one branch: how many of each level, in which order.
+
+    Without `hierarchical`, the branch has shared tokens only, whatever the depth. To learn
+    `vectors` is to have no prompt at all: a free vector a class takes the encoded prompt's place.
+    `handcrafted`: the share that hand-crafted prompts have in the class features after tuning, by
+    which what was tuned on text alone leans back to what holds for images too (WiSE-FT does so
+    with weights: Wortsman et al., 2022, arXiv 2109.01903, §3).
+    """
+
+    learn: Literal["tokens", "vectors"] = "tokens"
+    hierarchical: bool = True
+    shared: Annotated[int, Field(ge=1, le=64)] = 4
+    coarse: TokenCount = 2
+    fine: TokenCount = 2
+    category: TokenCount = 4
+    handcrafted: Annotated[float, Field(ge=0, le=1)] = 0.0
+    order: tuple[Level, ...] = ("shared", "coarse", "fine", "category")
+
+    @field_validator("order")
+    @classmethod
+    def _each_level_once(cls, order: tuple[Level, ...]) -> tuple[Level, ...]:
+        if sorted(order) != sorted(get_args(Level)):
+            raise ValueError(f"must list each of {', '.join(get_args(Level))} once")
+        return order
+
+    def levels(self, depth: int) -> list[Level]:
+        """The levels that have tokens at a depth of the hierarchy, in their order."""
+        wanted = _LEVELS_BY_DEPTH[depth if self.hierarchical else 1]
+        return [level for level in self.order if level in wanted and getattr(self, level) > 0]
+
+    def context_tokens(self, depth: int) -> int:
+        """How many context tokens each prompt has."""
+        if self.learn == "vectors":
+            return 0
+        return sum(getattr(self, level) for level in self.levels(depth))
+
+
+class PromptSettings(Settings):
+    """The tokens of the global and the local branch.
+
+    `init_std`: of the normal noise that tokens start with, around where the backbone says that
+    they may start. `memory_gib`: what encoding both branches may keep for the backward pass in each
+    process; above it, prompts are encoded part by part and computed anew there, for half as much
+    again in time.
+    """
+
+    global_branch: BranchSettings = BranchSettings()
+    local_branch: BranchSettings = BranchSettings()
+    init_std: Annotated[float, Field(ge=0, le=10)] = 0.02
+    memory_gib: Annotated[float, Field(gt=0, le=1024)] = 2.0
+
+    @property
+    def handcrafted(self) -> dict[str, float]:
+        """The hand-crafted prompts' share in each branch."""
+        return {
+            "global": self.global_branch.handcrafted,
+            "local": self.local_branch.handcrafted,
+        }
+
+
+class PromptBranch(nn.Module):
+    """One branch's context tokens: a `(groups, tokens, context_width)` parameter a level.
+
+    `rows`: `(classes, tokens)`, the tokens of each class's prompt as rows of `table()`.
+    """
+
+    rows: Tensor
+
+    def __init__(
+        self,
+        vlm: VLM,
+        hierarchy: Hierarchy,
+        depth: int,
+        settings: BranchSettings,
+        init_std: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        classes = len(hierarchy.fine_of)
+        group_of: dict[Level, list[int]] = {
+            "shared": [0] * classes,
+            "coarse": list(hierarchy.coarse_of),
+            "fine": list(hierarchy.fine_of),
+            "category": list(range(classes)),
+        }
+        self.levels = settings.levels(depth)
+        counts = [getattr(settings, level) for level in self.levels]
+        starts = vlm.initial_context(sum(counts)).split(counts)
+        self.tokens = nn.ParameterDict()
+        rows, first = [], 0
+        for level, start in zip(self.levels, starts, strict=True):
+            groups = max(group_of[level]) + 1
+            noise = torch.randn(groups, *start.shape, generator=generator)
+            self.tokens[level] = nn.Parameter(start.cpu() + init_std * noise)
+            group = torch.tensor(group_of[level])[:, None]
+            rows.append(first + group * len(start) + torch.arange(len(start)))
+            first += groups * len(start)
+        self.register_buffer("rows", torch.cat(rows, dim=1), persistent=False)
+
+    def context(self) -> Tensor:
+        """Context tokens of each class's prompt: `(classes, tokens, context_width)`."""
+        return self.table()[self.rows]
+
+    def table(self) -> Tensor:
+        """All tokens of all groups, level after level: `(Σ groups · tokens, context_width)`."""
+        return torch.cat([self.tokens[level].flatten(0, 1) for level in self.levels])
+
+
+class FreeVectors(nn.Module):
+    """The control without prompts: a vector a class, its hand-crafted feature to start with."""
+
+    def __init__(self, start: Tensor, init_std: float, generator: torch.Generator) -> None:
+        """`start`: `(classes, dim)`."""
+        super().__init__()
+        noise = torch.randn(start.shape, generator=generator)
+        self.vectors = nn.Parameter(start.cpu() + init_std * noise)
+
+    def forward(self) -> Tensor:
+        """`(classes, dim)`, what encoded prompts are elsewhere."""
+        return self.vectors
+
+
+def lean_back(tuned: Tensor, handcrafted: Tensor, share: float) -> Tensor:
+    """Tuned class features with the `share` of hand-crafted prompts in them, `(classes, dim)`."""
+    return F.normalize(tuned.lerp(F.normalize(handcrafted, dim=-1), share), dim=-1)
+
+
+def handcrafted_features(vlm: VLM, categories: CategoryList) -> Tensor:
+    """The features of "a photo of a {name}.", as they are added up: `(classes, dim)`."""
+    return vlm.encode_text([HANDCRAFTED.format(name) for name in categories.names])

@@ -1,0 +1,90 @@
+"""Scores of classes for images or captions, global and local, and their fusion."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from prompt_tuning.backbones.base import Geometry
+from prompt_tuning.features import Features
+from prompt_tuning.settings import Settings
+
+Positive = Annotated[float, Field(gt=0, le=1000)]
+
+
+class ScoringSettings(Settings):
+    """What to take instead of the backbone's own geometry (a field left out keeps its own).
+
+    `fusion`: `mean`, the weighted mean of raw scores, or `softmax`, the released code's weighted
+    mean of softmaxes over classes, which makes scores compete.
+    """
+
+    scale: Positive | None = None
+    local_temperature: Positive | None = None
+    global_weight: Annotated[float, Field(ge=0, le=1)] | None = None
+    fusion: Literal["mean", "softmax"] = "mean"
+
+    def resolve(self, geometry: Geometry) -> Geometry:
+        """The backbone's geometry with these settings in place of its own."""
+        changes = self.model_dump(exclude={"fusion"}, exclude_none=True)
+        return geometry.model_copy(update=changes)
+
+
+def pooled_scores(pooled: Tensor, class_features: Tensor, geometry: Geometry) -> Tensor:
+    """`scale · cos`, `(batch, classes)`, of unit features `(batch, dim)` and `(classes, dim)`."""
+    return geometry.scale * pooled @ class_features.T
+
+
+def region_scores(
+    regions: Tensor, counts: Tensor, class_features: Tensor, geometry: Geometry
+) -> Tensor:
+    """Scores `(batch, classes)` aggregated over each item's regions (see `Geometry`).
+
+    `regions`: `(Σ regions, dim)` and `counts` `(batch,)` as in `Features`.
+    """
+    cosines = regions @ class_features.T  # (Σ regions, classes)
+    item = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    item = item.to(cosines.device)
+    shape = (len(counts), cosines.shape[1])
+    highest = cosines.detach().new_full(shape, -1.0)
+    index = item[:, None].expand_as(cosines)
+    # Noise may take cosines below -1: what the tensor is filled with must not count.
+    highest = highest.scatter_reduce(0, index, cosines.detach(), "amax", include_self=False)
+    weights = torch.exp(geometry.local_temperature * (cosines - highest[item]))
+    total = cosines.new_zeros(shape).index_add(0, item, weights)
+    if geometry.aggregation == "softmax":
+        weighted = cosines.new_zeros(shape).index_add(0, item, weights * cosines)
+        return geometry.scale * weighted / total
+    mean = total / counts.to(total)[:, None]
+    return geometry.scale * (highest + mean.log() / geometry.local_temperature)
+
+
+def region_shares(regions: Tensor, class_features: Tensor, geometry: Geometry) -> Tensor:
+    """Each region's weight in one item's aggregated scores: `(regions, classes)`, columns add to 1.
+
+    Of `softmax` its weights, of `log_mean_exp` its gradient, which are the same.
+    """
+    return (geometry.local_temperature * regions @ class_features.T).softmax(0)
+
+
+def branch_scores(
+    features: Features, class_pooled: Tensor, class_local: Tensor, geometry: Geometry
+) -> tuple[Tensor, Tensor]:
+    """Global and local scores, each `(batch, classes)`."""
+    return (
+        pooled_scores(features.pooled, class_pooled, geometry),
+        region_scores(features.regions, features.counts, class_local, geometry),
+    )
+
+
+def fuse(
+    global_scores: Tensor, local_scores: Tensor, geometry: Geometry, fusion: str = "mean"
+) -> Tensor:
+    """The two branches' scores in one, `(batch, classes)`."""
+    if fusion == "softmax":
+        global_scores, local_scores = global_scores.softmax(-1), local_scores.softmax(-1)
+    weight = geometry.global_weight
+    return weight * global_scores + (1 - weight) * local_scores

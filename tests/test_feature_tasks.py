@@ -1,0 +1,108 @@
+"""Ray tasks that encode images: the backbone's own features, the same however often they stop."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from orchestrator.cluster.connect import connect, disconnect
+from prompt_tuning.backbones.base import VLM, VLMSettings
+from prompt_tuning.features import load_features, save_features
+from prompt_tuning.images import open_image
+from workers.features import encode_images
+from workers.stage import Stage, run_stage
+
+# Another driver of the same stage, on the same Ray.
+OTHER = """
+import pickle, sys
+from pathlib import Path
+from orchestrator.cluster.connect import connect
+from prompt_tuning.features import save_features
+from workers.features import encode_images
+from workers.stage import run_stage
+
+stage, files, vlm, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
+connect()
+def work(staging):
+    features = encode_images(files, vlm, cache, stage.parts, lambda _: None)
+    save_features(staging / "features.safetensors", features)
+assert run_stage(stage, work)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    connect()
+    yield
+    disconnect()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_images_have_the_backbones_features_also_after_a_stop(
+    tmp_path: Path, embedded_vlm: VLM, embedded_settings: VLMSettings, lasting_cache: Path
+) -> None:
+    draw = np.random.default_rng(0)
+    files = [tmp_path / f"{number}.png" for number in range(61)]  # two parts, the last batch of one
+    for file in files:
+        Image.fromarray(draw.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
+    parts, told = tmp_path / "parts", []
+    features = encode_images(files, embedded_settings, lasting_cache, parts, told.append)
+    assert sum(told) == len(files)
+    rows = [0, 3, 47, 48, 60]
+    pixels = torch.stack([embedded_vlm.preprocess(open_image(files[row])) for row in rows])
+    expected, some = embedded_vlm.encode_image(pixels), features.take(torch.tensor(rows))
+    torch.testing.assert_close(some.pooled.float(), expected.pooled, atol=1e-3, rtol=0)
+    torch.testing.assert_close(some.regions.float(), expected.regions, atol=1e-3, rtol=0)
+
+    first, _ = sorted(parts.iterdir())
+    shutil.rmtree(first)
+    again = encode_images(files, embedded_settings, lasting_cache, parts, told.append)
+    assert torch.equal(again.pooled, features.pooled)
+    assert torch.equal(again.regions, features.regions)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_slower_of_two_drivers_succeeds_and_discards_its_copy(
+    tmp_path: Path,
+    embedded_settings: VLMSettings,
+    lasting_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(50)]  # two parts
+    for file in files:
+        Image.new("RGB", (30, 20), "teal").save(file)
+    stage = Stage("image_features", "shared", tmp_path / "cache")
+    given = tmp_path / "given"
+    given.write_bytes(pickle.dumps((stage, files, embedded_settings, lasting_cache)))
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    published: list[int] = []
+
+    def the_other_is_faster(_: int) -> None:
+        """Let the other driver finish the stage when this one has begun."""
+        if not published:
+            subprocess.run([sys.executable, "-c", OTHER, str(given)], check=True)
+            published.append((stage.folder / "manifest.json").stat().st_mtime_ns)
+
+    def work(staging: Path) -> None:
+        features = encode_images(
+            files, embedded_settings, lasting_cache, stage.parts, the_other_is_faster
+        )
+        save_features(staging / "features.safetensors", features)
+
+    run_stage(stage, work)
+    assert stage.done()
+    assert (stage.folder / "manifest.json").stat().st_mtime_ns == published[0]
+    assert len(load_features(stage.folder / "features.safetensors").counts) == len(files)
+    assert not stage.parts.exists()
+    assert [path.name for path in stage.folder.parent.iterdir()] == ["shared"]

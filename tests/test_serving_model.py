@@ -1,0 +1,48 @@
+"""What the service's models do when an artifact is written anew while they serve it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from prompt_tuning import Artifact
+from prompt_tuning.backbones.base import VLMSettings, load_vlm
+from prompt_tuning.storage import MANIFEST
+from workers.serving.model import _Artifacts
+
+
+def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let_go(
+    artifact: Path, embedded_settings: VLMSettings, lasting_cache: Path, tmp_path: Path
+) -> None:
+    smaller = embedded_settings.model_copy(update={"resolution": 192})
+    identity = load_vlm(smaller, cache=lasting_cache).identity
+    made_anew = tmp_path / "made anew"
+    replace(Artifact.load(artifact), vlm_settings=smaller, vlm=identity).save(made_anew)
+    folder = tmp_path / "served"
+    shutil.copytree(artifact, folder)
+    artifacts = _Artifacts({"name": folder}, "cpu", lasting_cache)
+    artifacts.look()
+    before = artifacts.served["name"]
+    order = (MANIFEST, "tokens.safetensors", "class_features.safetensors", "artifact.json")
+    files = [made_anew / name for name in order]
+    assert set(files) == set(made_anew.iterdir())
+    for file in files:
+        assert artifacts.served["name"] is before
+        shutil.copyfile(file, folder / file.name)
+        artifacts.look()
+        if file != files[-1]:
+            assert artifacts.problems["name"].startswith("name: the artifact is damaged: ")
+    assert artifacts.served["name"].version != before.version
+    assert artifacts.problems == {}
+    [(_, vlm)] = artifacts._vlms.values()
+    assert vlm.identity == identity
+    # Back to what was there, while nothing changes.
+    (folder / MANIFEST).unlink()
+    artifacts.look()
+    assert str(tmp_path) not in artifacts.problems["name"]
+    shutil.copyfile(made_anew / MANIFEST, folder / MANIFEST)
+    served = artifacts.served["name"]
+    artifacts.look()
+    assert artifacts.problems == {}
+    assert artifacts.served["name"] is served

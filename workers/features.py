@@ -1,0 +1,161 @@
+"""Ray tasks that encode captions and images in parts; a part that is on disk is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.features import Features, concatenate, load_features, save_features
+from prompt_tuning.images import open_image
+from prompt_tuning.storage import is_published, publishing
+from workers.failure import DescribedFailure
+from workers.waiting import Waiting
+
+_CAPTIONS_A_PART = 512
+_IMAGES_A_PART = {"cpu": 48, "cuda": 1024}
+# Small on CPUs, for the sake of their caches: EfficientNet is 1.4 times as fast as with 16.
+IMAGES_A_BATCH = {"cpu": 4, "cuda": 64}
+_FEATURES = "features.safetensors"
+
+
+def encode_captions(
+    captions: Sequence[str],
+    vlm: VLMSettings,
+    cache: Path,
+    parts: Path,
+    on_items: Callable[[int], None],
+    gpus: float = 0,
+) -> Features:
+    """Features of captions, in order, by tasks that take `gpus` each.
+
+    `on_items` is told how many more are done.
+    """
+    task = _caption_part.options(num_gpus=gpus).remote
+    return _encode(task, captions, _CAPTIONS_A_PART, vlm, cache, parts, on_items, gpus)
+
+
+def encode_images(
+    files: Sequence[Path],
+    vlm: VLMSettings,
+    cache: Path,
+    parts: Path,
+    on_items: Callable[[int], None],
+    gpus: float = 0,
+) -> Features:
+    """Features of image files, in order, by tasks that take `gpus` each.
+
+    `on_items` is told how many more are done.
+    """
+    task = partial(_image_part.options(num_gpus=gpus).remote, _readers(gpus))
+    size = _IMAGES_A_PART["cuda" if gpus else "cpu"]
+    return _encode(task, files, size, vlm, cache, parts, on_items, gpus)
+
+
+def _encode(
+    task: Callable[..., Any],
+    items: Sequence[Any],
+    size: int,
+    vlm: VLMSettings,
+    cache: Path,
+    parts: Path,
+    on_items: Callable[[int], None],
+    gpus: float,
+) -> Features:
+    chunks = {
+        parts / f"{start:08d}": items[start : start + size] for start in range(0, len(items), size)
+    }
+    missing = {}
+    for part, chunk in chunks.items():
+        if is_published(part):
+            on_items(len(chunk))
+        else:
+            missing[part] = chunk
+    waiting = Waiting("feature tasks", {"CPU": 1, "GPU": gpus})
+    if missing:
+        # Alone: what a backbone derives from its weights is then computed only once.
+        ray.get(waiting.first([_load.options(num_gpus=gpus).remote(vlm, cache)]))
+    running = {task(chunk, vlm, cache, part): part for part, chunk in missing.items()}
+    while running:
+        done = waiting.first(list(running))
+        ray.get(done)
+        on_items(len(missing[running.pop(done)]))
+    return concatenate(load_features(part / _FEATURES) for part in chunks)
+
+
+def _readers(gpus: float) -> int:
+    """Threads that read pictures for a task: the CPUs that fall to its share of a node's GPUs.
+
+    Ray is asked for one of them: a task that waits for all of a node's would wait for whatever
+    else has one.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shares = [gpus * node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")]
+    return max(1, int(min(shares))) if gpus and shares else 1
+
+
+@ray.remote(num_cpus=1)
+def _load(vlm: VLMSettings, cache: Path) -> None:
+    _loaded(vlm, cache, _device())
+
+
+@ray.remote(num_cpus=1)
+def _caption_part(captions: Sequence[str], vlm: VLMSettings, cache: Path, part: Path) -> None:
+    with publishing(part) as staging:
+        features = _loaded(vlm, cache, _device()).encode_captions(list(captions))
+        save_features(staging / _FEATURES, features.to("cpu"))
+
+
+@ray.remote(num_cpus=1)
+def _image_part(
+    readers: int, files: Sequence[Path], vlm: VLMSettings, cache: Path, part: Path
+) -> None:
+    model = _loaded(vlm, cache, _device())
+    with publishing(part) as staging:
+        batches = []
+        for pixels in _pixels(files, model, readers):
+            # Convolutions are faster so on CPUs: RN50 by 2 to 30 %, EfficientNet by 10 to 80 %.
+            pixels = pixels.to(model.device, memory_format=torch.channels_last)
+            batches.append(model.encode_image(pixels).to("cpu"))
+        save_features(staging / _FEATURES, concatenate(batches))
+
+
+def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]:
+    """Batches of pictures `(batch, 3, resolution, resolution)`; the next is read meanwhile."""
+    size = IMAGES_A_BATCH[model.device.type]
+    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    with ThreadPoolExecutor(readers) as pool:
+
+        def read(batch: Sequence[Path]) -> Iterator[Tensor]:
+            return pool.map(lambda file: model.preprocess(_opened(file)), batch)
+
+        coming = read(batches[0])
+        for following in [*batches[1:], []]:
+            current, coming = coming, read(following)
+            yield torch.stack(list(current))
+
+
+def _opened(file: Path) -> Image:
+    """An image that could be read when it was listed. Raises DescribedFailure if it cannot now."""
+    try:
+        return open_image(file)
+    except ValueError as error:
+        raise DescribedFailure(str(error)) from None
+
+
+@lru_cache(maxsize=1)
+def _loaded(vlm: VLMSettings, cache: Path, device: str) -> VLM:
+    return load_vlm(vlm, device, cache)
+
+
+def _device() -> str:
+    """Where this task computes: on the GPU that Ray gave it, if it did."""
+    return "cuda" if ray.get_gpu_ids() else "cpu"
