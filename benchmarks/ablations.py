@@ -48,7 +48,12 @@ from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets import DatasetSettings, LabelledImages, read_photos
 from prompt_tuning.datasets.scenes import fetch_stamps, stamps_source
-from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, arm_scores, untuned_arms
+from prompt_tuning.evaluation.baselines import (
+    BRANCHES,
+    ClassFeatures,
+    method_scores,
+    untuned_baselines,
+)
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image
@@ -120,7 +125,7 @@ DETAILS: dict[str, list[str]] = {
     ],
 }
 SINGLE_PRECISION = "depth 4, features in single precision"
-IMAGES_A_BATCH = 16
+IMAGES_PER_BATCH = 16
 
 # Of one set of class features: mAP by data set and branch.
 Figures = dict[str, dict[str, float]]
@@ -271,8 +276,8 @@ def photo_features(vlm: VLM, photos: LabelledImages, folder: Path) -> Features:
     """Features of photos, kept in a folder of their own."""
     if not is_published(folder):
         batches = []
-        for start in range(0, len(photos.files), IMAGES_A_BATCH):
-            images = [open_image(file) for file in photos.files[start : start + IMAGES_A_BATCH]]
+        for start in range(0, len(photos.files), IMAGES_PER_BATCH):
+            images = [open_image(file) for file in photos.files[start : start + IMAGES_PER_BATCH]]
             batches.append(vlm.encode_image(torch.stack([vlm.preprocess(i) for i in images])))
         with publishing(folder) as staging:
             save_features(staging / FEATURES, concatenate(batches))
@@ -291,7 +296,7 @@ def measure(
     for name, (features, images) in datasets.items():
         columns = labelled(images)
         chosen = ClassFeatures(classes.pooled[columns], classes.local[columns])
-        scores = arm_scores(features, chosen, geometry, fusion)
+        scores = method_scores(features, chosen, geometry, fusion)
         labels = images.labels[:, columns]
         ignored = None if images.ignored is None else images.ignored[:, columns]
         figures[name] = {
@@ -308,17 +313,17 @@ def compare(
     runs: Path,
     console: Console,
 ) -> None:
-    """Tune what is not there and measure all, beside the untuned arms of the base plan."""
+    """Tune what is not there and measure all, beside the baselines of the base plan."""
     tuned = tune_all(variations, runs)
     train, _ = read_caption_sets(base)
-    arms = {
-        arm: [measure(classes, base, vlm, datasets)]
-        for arm, classes in untuned_arms(vlm, base.categories, train).items()
+    methods = {
+        method: [measure(classes, base, vlm, datasets)]
+        for method, classes in untuned_baselines(vlm, base.categories, train).items()
     }
     for name, of_seeds in tuned.items():
         plan = variations[name].plan
-        arms[name] = [measure(classes, plan, vlm, datasets) for classes in of_seeds]
-    report(arms, list(datasets), {n: captions_of(v) for n, v in variations.items()}, console)
+        methods[name] = [measure(classes, plan, vlm, datasets) for classes in of_seeds]
+    report(methods, list(datasets), {n: captions_of(v) for n, v in variations.items()}, console)
 
 
 def captions_of(variation: Variation) -> int:
@@ -328,16 +333,16 @@ def captions_of(variation: Variation) -> int:
 
 
 def report(
-    arms: dict[str, list[Figures]],
+    methods: dict[str, list[Figures]],
     datasets: Sequence[str],
     captions: dict[str, int],
     console: Console,
 ) -> None:
-    """A table and the last line; an untuned arm has one figure and no deviation."""
+    """A table and the last line; an baseline has one figure and no deviation."""
     table = Table("mAP", "captions", *(f"{data} {b}" for data in datasets for b in BRANCHES))
     result: dict[str, dict[str, list[float]]] = {}
-    for arm, of_seeds in arms.items():
-        cells, result[arm] = [str(captions.get(arm, ""))], {}
+    for method, of_seeds in methods.items():
+        cells, result[method] = [str(captions.get(method, ""))], {}
         for data in datasets:
             for branch in BRANCHES:
                 values = [of_seed[data][branch] for of_seed in of_seeds]
@@ -345,10 +350,10 @@ def report(
                 spread = statistics.stdev(values) if len(values) > 1 else None
                 cells.append(f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None else ""))
                 figures = [mean] if spread is None else [mean, spread]
-                result[arm][f"{data} {branch}"] = [round(figure, 2) for figure in figures]
-        table.add_row(arm, *cells)
+                result[method][f"{data} {branch}"] = [round(figure, 2) for figure in figures]
+        table.add_row(method, *cells)
     Console(width=max(console.width, 40 + 14 * len(table.columns))).print(table)
-    seeds = {arm: len(of_seeds) for arm, of_seeds in arms.items()}
+    seeds = {method: len(of_seeds) for method, of_seeds in methods.items()}
     print(json.dumps({"seeds": seeds, "captions": captions, "map": result}))
 
 

@@ -4,7 +4,7 @@
 
 The artifact is tuned here on a sentence or two for each of COCO's categories. In a process of its
 own each time: `import_s` (the package), `artifact_s` (reading and checking the files), `model_s`
-(the image–text model from its package), `first_tags_s` (one picture). Medians; the files are in the
+(the image–text model from its package), `first_tags_s` (one image). Medians; the files are in the
 page cache. The last line is one JSON object.
 """
 

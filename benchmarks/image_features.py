@@ -4,11 +4,11 @@
 
 Ours is `encode_images` as runs use it: JPEGs of 500 × 375 on disk are read, decoded, resized and
 encoded by Ray tasks that publish their parts, and its whole wall time counts; the parts are new in
-each round. Bare is nothing but `encode_image` on the same pictures, decoded beforehand, in ready
+each round. Bare is nothing but `encode_image` on the same images, decoded beforehand, in ready
 batches of our size and memory format. It is run as a process with one thread on each core, as ours,
 and as one process with a thread on each core; `ratio` is ours ÷ the faster of these. Both sides
 have loaded their models and are warm before anything counts; they take turns, figures are medians.
-The pictures are made here, from a seed. CPUs only. The last line is one JSON object.
+The images are made here, from a seed. CPUs only. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from PIL import Image
 
 from prompt_tuning.backbones.base import VLMSettings, load_vlm
 from prompt_tuning.images import open_image
-from workers.features import IMAGES_A_BATCH, encode_images
+from workers.features import IMAGES_PER_BATCH, encode_images
 
-BATCH = IMAGES_A_BATCH["cpu"]
+BATCH = IMAGES_PER_BATCH["cpu"]
 
 
 def write_photo(file: Path, draw: np.random.Generator) -> None:

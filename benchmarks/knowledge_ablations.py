@@ -49,7 +49,7 @@ from rich.console import Console
 from torch import Tensor
 
 from orchestrator.plan.run import Plan
-from orchestrator.stages.knowledge import CAPTIONS, question_writer, read_premises_file
+from orchestrator.stages.knowledge import CAPTIONS, question_writer, read_category_facts_file
 from orchestrator.stages.tuning import read_caption_sets
 from prompt_tuning.backbones.base import load_vlm
 from prompt_tuning.tuning.trainer import CaptionSet
@@ -67,7 +67,9 @@ def question_kinds(plan: Plan) -> list[str]:
     """Of each caption, what kind of question it answers."""
     plain = {
         (question.line, question.seed)
-        for block in question_writer(plan.knowledge).sentences(read_premises_file(plan.knowledge))
+        for block in question_writer(plan.knowledge).sentences(
+            read_category_facts_file(plan.knowledge)
+        )
         for question in block
         if question.words == question.categories
     }

@@ -26,7 +26,7 @@ import yaml
 
 from prompt_tuning.captions import Answer
 from prompt_tuning.categories import CategoryList, built_in_text
-from prompt_tuning.knowledge.category_facts import Premises
+from prompt_tuning.knowledge.category_facts import CategoryFacts
 from prompt_tuning.knowledge.questions import Question, QuestionSettings, QuestionWriter
 from prompt_tuning.knowledge.templates import built_in_templates
 from workers.knowledge import embedded_llm
@@ -82,7 +82,7 @@ def asked_questions(count: int) -> list[Question]:
     each = 1 + count // len(categories)
     settings = QuestionSettings(per_category=each, relationships=each)
     writer = QuestionWriter(categories, settings, built_in_templates(), SHARD_SIZE)
-    return list(islice(chain.from_iterable(writer.sentences(Premises())), count))
+    return list(islice(chain.from_iterable(writer.sentences(CategoryFacts())), count))
 
 
 def embedded_model() -> Path:

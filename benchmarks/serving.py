@@ -3,15 +3,15 @@
     python benchmarks/serving.py [--seconds 20] [--disturbed-seconds 60]
 
 The service is the command, as a process of its own; its clients are threads here, on the same
-cores. Each sends one picture a request over a kept connection and waits for the answer: 1, 8 and 32
-of them, for so many seconds each. `bare` is the model in this process with the same pictures: one
+cores. Each sends one image a request over a kept connection and waits for the answer: 1, 8 and 32
+of them, for so many seconds each. `bare` is the model in this process with the same images: one
 at a time (what one client can hope for), and in batches of the service's size on threads that each
 take batches of their own (what many can).
 
 Then 8 clients go on while, at a quarter and at three quarters of the time, a model replica is
 killed (SIGKILL), and at half of it the artifact is replaced by another one. `failed` counts every
 answer but 200 and every broken connection: clients do not try again. `second_tries` are the
-service's own. The pictures are JPEGs of 500 × 375, made here from a seed; the artifacts are tuned
+service's own. The images are JPEGs of 500 × 375, made here from a seed; the artifacts are tuned
 here on sentences. The last line is one JSON object.
 """
 
@@ -106,22 +106,22 @@ def serving(artifact: Path, cache: Path) -> Iterator[Service]:
         process.wait()
 
 
-def body_of(picture: bytes, name: str = "a.jpg") -> tuple[bytes, dict[str, str]]:
-    """A multipart body of one picture, and its headers."""
-    head = f'--cut\r\nContent-Disposition: form-data; name="pictures"; filename="{name}"\r\n\r\n'
-    return head.encode() + picture + b"\r\n--cut--\r\n", {
+def body_of(image: bytes, name: str = "a.jpg") -> tuple[bytes, dict[str, str]]:
+    """A multipart body of one image, and its headers."""
+    head = f'--cut\r\nContent-Disposition: form-data; name="images"; filename="{name}"\r\n\r\n'
+    return head.encode() + image + b"\r\n--cut--\r\n", {
         "Content-Type": "multipart/form-data; boundary=cut"
     }
 
 
-def client(port: int, pictures: list[bytes], until: Callable[[], bool]) -> list[Answered]:
-    """Sends picture after picture; a connection that breaks is opened anew for the next one."""
+def client(port: int, images: list[bytes], until: Callable[[], bool]) -> list[Answered]:
+    """Sends image after image; a connection that breaks is opened anew for the next one."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     answers: list[Answered] = []
     for number in range(sys.maxsize):
         if until():
             return answers
-        body, headers = body_of(pictures[number % len(pictures)])
+        body, headers = body_of(images[number % len(images)])
         begun = time.perf_counter()
         try:
             connection.request("POST", "/tag?threshold=0", body, headers)
@@ -136,12 +136,12 @@ def client(port: int, pictures: list[bytes], until: Callable[[], bool]) -> list[
 
 
 def load(
-    port: int, pictures: list[bytes], clients: int, seconds: float
+    port: int, images: list[bytes], clients: int, seconds: float
 ) -> tuple[list[Answered], float]:
     """What `clients` got in so many seconds, and how long it took with the last answers."""
     begun = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
-        turned = [pictures[k:] + pictures[:k] for k in range(clients)]
+        turned = [images[k:] + images[:k] for k in range(clients)]
         asked = [
             pool.submit(client, port, turned[k], lambda: time.monotonic() > begun + seconds)
             for k in range(clients)
@@ -150,8 +150,8 @@ def load(
     return answers, time.monotonic() - begun
 
 
-def bare(tagger: Tagger, pictures: list[bytes], batch: int, threads: int) -> float:
-    """Pictures a second, by threads that each decode and score batches of their own."""
+def bare(tagger: Tagger, images: list[bytes], batch: int, threads: int) -> float:
+    """Images a second, by threads that each decode and score batches of their own."""
 
     def work(contents: list[bytes]) -> None:
         pixels = [tagger.pixels(read_image(content, 10**8)) for content in contents]
@@ -159,12 +159,12 @@ def bare(tagger: Tagger, pictures: list[bytes], batch: int, threads: int) -> flo
 
     begun = time.perf_counter()
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(work, [pictures[k : k + batch] for k in range(0, len(pictures), batch)]))
-    return len(pictures) / (time.perf_counter() - begun)
+        list(pool.map(work, [images[k : k + batch] for k in range(0, len(images), batch)]))
+    return len(images) / (time.perf_counter() - begun)
 
 
 def disturbed(
-    service: Service, artifact: Path, other: Path, pictures: list[bytes], seconds: float
+    service: Service, artifact: Path, other: Path, images: list[bytes], seconds: float
 ) -> list[Answered]:
     """8 clients, while replicas are killed and the artifact is replaced."""
 
@@ -184,7 +184,7 @@ def disturbed(
     ]
     for timer in timers:
         timer.start()
-    answers, _ = load(service.port, pictures, 8, seconds)
+    answers, _ = load(service.port, images, 8, seconds)
     for timer in timers:
         timer.join()
     return answers
@@ -206,20 +206,20 @@ def main() -> None:
         for target, sentences in ((artifact, SENTENCES), (other, SENTENCES[::2])):
             tune(vlm, CATEGORIES, sentences, tuning=settings).save(target)
         draw = np.random.default_rng(0)
-        pictures = []
+        images = []
         for _ in range(PHOTOS):
             write_photo(photo := Path(name, "photo.jpg"), draw)
-            pictures.append(photo.read_bytes())
+            images.append(photo.read_bytes())
         tagger = Tagger.load(artifact, cache=options.cache)
         for _ in range(2):  # the first warms up
-            one = bare(tagger, pictures, 1, 1)
-            batched = max(bare(tagger, pictures, tagger.batch, threads) for threads in (1, cores))
+            one = bare(tagger, images, 1, 1)
+            batched = max(bare(tagger, images, tagger.batch, threads) for threads in (1, cores))
         result |= {"bare_one_s": round(one, 2), "bare_batched_s": round(batched, 2)}
         print(result, flush=True)
         with serving(artifact, options.cache) as service:
-            load(service.port, pictures, 8, 5)  # warms up
+            load(service.port, images, 8, 5)  # warms up
             for clients in CLIENTS:
-                answers, took = load(service.port, pictures, clients, options.seconds)
+                answers, took = load(service.port, images, clients, options.seconds)
                 assert {answer.status for answer in answers} == {200}
                 times = sorted(1000 * answer.seconds for answer in answers)
                 result[f"clients_{clients}"] = of = {
@@ -228,7 +228,7 @@ def main() -> None:
                     "p99_ms": round(times[int(0.99 * len(times))], 1),
                 }
                 print(clients, of, flush=True)
-            answers = disturbed(service, artifact, other, pictures, options.disturbed_seconds)
+            answers = disturbed(service, artifact, other, images, options.disturbed_seconds)
             [tries] = [
                 float(line.split()[1])
                 for line in service.get("/metrics")[1].decode().splitlines()

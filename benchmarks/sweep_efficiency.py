@@ -25,7 +25,7 @@ from rich.console import Console
 
 from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.placement import find_resources
-from orchestrator.commands.run import quieten_libraries
+from orchestrator.console import quieten_libraries
 from orchestrator.runs.pipeline import stage_work
 from orchestrator.sweep.plan import SweepPlan, plan_sweep
 from orchestrator.sweep.records import TrialRecords

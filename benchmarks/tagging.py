@@ -1,6 +1,6 @@
-"""Pictures a second of `datafree tag`, against a bare loop that decodes and encodes.
+"""Images a second of `datafree tag`, against a bare loop that decodes and encodes.
 
-    python benchmarks/tagging.py [--rounds 3] [--pictures 20000]
+    python benchmarks/tagging.py [--rounds 3] [--links 20000]
 
 Ours is the whole job with an output file: listing, parts that are kept, rows, the file at the end.
 Bare is a loop over the same files in batches of our size: Pillow opens, the backbone preprocesses
@@ -8,10 +8,10 @@ and encodes, and nothing is done with it. It is run with one thread and with a t
 and `ratio` is ours ÷ the faster of these: on a machine that others use, threads that wait for each
 other by spinning can make the second many times slower than the first, which is no merit of ours.
 All have the same loaded model, are warm before anything counts, and take turns; figures are
-medians. The pictures are JPEGs of 500 × 375, made here from a seed. The artifact is tuned here on
+medians. The images are JPEGs of 500 × 375, made here from a seed. The artifact is tuned here on
 sentences.
 
-`growth_mib`: how far memory rises in one job over `--pictures` links to these files: the most that
+`growth_mib`: how far memory rises in one job over `--links` links to these files: the most that
 is resident after a tenth of the time, above the most before; `resident_mib`: that of each tenth.
 The last line is one JSON object.
 """
@@ -51,18 +51,18 @@ SENTENCES = [
 
 
 def bare(vlm: VLM, files: list[Path], batch: int, threads: int) -> float:
-    """Pictures a second."""
+    """Images a second."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
     for first in range(0, len(files), batch):
-        pictures = [Image.open(file).convert("RGB") for file in files[first : first + batch]]
-        pixels = torch.stack([vlm.preprocess(picture) for picture in pictures])
+        images = [Image.open(file).convert("RGB") for file in files[first : first + batch]]
+        pixels = torch.stack([vlm.preprocess(image) for image in images])
         vlm.encode_image(pixels.to(vlm.device, memory_format=torch.channels_last))
     return len(files) / (time.perf_counter() - start)
 
 
 def ours(folder: Path, artifact: Path, cache: Path, console: Console, threads: int) -> float:
-    """Pictures a second."""
+    """Images a second."""
     torch.set_num_threads(threads)
     out = folder.with_name("tags.jsonl")
     out.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=384)
-    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--links", type=int, default=20_000)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
@@ -117,7 +117,7 @@ def main() -> None:
         for number in range(options.images):
             write_photo(photos / f"{number}.jpg", draw)
         files = sorted(photos.iterdir())
-        for number in range(options.pictures):
+        for number in range(options.links):
             (many / f"{number:06d}.jpg").symlink_to(files[number % len(files)])
         with patch.object(Tagger, "load", return_value=tagger):  # it is loaded for both
             for turn in range(options.rounds + 1):  # the first warms up
@@ -138,7 +138,7 @@ def main() -> None:
         **{f"{side}_images_s": round(rate, 2) for side, rate in medians.items()},
         "growth_mib": round(max(resident[1:]) - resident[0], 1),
         "resident_mib": [round(of_tenth) for of_tenth in resident],
-        "pictures": options.pictures,
+        "links": options.links,
         "images": options.images,
         "rounds": options.rounds,
         "batch": tagger.batch,

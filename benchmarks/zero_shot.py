@@ -20,10 +20,10 @@ from PIL import Image
 from prompt_tuning.backbones.base import VLMSettings, load_vlm
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_voc
-from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, arm_scores
+from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import concatenate
-from prompt_tuning.tuning.prompts import handcrafted_features
+from prompt_tuning.tuning.prompts import anchor_features
 
 # The devkit's own class names, in the order of the built-in list.
 VOC_CLASSES = (
@@ -59,8 +59,8 @@ def main() -> None:
             )
             for i in range(0, len(photos.files), BATCH)
         )
-        texts = F.normalize(handcrafted_features(vlm, categories), dim=-1)
-        scores = arm_scores(features, ClassFeatures(texts, texts), vlm.geometry, "mean")
+        texts = F.normalize(anchor_features(vlm, categories), dim=-1)
+        scores = method_scores(features, ClassFeatures(texts, texts), vlm.geometry, "mean")
         maps = {b: 100 * mean_average_precision(scores[b], photos.labels) for b in BRANCHES}
         measured[f"{model}@{resolution}"] = {b: round(value, 2) for b, value in maps.items()}
         distances = [abs(maps[b] - d) for b, d in zip(BRANCHES, described, strict=True)]

@@ -130,8 +130,8 @@ def evaluate(
 @app.command()
 def tag(
     artifact: Annotated[Path, typer.Argument(help="folder, e.g. runs/quickstart/artifact")],
-    pictures: Annotated[
-        list[str], typer.Argument(metavar="PATH…", help="pictures, folders, or quoted patterns")
+    images: Annotated[
+        list[str], typer.Argument(metavar="PATH…", help="images, folders, or quoted patterns")
     ],
     out: Annotated[
         Path | None,
@@ -140,18 +140,18 @@ def tag(
     threshold: Annotated[
         float | None, typer.Option(help="score of a tag, 0 to 1 (default: each label's own)")
     ] = None,
-    top: Annotated[int | None, typer.Option(help="no more tags for a picture than this")] = None,
+    top: Annotated[int | None, typer.Option(help="no more tags for an image than this")] = None,
     labels: Annotated[
         str | None, typer.Option(metavar="A,B,C", help="these instead, without tuning")
     ] = None,
     workers: Annotated[int | None, typer.Option(help="spread over so many workers on Ray")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="a page of pictures and tags, .html")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="a page of images and tags, .html")] = None,
     cache: Annotated[str | None, typer.Option(help="folder of what models derive")] = None,
 ) -> None:
-    """Tags for pictures: files, folders, any number; goes on where it was stopped."""
+    """Tags for images: files, folders, any number; goes on where it was stopped."""
     from orchestrator.commands.tag import tag as tag_command
 
-    tag_command(artifact, pictures, out, threshold, top, labels, workers, sheet, cache)
+    tag_command(artifact, images, out, threshold, top, labels, workers, sheet, cache)
 
 
 @app.command()
@@ -288,7 +288,7 @@ def main() -> None:
         try:
             app(_home_expanded(sys.argv[1:]))
         except Exception as error:
-            from orchestrator.config.yaml import InputError
+            from orchestrator.errors import InputError
 
             if isinstance(error, InputError):
                 typer.echo(f"error: {str(error)[:_LONGEST_MESSAGE]}", err=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -85,3 +87,9 @@ def status(console: Console, text: str) -> Iterator[None]:
     else:
         console.print(text)
         yield
+
+
+def quieten_libraries() -> None:
+    """Their bars and notices would hide ours; errors come through. tqdm looks once, at import."""
+    os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
+    warnings.filterwarnings("ignore", module="torchvision")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 
 
 @contextmanager

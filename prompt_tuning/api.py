@@ -16,7 +16,7 @@ from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import calibrate
 from prompt_tuning.tagging.new_labels import TunedTokens
 from prompt_tuning.tuning.losses import LossSettings
-from prompt_tuning.tuning.prompts import PromptSettings, handcrafted_features
+from prompt_tuning.tuning.prompts import PromptSettings, anchor_features
 from prompt_tuning.tuning.scoring import ScoringSettings
 from prompt_tuning.tuning.trainer import (
     CaptionSet,
@@ -60,7 +60,7 @@ def tune(
         caption_labels(captions, len(listed)),
     )
     train, validation = whole.split([is_held_out(caption, held_out) for caption in captions])
-    unit = F.normalize(handcrafted_features(vlm, listed), dim=-1).cpu().numpy()
+    unit = F.normalize(anchor_features(vlm, listed), dim=-1).cpu().numpy()
     groups = cluster_groups(unit, listed, hierarchy.coarse, hierarchy.fine)
     class_prompts = ClassPrompts(
         vlm, listed, groups, hierarchy.depth, prompts, scoring, losses, seed

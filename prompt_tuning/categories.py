@@ -23,7 +23,7 @@ _ONE_NAME = "case, hyphens and number make no other name"
 class Category(Settings):
     """One label: its readable name, synonyms ("sofa": couch) and kinds ("dog": chihuahua).
 
-    Both lists are used by every arm of the evaluation alike, and by noun matching in captions.
+    Both lists are used by every method of the evaluation alike, and by noun matching in captions.
     """
 
     name: Name

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.knowledge.category_facts import Premises, Votes
+from prompt_tuning.knowledge.category_facts import CategoryFacts, Votes
 from prompt_tuning.settings import Settings
 
 _ROUNDS = 20
@@ -126,7 +126,7 @@ def cluster_groups(
 
 
 def group_by_answers(
-    premises: Premises, categories: CategoryList, coarse: int, fine: int
+    facts: CategoryFacts, categories: CategoryList, coarse: int, fine: int
 ) -> Hierarchy:
     """Balanced, nested groups of categories for which the language model's lists are alike.
 
@@ -135,18 +135,18 @@ def group_by_answers(
     the word that was given most for what their members are, where there is one.
     """
     company = {
-        name: {**premises.company.get(name, {}), **premises.together.get(name, {}), name: 1}
+        name: {**facts.company.get(name, {}), **facts.together.get(name, {}), name: 1}
         for name in categories.names
     }
     features = np.concatenate(
-        [_word_features(premises.classes, categories), _word_features(company, categories)], axis=1
+        [_word_features(facts.classes, categories), _word_features(company, categories)], axis=1
     )
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     groups = cluster_groups(features, categories, coarse, fine)
     return replace(
         groups,
-        fine_names=_class_names(groups.fine_of, groups.fine_names, premises, categories),
-        coarse_names=_class_names(groups.coarse_of, groups.coarse_names, premises, categories),
+        fine_names=_class_names(groups.fine_of, groups.fine_names, facts, categories),
+        coarse_names=_class_names(groups.coarse_of, groups.coarse_names, facts, categories),
     )
 
 
@@ -162,7 +162,10 @@ def _word_features(votes: dict[str, Votes], categories: CategoryList) -> np.ndar
 
 
 def _class_names(
-    group_of: tuple[int, ...], names: tuple[str, ...], premises: Premises, categories: CategoryList
+    group_of: tuple[int, ...],
+    names: tuple[str, ...],
+    facts: CategoryFacts,
+    categories: CategoryList,
 ) -> tuple[str, ...]:
     """Each group's most given class word with the group's central members, to tell like ones."""
     titles = []
@@ -170,7 +173,7 @@ def _class_names(
         votes: Counter[str] = Counter()
         for name, of_category in zip(categories.names, group_of, strict=True):
             if of_category == group:
-                votes.update(premises.classes.get(name, {}))
+                votes.update(facts.classes.get(name, {}))
         word = max(sorted(votes), key=lambda word: votes[word]) if votes else ""
         titles.append(f"{word}: {central}" if word else central)
     return tuple(titles)

@@ -26,11 +26,11 @@ _WHITES = (255.0, 4095.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
 
 
 class UnknownFormatError(ValueError):
-    """No picture of a known format, or one whose beginning is damaged."""
+    """No image of a known format, or one whose beginning is damaged."""
 
 
 class TooManyPixelsError(ValueError):
-    """A picture that would take more memory than a picture may."""
+    """An image that would take more memory than an image may."""
 
 
 def open_image(file: Path) -> Image.Image:
@@ -53,7 +53,7 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
     """As `open_image`, of a file's content.
 
     Raises:
-        UnknownFormatError: when it is no picture.
+        UnknownFormatError: when it is no image.
         TooManyPixelsError: when it has more than these.
         ValueError: when it is truncated or damaged.
     """
@@ -166,7 +166,7 @@ def _what_it_is(beginning: bytes) -> str:
 
 
 def small_jpeg(file: Path, side: int) -> bytes:
-    """A picture as a page shows it, no side longer than this. Raises ValueError as above."""
+    """An image as a page shows it, no side longer than this. Raises ValueError as above."""
     small = open_image(file)
     small.thumbnail((side, side))
     stream = io.BytesIO()
@@ -175,7 +175,7 @@ def small_jpeg(file: Path, side: int) -> bytes:
 
 
 @cache
-def picture_suffixes() -> tuple[str, ...]:
+def image_suffixes() -> tuple[str, ...]:
     """What the names of images end in, lower case, with the dot; HEIC's whether it is read or not.
 
     A folder of them is then no empty one: each is named with what reads it.

@@ -8,7 +8,7 @@ from typing import Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-_ROWS_A_GROUP = 8192
+_ROWS_PER_GROUP = 8192
 
 
 class RowWriter:
@@ -29,7 +29,7 @@ class RowWriter:
     def write(self, **row: object) -> None:
         """Add one row."""
         self._rows.append(row)
-        if len(self._rows) == _ROWS_A_GROUP:
+        if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()
 
     def _flush(self) -> None:

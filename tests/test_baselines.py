@@ -1,4 +1,4 @@
-"""The arms and the figures that compare them, against computing them plainly."""
+"""The methods and the figures that compare them, against computing them plainly."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from prompt_tuning.backbones.base import VLM, Geometry
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.evaluation.baselines import (
     UNTUNED,
-    Arms,
-    ArmScores,
     ClassFeatures,
-    arm_scores,
-    compare_arms,
+    MethodFeatures,
+    MethodScores,
+    compare_methods,
     figures_without_meaning,
+    method_scores,
     precision_recall,
-    score_arms,
-    untuned_arms,
+    score_methods,
+    untuned_baselines,
 )
 from prompt_tuning.evaluation.metrics import average_precision
 from prompt_tuning.features import Features
@@ -63,17 +63,17 @@ def some_items(count: int, dim: int = DIM) -> Features:
     return Features(unit(count, dim, seed=1), unit(int(counts.sum()), dim, seed=2), counts)
 
 
-def some_arms() -> Arms:
+def some_methods() -> MethodFeatures:
     def classes(seed: int) -> ClassFeatures:
         return ClassFeatures(unit(4, DIM, seed=seed), unit(4, DIM, seed=seed + 100))
 
-    untuned = {arm: classes(seed) for seed, arm in enumerate(UNTUNED, start=10)}
-    return Arms(untuned, {0: classes(20), 7: classes(21)})
+    untuned = {method: classes(seed) for seed, method in enumerate(UNTUNED, start=10)}
+    return MethodFeatures(untuned, {0: classes(20), 7: classes(21)})
 
 
 @pytest.fixture(scope="module")
-def scores() -> ArmScores:
-    return score_arms(some_items(60), some_arms(), GEOMETRY, "mean")
+def scores() -> MethodScores:
+    return score_methods(some_items(60), some_methods(), GEOMETRY, "mean")
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +84,13 @@ def labels() -> np.ndarray:
     return drawn
 
 
-def test_untuned_arms_are_means_of_what_they_say(embedded_vlm: VLM) -> None:
+def test_baselines_are_means_of_what_they_say(embedded_vlm: VLM) -> None:
     captions = some_items(6, embedded_vlm.dim)
     shown = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]] + 2 * [[0] * 4])
-    shown[5] = torch.tensor([1, 1, 1, 1])  # held out: no arm may see it
+    shown[5] = torch.tensor([1, 1, 1, 1])  # held out: no method may see it
     train = CaptionSet(captions, shown.bool(), torch.arange(5))
-    arms = untuned_arms(embedded_vlm, CATEGORIES, train)
-    assert tuple(arms) == UNTUNED
+    methods = untuned_baselines(embedded_vlm, CATEGORIES, train)
+    assert tuple(methods) == UNTUNED
 
     def mean_of(texts: list[str]) -> torch.Tensor:
         return F.normalize(F.normalize(embedded_vlm.encode_text(texts), dim=-1).mean(0), dim=-1)
@@ -117,14 +117,14 @@ def test_untuned_arms_are_means_of_what_they_say(embedded_vlm: VLM) -> None:
         ],
     }
     assert len(OPENAI_IMAGENET_TEMPLATES) == 80
-    for arm, rows in expected.items():
-        torch.testing.assert_close(arms[arm].pooled, torch.stack(rows), atol=1e-5, rtol=0)
-        torch.testing.assert_close(arms[arm].local, arms[arm].pooled)
+    for method, rows in expected.items():
+        torch.testing.assert_close(methods[method].pooled, torch.stack(rows), atol=1e-5, rtol=0)
+        torch.testing.assert_close(methods[method].local, methods[method].pooled)
 
 
-def test_scores_of_an_arm() -> None:
-    items, classes = some_items(5), some_arms().tuned[0]
-    scores = arm_scores(items, classes, GEOMETRY, "mean")
+def test_scores_of_a_method() -> None:
+    items, classes = some_items(5), some_methods().tuned[0]
+    scores = method_scores(items, classes, GEOMETRY, "mean")
     regions = items.regions.split(items.counts.tolist())
     for i in range(5):
         for c in range(4):
@@ -136,8 +136,8 @@ def test_scores_of_an_arm() -> None:
             np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-def test_figures_are_those_of_scikit_learn(scores: ArmScores, labels: np.ndarray) -> None:
-    found = compare_arms(scores, labels, CATEGORIES)
+def test_figures_are_those_of_scikit_learn(scores: MethodScores, labels: np.ndarray) -> None:
+    found = compare_methods(scores, labels, CATEGORIES)
     assert set(found["map"]) == {*UNTUNED, "tuned"}
 
     def aps(of_set: dict[str, np.ndarray], branch: str = "fused") -> np.ndarray:
@@ -145,21 +145,21 @@ def test_figures_are_those_of_scikit_learn(scores: ArmScores, labels: np.ndarray
             [100 * average_precision_score(labels[:, c], of_set[branch][:, c]) for c in range(3)]
         )
 
-    for arm, sets in scores.items():
+    for method, sets in scores.items():
         for branch in ("global", "local", "fused"):
             means = [aps(of_set, branch).mean() for of_set in sets]
-            assert found["map"][arm][branch] == pytest.approx(np.mean(means))
-            if arm == "tuned":
+            assert found["map"][method][branch] == pytest.approx(np.mean(means))
+            if method == "tuned":
                 assert found["map_by_seed"]["tuned"][branch] == pytest.approx(means)
         of_classes = np.mean([aps(of_set) for of_set in sets], axis=0)
-        assert found["ap"][arm]["violin"] is None
-        assert list(found["ap"][arm].values())[:3] == pytest.approx(of_classes)
+        assert found["ap"][method]["violin"] is None
+        assert list(found["ap"][method].values())[:3] == pytest.approx(of_classes)
         eleven = [
             100 * average_precision(of_set["fused"][:, c], labels[:, c], "11")
             for of_set in sets
             for c in range(3)
         ]
-        assert found["map_11_points"][arm] == pytest.approx(np.mean(eleven))
+        assert found["map_11_points"][method] == pytest.approx(np.mean(eleven))
     assert found["positives"] == dict(zip(CATEGORIES.names, labels.sum(0).tolist(), strict=True))
     assert found["chance_map"] == pytest.approx(100 * labels[:, :3].mean())
 
@@ -180,16 +180,16 @@ def test_figures_are_those_of_scikit_learn(scores: ArmScores, labels: np.ndarray
     json.dumps(found, allow_nan=False)
 
 
-def test_intervals_hold_the_figures(scores: ArmScores, labels: np.ndarray) -> None:
-    found = compare_arms(scores, labels, CATEGORIES)
-    assert set(found["ci"]) == {*UNTUNED, "tuned", *(f"tuned - {arm}" for arm in UNTUNED)}
+def test_intervals_hold_the_figures(scores: MethodScores, labels: np.ndarray) -> None:
+    found = compare_methods(scores, labels, CATEGORIES)
+    assert set(found["ci"]) == {*UNTUNED, "tuned", *(f"tuned - {method}" for method in UNTUNED)}
     for name, (low, high) in found["ci"].items():
-        arm, _, other = name.partition(" - ")
-        figure = found["map"][arm]["fused"] - (found["map"][other]["fused"] if other else 0)
+        method, _, other = name.partition(" - ")
+        figure = found["map"][method]["fused"] - (found["map"][other]["fused"] if other else 0)
         assert low < figure < high
 
 
-def test_figures_that_mean_nothing_are_said(scores: ArmScores, labels: np.ndarray) -> None:
+def test_figures_that_mean_nothing_are_said(scores: MethodScores, labels: np.ndarray) -> None:
     names = CATEGORIES.names
     assert figures_without_meaning(labels, None, names, "images") == []
     one = labels[:1] | np.eye(len(names), dtype=bool)[:1]
@@ -198,10 +198,10 @@ def test_figures_that_mean_nothing_are_said(scores: ArmScores, labels: np.ndarra
     assert names[0] in always and always.endswith("so these mAPs mean nothing.")
     assert few == "Too few images for intervals: 1; 10 are the least."
     of_one = {
-        arm: [{b: s[:1] for b, s in of_set.items()} for of_set in sets]
-        for arm, sets in scores.items()
+        method: [{b: s[:1] for b, s in of_set.items()} for of_set in sets]
+        for method, sets in scores.items()
     }
-    found = compare_arms(of_one, one, CATEGORIES)
+    found = compare_methods(of_one, one, CATEGORIES)
     assert found["ci"] == {}
     json.dumps(found, allow_nan=False)
     # One class of several, also where what is not known is all that lacks it.
@@ -216,36 +216,36 @@ def test_figures_that_mean_nothing_are_said(scores: ArmScores, labels: np.ndarra
     assert figures_without_meaning(shown, None, names, "held-out captions") == []
 
 
-def test_what_is_ignored_has_no_say(scores: ArmScores, labels: np.ndarray) -> None:
+def test_what_is_ignored_has_no_say(scores: MethodScores, labels: np.ndarray) -> None:
     ignored = np.random.default_rng(3).random(labels.shape) < 0.2
-    found = compare_arms(scores, labels, CATEGORIES, ignored)
+    found = compare_methods(scores, labels, CATEGORIES, ignored)
     other_scores = {
-        arm: [{b: np.where(ignored, -s, s) for b, s in of_set.items()} for of_set in sets]
-        for arm, sets in scores.items()
+        method: [{b: np.where(ignored, -s, s) for b, s in of_set.items()} for of_set in sets]
+        for method, sets in scores.items()
     }
-    assert compare_arms(other_scores, labels, CATEGORIES, ignored) == found
-    assert compare_arms(scores, labels ^ ignored, CATEGORIES, ignored) == found
-    assert compare_arms(scores, labels, CATEGORIES) != found
+    assert compare_methods(other_scores, labels, CATEGORIES, ignored) == found
+    assert compare_methods(scores, labels ^ ignored, CATEGORIES, ignored) == found
+    assert compare_methods(scores, labels, CATEGORIES) != found
 
 
-def test_two_classes_have_no_three_best(scores: ArmScores, labels: np.ndarray) -> None:
+def test_two_classes_have_no_three_best(scores: MethodScores, labels: np.ndarray) -> None:
     two = {
-        arm: [{branch: of[:, :2] for branch, of in of_set.items()} for of_set in sets]
-        for arm, sets in scores.items()
+        method: [{branch: of[:, :2] for branch, of in of_set.items()} for of_set in sets]
+        for method, sets in scores.items()
     }
     categories = CategoryList(categories=CATEGORIES.categories[:2])
-    assert compare_arms(two, labels[:, :2], categories)["f1_at_top_k"]["k"] == 2
+    assert compare_methods(two, labels[:, :2], categories)["f1_at_top_k"]["k"] == 2
 
 
 def test_arms_are_read_as_they_were_written(tmp_path: Path) -> None:
-    arms, file = some_arms(), tmp_path / "arms.safetensors"
-    arms.save(file)
-    read = Arms.load(file)
+    methods, file = some_methods(), tmp_path / "class_features.safetensors"
+    methods.save(file)
+    read = MethodFeatures.load(file)
     assert list(read.untuned) == list(UNTUNED)
     assert list(read.tuned) == [0, 7]
     for before, after in (
-        *((arms.untuned[arm], read.untuned[arm]) for arm in UNTUNED),
-        *((arms.tuned[seed], read.tuned[seed]) for seed in (0, 7)),
+        *((methods.untuned[method], read.untuned[method]) for method in UNTUNED),
+        *((methods.tuned[seed], read.tuned[seed]) for seed in (0, 7)),
     ):
         assert torch.equal(before.pooled, after.pooled)
         assert torch.equal(before.local, after.local)

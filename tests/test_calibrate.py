@@ -123,7 +123,7 @@ def test_labelled_photos_make_a_new_artifact(
     for file, row in zip(files, labels, strict=True):
         shown = ";".join(name for name, of in zip(NAMES, row, strict=True) if of)
         rows.append(f"{file.relative_to('photos')},{shown}")
-    Path("photos/broken.jpg").write_bytes(b"no picture")
+    Path("photos/broken.jpg").write_bytes(b"no image")
     Path("photos/labels.csv").write_text("\n".join([*rows, f"broken.jpg,{NAMES[0]}"]) + "\n")
     done = calibrate("--root", "photos", "--out", "fitted")
     assert done.code == 0, done.err
@@ -188,7 +188,7 @@ def test_photos_without_labels_move_thresholds_only(
         (["photos", "--dataset", "folder"], "--dataset: only goes with --root"),
         (["nowhere"], "nowhere"),
         (["--root", "nowhere"], "nowhere"),
-        (["--root", "photos", "--dataset", "pictures"], "--dataset: Input should be"),
+        (["--root", "photos", "--dataset", "images"], "--dataset: Input should be"),
         (["--root", "photos", "--split", "val"], "split: only goes with dataset"),
         (["--root", "photos"], "1 photos that can be read are too few; 10 are the least"),
     ],

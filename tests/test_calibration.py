@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.special import expit
 
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.evaluation.baselines import ClassFeatures, arm_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import best_thresholds
 from prompt_tuning.features import Features
 from prompt_tuning.tagging.calibration import (
@@ -158,7 +158,7 @@ def test_a_category_that_no_caption_shows_is_no_tag_of_everything() -> None:
     calibration = calibrate(classes, unseen, GEOMETRY)
     of_unseen = (calibration.slopes[2], calibration.offsets[2], calibration.thresholds[2])
     assert of_unseen == calibration.shared
-    raw = arm_scores(unseen.features, classes, GEOMETRY, "mean")["fused"]
+    raw = method_scores(unseen.features, classes, GEOMETRY, "mean")["fused"]
     tags = calibration.scores(raw) >= calibration.thresholds
     assert tags[:, 2].mean() < 0.2
     assert 0.1 < tags[:, 0].mean() < 0.6

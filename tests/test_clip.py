@@ -206,7 +206,7 @@ def test_preprocess_resizes_straight_and_normalises(checkpoints: Path) -> None:
         open_clip.OPENAI_DATASET_STD
     )
     close(vlm.preprocess(grey)[:, 7, 7], expected)
-    # Left half black, right half white: nothing is cropped away from a wide picture.
+    # Left half black, right half white: nothing is cropped away from a wide image.
     halves = Image.fromarray(np.repeat(np.array([[0, 255]], dtype=np.uint8), 200, axis=1))
     bright = vlm.preprocess(halves)[0] > 0
     assert bright[:, 16:].all()

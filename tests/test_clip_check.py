@@ -18,8 +18,8 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 from sklearn.metrics import average_precision_score
+from test_clip import random_model
 from test_datasets import write_voc
-from test_open_clip_vlm import random_model
 
 from orchestrator.evaluate.clip_check import RN50, _told, verify_clip
 from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
@@ -29,7 +29,7 @@ from prompt_tuning.images import open_image
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Twelve pictures, each of two classes, one object of them difficult."""
+    """Twelve images, each of two classes, one object of them difficult."""
     values = {
         f"{i:06d}": {voc.CLASSES[i]: 1, voc.CLASSES[(7 * i + 3) % 20]: 1, voc.CLASSES[19 - i]: 0}
         for i in range(12)
@@ -54,9 +54,9 @@ def expected_map(vlm: VLM, root: Path) -> float:
     """By its own way: devkit names, cosines, and a 0 in the lists means not shown."""
     base = root / "VOCdevkit" / "VOC2007"
     ids = (base / "ImageSets/Main/test.txt").read_text().split()
-    pictures = [vlm.preprocess(open_image(base / "JPEGImages" / f"{i}.jpg")) for i in ids]
+    images = [vlm.preprocess(open_image(base / "JPEGImages" / f"{i}.jpg")) for i in ids]
     texts = F.normalize(vlm.encode_text([f"a photo of a {name}." for name in voc.CLASSES]), dim=-1)
-    scores = (vlm.encode_image(torch.stack(pictures)).pooled.half().float() @ texts.T).numpy()
+    scores = (vlm.encode_image(torch.stack(images)).pooled.half().float() @ texts.T).numpy()
     aps = []
     for c, name in enumerate(voc.CLASSES):
         lines = (base / "ImageSets/Main" / f"{name}_test.txt").read_text().splitlines()
@@ -91,7 +91,7 @@ def test_the_figure_is_that_of_the_protocol(
     expected = expected_map(load_vlm(checkpoint), root)
     assert float(figure[1]) == pytest.approx(expected, abs=0.051)
     assert re.search(r"published +75\.9", told)
-    assert re.search(r"pictures +12, and the published figure is of 4,952", told)
+    assert re.search(r"images +12, and the published figure is of 4,952", told)
     assert "off by more than 0.5" in told
 
 

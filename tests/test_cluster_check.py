@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 from orchestrator.cluster.check import _check_node, check_cluster
 from orchestrator.cluster.placement import find_resources
 from orchestrator.config.models import Paths
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from workers import cluster_probe
 from workers.cluster_probe import NodeReport, _unread, package_versions
 from workers.failure import DescribedFailure

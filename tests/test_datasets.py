@@ -17,7 +17,7 @@ from PIL import Image
 
 from orchestrator.cluster.placement import Node, Resources
 from orchestrator.config.models import load_config
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.stages.evaluation import UNREADABLE, read_images, write_images
 from prompt_tuning.categories import Category, CategoryList, built_in
@@ -78,7 +78,7 @@ def write_text(file: Path, text: str) -> None:
     file.write_text(text, "utf-8")
 
 
-def write_picture(file: Path) -> None:
+def write_image(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.effect_noise((24, 16), 50).convert("RGB").save(file, "JPEG")
 
@@ -91,13 +91,13 @@ def write_voc(root: Path, year: str, split: str, values: dict[str, dict[str, int
         lines = [f"{image} {of_image.get(name, -1):2}\n" for image, of_image in values.items()]
         write_text(base / "ImageSets" / "Main" / f"{name}_{split}.txt", "".join(lines))
     for image in values:
-        write_picture(base / "JPEGImages" / f"{image}.jpg")
+        write_image(base / "JPEGImages" / f"{image}.jpg")
 
 
 def coco_json(
     images: dict[str, list[tuple[str, int]]], categories: tuple[str, ...]
 ) -> dict[str, Any]:
-    """`images`: the annotations of each picture, as category and `iscrowd`."""
+    """`images`: the annotations of each image, as category and `iscrowd`."""
     ids = {name: 7 * i + 1 for i, name in enumerate(categories)}
     annotations = [
         {"image_id": 100 + row, "category_id": ids[name], "iscrowd": crowd, "bbox": [0, 0, 1, 1]}
@@ -123,7 +123,7 @@ def write_coco(root: Path, folder: str) -> None:
     described = json.dumps(coco_json(COCO_IMAGES, COCO_CATEGORIES))
     write_text(root / "annotations" / f"instances_{folder}.json", described)
     for name in COCO_IMAGES:
-        write_picture(root / folder / name)
+        write_image(root / folder / name)
 
 
 def write_nus_wide(root: Path, split: str, images: dict[str, set[str]]) -> None:
@@ -133,7 +133,7 @@ def write_nus_wide(root: Path, split: str, images: dict[str, set[str]]) -> None:
         labels = root / "Groundtruth" / "TrainTestLabels" / f"Labels_{concept}_{split}.txt"
         write_text(labels, values)
     for image in images:
-        write_picture(root / "Flickr" / image.replace("\\", "/"))
+        write_image(root / "Flickr" / image.replace("\\", "/"))
 
 
 VOC_VALUES = {
@@ -279,7 +279,7 @@ def test_own_coco_json(tmp_path: Path) -> None:
             del annotation["iscrowd"]
     write_text(tmp_path / "annotations.json", json.dumps(described))
     for name in images:
-        write_picture(tmp_path / name)
+        write_image(tmp_path / name)
     photos = read("coco_json", tmp_path, categories)
     assert photos.files == (tmp_path / "in/a.jpg", tmp_path / "b.jpg")
     assert shown(photos, categories) == {"a.jpg": {"couch", "?lamp"}, "b.jpg": {"hot dog", "?lamp"}}
@@ -289,8 +289,8 @@ def test_own_coco_json(tmp_path: Path) -> None:
 
 def test_classes_outside_the_list_are_left_out_and_named(tmp_path: Path) -> None:
     categories = listed(Category(name="couch", synonyms=("sofa",)), "dog")
-    write_picture(tmp_path / "a.jpg")
-    write_picture(tmp_path / "b.jpg")
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "b.jpg")
     images = {"a.jpg": [("Sofa", 0), ("elk", 0), ("cow", 0)], "b.jpg": [("elk", 0), ("DOG ", 0)]}
     described = coco_json(images, ("Sofa", "cow", "elk", "moose", "DOG "))
     write_text(tmp_path / "annotations.json", json.dumps(described))
@@ -303,7 +303,7 @@ def test_classes_outside_the_list_are_left_out_and_named(tmp_path: Path) -> None
 
 def test_a_table_names_what_is_no_label_with_its_row(tmp_path: Path) -> None:
     categories = listed(Category(name="couch", synonyms=("sofa",)), "dog")
-    write_picture(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     write_text(tmp_path / "labels.csv", "a.jpg,sofa;elk\na.jpg,dog;cow\n\na.jpg,dog\u2060\n")
     with pytest.raises(ValueError) as raised:
         read("folder", tmp_path, categories)
@@ -338,7 +338,7 @@ AS_PEOPLE_WRITE_IT = {
 @pytest.mark.parametrize("written", AS_PEOPLE_WRITE_IT)
 def test_tables_as_people_have_them(tmp_path: Path, written: str, encoding: str) -> None:
     for name in ("a.jpg", "in/b.jpg", "c ä.jpg"):
-        write_picture(tmp_path / name)
+        write_image(tmp_path / name)
     (tmp_path / "labels.csv").write_bytes(AS_PEOPLE_WRITE_IT[written].encode(encoding))
     photos = read("folder", tmp_path, CATEGORIES)
     assert [file.name for file in photos.files] == ["a.jpg", "b.jpg", "c ä.jpg"]
@@ -351,7 +351,7 @@ def test_tables_as_people_have_them(tmp_path: Path, written: str, encoding: str)
 
 def test_the_exact_name_of_a_file_wins(tmp_path: Path) -> None:
     for name in ("a.jpg", " a.jpg", "in/a.jpg", "in\\a.jpg"):
-        write_picture(tmp_path / name)
+        write_image(tmp_path / name)
     write_text(tmp_path / "labels.csv", "a.jpg,dog\n a.jpg,sofa\nin\\a.jpg,dog\n./in/a.jpg,\n")
     photos = read("folder", tmp_path, CATEGORIES)
     assert [str(file.relative_to(tmp_path)) for file in photos.files] == [
@@ -363,8 +363,8 @@ def test_the_exact_name_of_a_file_wins(tmp_path: Path) -> None:
 
 
 def test_a_label_with_separators_in_its_name_is_one(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.jpg")
-    write_picture(tmp_path / " b, c;d.jpg")
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / " b, c;d.jpg")
     categories = listed("tench|a fish", "dog|cat both", "dog")
     write_text(
         tmp_path / "labels.csv",
@@ -395,8 +395,8 @@ def test_a_label_with_separators_in_its_name_is_one(tmp_path: Path) -> None:
     ],
 )
 def test_rows_that_cannot_be_meant_are_named(tmp_path: Path, table: str, words: str) -> None:
-    write_picture(tmp_path / "a.jpg")
-    write_picture(tmp_path / "b.jpg")
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "b.jpg")
     write_text(tmp_path / "labels.csv", table)
     with pytest.raises(ValueError, match=words) as raised:
         read("folder", tmp_path, CATEGORIES)
@@ -404,15 +404,15 @@ def test_rows_that_cannot_be_meant_are_named(tmp_path: Path, table: str, words: 
 
 
 def test_a_table_in_another_encoding_is_refused(tmp_path: Path) -> None:
-    write_picture(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     (tmp_path / "labels.csv").write_bytes("a.jpg,café\n".encode("cp1252"))
     with pytest.raises(ValueError, match=r"labels.csv: not UTF-8 \(byte 9\); save it as"):
         read("folder", tmp_path, CATEGORIES)
 
 
 def test_what_coco_json_lists_twice_is_one(tmp_path: Path) -> None:
-    write_picture(tmp_path / "in" / "a.jpg")
-    write_picture(tmp_path / "b.jpg")
+    write_image(tmp_path / "in" / "a.jpg")
+    write_image(tmp_path / "b.jpg")
     described = {
         "images": [
             {"id": 1, "file_name": "in\\a.jpg"},
@@ -500,7 +500,7 @@ LAYOUTS = {
 def test_voc_xml_finds_its_images(tmp_path: Path, layout: str) -> None:
     xml, filename, image = LAYOUTS[layout]
     write_xml(tmp_path / xml, filename, [("dog", "0")])
-    write_picture(tmp_path / image)
+    write_image(tmp_path / image)
     write_text(tmp_path / ".idea" / "workspace.xml", "<project/>")
     photos = read("voc_xml", tmp_path, CATEGORIES)
     assert photos.files == (tmp_path / image,)
@@ -515,14 +515,14 @@ def test_the_image_is_evaluated_and_no_map_that_is_called_like_it(
 ) -> None:
     write_xml(tmp_path / "Annotations" / "1.xml", "1.jpg", [("dog", "0")], folder)
     for near in ("Masks", "depth", "images"):
-        write_picture(tmp_path / near / "1.jpg")
+        write_image(tmp_path / near / "1.jpg")
     assert read("voc_xml", tmp_path, CATEGORIES).files == (tmp_path / meant / "1.jpg",)
 
 
 def test_two_images_of_one_name_are_refused_where_nothing_says_which(tmp_path: Path) -> None:
     write_xml(tmp_path / "Annotations" / "1.xml", "1.jpg", [("dog", "0")])
     for near in (".thumbnails", "depth", "photos"):
-        write_picture(tmp_path / near / "1.jpg")
+        write_image(tmp_path / near / "1.jpg")
     with pytest.raises(ValueError, match=r"1.xml: must have one image; .*depth/1.jpg and .*photos"):
         read("voc_xml", tmp_path, CATEGORIES)
 
@@ -530,12 +530,12 @@ def test_two_images_of_one_name_are_refused_where_nothing_says_which(tmp_path: P
 @pytest.mark.parametrize("folder", ["train", "train/Annotations"])
 def test_xml_never_takes_the_image_of_another_split(tmp_path: Path, folder: str) -> None:
     write_xml(tmp_path / folder / "1.xml", "1.jpg", [("dog", "0")])
-    write_picture(tmp_path / "train" / "1.jpg")
+    write_image(tmp_path / "train" / "1.jpg")
     write_xml(tmp_path / folder.replace("train", "val") / "1.xml", "1.jpg", [("sofa", "0")])
     photos = read("voc_xml", tmp_path, CATEGORIES)
     assert photos.files[0] == tmp_path / "train" / "1.jpg" != photos.files[1]
     assert photos.labels.sum(1).tolist() == [1, 1]
-    write_picture(tmp_path / "images" / "2.jpg")
+    write_image(tmp_path / "images" / "2.jpg")
     for split in ("train", "val"):
         write_xml(tmp_path / folder.replace("train", split) / "2.xml", "2.jpg", [("dog", "0")])
     with pytest.raises(
@@ -560,7 +560,7 @@ def test_voc_xml(tmp_path: Path, difficult: str, second: set[str]) -> None:
     write_xml(folder / "2.xml", "2.jpg", [("dog", "1"), ("sofa", ""), ("helmet", "0")])
     write_xml(folder / "3.xml", "3.jpg", [])
     for number in "123":
-        write_picture(tmp_path / "JPEGImages" / f"{number}.jpg")
+        write_image(tmp_path / "JPEGImages" / f"{number}.jpg")
     photos = read("voc_xml", tmp_path, CATEGORIES, difficult=difficult)
     assert shown(photos, CATEGORIES) == {
         "1.jpg": {"dog", "traffic light"},
@@ -572,7 +572,7 @@ def test_voc_xml(tmp_path: Path, difficult: str, second: set[str]) -> None:
 
 def test_voc_xml_knows_the_names_of_the_devkit(tmp_path: Path) -> None:
     write_xml(tmp_path / "1.xml", "1.jpg", [(name, "0") for name in voc.CLASSES])
-    write_picture(tmp_path / "1.jpg")
+    write_image(tmp_path / "1.jpg")
     assert read("voc_xml", tmp_path, built_in("voc")).labels.all()
 
 
@@ -671,21 +671,21 @@ def test_json_in_another_format_is_refused_by_name(tmp_path: Path, change: Any, 
 
 
 @pytest.mark.parametrize("dataset", WRITERS)
-def test_without_a_readable_picture_there_is_no_data_set(tmp_path: Path, dataset: str) -> None:
+def test_without_a_readable_image_there_is_no_data_set(tmp_path: Path, dataset: str) -> None:
     WRITERS[dataset](tmp_path)
-    for picture in tmp_path.rglob("*.jpg"):
-        picture.unlink()
-    with pytest.raises(ValueError, match=r"none of \d pictures can be read; .*\.jpg: ") as raised:
+    for image in tmp_path.rglob("*.jpg"):
+        image.unlink()
+    with pytest.raises(ValueError, match=r"none of \d images can be read; .*\.jpg: ") as raised:
         read(dataset, tmp_path, listed("dog", "person"))
     assert PAGES[dataset] in str(raised.value)
 
 
-def test_unreadable_pictures_are_left_out_with_their_labels(tmp_path: Path) -> None:
+def test_unreadable_images_are_left_out_with_their_labels(tmp_path: Path) -> None:
     names = ("truncated.jpg", "good.jpg", "text.jpg", "empty.png", "missing.jpg", "last.jpg")
     for name in names:
-        write_picture(tmp_path / name)
+        write_image(tmp_path / name)
     (tmp_path / "truncated.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:-100])
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "missing.jpg").unlink()
     labels = np.arange(12).reshape(6, 2) % 5 == 0
@@ -723,7 +723,7 @@ def test_saved_labels_come_back(tmp_path: Path, with_ignored: bool) -> None:
 
 def test_digest_tells_names_contents_and_labels(tmp_path: Path) -> None:
     file, other = tmp_path / "a.jpg", tmp_path / os.fsdecode(b"\xff.jpg")
-    write_picture(file)
+    write_image(file)
     os.mkfifo(tmp_path / "pipe.jpg")  # reading it would never end
     labels = np.array([[True, False, False]])
     digests = [
@@ -787,7 +787,7 @@ def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
     assert plan.images is not None
     with caplog.at_level(logging.WARNING):
         assert run_stage(plan.images, partial(write_images, plan, None))
-    assert "1 of 3 pictures cannot be read" in caplog.text and str(broken) in caplog.text
+    assert "1 of 3 images cannot be read" in caplog.text and str(broken) in caplog.text
     assert shown(read_images(plan), plan.categories) == {
         "000002.jpg": {"airplane", "?dog"},
         "000003.jpg": set(),
@@ -805,12 +805,12 @@ def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
         assert planned(tmp_path, f"{{dataset: voc2007, root: ., {option}}}").images != plan.images
 
 
-def test_labels_of_no_readable_picture_are_an_error_of_the_stage(tmp_path: Path) -> None:
+def test_labels_of_no_readable_image_are_an_error_of_the_stage(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", "test", {"000001": {"dog": 1}, "000002": {}})
     broken = tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
     broken.write_bytes(b"")
     plan = planned(tmp_path, "{dataset: voc2007, root: .}")
-    with pytest.raises(InputError, match=r"evaluation.root: no picture that can be read shows any"):
+    with pytest.raises(InputError, match=r"evaluation.root: no image that can be read shows any"):
         write_images(plan, None, tmp_path)
 
 

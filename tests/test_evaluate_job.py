@@ -23,7 +23,7 @@ from orchestrator.evaluate.job import chosen_settings, evaluation_name
 from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.scenes import SceneSettings
-from prompt_tuning.evaluation.baselines import UNTUNED, Arms, ClassFeatures, arm_scores
+from prompt_tuning.evaluation.baselines import UNTUNED, ClassFeatures, MethodFeatures, method_scores
 from prompt_tuning.evaluation.selection import Selection, split_halves
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact
@@ -80,7 +80,10 @@ def features_folders() -> set[Path]:
 def with_classes(run: Path, target: Path, names: list[str]) -> None:
     """A copy of a run that has only these of its classes, in this order."""
     shutil.copytree(run, target)
-    artifact, arms = Artifact.load(run / "artifact"), Arms.load(run / "arms.safetensors")
+    artifact, methods = (
+        Artifact.load(run / "artifact"),
+        MethodFeatures.load(run / "class_features.safetensors"),
+    )
     rows = [artifact.categories.index(name) for name in names]
 
     def some(of: ClassFeatures) -> ClassFeatures:
@@ -94,10 +97,10 @@ def with_classes(run: Path, target: Path, names: list[str]) -> None:
         classes=some(artifact.classes),
         calibration=artifact.calibration.of(rows),
     ).save(target / "artifact")
-    Arms(
-        {arm: some(of) for arm, of in arms.untuned.items()},
-        {seed: some(of) for seed, of in arms.tuned.items()},
-    ).save(target / "arms.safetensors")
+    MethodFeatures(
+        {method: some(of) for method, of in methods.untuned.items()},
+        {seed: some(of) for seed, of in methods.tuned.items()},
+    ).save(target / "class_features.safetensors")
 
 
 def test_a_run_is_evaluated_on_photos_and_against_another(
@@ -118,11 +121,11 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     run = Path("runs/tiny")
 
     datafree("run", "tiny.yaml")
-    arms = Arms.load(run / "arms.safetensors")
-    assert list(arms.untuned) == list(UNTUNED)
+    methods = MethodFeatures.load(run / "class_features.safetensors")
+    assert list(methods.untuned) == list(UNTUNED)
     artifact = Artifact.load(run / "artifact")
-    assert torch.equal(arms.tuned[0].pooled, artifact.classes.pooled)
-    assert torch.equal(arms.tuned[0].local, artifact.classes.local)
+    assert torch.equal(methods.tuned[0].pooled, artifact.classes.pooled)
+    assert torch.equal(methods.tuned[0].local, artifact.classes.local)
     on_captions = json.loads((run / "metrics/held_out_captions.json").read_bytes())
     assert on_captions == json.loads((run / "metrics.json").read_bytes())
     err = datafree("evaluate", run, refused=True)
@@ -132,12 +135,12 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     for stage in ("knowledge", "caption_features", "tuning", "evaluation"):
         Path("cache", stage).rename(f"{stage}-of-the-run")
     write_photos(Path("photos"))
-    Path("photos/broken.jpg").write_bytes(b"no picture")
+    Path("photos/broken.jpg").write_bytes(b"no image")
     label(Path("photos"), {**PHOTOS, "broken.jpg": ["dog"]})
     on_photos = ("evaluate", run, "--dataset", "folder", "--root", "photos")
     out = datafree(*on_photos)
     assert "image features: 12 to do" in out
-    assert "cannot be read: 1 of the pictures" in out
+    assert "cannot be read: 1 of the images" in out
     assert "which is not CLIP" in out
     (metrics_file,) = run.glob("metrics/folder-photos-*.json")
     (page_file,) = run.glob("evaluation-folder-photos-*.html")
@@ -147,7 +150,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert metrics["images"] == 12
     assert metrics["notes"] == []
     assert metrics["protocol"]["selected_on"] == "text: held-out captions"
-    assert metrics["protocol"]["pictures_left_out_as_unreadable"] == 1
+    assert metrics["protocol"]["images_left_out_as_unreadable"] == 1
     assert metrics["protocol"]["classes_without_positives"] == "violin"
     assert metrics["positives"] == {"dog": 4, "violin": 0, "lemon": 4, "car": 6}
     assert "against" not in metrics
@@ -155,7 +158,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     of_photos = embedded_vlm.encode_image(torch.stack(pixels))
 
     def scores_by(classes: ClassFeatures) -> np.ndarray:
-        return arm_scores(of_photos, classes, artifact.geometry, "mean")["fused"]
+        return method_scores(of_photos, classes, artifact.geometry, "mean")["fused"]
 
     scores = scores_by(artifact.classes)
     shown_in = np.array([[name in labels for name in NAMES] for labels in PHOTOS.values()])
@@ -182,7 +185,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert page.count("data:image/jpeg;base64,") == 4
     assert "tiny on folder" in page
 
-    # Again, and with other labels: the pictures are the same.
+    # Again, and with other labels: the images are the same.
     (encoded,) = features_folders()
     assert "image features" not in datafree(*on_photos)
     assert json.loads(metrics_file.read_bytes()) == metrics
@@ -246,8 +249,11 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     )
     labels = np.array([[name in shown for name in NAMES] for shown in PHOTOS.values()])
     assert list(half["positives"].values()) == labels[reported].sum(0).tolist()
-    arms, artifact = Arms.load(halves / "arms.safetensors"), Artifact.load(halves / "artifact")
-    by_seed = {seed: scores_by(of) for seed, of in arms.tuned.items()}
+    methods, artifact = (
+        MethodFeatures.load(halves / "class_features.safetensors"),
+        Artifact.load(halves / "artifact"),
+    )
+    by_seed = {seed: scores_by(of) for seed, of in methods.tuned.items()}
 
     def fused_map(seed: int, rows: np.ndarray) -> float:
         shown = labels[rows].any(0)
@@ -255,10 +261,10 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
             average_precision_score(labels[rows][:, shown], by_seed[seed][rows][:, shown])
         )
 
-    chosen = max(arms.tuned, key=lambda seed: fused_map(seed, selecting))
-    assert torch.equal(artifact.classes.pooled, arms.tuned[chosen].pooled)
+    chosen = max(methods.tuned, key=lambda seed: fused_map(seed, selecting))
+    assert torch.equal(artifact.classes.pooled, methods.tuned[chosen].pooled)
     assert half["map_by_seed"]["tuned"]["fused"] == pytest.approx(
-        [fused_map(seed, reported) for seed in arms.tuned]
+        [fused_map(seed, reported) for seed in methods.tuned]
     )
     (stage,) = (
         file.parent
@@ -331,8 +337,8 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     err = datafree(*on_photos, refused=True)
     assert "another image–text model" in err
     assert "resolution (224, here 192)" in err
-    (run / "arms.safetensors").unlink()
-    assert "arms.safetensors is missing" in datafree(*on_photos, refused=True)
+    (run / "class_features.safetensors").unlink()
+    assert "class_features.safetensors is missing" in datafree(*on_photos, refused=True)
 
 
 def write_run(folder: Path) -> None:
@@ -353,8 +359,8 @@ def write_run(folder: Path) -> None:
             kind="embedded", model="m", weights="w", preprocessing="p", resolution=224, dim=2
         ),
     ).save(folder / "artifact")
-    untuned = {arm: ClassFeatures(torch.eye(2), torch.eye(2)) for arm in UNTUNED}
-    Arms(untuned, {0: classes}).save(folder / "arms.safetensors")
+    untuned = {method: ClassFeatures(torch.eye(2), torch.eye(2)) for method in UNTUNED}
+    MethodFeatures(untuned, {0: classes}).save(folder / "class_features.safetensors")
     selection = {"artifact_seed": 0, **asdict(Selection())}
     (folder / "selection.json").write_text(json.dumps(selection), "utf-8")
     (folder / "config.yaml").write_text("name: made\ncategories: [cat, dog]\n", "utf-8")

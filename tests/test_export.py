@@ -21,7 +21,7 @@ from test_onnx_export import artifact_for, needs_onnx, tiny_clip
 from orchestrator.pages.run_page import caption_notes
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation.baselines import BRANCHES, UNTUNED, compare_arms
+from prompt_tuning.evaluation.baselines import BRANCHES, UNTUNED, compare_methods
 from prompt_tuning.evaluation.selection import Selection
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.tagging.artifact import Artifact
@@ -63,12 +63,14 @@ def write_run(folder: Path, vlm: VLM, images: int = 40) -> dict[str, Any]:
     def some_scores() -> dict[str, np.ndarray]:
         return {branch: drawn.random((40, 3)) + labels for branch in BRANCHES}
 
-    scores = {arm: [some_scores()] for arm in UNTUNED} | {"tuned": [some_scores(), some_scores()]}
+    scores = {method: [some_scores()] for method in UNTUNED} | {
+        "tuned": [some_scores(), some_scores()]
+    }
     metrics = {
         "dataset": "folder" if images else "held_out_captions",
         "images": images,
         "protocol": {"selected_on": "text: held-out captions", "seeds": "3, 7"},
-        **compare_arms(scores, labels, artifact.categories),
+        **compare_methods(scores, labels, artifact.categories),
     }
     (folder / "metrics.json").write_text(json.dumps(metrics), "utf-8")
     selection = {"artifact_seed": 7, **asdict(Selection())}
@@ -98,10 +100,10 @@ def test_a_folder_with_a_card_loads_as_the_artifact_does(
         "README.md",
         ".gitattributes",
     }
-    picture = Image.effect_noise((60, 50), 90).convert("RGB")
+    image = Image.effect_noise((60, 50), 90).convert("RGB")
     loaded = Tagger.load(target, device="cpu", cache=lasting_cache)
-    expected = Tagger(Artifact.load(alone), embedded_vlm).scores([picture])
-    np.testing.assert_allclose(loaded.scores([picture]), expected, atol=1e-6)
+    expected = Tagger(Artifact.load(alone), embedded_vlm).scores([image])
+    np.testing.assert_allclose(loaded.scores([image]), expected, atol=1e-6)
     card = (target / "README.md").read_text("utf-8")
     matter = front_matter(card)
     assert matter["license"]
@@ -141,10 +143,10 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
     datafree("export", tmp_path / "workshop/artifact", "--hf", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text("utf-8")
     assert "mAP on 40 images of folder" in card
-    for arm, of_arm in metrics["map"].items():
-        low, high = metrics["ci"][arm]
-        figures = " | ".join(f"{of_arm[branch]:.1f}" for branch in BRANCHES)
-        assert f"| `{arm}` | {figures} | {low:.1f} to {high:.1f} |" in card
+    for method, by_branch in metrics["map"].items():
+        low, high = metrics["ci"][method]
+        figures = " | ".join(f"{by_branch[branch]:.1f}" for branch in BRANCHES)
+        assert f"| `{method}` | {figures} | {low:.1f} to {high:.1f} |" in card
     assert "- selected on: text: held-out captions" in card
     assert "- seeds: 3, 7" in card
     assert "that of seed 7, chosen by text: held-out captions" in card

@@ -17,7 +17,7 @@ from prompt_tuning.hierarchy import (
     group_by_answers,
     parse_groups,
 )
-from prompt_tuning.knowledge.category_facts import Premises
+from prompt_tuning.knowledge.category_facts import CategoryFacts
 
 
 def named(*names: str) -> CategoryList:
@@ -158,8 +158,8 @@ def test_groups_by_answers_are_nested_named_and_hold_every_category_once() -> No
         "pear": {"fruit": 2, "food": 1},
     }
     together = {"dog": {"cat": 3}, "cat": {"dog": 3}, "car": {"bus": 1}, "bus": {"car": 1}}
-    premises = Premises(classes=classes, together=together)
-    tree = group_by_answers(premises, categories, 3, 3).tree(categories)
+    facts = CategoryFacts(classes=classes, together=together)
+    tree = group_by_answers(facts, categories, 3, 3).tree(categories)
     assert sorted(names for fines in tree.values() for names in fines.values()) == [
         ["apple", "pear"],
         ["car", "bus"],
@@ -173,8 +173,8 @@ def test_groups_by_answers_cover_categories_of_which_nothing_is_known(
     coarse: int, fine: int
 ) -> None:
     categories = many(7)
-    known = Premises(classes={"thing 0": {"animal": 1}, "thing 1": {"animal": 1}})
-    for premises in (Premises(), known):
-        tree = group_by_answers(premises, categories, coarse, fine).tree(categories)
+    known = CategoryFacts(classes={"thing 0": {"animal": 1}, "thing 1": {"animal": 1}})
+    for facts in (CategoryFacts(), known):
+        tree = group_by_answers(facts, categories, coarse, fine).tree(categories)
         listed = [name for fines in tree.values() for names in fines.values() for name in names]
         assert sorted(listed) == sorted(categories.names)

@@ -19,8 +19,8 @@ from prompt_tuning.images import (
     FORMATS,
     UnknownFormatError,
     as_rgb,
+    image_suffixes,
     open_image,
-    picture_suffixes,
     read_image,
     readable_formats,
 )
@@ -180,5 +180,5 @@ def test_a_name_that_is_too_long_is_a_reason(tmp_path: Path) -> None:
 
 
 def test_folders_of_heic_are_no_empty_ones() -> None:
-    assert {".heic", ".heif", ".jpg", ".tif"} <= set(picture_suffixes())
-    assert not {".pdf", ".svg"} & set(picture_suffixes())
+    assert {".heic", ".heif", ".jpg", ".tif"} <= set(image_suffixes())
+    assert not {".pdf", ".svg"} & set(image_suffixes())

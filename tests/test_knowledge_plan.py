@@ -13,7 +13,7 @@ from without_packages import datafree_without
 
 from orchestrator.cluster.placement import Node, Resources
 from orchestrator.config.models import RunConfig, load_config
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.plan.run import make_plan
 from orchestrator.stages.knowledge import read_summary, write_knowledge

@@ -9,7 +9,7 @@ import pytest
 from command_line import run_datafree
 
 from orchestrator.config.label_list import read_label_list
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 
 ANIMALS = ["dog", "hot dog", "cow"]
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.cluster.placement import Node, Resources
 from orchestrator.config.models import RunConfig, load_config
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.run import make_plan
 
 LAPTOP = Path(__file__).parent.parent / "configs/laptop.yaml"

@@ -16,7 +16,7 @@ import ray
 
 from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.placement import find_resources
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 ONE_CPU = "from orchestrator.cluster.connect import connect; connect(cpus=1)"

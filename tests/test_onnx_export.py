@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from test_open_clip_vlm import RESNET, TEXT, VIT, random_model
+from test_clip import RESNET, TEXT, VIT, random_model
 
 from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
 from prompt_tuning.categories import Category, CategoryList
@@ -55,7 +55,7 @@ def artifact_for(vlm: VLM) -> Artifact:
 
 
 def tiny_clip(name: str, folder: Path) -> VLM:
-    """A CLIP with random weights in which different pictures have different features."""
+    """A CLIP with random weights in which different images have different features."""
     folder.mkdir()
     vision = RESNET if "RN" in name else VIT
     quick_gelu = name.endswith("quickgelu")
@@ -63,7 +63,7 @@ def tiny_clip(name: str, folder: Path) -> VLM:
     (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)
     model = random_model(name)
-    if "RN" in name:  # norms with statistics that are not the network's make all pictures alike
+    if "RN" in name:  # norms with statistics that are not the network's make all images alike
         with torch.no_grad():
             model.visual.train()
             for _ in range(30):
@@ -80,7 +80,7 @@ def tiny_clip(name: str, folder: Path) -> VLM:
     )
 
 
-def pictures(count: int) -> list[Image.Image]:
+def drawn_images(count: int) -> list[Image.Image]:
     """Blots in colours, none of them square, some dark and some bright."""
     drawn = np.random.default_rng(0)
     return [
@@ -100,8 +100,8 @@ def as_the_metadata_says(images: list[Image.Image], side: int) -> np.ndarray:
 def check_export(vlm: VLM, file: Path) -> None:
     import onnxruntime
 
-    images, artifact = pictures(5), artifact_for(vlm)
-    # Sigmoids over the scores that these pictures have: a small mistake in a feature would show.
+    images, artifact = drawn_images(5), artifact_for(vlm)
+    # Sigmoids over the scores that these images have: a small mistake in a feature would show.
     raw = Tagger(artifact, vlm).raw_scores(images)
     assert raw.std(0).min() > 1e-3
     slopes = np.array([0.5, 1.0, 2.0]) / raw.std(0)

@@ -16,7 +16,7 @@ from orchestrator.cluster.placement import (
     place_workers,
 )
 from orchestrator.config.models import RunConfig, load_config
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.run import Plan, make_plan
 from workers.knowledge.pool import Placement
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.hierarchy import Hierarchy, parse_groups
-from prompt_tuning.tuning.prompts import BranchSettings, Level, PromptBranch, handcrafted_features
+from prompt_tuning.tuning.prompts import BranchSettings, Level, PromptBranch, anchor_features
 
 NAMES = ["dog", "cat", "cow", "hot air balloon", "bus"]
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -129,9 +129,9 @@ def test_a_seed_decides_the_start_and_std_its_distance(embedded_vlm: VLM) -> Non
 
 
 def test_context_of_real_words_encodes_as_the_sentence(embedded_vlm: VLM) -> None:
-    context = words(embedded_vlm, "two old pictures of one").expand(5, -1, -1)
+    context = words(embedded_vlm, "two old images of one").expand(5, -1, -1)
     encoded = embedded_vlm.encode_prompts(context, NAMES)
-    sentences = embedded_vlm.encode_text([f"two old pictures of one {name}." for name in NAMES])
+    sentences = embedded_vlm.encode_text([f"two old images of one {name}." for name in NAMES])
     torch.testing.assert_close(encoded, sentences, atol=1e-5, rtol=0)
 
 
@@ -140,7 +140,7 @@ def test_tokens_start_as_the_words_of_the_handcrafted_prompt(embedded_vlm: VLM) 
     assert torch.equal(start, words(embedded_vlm, "a photo of a"))
     assert torch.equal(embedded_vlm.initial_context(6), torch.cat([start, start[:2]]))
     encoded = embedded_vlm.encode_prompts(start.expand(5, -1, -1), NAMES)
-    expected = handcrafted_features(embedded_vlm, CATEGORIES)
+    expected = anchor_features(embedded_vlm, CATEGORIES)
     torch.testing.assert_close(encoded, expected, atol=1e-5, rtol=0)
 
 

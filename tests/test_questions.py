@@ -11,10 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in_text
-from prompt_tuning.knowledge.category_facts import Premises
+from prompt_tuning.knowledge.category_facts import CategoryFacts
 from prompt_tuning.knowledge.noun_matching import NounMatcher
 from prompt_tuning.knowledge.questions import Question, QuestionSettings, QuestionWriter
-from prompt_tuning.knowledge.templates import PREMISES, SENTENCES, Template, built_in_templates
+from prompt_tuning.knowledge.templates import FACTS, SENTENCES, Template, built_in_templates
 from workers.knowledge.ledger import cut_shards
 
 # Four of these are in the examples that the questions show.
@@ -27,7 +27,7 @@ CATEGORIES = CategoryList(
         *(Category(name=f"thing {letter}") for letter in "abcdefgh"),
     )
 )
-PREMISES_READ = Premises(
+FACTS_READ = CategoryFacts(
     attributes=("colour", "size", "place"),
     aspects={"lantern": ("light", "shape")},
     kinds={"dog": ("beagle",)},
@@ -60,15 +60,13 @@ def flat(blocks: Iterable[Iterable[Question]]) -> list[Question]:
     return [question for block in blocks for question in block]
 
 
-def sentences(
-    kind: str, some: QuestionWriter, premises: Premises = PREMISES_READ
-) -> list[Question]:
-    return [q for q in flat(some.sentences(premises)) if q.kind == kind]
+def sentences(kind: str, some: QuestionWriter, facts: CategoryFacts = FACTS_READ) -> list[Question]:
+    return [q for q in flat(some.sentences(facts)) if q.kind == kind]
 
 
 def all_questions(**settings: object) -> list[Question]:
     some = writer(**settings)  # type: ignore[arg-type]
-    return [*flat(some.premises()), *flat(some.sentences(PREMISES_READ))]
+    return [*flat(some.facts()), *flat(some.sentences(FACTS_READ))]
 
 
 def test_the_same_settings_ask_the_same_and_another_seed_asks_otherwise() -> None:
@@ -88,16 +86,16 @@ def test_as_many_questions_as_asked_for() -> None:
     begun = Counter(q.categories[0] for q in sentences("relationship", some))
     assert begun == dict.fromkeys(CATEGORIES.names, 4)
     assert some.count(SENTENCES) == 7 * 12 + 4 * 12
-    lists = flat(some.premises())
-    assert some.count(PREMISES) == len(lists)
-    assert {q.kind for q in lists} == set(PREMISES)
+    lists = flat(some.facts())
+    assert some.count(FACTS) == len(lists)
+    assert {q.kind for q in lists} == set(FACTS)
     assert all("5 attributes" in q.instruction for q in lists if q.kind == "attributes")
 
 
 def test_lists_are_only_asked_for_what_uses_them() -> None:
-    kinds = {q.kind for q in flat(writer(attributes=0).premises())}
+    kinds = {q.kind for q in flat(writer(attributes=0).facts())}
     assert kinds == {"kinds", "classes", "together"}
-    assert flat(writer(per_category=0, relationships=0).premises()) == []
+    assert flat(writer(per_category=0, relationships=0).facts()) == []
 
 
 def test_more_relationships_only_add_questions() -> None:
@@ -129,7 +127,7 @@ def test_sets_are_no_larger_than_the_list(count: int) -> None:
     categories = CategoryList(categories=CATEGORIES.categories[:count])
     shares = (0.0, 0.0, 0.0, 0.0, 1.0)
     some = writer(categories, relationships=60, set_shares=shares)
-    for question in sentences("relationship", some, Premises()):
+    for question in sentences("relationship", some, CategoryFacts()):
         assert len(set(question.categories)) == min(count, 5)
 
 
@@ -140,7 +138,7 @@ def test_questions_name_what_they_ask_about() -> None:
     for q in sentences("specific", some):
         word, attribute = q.line.removesuffix(":").split(", ")
         assert word in words[q.categories[0]]
-        assert attribute in PREMISES_READ.attributes_of(q.categories[0])
+        assert attribute in FACTS_READ.attributes_of(q.categories[0])
         assert word in q.instruction
         assert attribute in q.instruction
     for q in sentences("relationship", some):
@@ -191,15 +189,15 @@ def test_every_question_samples_with_a_seed_of_its_own() -> None:
 
 
 def test_questions_are_made_as_they_are_taken() -> None:
-    blocks = writer(per_category=1_000_000, relationships=0).sentences(Premises())
+    blocks = writer(per_category=1_000_000, relationships=0).sentences(CategoryFacts())
     assert isinstance(next(next(blocks)), Question)
 
 
-def keys(some: QuestionWriter, premises: Premises) -> dict[str, list[Question]]:
-    blocks: Iterator[Iterable[Question]] = some.premises()
+def keys(some: QuestionWriter, facts: CategoryFacts) -> dict[str, list[Question]]:
+    blocks: Iterator[Iterable[Question]] = some.facts()
     shards = [
         *cut_shards(blocks, 40, {"model": "m"}),
-        *cut_shards(some.sentences(premises), 40, {"model": "m"}),
+        *cut_shards(some.sentences(facts), 40, {"model": "m"}),
     ]
     assert all(len({q.kind for q in shard.questions}) == 1 for shard in shards)
     return {shard.key: list(shard.questions) for shard in shards}
@@ -211,13 +209,13 @@ def test_another_category_changes_only_the_shards_that_contain_it(place: int) ->
     listed.insert(place, Category(name="whale", kinds=("orca",)))
     longer = CategoryList(categories=tuple(listed))
     # The model names it together with one other, whose sets it may then be in.
-    together = {**PREMISES_READ.together, "whale": {"lantern": 2}}
+    together = {**FACTS_READ.together, "whale": {"lantern": 2}}
     together["lantern"] = {"dog": 1, "whale": 2}
     settings = {"per_category": 20, "relationships": 120, "attributes": 6}
-    before = keys(writer(**settings), PREMISES_READ)  # type: ignore[arg-type]
+    before = keys(writer(**settings), FACTS_READ)  # type: ignore[arg-type]
     after = keys(
         writer(longer, **settings),  # type: ignore[arg-type]
-        PREMISES_READ.model_copy(update={"together": together}),
+        FACTS_READ.model_copy(update={"together": together}),
     )
     new = {key: questions for key, questions in after.items() if key not in before}
     containing = {
@@ -243,8 +241,8 @@ def test_a_longer_list_changes_the_count_of_sets_only_now_and_then() -> None:
 
 
 def test_another_template_changes_no_shard_of_the_others() -> None:
-    before = keys(writer(per_category=20), PREMISES_READ)
-    after = keys(writer(per_category=20, templates={"sound": OWN}), PREMISES_READ)
+    before = keys(writer(per_category=20), FACTS_READ)
+    after = keys(writer(per_category=20, templates={"sound": OWN}), FACTS_READ)
     assert set(before) < set(after)
     for key in set(after) - set(before):
         assert all("sound like" in question.instruction for question in after[key])

@@ -24,7 +24,7 @@ LOOKS = ["small", "large", "brown", "old", "bright", "strange", "new", "wet"]
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one's own: 6 labels, sentences from a file, 100 labelled pictures, a tiny LLM."""
+    """A run of one's own: 6 labels, sentences from a file, 100 labelled images, a tiny LLM."""
     folder = tmp_path_factory.mktemp("own")
     write_tiny_llm(folder / "llm")
     draws = random.Random(0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.run_lock import only_driver
 
 

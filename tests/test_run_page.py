@@ -59,11 +59,11 @@ def fake(classes: int = 44, seeds: int = 3, tuned: float = 63.1) -> ReportData:
     draw = random.Random(classes)
     labels = names(classes)
     untuned = dict(zip(UNTUNED, (55.2, 56.9, 58.3, 60.7), strict=True))
-    arms = {**untuned, "tuned": tuned}
+    methods = {**untuned, "tuned": tuned}
     hardness = {name: draw.uniform(-30, 30) for name in labels}
     ap: dict[str, dict[str, float | None]] = {
-        arm: {n: min(99.0, max(3.0, score + hardness[n] + draw.gauss(0, 5))) for n in labels}
-        for arm, score in arms.items()
+        method: {n: min(99.0, max(3.0, score + hardness[n] + draw.gauss(0, 5))) for n in labels}
+        for method, score in methods.items()
     }
     groups = [labels[i : i + 3] for i in range(0, classes, 3)]
     fine = [{"name": f"{group[0]} and the like", "categories": group} for group in groups]
@@ -85,7 +85,9 @@ def fake(classes: int = 44, seeds: int = 3, tuned: float = 63.1) -> ReportData:
             "images": 400,
             "protocol": {"average precision": "all points", "difficult": "ignored", "size": 384},
             "chance_map": 6.04,
-            "map": {a: {"global": s - 1.25, "local": s - 4.5, "fused": s} for a, s in arms.items()},
+            "map": {
+                a: {"global": s - 1.25, "local": s - 4.5, "fused": s} for a, s in methods.items()
+            },
             "map_by_seed": {"tuned": {"fused": [tuned + d for d in (-0.7, 0, 0.7)][-seeds:]}},
             "ci": {"tuned": [tuned - 2, tuned + 2]},
             "ap": ap,
@@ -230,7 +232,7 @@ def test_charts_and_tables_are_labelled(page: Page) -> None:
 
 def test_figures_of_the_map_table(page: Page) -> None:
     rows = {row[0]: row[1:4] for row in page.tables[0]}
-    assert list(rows) == ["Arm", *UNTUNED, "tuned", "chance"]
+    assert list(rows) == ["Method", *UNTUNED, "tuned", "chance"]
     assert rows["caption_average"] == ["59.5", "56.2", "60.7"]
     assert rows["tuned"] == ["★ 61.9", "★ 58.6", "★ 63.1 ± 0.7"]
     assert rows["chance"] == ["6.0"] * 3
@@ -238,7 +240,7 @@ def test_figures_of_the_map_table(page: Page) -> None:
     assert "tuned 61.1 to 65.1" in page.text
 
 
-def test_class_table_is_weakest_first_with_the_best_untuned_arm() -> None:
+def test_class_table_is_weakest_first_with_the_best_baseline() -> None:
     data = fake()
     assert data.metrics is not None
     data.metrics["ap"]["tuned"]["lion"] = None
@@ -260,7 +262,7 @@ def test_class_rows_without_a_baseline() -> None:
 def test_summary_and_note(page: Page) -> None:
     assert (
         "Prompts tuned on 1,412 sentences written by gemma3-270m reach 63.1 mAP on 400 composed "
-        "scenes (mean of 3 seeds), 2.4 above the best untuned arm (caption_average, 60.7)."
+        "scenes (mean of 3 seeds), 2.4 above the best baseline (caption_average, 60.7)."
     ) in page.text
     assert NOTE in page.text
     assert NOTE not in render(replace(fake(), embedded=False))
@@ -269,9 +271,9 @@ def test_summary_and_note(page: Page) -> None:
 @pytest.mark.parametrize(
     ("tuned", "said"),
     [
-        (58.9, "tuning did not help, as this is 1.8 below the best untuned arm (caption_average, "),
-        (60.71, "tuning did not help, as the best untuned arm (caption_average, 60.7) reaches the"),
-        (61.0, "0.3 above the best untuned arm (caption_average, 60.7), a lead within the spread"),
+        (58.9, "tuning did not help, as this is 1.8 below the best baseline (caption_average, "),
+        (60.71, "tuning did not help, as the best baseline (caption_average, 60.7) reaches the"),
+        (61.0, "0.3 above the best baseline (caption_average, 60.7), a lead within the spread"),
     ],
 )
 def test_summary_is_honest(tuned: float, said: str) -> None:
@@ -384,9 +386,9 @@ def test_figures_in_words() -> None:
     assert [fixed(-1.0), fixed(None), fixed(0.125, 2)] == ["−1.0", "–", "0.12"]
 
 
-def test_what_the_local_branch_does_alone_is_told_against_the_best_untuned_arm() -> None:
+def test_what_the_local_branch_does_alone_is_told_against_the_best_baseline() -> None:
     rows = {"zero_shot": (60.3, 70.8), "synonym_average": (59.7, 71.0), "tuned": (63.5, 74.0)}
-    maps = {arm: {"fused": fused, "local": local} for arm, (fused, local) in rows.items()}
+    maps = {method: {"fused": fused, "local": local} for method, (fused, local) in rows.items()}
     assert "synonym_average reaches 71.0, tuned 74.0." in local_caveat({"map": maps})
     maps["tuned"] = {"fused": 80.0, "local": 74.0}
     assert local_caveat({"map": maps}) == ""
@@ -397,19 +399,19 @@ def evaluated(classes: int = 44, tuned: float = 63.1) -> EvaluationData:
     metrics = fake(classes, seeds=3, tuned=tuned).metrics
     assert metrics is not None
     *shown, last = metrics["ap"]["tuned"]
-    for of_arm in metrics["ap"].values():
-        of_arm[last] = None
-    fused = {arm: row["fused"] for arm, row in metrics["map"].items()}
-    intervals = {arm: [score - 2, score + 2] for arm, score in fused.items()}
-    for arm in UNTUNED:
-        gap = tuned - fused[arm]
-        intervals[f"tuned - {arm}"] = [gap - 1.5, gap + 1.5]
+    for by_branch in metrics["ap"].values():
+        by_branch[last] = None
+    fused = {method: row["fused"] for method, row in metrics["map"].items()}
+    intervals = {method: [score - 2, score + 2] for method, score in fused.items()}
+    for method in UNTUNED:
+        gap = tuned - fused[method]
+        intervals[f"tuned - {method}"] = [gap - 1.5, gap + 1.5]
     rates = {"precision": 41.0, "recall": 82.5, "f1": 54.8}
     metrics |= {
         "dataset": "voc2007",
         "images": 4952,
         "ci": intervals,
-        "map_11_points": {arm: score - 0.5 for arm, score in fused.items()},
+        "map_11_points": {method: score - 0.5 for method, score in fused.items()},
         "positives": {**dict.fromkeys(shown, 1234), last: 0},
         "f1_at_top_k": {"k": 3, "tuned": {"micro": rates, "macro": {**rates, "f1": 51.2}}},
         "coverage_error": {"tuned": 4.25},
@@ -454,12 +456,12 @@ def test_the_evaluation_page_has_its_sections_and_loads_nothing() -> None:
 
 def test_figures_of_the_evaluation_page() -> None:
     page = Page(render_evaluation(evaluated()))
-    arms = {row[0]: row[1:] for row in page.tables[0]}
-    assert arms["caption_average"] == [
+    methods = {row[0]: row[1:] for row in page.tables[0]}
+    assert methods["caption_average"] == [
         *("59.5", "56.2", "60.7", "58.7 to 62.7"),
         *("+2.4 +0.9 to +3.9", "60.2"),
     ]
-    assert arms["tuned"][-3:] == ["61.1 to 65.1", "", "62.6"]
+    assert methods["tuned"][-3:] == ["61.1 to 65.1", "", "62.6"]
     assert page.tables[1][1:] == [
         ["micro", "41.0", "82.5", "54.8"],
         ["macro", "41.0", "82.5", "51.2"],
@@ -516,7 +518,7 @@ def test_the_lead_is_told_with_its_doubt(tuned: float, said: str) -> None:
     sentence = lead(evaluated(tuned=tuned).metrics)
     assert sentence.startswith(
         f"On 4,952 images of voc2007, the prompts tuned on text alone reach {tuned} mAP "
-        "(mean of 3 seeds), and the best untuned arm (caption_average) 60.7: "
+        "(mean of 3 seeds), and the best baseline (caption_average) 60.7: "
     )
     assert sentence.endswith(said)
 

@@ -123,8 +123,8 @@ def test_labels_say_what_was_drawn_and_where(stamps: Path, tmp_path: Path) -> No
     plan = plan_scenes(tuple(stamp_files()), settings)
     assert [tuple(image["labels"]) for image in listing["images"]] == plan
     for image in listing["images"]:
-        with Image.open(tmp_path / image["file"]) as picture:
-            assert (picture.size, picture.mode) == ((128, 128), "RGB")
+        with Image.open(tmp_path / image["file"]) as opened:
+            assert (opened.size, opened.mode) == ((128, 128), "RGB")
         assert [thing["category"] for thing in image["objects"]] == image["labels"]
         for thing in image["objects"]:
             x0, y0, x1, y1 = thing["box"]

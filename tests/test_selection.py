@@ -44,7 +44,7 @@ def images(tmp_path: Path) -> LabelledImages:
     """Image `i` shows class `i % 2`."""
     files = tuple(tmp_path / f"{i}.jpg" for i in range(IMAGES))
     for i, file in enumerate(files):
-        file.write_bytes(b"picture %d" % i)
+        file.write_bytes(b"image %d" % i)
     return LabelledImages(files, F.one_hot(torch.arange(IMAGES) % 2).bool().numpy())
 
 
@@ -97,7 +97,7 @@ def test_images_that_selected_are_known_by_their_content(
     assert np.flatnonzero(selection.among(images.files)).tolist() == selecting.tolist()
     copies = [tmp_path / "renamed.png", tmp_path / "new.jpg", tmp_path / "other.jpg"]
     shutil.copy(images.files[selecting[0]], copies[0])
-    copies[1].write_bytes(b"another picture")
+    copies[1].write_bytes(b"another image")
     shutil.copy(images.files[reported[0]], copies[2])
     assert selection.among(copies).tolist() == [True, False, False]
     assert not Selection().among(images.files).any()

@@ -48,9 +48,9 @@ def artifacts(
 def service(artifacts: dict[str, Path], lasting_cache: Path) -> Iterator[Service]:
     limits = {
         "request_bytes": 3_000_000,
-        "picture_bytes": 1_000_000,
+        "image_bytes": 1_000_000,
         "pixels": 1_000_000,
-        "pictures": 4,
+        "images": 4,
         "waiting": 16,
         "seconds": 15,
     }
@@ -58,7 +58,7 @@ def service(artifacts: dict[str, Path], lasting_cache: Path) -> Iterator[Service
         yield running
 
 
-def picture(number: int, size: tuple[int, int] = (64, 48), kind: str = "png") -> bytes:
+def image(number: int, size: tuple[int, int] = (64, 48), kind: str = "png") -> bytes:
     draw = np.random.default_rng(number)
     pixels = draw.integers(0, 256, (6, 8, 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -67,7 +67,7 @@ def picture(number: int, size: tuple[int, int] = (64, 48), kind: str = "png") ->
 
 
 def files(*contents: bytes) -> list[tuple[str, tuple[str, bytes]]]:
-    return [("pictures", (f"{n}.png", content)) for n, content in enumerate(contents)]
+    return [("images", (f"{n}.png", content)) for n, content in enumerate(contents)]
 
 
 def error_of(answer: httpx.Response, status: int) -> str:
@@ -78,30 +78,30 @@ def error_of(answer: httpx.Response, status: int) -> str:
     return error
 
 
-def test_tags_are_the_taggers_whichever_way_pictures_come(
+def test_tags_are_the_taggers_whichever_way_images_come(
     service: Service, artifacts: dict[str, Path], lasting_cache: Path
 ) -> None:
-    contents = [picture(number) for number in range(3)]
+    contents = [image(number) for number in range(3)]
     images = [Image.open(io.BytesIO(content)).convert("RGB") for content in contents]
     for name, folder in artifacts.items():
         tagger = Tagger.load(folder, "cpu", lasting_cache)
         expected = tagger.tag(images, threshold=0.0, top=2)
         for body in (
             {"files": files(*contents)},
-            {"json": {"pictures": [{"data": base64.b64encode(of).decode()} for of in contents]}},
+            {"json": {"images": [{"data": base64.b64encode(of).decode()} for of in contents]}},
         ):
             asked = {"artifact": name, "threshold": 0, "top": 2}
             answer = httpx.post(f"{service.url}/tag", params=asked, **body)  # type: ignore[arg-type]
             assert answer.status_code == 200, answer.text
             told = answer.json()
             assert told["artifact"] == name
-            for of, tags in zip(told["pictures"], expected, strict=True):
+            for of, tags in zip(told["images"], expected, strict=True):
                 assert [tag["name"] for tag in of["tags"]] == [tag.name for tag in tags]
                 scores = [tag["score"] for tag in of["tags"]]
                 np.testing.assert_allclose(scores, [tag.score for tag in tags], atol=1e-4)
     # Without a threshold each label has its own.
     answer = httpx.post(f"{service.url}/tag?artifact=half", files=files(*contents))
-    for of, tags in zip(answer.json()["pictures"], tagger.tag(images), strict=True):
+    for of, tags in zip(answer.json()["images"], tagger.tag(images), strict=True):
         assert [tag["name"] for tag in of["tags"]] == [tag.name for tag in tags]
 
 
@@ -119,15 +119,15 @@ def test_labels_health_metrics_regions_and_description(
     assert health["artifacts"] == {of["name"]: of["version"] for of in told}
 
     asked = {"artifact": "all", "label": ["penguin", "Bicycles"]}
-    found = httpx.post(f"{service.url}/regions", params=asked, files=files(picture(1)))
-    expected = tagger.heat_maps(Image.open(io.BytesIO(picture(1))).convert("RGB"))
+    found = httpx.post(f"{service.url}/regions", params=asked, files=files(image(1)))
+    expected = tagger.heat_maps(Image.open(io.BytesIO(image(1))).convert("RGB"))
     answered = found.json()["regions"]
     assert list(answered) == ["penguin", "Bicycles"]
     for label, regions in zip(("penguin", "bicycle"), answered.values(), strict=True):
         np.testing.assert_allclose(regions, expected[NAMES.index(label)], atol=1e-4)
         assert np.sum(regions) == pytest.approx(1, abs=1e-3)
 
-    httpx.post(f"{service.url}/tag", params={"artifact": "all"}, files=files(b"no picture"))
+    httpx.post(f"{service.url}/tag", params={"artifact": "all"}, files=files(b"no image"))
     metrics = httpx.get(f"{service.url}/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
     assert 'datafree_requests_total{path="/tag",status="415"}' in metrics.text
@@ -145,21 +145,21 @@ def test_labels_health_metrics_regions_and_description(
 @pytest.mark.parametrize(
     ("asked", "body", "status", "told"),
     [
-        ({}, {"files": files(picture(0))}, 422, "artifact: missing; there are all, half"),
-        ({"artifact": "none"}, {"files": files(picture(0))}, 422, "artifact: none"),
-        ({"threshold": 1.5}, {"files": files(picture(0))}, 422, "threshold: "),
-        ({"threshold": "nan"}, {"files": files(picture(0))}, 422, "threshold: "),
-        ({"top": 0}, {"files": files(picture(0))}, 422, "top: "),
+        ({}, {"files": files(image(0))}, 422, "artifact: missing; there are all, half"),
+        ({"artifact": "none"}, {"files": files(image(0))}, 422, "artifact: none"),
+        ({"threshold": 1.5}, {"files": files(image(0))}, 422, "threshold: "),
+        ({"threshold": "nan"}, {"files": files(image(0))}, 422, "threshold: "),
+        ({"top": 0}, {"files": files(image(0))}, 422, "top: "),
         ({}, {"content": b"x"}, 415, "content type missing"),
-        ({}, {"data": {"pictures": "x"}}, 415, "content type application/x-www-form-urlencoded"),
-        ({}, {"files": [("pictures", (None, b"text"))]}, 422, "pictures: text"),
-        ({}, {"files": [("photos", ("a.png", picture(0)))]}, 422, "pictures: none"),
-        ({}, {"json": {}}, 422, "pictures: "),
-        ({}, {"json": {"pictures": []}}, 422, "pictures: "),
-        ({}, {"json": {"pictures": [{"data": "?"}]}}, 422, "pictures.0.data: "),
-        ({}, {"json": {"pictures": [{"data": ""}] * 5}}, 413, "5 pictures; 4 are the most"),
-        ({}, {"json": {"pictures": [0] * 300_000}}, 422, "pictures.0: "),
-        ({}, {"json": {"pictures": [{"data": ""}] * 5000}}, 422, "pictures: List should have at"),
+        ({}, {"data": {"images": "x"}}, 415, "content type application/x-www-form-urlencoded"),
+        ({}, {"files": [("images", (None, b"text"))]}, 422, "images: text"),
+        ({}, {"files": [("photos", ("a.png", image(0)))]}, 422, "images: none"),
+        ({}, {"json": {}}, 422, "images: "),
+        ({}, {"json": {"images": []}}, 422, "images: "),
+        ({}, {"json": {"images": [{"data": "?"}]}}, 422, "images.0.data: "),
+        ({}, {"json": {"images": [{"data": ""}] * 5}}, 413, "5 images; 4 are the most"),
+        ({}, {"json": {"images": [0] * 300_000}}, 422, "images.0: "),
+        ({}, {"json": {"images": [{"data": ""}] * 5000}}, 422, "images: List should have at"),
         (
             {},
             {"content": b"{", "headers": {"content-type": "application/json"}},
@@ -172,13 +172,13 @@ def test_labels_health_metrics_regions_and_description(
             422,
             "the form cannot be read",
         ),
-        ({}, {"files": files(b"no picture")}, 415, "0.png: cannot be read as an image (not of a"),
+        ({}, {"files": files(b"no image")}, 415, "0.png: cannot be read as an image (not of a"),
         ({}, {"files": files(b"")}, 415, "0.png: "),
-        ({}, {"files": files(picture(0, kind="jpeg")[:-300])}, 422, "0.png: cannot be read"),
-        ({}, {"files": files(picture(0, (1001, 1000), "gif"))}, 413, "1001 × 1000 pixels; 1,0"),
-        ({}, {"files": files(*[picture(0)] * 5)}, 413, "5 pictures; 4 are the most"),
+        ({}, {"files": files(image(0, kind="jpeg")[:-300])}, 422, "0.png: cannot be read"),
+        ({}, {"files": files(image(0, (1001, 1000), "gif"))}, 413, "1001 × 1000 pixels; 1,0"),
+        ({}, {"files": files(*[image(0)] * 5)}, 413, "5 images; 4 are the most"),
         ({}, {"files": files(*[b""] * 500)}, 413, "Too many files"),
-        ({}, {"files": files(bytes(1_000_001))}, 413, "0.png: the picture is too large; 1 MB"),
+        ({}, {"files": files(bytes(1_000_001))}, 413, "0.png: the image is too large; 1 MB"),
         ({}, {"files": files(bytes(3_000_001))}, 413, "the request is too large; 3 MB"),
         (
             {},
@@ -200,22 +200,22 @@ def test_what_cannot_be_answered_is_told_in_a_sentence(
     assert told in error_of(answer, status)
 
 
-def test_a_broken_picture_does_not_take_the_others_with_it(service: Service) -> None:
-    contents = [picture(0), b"no picture", picture(1)]
+def test_a_broken_image_does_not_take_the_others_with_it(service: Service) -> None:
+    contents = [image(0), b"no image", image(1)]
     answer = httpx.post(f"{service.url}/tag?artifact=all&threshold=0", files=files(*contents))
     assert answer.status_code == 200
-    first, broken, last = answer.json()["pictures"]
+    first, broken, last = answer.json()["images"]
     assert len(first["tags"]) == len(last["tags"]) == len(NAMES)
     assert broken["tags"] == []
     assert broken["status"] == 415
     assert "not of a known format" in broken["error"]
 
 
-def test_regions_refuse_other_labels_and_several_pictures(service: Service) -> None:
+def test_regions_refuse_other_labels_and_several_images(service: Service) -> None:
     url = f"{service.url}/regions?artifact=half&label="
-    answer = httpx.post(url + "penguin", files=files(picture(0)))
+    answer = httpx.post(url + "penguin", files=files(image(0)))
     assert error_of(answer, 422) == "0.png: penguin is none of the labels of half"
-    answer = httpx.post(url + NAMES[0], files=files(picture(0), picture(1)))
+    answer = httpx.post(url + NAMES[0], files=files(image(0), image(1)))
     assert "one is the most" in error_of(answer, 413)
     assert "label: " in error_of(httpx.post(f"{service.url}/regions?artifact=half"), 422)
     assert error_of(httpx.get(f"{service.url}/none"), 404)
@@ -233,7 +233,7 @@ def test_others_hosts_are_refused_and_the_page_loads_nothing_from_elsewhere(
 
 def test_more_than_may_wait_is_told_to_come_again(service: Service) -> None:
     def ask(number: int) -> httpx.Response:
-        contents = [picture(number, (900, 900))] * 4
+        contents = [image(number, (900, 900))] * 4
         return httpx.post(f"{service.url}/tag?artifact=all", files=files(*contents), timeout=30)
 
     with ThreadPoolExecutor(24) as pool:
@@ -254,7 +254,7 @@ def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
     def ask_until_ended(number: int) -> list[httpx.Response]:
         answers = []
         while not ended:
-            content = picture(number, (900, 900))
+            content = image(number, (900, 900))
             url = f"{service.url}/tag?artifact=all&threshold=0"
             answers.append(httpx.post(url, files=files(*[content] * 4), timeout=30))
         return answers
@@ -287,7 +287,7 @@ def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
             ended = True
         answers = [answer for of in asking for answer in of.result()]
     assert {answer.status_code for answer in answers} == {200}
-    by_version = {answer.json()["version"]: answer.json()["pictures"][0] for answer in answers}
+    by_version = {answer.json()["version"]: answer.json()["images"][0] for answer in answers}
     assert len(by_version[before]["tags"]) == len(NAMES)
     assert len(by_version.pop(_version(service))["tags"]) == 2
     assert list(by_version) == [before]
@@ -319,7 +319,7 @@ def test_a_copy_under_way_is_no_artifact_until_it_is_whole(
         health = _health_when(service, lambda health: missing in str(health["problems"]))
         assert health["status"] == "outdated"
         assert health["artifacts"]["half"] == before
-        answer = httpx.post(f"{service.url}/tag?artifact=half", files=files(picture(0)))
+        answer = httpx.post(f"{service.url}/tag?artifact=half", files=files(image(0)))
         assert answer.status_code == 200
         shutil.copyfile(whole[-1], served / whole[-1].name)
         health = _health_when(service, lambda health: health["artifacts"]["half"] != before)
@@ -346,7 +346,7 @@ def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: S
     for process in replicas:
         process.send_signal(signal.SIGSTOP)
     try:
-        answer = httpx.post(f"{service.url}/tag?artifact=all", files=files(picture(0)), timeout=30)
+        answer = httpx.post(f"{service.url}/tag?artifact=all", files=files(image(0)), timeout=30)
         assert error_of(answer, 504) == "this took longer than 15 seconds"
         health = httpx.get(f"{service.url}/health", timeout=30)
         assert (health.status_code, health.json()["status"]) == (503, "unavailable")
@@ -362,7 +362,7 @@ def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
 
     def ask_until_ended(number: int) -> list[tuple[float, float, int]]:
         answers: list[tuple[float, float, int]] = []
-        content = files(picture(number, (900, 900)))
+        content = files(image(number, (900, 900)))
         while True:
             begun = time.monotonic()
             try:

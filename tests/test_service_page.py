@@ -71,8 +71,8 @@ def page(browser: Browser, service: str) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("images")
     files = [folder / f"{name}.png" for name in ("a", "b", "c", "d")]
     for number, file in enumerate(files):
         image = Image.new("RGB", (240, 160), (60 * number, 200 - 50 * number, 90))
@@ -85,14 +85,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def choose(page: Page, files: list[Path]) -> None:
     """Choose the files as a person does, and wait for their tags."""
     with page.expect_file_chooser() as chooser:
-        page.get_by_role("button", name="Choose pictures").click()
+        page.get_by_role("button", name="Choose images").click()
     chooser.value.set_files(files)
     tagged(page, len(files))
 
 
 def tagged(page: Page, count: int) -> None:
     expect(page.locator("#progress")).to_have_text(
-        f"{count} of {count} picture{'s' if count > 1 else ''} tagged", timeout=20_000
+        f"{count} of {count} image{'s' if count > 1 else ''} tagged", timeout=20_000
     )
 
 
@@ -102,18 +102,18 @@ def one_threshold(page: Page, value: float) -> None:
 
 
 def answers(page: Page, service: str, files: list[Path]) -> dict[str, dict[str, float]]:
-    """What the service itself says: picture -> label -> score."""
+    """What the service itself says: image -> label -> score."""
     found = {}
     for file in files:
         form = {"name": file.name, "mimeType": "image/png", "buffer": file.read_bytes()}
         url = f"{service.rstrip('/')}/tag?threshold=0"
-        told = page.request.post(url, multipart={"pictures": form}).json()
-        found[file.name] = {t["name"]: t["score"] for t in told["pictures"][0]["tags"]}
+        told = page.request.post(url, multipart={"images": form}).json()
+        found[file.name] = {t["name"]: t["score"] for t in told["images"][0]["tags"]}
     return found
 
 
 def shown(page: Page) -> dict[str, list[str]]:
-    """Picture -> the labels on its card, of the cards that are not filtered out."""
+    """Image -> the labels on its card, of the cards that are not filtered out."""
     cards = page.locator("#cards .card:visible").all()
     return {
         card.locator("h3").inner_text(): card.locator(".tags .name").all_inner_texts()
@@ -121,11 +121,11 @@ def shown(page: Page) -> dict[str, list[str]]:
     }
 
 
-def test_chosen_pictures_get_the_tags_of_the_service_above_the_slider(
-    page: Page, service: str, pictures: list[Path]
+def test_chosen_images_get_the_tags_of_the_service_above_the_slider(
+    page: Page, service: str, images: list[Path]
 ) -> None:
-    choose(page, pictures)
-    of = answers(page, service, pictures)
+    choose(page, images)
+    of = answers(page, service, images)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     for threshold in (0.0, 0.5, 1.0):
@@ -139,23 +139,23 @@ def test_chosen_pictures_get_the_tags_of_the_service_above_the_slider(
 
 
 def test_each_label_has_its_own_threshold_first(
-    page: Page, service: str, pictures: list[Path]
+    page: Page, service: str, images: list[Path]
 ) -> None:
-    choose(page, pictures[:2])
+    choose(page, images[:2])
     first = page.request.get(f"{service.rstrip('/')}/labels").json()["artifacts"][0]
     least = {label["name"]: label["threshold"] for label in first["labels"]}
-    for name, scores in answers(page, service, pictures[:2]).items():
+    for name, scores in answers(page, service, images[:2]).items():
         wanted = {label for label, score in scores.items() if score >= least[label]}
         assert set(shown(page)[name]) <= wanted
         assert len(shown(page)[name]) == min(10, len(wanted))
 
 
-def test_filter_shows_pictures_with_all_tags_and_the_csv_has_these(
-    page: Page, service: str, pictures: list[Path]
+def test_filter_shows_images_with_all_tags_and_the_csv_has_these(
+    page: Page, service: str, images: list[Path]
 ) -> None:
-    of = answers(page, service, pictures)
+    of = answers(page, service, images)
     label, threshold = _dividing(of)
-    choose(page, pictures)
+    choose(page, images)
     one_threshold(page, threshold)
     have = [name for name, scores in of.items() if scores[label] >= threshold]
     more = page.locator(".filter button.plain", has_text="all ")
@@ -185,23 +185,23 @@ def test_filter_shows_pictures_with_all_tags_and_the_csv_has_these(
         assert told == pytest.approx([scores[name] for name in names], abs=1e-4)
 
     page.locator(".filter").get_by_role("button", name="clear").click()
-    expect(page.locator("#cards .card:visible")).to_have_count(len(pictures))
+    expect(page.locator("#cards .card:visible")).to_have_count(len(images))
 
 
 def _dividing(of: dict[str, dict[str, float]]) -> tuple[str, float]:
-    """A label and a threshold, of the slider's steps, that some pictures reach and some do not."""
+    """A label and a threshold, of the slider's steps, that some images reach and some do not."""
     for label in next(iter(of.values())):
         scores = sorted(scores[label] for scores in of.values())
         for step in range(101):
             if scores[0] < step / 100 - 1e-3 and scores[-1] > step / 100 + 1e-3:
                 return label, step / 100
-    pytest.fail("the service gives all pictures the same scores")
+    pytest.fail("the service gives all images the same scores")
 
 
-def test_heat_map_by_hover_by_focus_and_by_click(page: Page, pictures: list[Path]) -> None:
+def test_heat_map_by_hover_by_focus_and_by_click(page: Page, images: list[Path]) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    choose(page, pictures[:1])
+    choose(page, images[:1])
     one_threshold(page, 0)
     first, second = page.locator(TAGS).nth(0), page.locator(TAGS).nth(1)
     canvas, where = page.locator("#cards canvas"), page.locator("#cards .where")
@@ -228,7 +228,7 @@ def test_heat_map_by_hover_by_focus_and_by_click(page: Page, pictures: list[Path
     page.mouse.move(0, 0)
     expect(second).to_have_attribute("aria-pressed", "true")
     expect(canvas).to_be_visible()
-    assert sum("/regions" in url for url in asked) == 1  # once for all tags of the picture
+    assert sum("/regions" in url for url in asked) == 1  # once for all tags of the image
 
 
 DROP = """([files, folder, how]) => {
@@ -257,46 +257,44 @@ def hand_over(page: Page, files: list[Path], how: str, folder: str = "") -> None
     page.evaluate(DROP, [given, folder, how])
 
 
-def test_dropping_and_pasting(page: Page, pictures: list[Path]) -> None:
-    hand_over(page, pictures[:2], "drop")
+def test_dropping_and_pasting(page: Page, images: list[Path]) -> None:
+    hand_over(page, images[:2], "drop")
     tagged(page, 2)
-    hand_over(page, pictures[2:], "drop", folder="trip")
+    hand_over(page, images[2:], "drop", folder="trip")
     tagged(page, 4)
-    hand_over(page, pictures[:1], "paste")
+    hand_over(page, images[:1], "paste")
     tagged(page, 5)
     names = page.locator("#cards h3").all_inner_texts()
     assert names == ["a.png", "b.png", "trip/c.png", "trip/d.png", "pasted-1-a.png"]
 
 
-def test_a_folder_s_pictures_and_not_its_other_files(
-    page: Page, pictures: list[Path], tmp_path: Path
+def test_a_folder_s_images_and_not_its_other_files(
+    page: Page, images: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "trip" / "day 2").mkdir(parents=True)
-    shutil.copy(pictures[0], tmp_path / "trip" / "x.png")
-    shutil.copy(pictures[1], tmp_path / "trip" / "day 2" / "y.png")
-    (tmp_path / "trip" / "notes.txt").write_text("no picture")
+    shutil.copy(images[0], tmp_path / "trip" / "x.png")
+    shutil.copy(images[1], tmp_path / "trip" / "day 2" / "y.png")
+    (tmp_path / "trip" / "notes.txt").write_text("no image")
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a folder").click()
     chooser.value.set_files(tmp_path / "trip")
     tagged(page, 2)
     assert page.locator("#cards h3").all_inner_texts() == ["trip/day 2/y.png", "trip/x.png"]
-    expect(page.locator("#notice")).to_contain_text("1 file is no picture")
+    expect(page.locator("#notice")).to_contain_text("1 file is no image")
 
 
-def test_a_broken_picture_is_told_on_its_card(
-    page: Page, pictures: list[Path], tmp_path: Path
-) -> None:
+def test_a_broken_image_is_told_on_its_card(page: Page, images: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(pictures[0].read_bytes()[:60])
-    page.set_input_files("#files", [pictures[0], broken])
-    expect(page.locator("#progress")).to_have_text("1 of 2 pictures tagged, 1 not")
+    broken.write_bytes(images[0].read_bytes()[:60])
+    page.set_input_files("#files", [images[0], broken])
+    expect(page.locator("#progress")).to_have_text("1 of 2 images tagged, 1 not")
     card = page.locator(".card.failed")
     expect(card.locator("h3")).to_have_text("broken.png")
     expect(card.locator(".state")).not_to_be_empty()
     expect(card.get_by_role("button", name="Try")).to_be_hidden()  # it would fail again
 
 
-def test_a_service_that_is_away_can_be_tried_again(page: Page, pictures: list[Path]) -> None:
+def test_a_service_that_is_away_can_be_tried_again(page: Page, images: list[Path]) -> None:
     gone = {"a.png": "network", "b.png": "503"}
 
     def fail(route: Route) -> None:
@@ -307,18 +305,18 @@ def test_a_service_that_is_away_can_be_tried_again(page: Page, pictures: list[Pa
             route.fulfill(status=503, json={"error": "The model is being started."})
 
     page.route("**/tag?*", fail)
-    page.set_input_files("#files", pictures[: len(gone)])
+    page.set_input_files("#files", images[: len(gone)])
     expect(page.locator(".card.failed .state")).to_have_text(
         ["The service does not answer.", "The model is being started."]
     )
     page.unroute("**/tag?*")
     page.get_by_role("button", name="Try a.png again").click()
-    expect(page.locator("#progress")).to_have_text("1 of 2 pictures tagged, 1 not")
+    expect(page.locator("#progress")).to_have_text("1 of 2 images tagged, 1 not")
     page.get_by_role("button", name="Try b.png again").click()
     tagged(page, 2)
 
 
-def test_a_busy_service_is_waited_for(page: Page, pictures: list[Path]) -> None:
+def test_a_busy_service_is_waited_for(page: Page, images: list[Path]) -> None:
     refused: list[str] = []
 
     def busy(route: Route) -> None:
@@ -328,14 +326,14 @@ def test_a_busy_service_is_waited_for(page: Page, pictures: list[Path]) -> None:
         return route.fulfill(status=429, headers={"Retry-After": "1"}, json={"error": "busy"})
 
     page.route("**/tag?*", busy)
-    page.set_input_files("#files", pictures[:1])
+    page.set_input_files("#files", images[:1])
     expect(page.locator("#notice")).to_contain_text("busy")
     tagged(page, 1)
     expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_the_token_is_asked_for_once_and_kept_in_memory(
-    page: Page, service: str, pictures: list[Path]
+    page: Page, service: str, images: list[Path]
 ) -> None:
     def guard(route: Route) -> None:
         if route.request.headers.get("authorization") == "Bearer open sesame":
@@ -355,7 +353,7 @@ def test_the_token_is_asked_for_once_and_kept_in_memory(
     page.keyboard.type("open sesame")
     page.keyboard.press("Enter")
     expect(dialog).to_be_hidden()
-    choose(page, pictures)
+    choose(page, images)
     expect(dialog).to_be_hidden()
     assert page.evaluate("() => [localStorage.length, sessionStorage.length, document.cookie]") == [
         0,
@@ -364,24 +362,24 @@ def test_the_token_is_asked_for_once_and_kept_in_memory(
     ]
 
 
-def test_declining_the_token_ends_the_asking(page: Page, pictures: list[Path]) -> None:
+def test_declining_the_token_ends_the_asking(page: Page, images: list[Path]) -> None:
     expect(page.locator("#settings")).to_be_visible()
     page.route("**/tag?*", lambda route: route.fulfill(status=401, json={"error": "no"}))
-    page.set_input_files("#files", [*pictures, *pictures])
+    page.set_input_files("#files", [*images, *images])
     page.get_by_role("button", name="Not now").click()
     expect(page.locator(".card.failed")).to_have_count(8)
     expect(page.get_by_role("dialog")).to_be_hidden()
 
 
-def test_names_are_text(page: Page, service: str, pictures: list[Path], tmp_path: Path) -> None:
+def test_names_are_text(page: Page, service: str, images: list[Path], tmp_path: Path) -> None:
     hostile = tmp_path / HOSTILE
-    shutil.copy(pictures[0], hostile.with_suffix(".png"))
+    shutil.copy(images[0], hostile.with_suffix(".png"))
     label = {"name": HOSTILE, "threshold": 0.5}
     artifact = {"name": HOSTILE, "version": HOSTILE, "labels": [label]}
 
     def tag(route: Route) -> None:
         tags = [{"name": HOSTILE, "score": 0.9}]
-        told = {"artifact": HOSTILE, "version": HOSTILE, "pictures": [{"name": "", "tags": tags}]}
+        told = {"artifact": HOSTILE, "version": HOSTILE, "images": [{"name": "", "tags": tags}]}
         route.fulfill(json=told)
 
     page.route("**/labels", lambda route: route.fulfill(json={"artifacts": [artifact, artifact]}))
@@ -396,8 +394,8 @@ def test_names_are_text(page: Page, service: str, pictures: list[Path], tmp_path
     assert page.title() != "stolen"
 
 
-def test_by_keyboard_alone_and_focus_is_never_lost(page: Page, pictures: list[Path]) -> None:
-    choose(page, pictures[:2])
+def test_by_keyboard_alone_and_focus_is_never_lost(page: Page, images: list[Path]) -> None:
+    choose(page, images[:2])
     page.keyboard.press("Tab")  # from where the chooser was opened
     expect(page.get_by_role("button", name="Choose a folder")).to_be_focused()
     for _ in range(60):
@@ -409,13 +407,11 @@ def test_by_keyboard_alone_and_focus_is_never_lost(page: Page, pictures: list[Pa
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Remove b.png")).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("button", name="Choose pictures")).to_be_focused()
+    expect(page.get_by_role("button", name="Choose images")).to_be_focused()
     expect(page.locator("#results")).to_be_hidden()
 
 
-def test_another_artifact_tags_what_is_there(
-    page: Page, service: str, pictures: list[Path]
-) -> None:
+def test_another_artifact_tags_what_is_there(page: Page, service: str, images: list[Path]) -> None:
     of = page.request.get(f"{service.rstrip('/')}/labels").json()
     known: dict[str, Any] = of["artifacts"][0]
     both = {"artifacts": [known, {**known, "name": "other"}]}
@@ -425,12 +421,12 @@ def test_another_artifact_tags_what_is_there(
         asked.append(route.request.url)
         first = known["labels"][0]["name"]
         tags = [{"name": first, "score": 1.0}]
-        told = {"version": known["version"], "pictures": [{"name": "", "tags": tags}]}
+        told = {"version": known["version"], "images": [{"name": "", "tags": tags}]}
         route.fulfill(json={"artifact": "other", **told})
 
     page.route("**/labels", lambda route: route.fulfill(json=both))
     page.goto(service)
-    choose(page, pictures[:2])
+    choose(page, images[:2])
     page.route("**/tag?artifact=other*", tag)
     page.get_by_label("Artifact").select_option("other")
     name = known["labels"][0]["name"]
@@ -440,13 +436,13 @@ def test_another_artifact_tags_what_is_there(
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_in_both_schemes(
-    browser: Browser, service: str, pictures: list[Path], scheme: Any
+    browser: Browser, service: str, images: list[Path], scheme: Any
 ) -> None:
     size: Any = {"width": 390, "height": 844}
     context = browser.new_context(viewport=size, color_scheme=scheme, has_touch=True)
     page = context.new_page()
     page.goto(service)
-    choose(page, pictures[:2])
+    choose(page, images[:2])
     one_threshold(page, 0)
     page.locator(TAGS).first.tap()
     expect(page.locator("#cards canvas").first).to_be_visible()
@@ -461,13 +457,13 @@ def test_a_phone_in_both_schemes(
     context.close()
 
 
-def test_a_thousand_pictures_leave_the_page_awake(page: Page, pictures: list[Path]) -> None:
+def test_a_thousand_images_leave_the_page_awake(page: Page, images: list[Path]) -> None:
     under_way = {"now": 0, "most": 0}
     tags = [{"name": f"label {n}", "score": 1 - n / 200} for n in range(100)]
     of = {"name": "", "tags": tags}
 
     def tag(route: Route) -> None:
-        route.fulfill(json={"artifact": "x", "version": "", "pictures": [of]})
+        route.fulfill(json={"artifact": "x", "version": "", "images": [of]})
 
     def count(by: int) -> None:
         under_way["now"] += by
@@ -482,7 +478,7 @@ def test_a_thousand_pictures_leave_the_page_awake(page: Page, pictures: list[Pat
       for (let n = 0; n < 1000; n++)
         all.items.add(new File([bytes], `${n}.png`, { type: "image/png" }));
       document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: all })); }"""
-    page.evaluate(many, [b64encode(pictures[0].read_bytes()).decode()])
+    page.evaluate(many, [b64encode(images[0].read_bytes()).decode()])
     expect(page.locator("#cards .card")).to_have_count(1000)
     one_threshold(page, 0)  # while they are being tagged
     drawn = page.locator("#cards .tags button").count()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from test_open_clip_vlm import close, random_model
+from test_clip import close, random_model
 from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -167,7 +167,7 @@ def test_preprocess_resizes_straight_and_normalises(checkpoints: Path) -> None:
     vlm = SigLIPVLM(settings(checkpoints, "tiny-ViT-SigLIP"))
     grey = Image.fromarray(np.full((20, 90), 51, dtype=np.uint8))
     close(vlm.preprocess(grey), torch.full((3, 32, 32), -0.6))
-    # Left half black, right half white: nothing is cropped away from a wide picture.
+    # Left half black, right half white: nothing is cropped away from a wide image.
     halves = Image.fromarray(np.repeat(np.array([[0, 255]], dtype=np.uint8), 200, axis=1))
     bright = vlm.preprocess(halves)[0] > 0
     assert bright[:, 16:].all()

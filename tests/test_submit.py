@@ -27,7 +27,7 @@ from ray._private.runtime_env.packaging import create_package
 
 from orchestrator.cluster.jobs import JobServer, outcome, prepare_job
 from orchestrator.cluster.placement import Node, Resources
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """

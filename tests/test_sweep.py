@@ -45,7 +45,7 @@ SHARED = (
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four labels, sentences and 40 labelled pictures; one point beside the default."""
+    """Four labels, sentences and 40 labelled images; one point beside the default."""
     folder = tmp_path_factory.mktemp("own")
     draws = random.Random(0)
     sentences = [

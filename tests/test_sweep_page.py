@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-from test_report import HOSTILE, NOTE, Page
+from test_run_page import HOSTILE, NOTE, Page
 
 from orchestrator.pages.run_page import FRAME
 from orchestrator.pages.sweep_drawings import (

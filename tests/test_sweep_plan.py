@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.placement import Node, Resources
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.run import make_plan
 from orchestrator.sweep.plan import SweepPlan, plan_sweep
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config.models import validate
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.sweep.space import Axis, SweepSettings, config_at, points, told
 
 

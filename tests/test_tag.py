@@ -24,7 +24,7 @@ from command_line import Done, run_datafree
 from PIL import Image
 from tiny_artifact import NAMES
 
-from orchestrator.tagging.listing import PictureListing
+from orchestrator.tagging.listing import ImageListing
 from prompt_tuning import Tagger
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.images import MAX_PIXELS, open_image
@@ -59,7 +59,7 @@ def tag(
     return call
 
 
-def write_pictures(folder: Path, count: int) -> list[Path]:
+def write_images(folder: Path, count: int) -> list[Path]:
     folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     files = [folder / f"{number:03d}.png" for number in range(count)]
@@ -78,8 +78,8 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
 def test_tags_are_the_taggers_in_every_kind_of_file(
     tag: Callable[..., Done], artifact: Path, lasting_cache: Path
 ) -> None:
-    files = write_pictures(Path("photos"), 9)
-    Path("photos/004.png").write_bytes(b"no picture")
+    files = write_images(Path("photos"), 9)
+    Path("photos/004.png").write_bytes(b"no image")
     for kind in ("jsonl", "csv", "parquet"):
         done = tag("photos", "--out", f"tags.{kind}", "--threshold", 0.1, "--top", 2)
         assert done.code == 0
@@ -132,7 +132,7 @@ def test_tags_are_the_taggers_in_every_kind_of_file(
 
 
 def test_what_was_made_with_something_else_is_refused(tag: Callable[..., Done]) -> None:
-    write_pictures(Path("photos"), 2)
+    write_images(Path("photos"), 2)
     assert tag("photos", "--out", "tags.jsonl").code == 0
     before = Path("tags.jsonl").read_bytes()
     for options, named in (
@@ -145,7 +145,7 @@ def test_what_was_made_with_something_else_is_refused(tag: Callable[..., Done]) 
         assert done.err.count("\n") == 1
     Image.new("RGB", (9, 9)).save("photos/more.png")
     done = tag("photos", "--out", "tags.jsonl")
-    assert (done.code, "other pictures;" in done.err) == (2, True)
+    assert (done.code, "other images;" in done.err) == (2, True)
     Path("notes.jsonl").write_text("mine\n")
     done = tag("photos", "--out", "notes.jsonl")
     assert (done.code, "no file of tags" in done.err) == (2, True)
@@ -153,7 +153,7 @@ def test_what_was_made_with_something_else_is_refused(tag: Callable[..., Done]) 
     assert Path("notes.jsonl").read_text() == "mine\n"
 
 
-def hostile_pictures(folder: Path) -> None:
+def hostile_images(folder: Path) -> None:
     """Files `ok-…` that can be read, `bad-…` that cannot."""
     folder.mkdir()
     draw = np.random.default_rng(1)
@@ -227,7 +227,7 @@ def hostile_pictures(folder: Path) -> None:
 
 
 def test_hostile_files_are_tagged_or_named_with_a_reason(tag: Callable[..., Done]) -> None:
-    hostile_pictures(Path("odd"))
+    hostile_images(Path("odd"))
     done = tag("odd", "--out", "tags.jsonl", "--threshold", 0, "--sheet", "page.html")
     assert done.code == 0, done.err
     rows = rows_of(Path("tags.jsonl"))
@@ -246,7 +246,7 @@ def test_hostile_files_are_tagged_or_named_with_a_reason(tag: Callable[..., Done
     assert page.count("<img ") == sum(name.startswith("ok-") for name in names)
     assert "ok-inside.png" in names
     assert "3 passed over" in done.err
-    # Turned upright, pictures differ; of 16 bits, not all above 255 is white.
+    # Turned upright, images differ; of 16 bits, not all above 255 is white.
     assert open_image(Path("odd/ok-turned-6.jpg")).size == (40, 60)
     assert open_image(Path("odd/ok-turned-3.jpg")).size == (60, 40)
     for deep in ("png", "tif"):
@@ -254,7 +254,7 @@ def test_hostile_files_are_tagged_or_named_with_a_reason(tag: Callable[..., Done
 
 
 def test_lines_on_the_standard_output(tag: Callable[..., Done]) -> None:
-    hostile_pictures(Path("odd"))
+    hostile_images(Path("odd"))
     done = tag("odd/ok-ünï*", "odd/notes.txt", "odd/ok-plain.jpg", "--threshold", 0, "--top", 1)
     assert done.code == 0
     first, second, third = done.out.splitlines()
@@ -268,7 +268,7 @@ def test_lines_on_the_standard_output(tag: Callable[..., Done]) -> None:
 
 
 def test_labels_without_tuning(tag: Callable[..., Done]) -> None:
-    write_pictures(Path("photos"), 3)
+    write_images(Path("photos"), 3)
     tag("photos", "--labels", "tractor, penguin", "--threshold", 0, "--out", "tags.jsonl")
     for row in rows_of(Path("tags.jsonl")):
         assert {of["name"] for of in row["tags"]} == {"tractor", "penguin"}
@@ -280,7 +280,7 @@ def test_labels_in_any_spelling_are_the_artifacts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_pictures(Path("photos"), 2)
+    write_images(Path("photos"), 2)
     every = ("photos", "--threshold", 0, "--out")
     assert tag(*every, "exact.jsonl", "--labels", "penguin,strawberry").code == 0
     done = tag(*every, "spelled.jsonl", "--labels", " Penguins,STRAWBERRY")
@@ -326,7 +326,7 @@ def test_listing_has_a_fixed_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         Path(name).touch()
 
     def listed(*names: str) -> list[str]:
-        listing = PictureListing(list(names))
+        listing = ImageListing(list(names))
         assert list(listing) == list(listing)
         return [str(file) for file in listing]
 
@@ -341,13 +341,13 @@ def test_listing_has_a_fixed_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_mistakes_are_told_in_one_line(tag: Callable[..., Done]) -> None:
-    write_pictures(Path("photos"), 1)
+    write_images(Path("photos"), 1)
     Path("empty").mkdir()
     Path("file").touch()
     for arguments, told in (
         (("nowhere",), "nowhere: no such file"),
         (("photos", "x*.jpg"), "x*.jpg: no such file"),
-        (("empty",), "empty: no pictures"),
+        (("empty",), "empty: no images"),
         (("photos", "--threshold", 2), "--threshold: 2.0 is no score"),
         (("photos", "--threshold", "nan"), "--threshold: nan is no score"),
         (("photos", "--top", 0), "--top: 0 is too few"),
@@ -371,7 +371,7 @@ def test_artifacts_that_will_not_do(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write_pictures(Path("photos"), 1)
+    write_images(Path("photos"), 1)
     older = Path("older")
     with publishing(older) as staging:
         for file in artifact.iterdir():
@@ -397,7 +397,7 @@ finally:
 def test_killed_it_goes_on_without_ray_and_tags_nothing_twice(
     tag: Callable[..., Done], artifact: Path
 ) -> None:
-    write_pictures(Path("photos"), 200)  # two parts
+    write_images(Path("photos"), 200)  # two parts
 
     def start(out: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", COMMAND_LINE, "tag", str(artifact), "photos", "--out", out]
@@ -433,7 +433,7 @@ def test_killed_it_goes_on_without_ray_and_tags_nothing_twice(
 
 
 def test_workers_give_the_same_rows_in_order(tag: Callable[..., Done]) -> None:
-    files = write_pictures(Path("photos"), 135)
+    files = write_images(Path("photos"), 135)
     files[3].write_bytes(b"")
     assert tag("photos", "--out", "alone.jsonl", "--threshold", 0).code == 0
     done = tag("photos", "--out", "spread.jsonl", "--threshold", 0, "--workers", 1)
@@ -445,7 +445,7 @@ def test_workers_give_the_same_rows_in_order(tag: Callable[..., Done]) -> None:
 def test_files_are_taken_only_as_they_are_needed(
     tmp_path: Path, artifact: Path, lasting_cache: Path
 ) -> None:
-    (file,) = write_pictures(tmp_path / "photos", 1)
+    (file,) = write_images(tmp_path / "photos", 1)
     taken = 0
 
     def endless() -> Any:

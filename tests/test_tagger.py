@@ -33,7 +33,7 @@ def files(stamps: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(scenes.rglob("*.jpg")) or sorted(scenes.rglob("*.png"))
 
 
-def test_scores_are_calibrated_raw_scores_in_the_order_of_the_pictures(
+def test_scores_are_calibrated_raw_scores_in_the_order_of_the_images(
     tagger: Tagger, artifact: Path, files: list[Path], embedded_vlm: VLM
 ) -> None:
     assert tagger.names == tuple(NAMES)
@@ -62,14 +62,14 @@ def test_a_softmax_in_the_fusion_changes_no_calibrated_score(
     np.testing.assert_allclose(competing, tagger.scores(files[:2]), atol=1e-6)
 
 
-def test_paths_text_and_pictures_are_all_taken(tagger: Tagger, files: list[Path]) -> None:
+def test_paths_text_and_images_are_all_taken(tagger: Tagger, files: list[Path]) -> None:
     expected = tagger.scores(files[:3])
     mixed = tagger.scores([files[0], str(files[1]), Image.open(files[2])])
     np.testing.assert_allclose(mixed, expected, atol=1e-6)
 
 
-def test_a_file_that_is_no_picture_is_named(tagger: Tagger, tmp_path: Path) -> None:
-    (tmp_path / "notes.jpg").write_text("no picture")
+def test_a_file_that_is_no_image_is_named(tagger: Tagger, tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("no image")
     with pytest.raises(ValueError, match=r"notes\.jpg: cannot be read as an image"):
         tagger.tag([tmp_path / "notes.jpg"])
 

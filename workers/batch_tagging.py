@@ -15,8 +15,8 @@ from prompt_tuning.tagging.tagger import BATCH, Tagger
 from workers.waiting import Waiting
 
 # Tasks that a worker has been given at once: one more than it can do, so that it need not wait.
-_TASKS_A_WORKER = 2
-_MOST_FILES_A_TASK = 128
+_TASKS_PER_WORKER = 2
+_MOST_FILES_PER_TASK = 128
 
 
 @ray.remote(max_restarts=-1, max_task_retries=3)
@@ -63,7 +63,7 @@ def tag_on_workers(
     for task in started_ahead(
         chunks(files, files_a_task(count, workers, gpus)),
         lambda chunk: next(turns).tag.remote(chunk, rule),
-        _TASKS_A_WORKER * workers,
+        _TASKS_PER_WORKER * workers,
     ):
         yield from ray.get(waiting.first([task]))
 
@@ -72,5 +72,5 @@ def files_a_task(count: int, workers: int, gpus: float) -> int:
     """How many of `count` files are one task: as many for each worker, and whole batches, for then
     scores are the same to the bit on any number of workers."""
     batch = BATCH["cuda" if gpus else "cpu"]
-    tasks = workers * max(1, ceil(count / (workers * _MOST_FILES_A_TASK)))
+    tasks = workers * max(1, ceil(count / (workers * _MOST_FILES_PER_TASK)))
     return batch * max(1, ceil(count / tasks / batch))

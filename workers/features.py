@@ -20,10 +20,10 @@ from prompt_tuning.storage import is_published, publishing
 from workers.failure import DescribedFailure
 from workers.waiting import Waiting
 
-_CAPTIONS_A_PART = 512
-_IMAGES_A_PART = {"cpu": 48, "cuda": 1024}
+_CAPTIONS_PER_PART = 512
+_IMAGES_PER_PART = {"cpu": 48, "cuda": 1024}
 # Small on CPUs, for the sake of their caches: EfficientNet is 1.4 times as fast as with 16.
-IMAGES_A_BATCH = {"cpu": 4, "cuda": 64}
+IMAGES_PER_BATCH = {"cpu": 4, "cuda": 64}
 _FEATURES = "features.safetensors"
 
 
@@ -40,7 +40,7 @@ def encode_captions(
     `on_items` is told how many more are done.
     """
     task = _caption_part.options(num_gpus=gpus).remote
-    return _encode(task, captions, _CAPTIONS_A_PART, vlm, cache, parts, on_items, gpus)
+    return _encode(task, captions, _CAPTIONS_PER_PART, vlm, cache, parts, on_items, gpus)
 
 
 def encode_images(
@@ -56,7 +56,7 @@ def encode_images(
     `on_items` is told how many more are done.
     """
     task = partial(_image_part.options(num_gpus=gpus).remote, _readers(gpus))
-    size = _IMAGES_A_PART["cuda" if gpus else "cpu"]
+    size = _IMAGES_PER_PART["cuda" if gpus else "cpu"]
     return _encode(task, files, size, vlm, cache, parts, on_items, gpus)
 
 
@@ -92,7 +92,7 @@ def _encode(
 
 
 def _readers(gpus: float) -> int:
-    """Threads that read pictures for a task: the CPUs that fall to its share of a node's GPUs.
+    """Threads that read images for a task: the CPUs that fall to its share of a node's GPUs.
 
     Ray is asked for one of them: a task that waits for all of a node's would wait for whatever
     else has one.
@@ -129,8 +129,8 @@ def _image_part(
 
 
 def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]:
-    """Batches of pictures `(batch, 3, resolution, resolution)`; the next is read meanwhile."""
-    size = IMAGES_A_BATCH[model.device.type]
+    """Batches of images `(batch, 3, resolution, resolution)`; the next is read meanwhile."""
+    size = IMAGES_PER_BATCH[model.device.type]
     batches = [files[start : start + size] for start in range(0, len(files), size)]
     with ThreadPoolExecutor(readers) as pool:
 

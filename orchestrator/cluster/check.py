@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cluster.placement import check_folder
 from orchestrator.config.models import Paths
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 
 if TYPE_CHECKING:
     from workers.cluster_probe import NodeReport

@@ -17,11 +17,11 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.cluster.placement import Resources, check_absolute, knock, ray_node
+from orchestrator.cluster.placement import Resources, check_absolute, check_reachable, ray_node
 from orchestrator.cluster.token import find_token
 from orchestrator.cluster.working_directory import Parcel, pack
 from orchestrator.config.models import BUILT_IN, RunConfig, read_config, validate
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.sweep.space import SweepSettings
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class JobServer:
         # Ray would let the environment overrule what is asked for.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         try:
-            knock(self.address)
+            check_reachable(self.address)
             self._client = _client(self.address)
             theirs = str(self._get("/api/version")["ray_version"])
         except InputError:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 from joblib import cpu_count
 
 from orchestrator.cluster.local_ray import ray_folder
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 
 if TYPE_CHECKING:
     from orchestrator.config.models import RunConfig
     from workers.knowledge.pool import Placement
 
 # Below this, workers only wait for each other and fill the memory.
-_LEAST_CPUS_A_WORKER = 0.25
+_LEAST_CPUS_PER_WORKER = 0.25
 
 # n / (n / k) may come out just below k.
 _ROUNDING = 1e-9
@@ -125,7 +125,7 @@ def find_resources() -> Resources:
     from orchestrator.cluster.connect import connect
 
     try:
-        knock(address)
+        check_reachable(address)
     except OSError:
         raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
     try:
@@ -165,7 +165,7 @@ def ray_node(resources: dict[str, float]) -> Node:
     return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), accelerator, own)
 
 
-def knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Raise OSError when nobody listens at host:port; Ray itself would try for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if port.isdigit():
@@ -263,7 +263,7 @@ def place_workers(config: RunConfig, resources: Resources) -> WorkerShare:
     resources = resources.of_pool(tuning.pool, "tuning.pool")
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
-    least, most = _LEAST_CPUS_A_WORKER, 1.0
+    least, most = _LEAST_CPUS_PER_WORKER, 1.0
     if tuning.cpus_per_worker != "auto":
         least = most = tuning.cpus_per_worker
     cpus = place(tuning.workers, gpus, resources, "tuning.workers", least, most)

@@ -14,7 +14,7 @@ from ray._private.ray_constants import (
 )
 from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 
 _WORTH_SAYING = 20_000_000
 _NAMED = 3

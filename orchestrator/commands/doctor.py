@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.cluster.placement import Node, check_folder, local_node, visible_gpus
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from prompt_tuning.datasets.scenes import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.datasets.scenes import stamps_source
 from prompt_tuning.install_hints import SOURCE, install_set, pip_install
@@ -87,7 +87,7 @@ def doctor(cache: str | None, verify_clip: Path | None) -> None:
 
 
 def _verify_clip(root: Path, cache: Path) -> None:
-    from orchestrator.commands.run import quieten_libraries
+    from orchestrator.console import quieten_libraries
 
     quieten_libraries()
     from orchestrator.evaluate.clip_check import RN50, verify_clip

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.commands.run import quieten_libraries
+from orchestrator.console import quieten_libraries
 
 
 def evaluate(run: Path, options: dict[str, Any], against: Path | None, cache: str | None) -> None:

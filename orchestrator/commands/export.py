@@ -9,8 +9,8 @@ from pathlib import Path
 import typer
 
 from orchestrator.cluster.placement import check_folder
-from orchestrator.commands.run import quieten_libraries
-from orchestrator.config.yaml import InputError
+from orchestrator.console import quieten_libraries
+from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
 
 

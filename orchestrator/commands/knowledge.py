@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.commands.run import quieten_libraries
+from orchestrator.console import quieten_libraries
 
 
 def knowledge(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from pathlib import Path
 
 from rich.console import Console
+
+from orchestrator.console import quieten_libraries
 
 
 def run(
@@ -19,9 +19,3 @@ def run(
 
     loaded = load_config(config, overrides, cache, runs)
     run_pipeline(loaded, Console(), dry_run)
-
-
-def quieten_libraries() -> None:
-    """Their bars and notices would hide ours; errors come through. tqdm looks once, at import."""
-    os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
-    warnings.filterwarnings("ignore", module="torchvision")

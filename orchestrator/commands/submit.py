@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
 
 if TYPE_CHECKING:

@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 
 from orchestrator.cluster.placement import check_folder
-from orchestrator.commands.run import quieten_libraries
-from orchestrator.config.yaml import InputError
+from orchestrator.console import quieten_libraries
+from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
 
 
 def tag(
     artifact: Path,
-    pictures: list[str],
+    images: list[str],
     out: Path | None,
     threshold: float | None,
     top: int | None,
@@ -27,13 +27,13 @@ def tag(
     sheet: Path | None,
     cache: str | None,
 ) -> None:
-    """Check what is asked, then tag; exit code 1 when no picture could be."""
+    """Check what is asked, then tag; exit code 1 when no image could be."""
     if not out:
         say_if_stopped("Stopped. With --out the same command would go on from what is tagged.")
     quieten_libraries()
-    warnings.filterwarnings("ignore", module="PIL")  # of a picture that is odd but can be read
+    warnings.filterwarnings("ignore", module="PIL")  # of an image that is odd but can be read
     from orchestrator.tagging.job import TagOptions
-    from orchestrator.tagging.job import tag as tag_pictures
+    from orchestrator.tagging.job import tag as tag_images
     from orchestrator.tagging.tags_file import SUFFIXES
     from prompt_tuning.tagging.tag_stream import TagRule
 
@@ -52,7 +52,7 @@ def tag(
             check_folder(str(file.absolute().parent), option)
     options = TagOptions(
         artifact=artifact,
-        names=pictures,
+        names=images,
         out=out,
         sheet=sheet,
         rule=TagRule(threshold, top),
@@ -60,5 +60,5 @@ def tag(
         workers=workers,
         cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
     )
-    if not tag_pictures(options, Console(stderr=True)):
+    if not tag_images(options, Console(stderr=True)):
         raise typer.Exit(1)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.config.yaml import InputError, read_bytes
+from orchestrator.config.yaml import read_bytes
+from orchestrator.errors import InputError
 from prompt_tuning.categories import CategoryList, category_named
 from prompt_tuning.label_names import name_key
 from prompt_tuning.plain_text import plain_lines

@@ -8,12 +8,10 @@ from typing import Any
 
 import yaml
 
+from orchestrator.errors import InputError
+
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 50
-
-
-class InputError(ValueError):
-    """A mistake in what a person gave: one clear line, exit code 2, no traceback."""
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -1,7 +1,7 @@
 """Whether features are CLIP's: zero-shot VOC 2007 against the published figure, by a run's stages.
 
 Protocol: the global feature's cosines, "a photo of a {}." with the development kit's class names
-("diningtable"), all pictures of the test split resized straight to 224, difficult objects counted
+("diningtable"), all images of the test split resized straight to 224, difficult objects counted
 as not shown, AP over all points. Read out of TaI-DPT's code (arXiv 2211.12739); no paper spells out
 all of it, and real weights have not been run here: a figure that is off by a little may be the
 protocol's.
@@ -18,23 +18,23 @@ from rich.console import Console
 from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.placement import check_folder, find_resources
 from orchestrator.config.models import EvaluationSettings, RunConfig
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.run import plan_images, text_side
 from orchestrator.stages.evaluation import read_images, write_image_features, write_images
 from orchestrator.stages.tuning import FEATURES
 from prompt_tuning.backbones.base import VLMSettings, fetch_weights, load_vlm
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.voc import CLASSES
-from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, arm_scores
+from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import load_features
-from prompt_tuning.tuning.prompts import handcrafted_features
+from prompt_tuning.tuning.prompts import anchor_features
 from workers.stage import run_stage
 
 RN50 = VLMSettings(kind="open_clip", model="RN50-quickgelu", pretrained="openai", resolution=224)
 _PUBLISHED = 75.9
 _NEAR = 0.5
-_PICTURES = 4952
+_IMAGES = 4952
 
 
 def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> bool:
@@ -67,15 +67,15 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
         run_stage(plan.image_features, partial(write_image_features, plan, console))
     finally:
         disconnect()
-    texts = F.normalize(handcrafted_features(model, categories), dim=-1)
+    texts = F.normalize(anchor_features(model, categories), dim=-1)
     labels = read_images(plan).labels
     items = load_features(plan.image_features.folder / FEATURES)
-    scores = arm_scores(items, ClassFeatures(texts, texts), model.geometry, "mean")
+    scores = method_scores(items, ClassFeatures(texts, texts), model.geometry, "mean")
     maps = {branch: 100 * mean_average_precision(scores[branch], labels) for branch in BRANCHES}
     return _told(vlm, maps, len(labels), console)
 
 
-def _told(vlm: VLMSettings, maps: dict[str, float], pictures: int, console: Console) -> bool:
+def _told(vlm: VLMSettings, maps: dict[str, float], images: int, console: Console) -> bool:
     ours = round(maps["global"], 1)
     difference = round(ours - _PUBLISHED, 1)
     near = abs(difference) <= _NEAR
@@ -84,12 +84,12 @@ def _told(vlm: VLMSettings, maps: dict[str, float], pictures: int, console: Cons
         ("published", f"{_PUBLISHED} (CLIP RN50, VOC 2007 test)"),
         ("difference", f"{difference:+.1f}".replace("-", "−")),
         ("beside it", f"{maps['local']:.1f} local, {maps['fused']:.1f} fused, by our geometry"),
-        ("pictures", f"{pictures:,}" + _fewer(pictures)),
+        ("images", f"{images:,}" + _fewer(images)),
         ("verdict", "these are CLIP's features" if near else f"off by more than {_NEAR}"),
     ):
         console.print(f"{what:<11} {figure}", soft_wrap=True, highlight=False, markup=False)
     return near
 
 
-def _fewer(pictures: int) -> str:
-    return "" if pictures == _PICTURES else f", and the published figure is of {_PICTURES:,}"
+def _fewer(images: int) -> str:
+    return "" if images == _IMAGES else f", and the published figure is of {_IMAGES:,}"

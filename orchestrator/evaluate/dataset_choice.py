@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.models import EvaluationSettings, validate
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from prompt_tuning.datasets import WHERE_TO_GET
 from prompt_tuning.storage import digest
 

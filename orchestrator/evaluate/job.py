@@ -22,8 +22,8 @@ from rich.table import Table
 from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.placement import Resources, check_folder, find_resources
 from orchestrator.config.models import EvaluationSettings
-from orchestrator.config.yaml import InputError
 from orchestrator.console import status
+from orchestrator.errors import InputError
 from orchestrator.evaluate.dataset_choice import chosen_settings, evaluation_name, measured_on
 from orchestrator.pages.evaluation_page import (
     EvaluationData,
@@ -32,7 +32,7 @@ from orchestrator.pages.evaluation_page import (
     lead,
     render_evaluation,
 )
-from orchestrator.pages.run_page import EXAMPLE_SIDE, best_untuned, between, evaluated_on
+from orchestrator.pages.run_page import EXAMPLE_SIDE, best_baseline, between, evaluated_on
 from orchestrator.plan.run import ImagesPlan, plan_images, text_side
 from orchestrator.runs.finished_run import FinishedRun, read_run
 from orchestrator.runs.results import write_metrics
@@ -49,10 +49,10 @@ from prompt_tuning.datasets.scenes import StampsUnavailable, fetch_stamps, stamp
 from prompt_tuning.evaluation.baselines import (
     BRANCHES,
     RESAMPLES,
-    ArmScores,
-    arm_scores,
+    MethodScores,
+    method_scores,
     precision_recall,
-    score_arms,
+    score_methods,
 )
 from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.metrics import mean_average_precision
@@ -75,7 +75,7 @@ def evaluate(
     cache: str | None,
     console: Console,
 ) -> None:
-    """Measure a run's arms on a data set; write its metrics file and a page, print the table.
+    """Measure a run's methods on a data set; write its metrics file and a page, print the table.
 
     Images on which either run was selected are left out, in whatever data set they turn up.
 
@@ -111,18 +111,18 @@ def evaluate(
         if other:
             _check_shared(run, other, images)
         items = _features(plan, console).take(torch.from_numpy(rows))
-        scores = score_arms(items, run.arms, run.artifact.geometry, run.artifact.fusion)
+        scores = score_methods(items, run.methods, run.artifact.geometry, run.artifact.fusion)
         metrics = make_metrics(
             plan,
             scores,
             images.labels,
             images.ignored,
-            list(run.arms.tuned),
+            list(run.methods.tuned),
             run.selection.told(int(selecting.sum())),
             len(listed.files) - len(rows),
         )
         artifact = run.artifact
-        raw = arm_scores(items, artifact.classes, artifact.geometry, "mean")["fused"]
+        raw = method_scores(items, artifact.classes, artifact.geometry, "mean")["fused"]
         metrics["calibration"] = calibration_quality(
             raw, images.labels, images.ignored, artifact.calibration
         )
@@ -252,12 +252,12 @@ def _features(plan: ImagesPlan, console: Console) -> Features:
 
 def _compare(
     run: FinishedRun,
-    scores: ArmScores,
+    scores: MethodScores,
     other: FinishedRun,
     items: Features,
     images: LabelledImages,
 ) -> dict[str, Any]:
-    """The tuned arms of two runs on the same images, over the classes that both have, 0-100.
+    """The tuned methods of two runs on the same images, over the classes that both have, 0-100.
 
     `items`: the images' features by the other run's VLM. Both sides are judged by the labels over
     the categories of `run`.
@@ -269,8 +269,8 @@ def _compare(
     sides = (
         [of_seed["fused"][:, own] for of_seed in scores["tuned"]],
         [
-            arm_scores(items, classes, geometry, fusion)["fused"][:, theirs]
-            for classes in other.arms.tuned.values()
+            method_scores(items, classes, geometry, fusion)["fused"][:, theirs]
+            for classes in other.methods.tuned.values()
         ],
     )
     this, that = (
@@ -292,15 +292,15 @@ def _compare(
 def _page(
     run: FinishedRun,
     items: Features,
-    scores: ArmScores,
+    scores: MethodScores,
     images: LabelledImages,
     metrics: dict[str, Any],
 ) -> EvaluationData:
     artifact = run.artifact
-    tuned = arm_scores(items, artifact.classes, artifact.geometry, artifact.fusion)["fused"]
-    untuned_arm = best_untuned({arm: of["fused"] for arm, of in metrics["map"].items()})
-    assert untuned_arm is not None
-    untuned = scores[untuned_arm][0]["fused"]
+    tuned = method_scores(items, artifact.classes, artifact.geometry, artifact.fusion)["fused"]
+    baseline = best_baseline({method: of["fused"] for method, of in metrics["map"].items()})
+    assert baseline is not None
+    untuned = scores[baseline][0]["fused"]
     labels, ignored = images.labels, images.ignored
     counted = np.ones_like(labels) if ignored is None else ~ignored
     curves = {}
@@ -308,8 +308,8 @@ def _page(
         rows = counted[:, c]
         if labels[rows, c].any():
             tuned_points, untuned_points = (
-                precision_recall(of_arm[rows, c], labels[rows, c], _CURVE_POINTS)
-                for of_arm in (tuned, untuned)
+                precision_recall(by_branch[rows, c], labels[rows, c], _CURVE_POINTS)
+                for by_branch in (tuned, untuned)
             )
             curves[name] = (tuned_points, untuned_points)
     return EvaluationData(
@@ -348,10 +348,10 @@ def _mistakes(
 def _print(
     run: FinishedRun, metrics: dict[str, Any], written: tuple[Path, ...], console: Console
 ) -> None:
-    table = Table("arm", *BRANCHES, "95 %", title=f"mAP on {evaluated_on(metrics)}")
-    for arm, of_arm in metrics["map"].items():
-        figures = (f"{of_arm[branch]:.1f}" for branch in BRANCHES)
-        table.add_row(arm, *figures, between(metrics["ci"].get(arm)))
+    table = Table("method", *BRANCHES, "95 %", title=f"mAP on {evaluated_on(metrics)}")
+    for method, by_branch in metrics["map"].items():
+        figures = (f"{by_branch[branch]:.1f}" for branch in BRANCHES)
+        table.add_row(method, *figures, between(metrics["ci"].get(method)))
     console.print(table)
     for note in metrics["notes"]:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
@@ -359,9 +359,9 @@ def _print(
     if "against" in metrics:
         line = against_line(metrics["against"])
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    left_out = metrics["protocol"].get("pictures_left_out_as_unreadable", 0)
+    left_out = metrics["protocol"].get("images_left_out_as_unreadable", 0)
     if left_out:
-        console.print(f"Left out, for they cannot be read: {left_out} of the pictures.")
+        console.print(f"Left out, for they cannot be read: {left_out} of the images.")
     if run.config.vlm.kind == "embedded":
         console.print(
             "Figures of the embedded model, which is not CLIP (its image side saw ImageNet)."

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.pages.run_page import (
-    ARMS,
+    METHODS,
     ClassRow,
-    best_untuned,
+    best_baseline,
     between,
     class_rows,
     data_uri,
@@ -20,7 +20,7 @@ from orchestrator.pages.run_page import (
     signed,
 )
 
-_CURVES_A_KIND = 12
+_CURVES_PER_KIND = 12
 _CHANGES_SHOWN = 10
 # The square in which a precision-recall curve is drawn, in SVG units.
 CURVE_SIDE = 100
@@ -48,7 +48,7 @@ class EvaluationData:
     """All that the page shows; `metrics` is the metrics file.
 
     `curves`: of each class that has positives, (recall, precision) in [0, 1] of the artifact's
-    prompts and of the best untuned arm. `mistakes`: highest score first.
+    prompts and of the best baseline. `mistakes`: highest score first.
     """
 
     run: str
@@ -69,8 +69,8 @@ class CurveChart(NamedTuple):
 
 def lead(metrics: dict[str, Any]) -> str:
     """What tuning gained on these images, in a sentence that says where this may be chance."""
-    fused = {arm: row["fused"] for arm, row in metrics["map"].items()}
-    other = best_untuned(fused)
+    fused = {method: row["fused"] for method, row in metrics["map"].items()}
+    other = best_baseline(fused)
     assert other is not None
     ends = metrics["ci"].get(f"tuned - {other}")
     seeds = len(metrics["map_by_seed"]["tuned"]["fused"])
@@ -78,7 +78,7 @@ def lead(metrics: dict[str, Any]) -> str:
     gap = fused["tuned"] - fused[other]
     told = (
         f"On {evaluated_on(metrics)}, the prompts tuned on text alone reach "
-        f"{fixed(fused['tuned'])} mAP{mean}, and the best untuned arm ({other}) "
+        f"{fixed(fused['tuned'])} mAP{mean}, and the best baseline ({other}) "
         f"{fixed(fused[other])}: a difference of {signed(gap)}"
     )
     if ends is None:
@@ -130,11 +130,11 @@ def curve_charts(
         for row in rows
         if row.name in curves
     ]
-    weakest, others = charts[:_CURVES_A_KIND], charts[_CURVES_A_KIND:]
+    weakest, others = charts[:_CURVES_PER_KIND], charts[_CURVES_PER_KIND:]
     improved = sorted(
         (chart for chart in others if (chart.row.difference or 0.0) > 0),
         key=lambda chart: -(chart.row.difference or 0.0),
-    )[:_CURVES_A_KIND]
+    )[:_CURVES_PER_KIND]
     return weakest, improved, [chart for chart in others if chart not in improved]
 
 
@@ -149,8 +149,8 @@ def _polyline(points: Points) -> str:
 def render_evaluation(data: EvaluationData) -> str:
     """The page as one HTML file."""
     metrics = data.metrics
-    fused = {arm: row["fused"] for arm, row in metrics["map"].items()}
-    untuned = best_untuned(fused)
+    fused = {method: row["fused"] for method, row in metrics["map"].items()}
+    untuned = best_baseline(fused)
     rows = class_rows(metrics["ap"], untuned)
     weakest, improved, rest = curve_charts(rows, data.curves)
     gained, lost = changes(metrics["ap"])
@@ -159,7 +159,7 @@ def render_evaluation(data: EvaluationData) -> str:
         data=data,
         metrics=metrics,
         fused=fused,
-        arms=sorted(fused, key=lambda arm: [*ARMS, arm].index(arm)),
+        methods=sorted(fused, key=lambda method: [*METHODS, method].index(method)),
         untuned=untuned,
         summary=lead(metrics),
         against=against_line(against) if against else "",

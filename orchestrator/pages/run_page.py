@@ -18,13 +18,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from prompt_tuning.knowledge.caption_coverage import named
 
-ARMS = ("zero_shot", "templates", "synonym_average", "caption_average", "tuned")
+METHODS = ("zero_shot", "templates", "synonym_average", "caption_average", "tuned")
 CURVES = (
     ("loss", "Train loss", min),
     ("held_out_loss", "Held-out loss", min),
     ("held_out_map", "Held-out text mAP", max),
 )
-EXAMPLE_SIDE = 320  # of a picture in a page, the longer one
+EXAMPLE_SIDE = 320  # of an image in a page, the longer one
 _FEW_HELD_OUT = 50
 # A chart's size and, inside it, the borders of its plot, in SVG units.
 FRAME = {"width": 320, "height": 190, "left": 42, "right": 310, "top": 10, "bottom": 164}
@@ -87,7 +87,7 @@ class ClassRow(NamedTuple):
 
     @property
     def difference(self) -> float | None:
-        """How far tuned is above the best untuned arm."""
+        """How far tuned is above the best baseline."""
         if self.tuned is None or self.untuned is None:
             return None
         return self.tuned - self.untuned
@@ -112,7 +112,7 @@ class Chart(NamedTuple):
 
 
 def data_uri(jpeg: bytes) -> str:
-    """A picture as part of the page itself."""
+    """An image as part of the page itself."""
     return "data:image/jpeg;base64," + b64encode(jpeg).decode("ascii")
 
 
@@ -199,9 +199,11 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def best_untuned(scores: dict[str, float]) -> str | None:
-    """The best of the arms that tuning must beat."""
-    return max((arm for arm in scores if arm != "tuned"), key=scores.__getitem__, default=None)
+def best_baseline(scores: dict[str, float]) -> str | None:
+    """The best of the methods that tuning must beat."""
+    return max(
+        (method for method in scores if method != "tuned"), key=scores.__getitem__, default=None
+    )
 
 
 def spread(values: Sequence[float]) -> float | None:
@@ -273,11 +275,11 @@ def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]
     text += f" reach {fixed(scores['tuned'])} mAP on {evaluated_on(data.metrics)}"
     seeds = max(len(by_seed), len(data.histories))
     text += f" (mean of {seeds} seeds)" if seeds > 1 else ""
-    other = best_untuned(scores)
+    other = best_baseline(scores)
     if other is None:
         return text + "."
     gap = round(scores["tuned"], 1) - round(scores[other], 1)
-    named = f"the best untuned arm ({other}, {fixed(scores[other])})"
+    named = f"the best baseline ({other}, {fixed(scores[other])})"
     if round(gap, 1) == 0:
         return f"{text}: tuning did not help, as {named} reaches the same."
     if gap < 0:
@@ -290,13 +292,15 @@ def summary(data: ReportData, scores: dict[str, float], by_seed: Sequence[float]
 def local_caveat(metrics: dict[str, Any]) -> str:
     """Says so where the local branch alone is better than the fused scores that are quoted."""
     maps = metrics.get("map", {})
-    local = {arm: row["local"] for arm, row in maps.items()}
+    local = {method: row["local"] for method, row in maps.items()}
     if not local or max(local.values()) <= max(row["fused"] for row in maps.values()):
         return ""
-    best_untuned = max((arm for arm in local if arm != "tuned"), key=lambda arm: local[arm])
+    best_baseline = max(
+        (method for method in local if method != "tuned"), key=lambda method: local[method]
+    )
     return (
-        f"The local branch alone does better here than both together: {best_untuned} reaches "
-        f"{fixed(local[best_untuned])}, tuned {fixed(local['tuned'])}. Fused is quoted because it "
+        f"The local branch alone does better here than both together: {best_baseline} reaches "
+        f"{fixed(local[best_baseline])}, tuned {fixed(local['tuned'])}. Fused is quoted because it "
         "was chosen before measuring, not on these images."
     )
 
@@ -323,15 +327,15 @@ def page_template(name: str) -> Template:
 def render(data: ReportData) -> str:
     """The report as one HTML file."""
     metrics = data.metrics or {}
-    fused = {arm: row["fused"] for arm, row in metrics.get("map", {}).items()}
+    fused = {method: row["fused"] for method, row in metrics.get("map", {}).items()}
     scores = fused or data.held_out or {}
     by_seed = metrics.get("map_by_seed", {}).get("tuned", {})
-    untuned = best_untuned(scores)
+    untuned = best_baseline(scores)
     return page_template("report.html.j2").render(
         data=data,
         metrics=metrics,
         scores=scores,
-        arms=sorted(scores, key=lambda arm: [*ARMS, arm].index(arm)),
+        methods=sorted(scores, key=lambda method: [*METHODS, method].index(method)),
         summary=summary(data, scores, by_seed.get("fused", [])),
         caveat=local_caveat(metrics),
         where=evaluated_on(data.metrics),

@@ -1,4 +1,4 @@
-"""A page of pictures with their tags: one HTML file that loads nothing from anywhere."""
+"""A page of images with their tags: one HTML file that loads nothing from anywhere."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from orchestrator.tagging.tags_file import Row, file_of
 from prompt_tuning.images import small_jpeg
 from prompt_tuning.storage import write_atomic
 
-SHEET_PICTURES = 300  # a page of about 5 MB
+SHEET_IMAGES = 300  # a page of about 5 MB
 _SIDE = 240
 
 
 class Card(NamedTuple):
-    """A picture of the page; `source` is a data URI, None where there is nothing to show."""
+    """An image of the page; `source` is a data URI, None where there is nothing to show."""
 
     row: Row
     source: str | None
 
 
-def write_sheet(page: Path, rows: list[Row], pictures: int) -> None:
-    """Write the page of these rows, which are the first ones of so many pictures."""
+def write_sheet(page: Path, rows: list[Row], images: int) -> None:
+    """Write the page of these rows, which are the first ones of so many images."""
     html = page_template("tags.html.j2").render(
-        cards=[Card(row, _source(row)) for row in rows], pictures=pictures
+        cards=[Card(row, _source(row)) for row in rows], images=images
     )
     write_atomic(page, html.encode())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from orchestrator.cluster.placement import Resources, check_folder, place_engines, visible_gpus
 from orchestrator.config.models import RunConfig, load_categories, load_templates
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from prompt_tuning.captions import Caption, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.install_hints import install_set

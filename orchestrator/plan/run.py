@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.cluster.placement import Resources, WorkerShare, place_workers
 from orchestrator.config.models import RunConfig, load_groups
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
 from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
 from prompt_tuning.captions import CaptionSettings

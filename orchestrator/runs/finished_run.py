@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.config.models import RunConfig, validate
-from orchestrator.config.yaml import InputError, read_yaml
-from orchestrator.stages.evaluation import ARMS, SELECTION, read_selection
-from prompt_tuning.evaluation.baselines import Arms
+from orchestrator.config.yaml import read_yaml
+from orchestrator.errors import InputError
+from orchestrator.stages.evaluation import CLASS_FEATURES, SELECTION, read_selection
+from prompt_tuning.evaluation.baselines import MethodFeatures
 from prompt_tuning.evaluation.selection import Selection
 from prompt_tuning.tagging.artifact import Artifact
 
@@ -20,7 +21,7 @@ class FinishedRun:
     folder: Path
     config: RunConfig
     artifact: Artifact
-    arms: Arms
+    methods: MethodFeatures
     selection: Selection
 
 
@@ -30,7 +31,7 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         InputError: when it is none, or not a whole one.
     """
-    config_file, arms = folder / "config.yaml", folder / ARMS
+    config_file, methods = folder / "config.yaml", folder / CLASS_FEATURES
     if not config_file.is_file():
         raise InputError(f"{folder}: no folder of a run, such as runs/quickstart (no config.yaml)")
     try:
@@ -38,8 +39,10 @@ def read_run(folder: Path) -> FinishedRun:
     except ValueError as error:
         raise InputError(str(error)) from None
     selected = folder / SELECTION
-    for file in (arms, selected):
+    for file in (methods, selected):
         if not file.is_file():
             raise InputError(f"{file} is missing; `datafree run {config_file}` writes it")
     config = validate(RunConfig, read_yaml(config_file), str(config_file))
-    return FinishedRun(folder, config, artifact, Arms.load(arms), read_selection(selected)[1])
+    return FinishedRun(
+        folder, config, artifact, MethodFeatures.load(methods), read_selection(selected)[1]
+    )

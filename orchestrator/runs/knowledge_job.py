@@ -78,7 +78,7 @@ def _not_answered(summary: dict[str, Any]) -> str:
 
 def _print_plan(plan: KnowledgePlan, console: Console) -> None:
     from orchestrator.stages.knowledge import question_writer
-    from prompt_tuning.knowledge.templates import PREMISES, SENTENCES
+    from prompt_tuning.knowledge.templates import FACTS, SENTENCES
 
     writer = question_writer(plan)
     show_labels(plan.categories, console)
@@ -86,7 +86,7 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
     table.add_row(plan.stage.name, plan.stage.key, "done" if plan.stage.done() else "to do")
     console.print(table)
     console.print(
-        f"questions: {writer.count(PREMISES)} for lists, {writer.count(SENTENCES)} for sentences\n"
+        f"questions: {writer.count(FACTS)} for lists, {writer.count(SENTENCES)} for sentences\n"
         f"{describe_engines(plan)}"
     )
 

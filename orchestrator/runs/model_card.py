@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.models import RunConfig, validate
-from orchestrator.config.yaml import InputError, read_yaml
-from orchestrator.pages.run_page import ARMS, between, caption_notes, evaluated_on, fixed
+from orchestrator.config.yaml import read_yaml
+from orchestrator.errors import InputError
+from orchestrator.pages.run_page import METHODS, between, caption_notes, evaluated_on, fixed
 from orchestrator.stages.evaluation import SELECTION, read_selection
 from prompt_tuning.evaluation.baselines import BRANCHES
 from prompt_tuning.storage import find_damage, publishing
@@ -50,8 +51,8 @@ def model_card(artifact: Artifact, run: Path) -> str:
     name = run.name if is_run else "datafree prompts"
     parts = [
         _FRONT_MATTER,
-        f"# {name}: tags for pictures, tuned on text alone",
-        f"Scores {len(artifact.categories)} labels in pictures, each by itself, with the "
+        f"# {name}: tags for images, tuned on text alone",
+        f"Scores {len(artifact.categories)} labels in images, each by itself, with the "
         f"{artifact.vlm.kind} image–text model `{artifact.vlm.model}` at "
         f"{artifact.vlm.resolution} pixels. The prompts of the labels were tuned on sentences, "
         "as in [arXiv 2403.01209](https://arxiv.org/abs/2403.01209).",
@@ -145,7 +146,7 @@ def _sentences(run: Path) -> str:
 
 
 def _figures(run: Path) -> str:
-    """The run's metrics file as tables: every arm, then how it was measured."""
+    """The run's metrics file as tables: every method, then how it was measured."""
     try:
         metrics: dict[str, Any] = json.loads((run / "metrics.json").read_bytes())
         selected = read_selection(run / SELECTION)[0]
@@ -159,19 +160,19 @@ def _figures(run: Path) -> str:
             f"mAP on {evaluated_on(metrics if images else None)}, {chance}"
             + ("." if images else "; such figures promise little for photos."),
             _table(
-                ["arm", *BRANCHES, "fused, 95 %"],
+                ["method", *BRANCHES, "fused, 95 %"],
                 [
                     [
-                        f"`{arm}`",
-                        *(fixed(metrics["map"][arm][branch]) for branch in BRANCHES),
-                        between(metrics["ci"].get(arm)),
+                        f"`{method}`",
+                        *(fixed(metrics["map"][method][branch]) for branch in BRANCHES),
+                        between(metrics["ci"].get(method)),
                     ]
-                    for arm in ARMS
+                    for method in METHODS
                 ],
             ),
             *metrics.get("notes", []),
             "`tuned` is the mean over the seeds; this artifact is that of seed "
-            f"{selected}, chosen by {metrics['protocol']['selected_on']}. The other arms are "
+            f"{selected}, chosen by {metrics['protocol']['selected_on']}. The other methods are "
             "untuned: one prompt, CLIP's 80 templates, the mean over synonyms and kinds, the mean "
             "over the very sentences that tuning sees.",
             "Protocol:",

@@ -15,8 +15,8 @@ from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.placement import check_folder, find_resources
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
-from orchestrator.config.yaml import InputError
 from orchestrator.console import status
+from orchestrator.errors import InputError
 from orchestrator.pages.run_page import caption_notes, evaluated_on
 from orchestrator.plan.knowledge import describe_engines
 from orchestrator.plan.run import Plan, make_plan
@@ -179,9 +179,11 @@ def _print_summary(
     held_out = metrics["captions"]["held_out"]
     on_text = f"{held_out} held-out caption{'' if held_out == 1 else 's'}"
     where = evaluated_on(metrics) if plan.images else on_text
-    table = Table("arm", "global", "local", "fused", title=f"mAP on {where}")
-    for arm, of_arm in metrics["map"].items():
-        table.add_row(arm, *(f"{of_arm[branch]:.1f}" for branch in ("global", "local", "fused")))
+    table = Table("method", "global", "local", "fused", title=f"mAP on {where}")
+    for method, by_branch in metrics["map"].items():
+        table.add_row(
+            method, *(f"{by_branch[branch]:.1f}" for branch in ("global", "local", "fused"))
+        )
     console.print(table)
     for note in metrics["notes"]:
         console.print(note, soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""What a run leaves in `runs/<name>/`: config, run.json, metrics, artifact, arms, curves, page."""
+"""What a run leaves in `runs/<name>/`: config, figures, artifact, class features, curves, page."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from orchestrator.pages.run_page import EXAMPLE_SIDE, Example, ReportData, capti
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan
 from orchestrator.stages.evaluation import (
-    ARMS,
     CALIBRATION,
+    CLASS_FEATURES,
     EXAMPLES,
     GEOMETRY,
     IDENTITY,
@@ -69,7 +69,7 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     write_atomic(plan.run_folder / "run.json", _json(run))
     write_atomic(plan.run_folder / "metrics.json", _json(metrics))
     write_metrics(plan.run_folder, metrics["dataset"], metrics)
-    for name in (ARMS, SELECTION):
+    for name in (CLASS_FEATURES, SELECTION):
         copy_atomic(plan.evaluation.folder / name, plan.run_folder / name)
     report = render(_report_data(plan, config_yaml, run, metrics))
     write_atomic(plan.run_folder / "report.html", report.encode())

@@ -1,4 +1,4 @@
-"""The stages that measure: labelled images, their features, and the arms compared on them."""
+"""The stages that measure: labelled images, their features, and the methods compared on them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import torch
 from rich.console import Console
 
 from orchestrator.cluster.connect import connect
-from orchestrator.config.yaml import InputError
 from orchestrator.console import StageProgress
+from orchestrator.errors import InputError
 from orchestrator.plan.run import ImagesPlan, Plan
 from orchestrator.stages.tuning import FEATURES, caption_coverage, read_caption_sets
 from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
 from prompt_tuning.evaluation.baselines import (
-    Arms,
-    ArmScores,
-    arm_scores,
-    compare_arms,
+    MethodFeatures,
+    MethodScores,
+    compare_methods,
     figures_without_meaning,
-    score_arms,
-    untuned_arms,
+    method_scores,
+    score_methods,
+    untuned_baselines,
 )
 from prompt_tuning.evaluation.selection import SelectingHalf, Selection, images_at, select_on_half
 from prompt_tuning.features import Features, load_features, save_features
@@ -35,7 +35,7 @@ from prompt_tuning.tagging.calibration import calibrate, calibration_quality
 from workers.tuning.worker import read_classes, read_history
 
 METRICS = "metrics.json"
-ARMS = "arms.safetensors"
+CLASS_FEATURES = "class_features.safetensors"
 EXAMPLES = "examples.json"
 IDENTITY = "vlm_identity.json"
 GEOMETRY = "geometry.json"
@@ -71,7 +71,7 @@ def write_images(plan: ImagesPlan, stamps: Path | None, staging: Path) -> None:
     if unreadable:
         assert plan.images is not None
         _log.warning(
-            "%d of %d pictures cannot be read and are left out (all are in %s):\n%s",
+            "%d of %d images cannot be read and are left out (all are in %s):\n%s",
             len(unreadable),
             len(unreadable) + len(photos.files),
             plan.images.folder / UNREADABLE,
@@ -107,7 +107,7 @@ def write_image_features(plan: ImagesPlan, console: Console, staging: Path) -> N
 
 
 def write_evaluation(plan: Plan, staging: Path) -> None:
-    """Compare the arms on the images, or on held-out captions where there are no images.
+    """Compare the methods on the images, or on held-out captions where there are no images.
 
     Where a half of the images selects, the others are all that is compared on.
     """
@@ -140,8 +140,8 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     else:
         of_text = held_out.load()
         items, labels, ignored = of_text.features, of_text.labels.numpy(), None
-    arms = Arms(untuned_arms(vlm, plan.categories, train), tuned)
-    scores = score_arms(items, arms, geometry, config.scoring.fusion)
+    methods = MethodFeatures(untuned_baselines(vlm, plan.categories, train), tuned)
+    scores = score_methods(items, methods, geometry, config.scoring.fusion)
     told = selection.told(left_out)
     metrics = {
         **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
@@ -150,7 +150,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     calibration = calibrate(tuned[chosen], held_out, geometry)
     (staging / CALIBRATION).write_text(canonical_json(calibration.to_json()), "utf-8")
     if plan.images:
-        raw = arm_scores(items, tuned[chosen], geometry, "mean")["fused"]
+        raw = method_scores(items, tuned[chosen], geometry, "mean")["fused"]
         metrics["calibration"] = calibration_quality(raw, labels, ignored, calibration)
     (staging / METRICS).write_text(json.dumps(metrics, allow_nan=False), "utf-8")
     (staging / IDENTITY).write_text(vlm.identity.model_dump_json(), "utf-8")
@@ -158,7 +158,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
     (staging / SELECTION).write_text(
         canonical_json({"artifact_seed": chosen, **asdict(selection)}), "utf-8"
     )
-    arms.save(staging / ARMS)
+    methods.save(staging / CLASS_FEATURES)
     if plan.images:
         of_chosen = scores["tuned"][list(tuned).index(chosen)]["fused"]
         examples = _examples(plan, of_chosen, labels, reported)
@@ -218,17 +218,17 @@ def read_selection(file: Path) -> tuple[int, Selection]:
 
 def make_metrics(
     plan: ImagesPlan,
-    scores: ArmScores,
+    scores: MethodScores,
     labels: np.ndarray,
     ignored: np.ndarray | None,
     seeds: list[int],
     selected_on: str,
     left_out: int,
 ) -> dict[str, Any]:
-    """The metrics file (DESIGN.md §2): the figures of all arms, and how they were obtained.
+    """The metrics file (DESIGN.md §2): the figures of all methods, and how they were obtained.
 
     `labels`, `ignored`: `(items, classes)`, bool; the items are the plan's images, or held-out
-    captions where it has none. `seeds`: those of the tuned arm. `selected_on`: what chose the
+    captions where it has none. `seeds`: those of the tuned method. `selected_on`: what chose the
     artifact, in words. `left_out`: how many of the plan's images did, and are not among the items.
     """
     images = read_images(plan) if plan.images else None
@@ -263,7 +263,7 @@ def make_metrics(
                 labels, ignored, plan.categories.names, "images" if images else "held-out captions"
             ),
         ],
-        **compare_arms(scores, labels, plan.categories, ignored),
+        **compare_methods(scores, labels, plan.categories, ignored),
     }
 
 
@@ -274,7 +274,7 @@ def _dataset_protocol(plan: ImagesPlan) -> dict[str, Any]:
     if settings.dataset == "scenes":
         return {"scenes_seed": settings.scenes.seed, "scenes_size": settings.scenes.size}
     unreadable = json.loads((plan.images.folder / UNREADABLE).read_bytes())
-    return {**settings.options(), "pictures_left_out_as_unreadable": len(unreadable)}
+    return {**settings.options(), "images_left_out_as_unreadable": len(unreadable)}
 
 
 def _examples(

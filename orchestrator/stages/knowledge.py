@@ -16,9 +16,9 @@ from orchestrator.cluster.connect import connect
 from orchestrator.console import StageProgress, status
 from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan
 from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter
-from prompt_tuning.knowledge.category_facts import Premises, confirm_kinds, read_premises
+from prompt_tuning.knowledge.category_facts import CategoryFacts, confirm_kinds, read_category_facts
 from prompt_tuning.knowledge.questions import Question, QuestionWriter
-from prompt_tuning.knowledge.templates import PREMISES, SENTENCES
+from prompt_tuning.knowledge.templates import FACTS, SENTENCES
 from prompt_tuning.parquet_writer import RowWriter
 from prompt_tuning.storage import canonical_json
 from workers.knowledge import embedded_llm
@@ -27,8 +27,8 @@ from workers.knowledge.pool import KnowledgePool
 
 SUMMARY = "summary.json"
 _ANSWERS = "answers.parquet"
-_PREMISES = "lists.json"
-RESULTS = (CAPTIONS, _ANSWERS, _PREMISES, SUMMARY)
+_FACTS = "lists.json"
+RESULTS = (CAPTIONS, _ANSWERS, _FACTS, SUMMARY)
 
 # Large, for the last answers of a shard keep an engine half idle; on a CPU small enough that a
 # killed run loses seconds.
@@ -52,24 +52,24 @@ def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> Non
         plan.llm_path,
         ledger,
     ) as pool:
-        with StageProgress(console, "lists", writer.count(PREMISES)) as progress:
-            pool.answer(cut(writer.premises()), _Teller(progress).on_shard)
-        answered = _pairs(cut(writer.premises()), ledger)
+        with StageProgress(console, "lists", writer.count(FACTS)) as progress:
+            pool.answer(cut(writer.facts()), _Teller(progress).on_shard)
+        answered = _pairs(cut(writer.facts()), ledger)
         attributes = plan.config.knowledge.questions.attributes
-        claimed = read_premises(plan.categories, answered, attributes)
+        claimed = read_category_facts(plan.categories, answered, attributes)
         with StageProgress(console, "kinds", writer.count_checks(claimed)) as progress:
             pool.answer(cut(writer.checks(claimed)), _Teller(progress).on_shard)
         checked = _pairs(cut(writer.checks(claimed)), ledger)
-        premises = confirm_kinds(claimed, plan.categories, checked)
-        kept = CaptionFilter(plan.categories, plan.config.captions, premises.kinds)
+        facts = confirm_kinds(claimed, plan.categories, checked)
+        kept = CaptionFilter(plan.categories, plan.config.captions, facts.kinds)
         with StageProgress(console, "sentences", writer.count(SENTENCES)) as progress:
-            pool.answer(cut(writer.sentences(premises)), _Teller(progress, kept).on_shard)
-    (staging / _PREMISES).write_text(premises.model_dump_json(), "utf-8")
-    summary = _Summary(plan, premises)
-    for lists in (writer.premises(), writer.checks(claimed)):
+            pool.answer(cut(writer.sentences(facts)), _Teller(progress, kept).on_shard)
+    (staging / _FACTS).write_text(facts.model_dump_json(), "utf-8")
+    summary = _Summary(plan, facts)
+    for lists in (writer.facts(), writer.checks(claimed)):
         for question, answer in _pairs(cut(lists), ledger):
             summary.count_answer(question, answer)
-    _write_captions(plan, premises, cut(writer.sentences(premises)), ledger, summary, staging)
+    _write_captions(plan, facts, cut(writer.sentences(facts)), ledger, summary, staging)
     (staging / SUMMARY).write_text(canonical_json(summary.told()), "utf-8")
 
 
@@ -79,9 +79,9 @@ def question_writer(plan: KnowledgePlan) -> QuestionWriter:
     return QuestionWriter(plan.categories, plan.config.knowledge.questions, plan.templates, size)
 
 
-def read_premises_file(plan: KnowledgePlan) -> Premises:
+def read_category_facts_file(plan: KnowledgePlan) -> CategoryFacts:
     """The lists that the stage wrote."""
-    return Premises.model_validate_json((plan.stage.folder / _PREMISES).read_bytes())
+    return CategoryFacts.model_validate_json((plan.stage.folder / _FACTS).read_bytes())
 
 
 def read_summary(plan: KnowledgePlan) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class _Teller:
 
 def _write_captions(
     plan: KnowledgePlan,
-    premises: Premises,
+    facts: CategoryFacts,
     shards: Iterator[Shard],
     ledger: Ledger,
     summary: _Summary,
@@ -138,7 +138,7 @@ def _write_captions(
 ) -> None:
     """Write the captions, one's own and templates first, and every answer with its fate."""
     config = plan.config
-    captions = CaptionFilter(plan.categories, config.captions, premises.kinds)
+    captions = CaptionFilter(plan.categories, config.captions, facts.kinds)
     columns = {name: pa.string() for name in ("kind", "question", "answer", "fate")}
     with (
         CaptionWriter(staging / CAPTIONS, plan.categories) as kept,
@@ -171,8 +171,8 @@ def _write_captions(
 class _Summary:
     """Counts what the language model has said and what was kept of it."""
 
-    def __init__(self, plan: KnowledgePlan, premises: Premises) -> None:
-        self._plan, self._premises = plan, premises
+    def __init__(self, plan: KnowledgePlan, facts: CategoryFacts) -> None:
+        self._plan, self._facts = plan, facts
         self.dropped: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._kept: Counter[str] = Counter()
@@ -211,7 +211,7 @@ class _Summary:
             "captions_per_category": dict(
                 zip(self._plan.categories.names, self._of_category, strict=True)
             ),
-            "attributes": list(self._premises.attributes),
-            "kinds": {name: kinds for name, kinds in self._premises.kinds.items() if kinds},
+            "attributes": list(self._facts.attributes),
+            "kinds": {name: kinds for name, kinds in self._facts.kinds.items() if kinds},
             "tokens": self._tokens,
         }

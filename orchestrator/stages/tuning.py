@@ -17,14 +17,14 @@ from orchestrator.console import StageProgress
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan, check_coverage
 from orchestrator.runs.curves import curves_folder, new_curves
-from orchestrator.stages.knowledge import read_premises_file
+from orchestrator.stages.knowledge import read_category_facts_file
 from prompt_tuning.captions import read_captions
 from prompt_tuning.evaluation.selection import SelectingHalf
 from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import canonical_json
-from prompt_tuning.tuning.prompts import handcrafted_features
+from prompt_tuning.tuning.prompts import anchor_features
 from prompt_tuning.tuning.trainer import CaptionSet, load_caption_sets
 from workers.tuning.worker import Lack, Tuned, TuningJob, read_history, tune
 
@@ -55,13 +55,13 @@ def write_hierarchy(plan: Plan, staging: Path) -> None:
     """Write the groups that the config gives, or cluster the categories by answers or features."""
     hierarchy, settings = plan.groups, plan.config.hierarchy
     if settings.groups == "llm":
-        premises = read_premises_file(plan.knowledge)
-        hierarchy = group_by_answers(premises, plan.categories, settings.coarse, settings.fine)
+        facts = read_category_facts_file(plan.knowledge)
+        hierarchy = group_by_answers(facts, plan.categories, settings.coarse, settings.fine)
     elif hierarchy is None:
         from prompt_tuning.backbones.base import load_vlm
 
         vlm = load_vlm(plan.config.vlm, cache=plan.cache)
-        texts = handcrafted_features(vlm, plan.categories)
+        texts = anchor_features(vlm, plan.categories)
         unit = (texts / texts.norm(dim=-1, keepdim=True)).numpy()
         hierarchy = cluster_groups(unit, plan.categories, settings.coarse, settings.fine)
     (staging / GROUPS).write_text(canonical_json(asdict(hierarchy)), "utf-8")

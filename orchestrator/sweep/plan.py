@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.cluster.placement import Resources
 from orchestrator.config.models import RunConfig, validate
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING, Plan, make_plan, retune
 from orchestrator.sweep.space import Fields, SweepSettings, config_at, points, split_names, told
 from prompt_tuning.install_hints import pip_install

@@ -8,7 +8,7 @@ from typing import Any
 import ray.tune
 from ray.tune.search import Searcher
 
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.sweep.space import Axis, Fields, SweepSettings
 from prompt_tuning.storage import canonical_json
 from workers.stage import Stage

@@ -34,7 +34,7 @@ from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.space import split_names
 from orchestrator.sweep.swept_points import Compared, SweepData, SweptPoint
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.evaluation.baselines import RESAMPLES, arm_scores
+from prompt_tuning.evaluation.baselines import RESAMPLES, method_scores
 from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.storage import canonical_json, remove_abandoned, write_atomic
@@ -139,7 +139,9 @@ def _scores(plan: Plan, rows: np.ndarray) -> list[np.ndarray]:
     items = image_features_at(plan, rows)
     geometry = Geometry.model_validate_json((plan.evaluation.folder / GEOMETRY).read_bytes())
     return [
-        arm_scores(items, read_classes(stage.folder), geometry, plan.config.scoring.fusion)["fused"]
+        method_scores(items, read_classes(stage.folder), geometry, plan.config.scoring.fusion)[
+            "fused"
+        ]
         for stage in plan.tuning.values()
     ]
 

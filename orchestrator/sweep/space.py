@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config.models import RunConfig, build_config, set_field
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING
 from prompt_tuning.knowledge.hashed_sampling import unit_draw
 from prompt_tuning.settings import Settings

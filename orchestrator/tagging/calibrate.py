@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from orchestrator.cluster.placement import local_node
-from orchestrator.config.yaml import InputError
 from orchestrator.console import StageProgress
-from orchestrator.tagging.listing import PictureListing
+from orchestrator.errors import InputError
+from orchestrator.tagging.listing import ImageListing
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.registry import DatasetSettings, read_photos
@@ -114,10 +114,10 @@ def _always_shown(
 
 
 def _without_labels(options: CalibrateOptions, artifact: Artifact, console: Console) -> Calibration:
-    files = list(PictureListing(options.photos))
+    files = list(ImageListing(options.photos))
     raw, rows = _raw_scores(options, files, console)
     if not len(rows):
-        raise InputError(f"{', '.join(options.photos)}: no pictures there that can be read")
+        raise InputError(f"{', '.join(options.photos)}: no images there that can be read")
     if len(rows) < _FEW_UNLABELLED:
         console.print(f"{len(rows)} photos say little; {_FEW_UNLABELLED} or more say enough.")
     return fit_unlabelled(artifact.calibration, raw)

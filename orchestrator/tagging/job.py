@@ -1,6 +1,6 @@
-"""`tag`: list pictures, tag those that are not tagged yet, write a row for each, summarise.
+"""`tag`: list images, tag those that are not tagged yet, write a row for each, summarise.
 
-Nothing is held but what is under way: a million pictures need no more memory than a thousand. With
+Nothing is held but what is under way: a million images need no more memory than a thousand. With
 an output file, rows are kept in parts beside it until all are there, so a job that was killed goes
 on where it was; the file itself appears at the end, whole. Ray is touched only for `workers`.
 """
@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from orchestrator.cluster.placement import find_resources, local_node, place
-from orchestrator.config.yaml import InputError
 from orchestrator.console import StageProgress
-from orchestrator.pages.tag_sheet import SHEET_PICTURES, write_sheet
+from orchestrator.errors import InputError
+from orchestrator.pages.tag_sheet import SHEET_IMAGES, write_sheet
 from orchestrator.run_lock import only_driver
-from orchestrator.tagging.listing import PictureListing
+from orchestrator.tagging.listing import ImageListing
 from orchestrator.tagging.tags_file import (
     Row,
     json_line,
@@ -49,7 +49,7 @@ from prompt_tuning.tagging.tag_stream import Tagged, TagRule, chunks, tag_files
 from prompt_tuning.tagging.tagger import Tagger
 
 # What a kill loses at most; a multiple of every batch, so that batches begin anew with each part.
-_PICTURES_A_PART = 128
+_IMAGES_PER_PART = 128
 _MADE_WITH = "made_with.json"
 _ERRORS_TOLD = 3
 _LABELS_TOLD = 8
@@ -81,7 +81,7 @@ class Tally:
     first: list[Row] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
-        """Count a picture."""
+        """Count an image."""
         if "error" in row:
             self.unreadable += 1
             self.errors += [row] if len(self.errors) < _ERRORS_TOLD else []
@@ -89,11 +89,11 @@ class Tally:
             self.tagged += 1
             self.without += not row["tags"]
             self.labels.update(tag["name"] for tag in row["tags"])
-        self.first += [row] if len(self.first) < SHEET_PICTURES else []
+        self.first += [row] if len(self.first) < SHEET_IMAGES else []
 
 
 class Part(NamedTuple):
-    """Pictures whose rows are kept together, in a file that says by its name of which they are."""
+    """Images whose rows are kept together, in a file that says by its name of which they are."""
 
     files: list[Path]
     kept: Path
@@ -101,14 +101,14 @@ class Part(NamedTuple):
 
 
 def tag(options: TagOptions, console: Console) -> bool:
-    """Tag pictures; whether any could be.
+    """Tag images; whether any could be.
 
     Raises:
         InputError: for what a person has to change.
     """
-    listing = PictureListing(options.names)
+    listing = ImageListing(options.names)
     if not any(True for _ in listing):
-        raise InputError(f"{', '.join(options.names)}: no pictures there")
+        raise InputError(f"{', '.join(options.names)}: no images there")
     options = _with_meant_labels(options)
     made_with = _made_with(options)
     tally = Tally()
@@ -140,7 +140,7 @@ def _with_meant_labels(options: TagOptions) -> TagOptions:
 
 
 def _made_with(options: TagOptions) -> dict[str, Any]:
-    """What decides a picture's tags."""
+    """What decides an image's tags."""
     return {
         "artifact": file_digest(options.artifact / MANIFEST),  # which has all its files' digests
         "labels": options.labels,
@@ -152,7 +152,7 @@ def _made_with(options: TagOptions) -> dict[str, Any]:
 def _fill(
     options: TagOptions,
     out: Path,
-    listing: PictureListing,
+    listing: ImageListing,
     made_with: dict[str, Any],
     tally: Tally,
     console: Console,
@@ -160,9 +160,9 @@ def _fill(
     """Leave the whole file, or parts of it for the next time. Raises InputError."""
     folder = out.with_name(f".{out.name}.parts")
     with only_driver(folder, "--out"):
-        total, missing, pictures = _listed(listing, folder)
+        total, missing, images = _listed(listing, folder)
         if out.exists():
-            _check_same(out, read_made_with(out), {**made_with, "pictures": pictures})
+            _check_same(out, read_made_with(out), {**made_with, "images": images})
             for row in read_tags(out):
                 tally.add(row)
             console.print(f"Nothing to do: {out} is there.", soft_wrap=True, markup=False)
@@ -174,7 +174,7 @@ def _fill(
             whole = folder / "whole"
             with (
                 StageProgress(console, "tagging", total) as progress,
-                tags_writer(whole, {**made_with, "pictures": pictures}, out.suffix) as write,
+                tags_writer(whole, {**made_with, "images": images}, out.suffix) as write,
             ):
                 for row in _kept_rows(options, listing, folder, missing):
                     write(row)
@@ -196,7 +196,7 @@ def _check_same(place: Path, found: dict[str, Any] | None, wanted: dict[str, Any
         )
 
 
-def _listed(listing: PictureListing, folder: Path) -> tuple[int, int, str]:
+def _listed(listing: ImageListing, folder: Path) -> tuple[int, int, str]:
     """How many images there are, how many are not tagged yet, and a digest of which."""
     total, missing, keys = 0, 0, []
     for part in _parts(listing, folder):
@@ -206,8 +206,8 @@ def _listed(listing: PictureListing, folder: Path) -> tuple[int, int, str]:
     return total, missing, digest(keys)
 
 
-def _parts(listing: PictureListing, folder: Path) -> Iterator[Part]:
-    for number, files in enumerate(chunks(listing, _PICTURES_A_PART)):
+def _parts(listing: ImageListing, folder: Path) -> Iterator[Part]:
+    for number, files in enumerate(chunks(listing, _IMAGES_PER_PART)):
         key = digest([[plain(str(file)), *_size_and_time(file)] for file in files])
         kept = folder / f"{number:08d}-{key[:20]}.jsonl"
         yield Part(files, kept, kept.exists())
@@ -223,9 +223,9 @@ def _size_and_time(file: Path) -> tuple[int, ...]:
 
 
 def _kept_rows(
-    options: TagOptions, listing: PictureListing, folder: Path, missing: int
+    options: TagOptions, listing: ImageListing, folder: Path, missing: int
 ) -> Iterator[Row]:
-    """Each picture's row, in order; those of a part are kept as soon as it is done."""
+    """Each image's row, in order; those of a part are kept as soon as it is done."""
     # The copy runs ahead by what is read ahead, and past parts that were done before.
     parts, ahead = tee(_parts(listing, folder))
     todo = (file for part in ahead if not part.done for file in part.files)
@@ -238,8 +238,8 @@ def _kept_rows(
             yield from map(json.loads, stream)
 
 
-def _rows(options: TagOptions, listing: PictureListing) -> Iterator[Row]:
-    """Each picture's row, in order."""
+def _rows(options: TagOptions, listing: ImageListing) -> Iterator[Row]:
+    """Each image's row, in order."""
     files, ahead = tee(listing)
     count = sum(1 for _ in listing) if options.workers else 0
     for pair in zip(files, _tagged(options, ahead, count), strict=True):
@@ -292,7 +292,7 @@ def _tagged_on_workers(
         disconnect()
 
 
-def _tell(options: TagOptions, listing: PictureListing, tally: Tally, console: Console) -> None:
+def _tell(options: TagOptions, listing: ImageListing, tally: Tally, console: Console) -> None:
     told = [f"{tally.tagged:,} tagged, {tally.without:,} of them without a tag"]
     if tally.labels:
         often = tally.labels.most_common(_LABELS_TOLD)
@@ -303,7 +303,7 @@ def _tell(options: TagOptions, listing: PictureListing, tally: Tally, console: C
     if listing.passed_over:
         told.append(
             f"{listing.passed_over:,} passed over that are hidden, links to folders, or not named "
-            f"like pictures, such as {listing.passed_over_example}"
+            f"like images, such as {listing.passed_over_example}"
         )
     told += [str(file) for file in (options.out, options.sheet) if file]
     for line in told:

@@ -1,4 +1,4 @@
-"""The pictures that a person names: files, folders and patterns, as a stream in a fixed order."""
+"""The images that a person names: files, folders and patterns, as a stream in a fixed order."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
-from orchestrator.config.yaml import InputError
-from prompt_tuning.images import picture_suffixes
+from orchestrator.errors import InputError
+from prompt_tuning.images import image_suffixes
 
 
-class PictureListing:
-    """Iterates over pictures, the same ones in the same order each time.
+class ImageListing:
+    """Iterates over images, the same ones in the same order each time.
 
     Arguments come in their order; what is below a folder, and what matches a pattern, is sorted. Of
-    a folder everything is taken that is named like a picture, at any depth; hidden names and
+    a folder everything is taken that is named like an image, at any depth; hidden names and
     links to folders are passed over. A file that is named itself is taken whatever its name is.
-    In memory is the list of one folder (and of those above it), never that of all pictures.
+    In memory is the list of one folder (and of those above it), never that of all images.
     """
 
     def __init__(self, names: list[str]) -> None:
@@ -26,7 +26,7 @@ class PictureListing:
             if not os.path.lexists(name) and not glob(name, recursive=True):
                 raise InputError(f"{name}: no such file or folder, and no pattern that matches any")
         self._names = names
-        self._suffixes = picture_suffixes()
+        self._suffixes = image_suffixes()
         self.passed_over = 0
         self.passed_over_example = ""
 

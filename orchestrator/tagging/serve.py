@@ -20,7 +20,7 @@ from rich.console import Console
 
 from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.placement import find_resources, place
-from orchestrator.config.yaml import InputError
+from orchestrator.errors import InputError
 from orchestrator.pages.run_page import page_template
 from prompt_tuning.backbones.base import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
@@ -89,7 +89,7 @@ def serve(options: ServeOptions, console: Console) -> None:
         service = application(
             folders,
             options.cache,
-            page_template("service.html.j2").render(picture_bytes=options.limits.picture_bytes),
+            page_template("service.html.j2").render(image_bytes=options.limits.image_bytes),
             options.token,
             hosts,
             replicas,

@@ -1,6 +1,6 @@
-"""The file of tags: JSON lines, CSV or Parquet; what it was made with, then a row for each picture.
+"""The file of tags: JSON lines, CSV or Parquet; what it was made with, then a row for each image.
 
-A row is `{"file", "tags": [{"name", "score"}]}`, with `"error"` for a picture that cannot be read.
+A row is `{"file", "tags": [{"name", "score"}]}`, with `"error"` for an image that cannot be read.
 In CSV the tags are `name;name` and the scores `0.91;0.4` in a column of their own. What it was made
 with is the first line of JSON lines (`{"made_with": {…}}`), a first line after `#` in CSV, and the
 schema's metadata in Parquet. The same rows give the same bytes.
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def row_of(file: Path, tagged: Tagged) -> Row:
-    """A picture's row."""
+    """An image's row."""
     tags = [{"name": tag.name, "score": round(tag.score, 4)} for tag in tagged.tags]
     row: Row = {"file": plain(str(file)), "tags": tags}
     return row if tagged.error is None else {**row, "error": plain(tagged.error)}

@@ -22,7 +22,7 @@ from prompt_tuning.images import as_rgb
 from prompt_tuning.settings import Settings
 from prompt_tuning.tuning.prompt_tree import PromptTree
 
-HANDCRAFTED = "a photo of a {}."
+ANCHOR_TEMPLATE = "a photo of a {}."
 EMBEDDED_MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 
 
@@ -86,7 +86,7 @@ class VLM(nn.Module, ABC):
         return next(self.parameters()).device
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """One picture as `(3, resolution, resolution)`: resized straight, not cropped."""
+        """One image as `(3, resolution, resolution)`: resized straight, not cropped."""
         size = (self.identity.resolution, self.identity.resolution)
         pixels = np.asarray(as_rgb(image).resize(size, Image.Resampling.BICUBIC))
         return self.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))

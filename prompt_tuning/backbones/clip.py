@@ -105,7 +105,7 @@ class OpenCLIPVLM(CausalVLM):
         check(settings)
         self.model, weights = load_model(settings)
         visual, resolution = self.model.visual, settings.resolution
-        # Not buffers: pictures are prepared on the CPU wherever the model is.
+        # Not buffers: images are prepared on the CPU wherever the model is.
         self.mean = torch.tensor(visual.image_mean).view(3, 1, 1)
         self.std = torch.tensor(visual.image_std).view(3, 1, 1)
         self.identity = VLMIdentity(

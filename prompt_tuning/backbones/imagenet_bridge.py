@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prompt_tuning.backbones.base import HANDCRAFTED, VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.backbones.noun_phrases import noun_phrases
 from prompt_tuning.features import Features
 from prompt_tuning.install_hints import pip_install
@@ -129,7 +129,7 @@ class EmbeddedVLM(VLM):
         return F.normalize(_sentence_embeddings(hidden, mask) - self.centre, dim=-1)
 
     def initial_context(self, tokens: int) -> Tensor:
-        ids = self.tokenizer(HANDCRAFTED.format(""), add_special_tokens=False).input_ids[:-1]
+        ids = self.tokenizer(ANCHOR_TEMPLATE.format(""), add_special_tokens=False).input_ids[:-1]
         words = self.text_tower.embeddings.word_embeddings.weight[ids]
         return words.repeat(-(-tokens // len(ids)), 1)[:tokens].clone()
 
@@ -176,7 +176,7 @@ def _anchor_texts() -> list[tuple[str, str]]:
     info = ImageNetInfo("imagenet-1k")
     return [
         (
-            HANDCRAFTED.format(info.index_to_description(k).split(",")[0]),
+            ANCHOR_TEMPLATE.format(info.index_to_description(k).split(",")[0]),
             info.index_to_description(k, detailed=True),
         )
         for k in range(1000)

@@ -23,7 +23,7 @@ def read_coco(
 ) -> LabelledImages:
     """A split of COCO over a run's categories, `(images, categories)`.
 
-    `root` has `annotations/instances_<split><year>.json` and the pictures in `<split><year>/`; a
+    `root` has `annotations/instances_<split><year>.json` and the images in `<split><year>/`; a
     split that names its year already is taken as it is. Images without any annotation belong to
     it. `crowd`: a class is positive also where only a crowd region of it is annotated.
 

@@ -21,8 +21,8 @@ _COLUMN_SEPARATORS = ",;\t"
 _LABEL_SEPARATORS = ";|,"
 # What a header calls its columns.
 _HEADER_OF_FILES = re.compile(
-    r"((image|img|photo|picture|file)s?[ _-]?)?(files?|filename|name|path|id|url)|"
-    r"(image|img|photo|picture)s?",
+    r"((image|img|photo|image|file)s?[ _-]?)?(files?|filename|name|path|id|url)|"
+    r"(image|img|photo|image)s?",
     re.I,
 )
 _HEADER_OF_LABELS = re.compile(r"(labels?|class(es)?|tags?|categor(y|ies))([ _-]?names?)?", re.I)

@@ -145,7 +145,7 @@ def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
         problems = list(pool.map(problem_of, images.files))
     rows = [i for i, problem in enumerate(problems) if problem is None]
     if not images.labels[rows].any():
-        raise ValueError(f"no picture that can be read shows any category ({len(rows)} can be)")
+        raise ValueError(f"no image that can be read shows any category ({len(rows)} can be)")
     kept = replace(
         images,
         files=tuple(images.files[i] for i in rows),
@@ -160,7 +160,7 @@ def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
 
 
 def problem_of(file: Path) -> str | None:
-    """Why a picture cannot be read, None when it can."""
+    """Why an image cannot be read, None when it can."""
     try:
         open_image(file)
     except ValueError as error:

@@ -30,7 +30,7 @@ CONCEPTS = tuple(
 def read_nus_wide(categories: CategoryList, root: Path, split: str) -> LabelledImages:
     """The images of NUS-WIDE's list of a split over a run's categories, `(images, categories)`.
 
-    `root` has `ImageList/`, `Groundtruth/TrainTestLabels/` and the pictures under `Flickr/`.
+    `root` has `ImageList/`, `Groundtruth/TrainTestLabels/` and the images under `Flickr/`.
     `split`: test or train. Images without any concept belong to it.
 
     Raises:

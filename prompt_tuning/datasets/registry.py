@@ -82,7 +82,7 @@ def read_photos(settings: DatasetSettings, categories: CategoryList) -> Labelled
 
     Raises:
         ValueError: naming what is missing or wrong, and where the data set is to be had; also
-            when no picture can be read or none shows a category.
+            when no image can be read or none shows a category.
     """
     options = settings.options()
     assert settings.root is not None
@@ -111,7 +111,7 @@ def read_photos(settings: DatasetSettings, categories: CategoryList) -> Labelled
     # The first that can be read ends this: all are looked at when the stage of images runs.
     if all(problem_of(file) for file in photos.files):
         raise ValueError(
-            f"none of {len(photos.files)} pictures can be read; "
+            f"none of {len(photos.files)} images can be read; "
             f"{problem_of(photos.files[0])}; {WHERE_TO_GET[settings.dataset]}"
         )
     return photos

@@ -288,7 +288,7 @@ def _vary(draw: np.random.Generator, stamp: Image.Image, side: float, size: int)
 
 
 def _place(draw: np.random.Generator, cutout: Image.Image, taken: Sequence[Box], size: int) -> Box:
-    """The box, of several random ones inside the picture, that overlaps `taken` the least."""
+    """The box, of several random ones inside the image, that overlaps `taken` the least."""
     width, height = cutout.size
     tried: list[tuple[int, Box]] = []
     for _ in range(PLACES_TRIED):

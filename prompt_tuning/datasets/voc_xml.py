@@ -13,7 +13,7 @@ import numpy as np
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages, image_file, labels_over
 from prompt_tuning.datasets.voc import OTHER_NAMES, Difficult
-from prompt_tuning.images import picture_suffixes
+from prompt_tuning.images import image_suffixes
 
 LAYOUT = "a folder with VOC XML files (beside their images, or in Annotations/ beside JPEGImages/)"
 
@@ -123,7 +123,7 @@ class _Images:
                 if found := [image for image in images if os.path.isfile(image)]:
                     return _only(file, found)
         # In any folder only where nothing better is known: a mask may be called like an image.
-        named = filename.lower().endswith(picture_suffixes())
+        named = filename.lower().endswith(image_suffixes())
         for of_images, folders in around:
             stems = map(self._by_stem, folders if of_images or not named else ())
             if found := [of[file.stem] for of in stems if file.stem in of]:
@@ -162,7 +162,7 @@ class _Images:
     def _by_stem(self, folder: Path) -> dict[str, Path]:
         if folder not in self._stems:
             files = folder.iterdir() if folder.is_dir() else ()
-            images = [file for file in files if file.name.lower().endswith(picture_suffixes())]
+            images = [file for file in files if file.name.lower().endswith(image_suffixes())]
             self._stems[folder] = {file.stem: file for file in sorted(images)}
         return self._stems[folder]
 

@@ -1,4 +1,4 @@
-"""The arms that are compared, and the metrics file (DESIGN.md §2) that compares them."""
+"""The methods that are compared, and the metrics file (DESIGN.md §2) that compares them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from prompt_tuning.backbones.base import HANDCRAFTED, VLM, Geometry
+from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM, Geometry
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.evaluation.bootstrap import (
     LEAST_IMAGES,
@@ -33,7 +33,7 @@ from prompt_tuning.evaluation.metrics import (
     tags_at_top_k,
 )
 from prompt_tuning.features import Features
-from prompt_tuning.tuning.prompts import handcrafted_features
+from prompt_tuning.tuning.prompts import anchor_features
 from prompt_tuning.tuning.scoring import branch_scores, fuse
 from prompt_tuning.tuning.trainer import CaptionSet
 
@@ -43,8 +43,8 @@ _ITEMS_AT_ONCE = 256
 RESAMPLES = 1000
 _TOP_K = 3
 
-# Of each arm, the scores `(items, classes)` of each branch for each of its sets of class features.
-ArmScores = dict[str, list[dict[str, np.ndarray]]]
+# By method: for each set of class features, scores `(items, classes)` by branch.
+MethodScores = dict[str, list[dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class ClassFeatures:
 
 
 @dataclass(frozen=True)
-class Arms:
-    """The class features of every arm: one set of each untuned arm, one of each tuned seed."""
+class MethodFeatures:
+    """The class features of every method: one set of each baseline, one of each tuned seed."""
 
     untuned: dict[str, ClassFeatures]
     tuned: dict[int, ClassFeatures]
@@ -75,7 +75,7 @@ class Arms:
         )
 
     @classmethod
-    def load(cls, file: Path) -> Arms:
+    def load(cls, file: Path) -> MethodFeatures:
         """Read what `save` wrote; seeds in ascending order."""
         tensors = load_file(file)
 
@@ -84,13 +84,15 @@ class Arms:
 
         seeds = {int(key.split(".")[1]) for key in tensors if key.startswith("tuned.")}
         return cls(
-            untuned={arm: of(arm) for arm in UNTUNED},
+            untuned={method: of(method) for method in UNTUNED},
             tuned={seed: of(f"tuned.{seed}") for seed in sorted(seeds)},
         )
 
 
-def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[str, ClassFeatures]:
-    """The arms that tuning must beat; each uses the same class features on both branches.
+def untuned_baselines(
+    vlm: VLM, categories: CategoryList, train: CaptionSet
+) -> dict[str, ClassFeatures]:
+    """The methods that tuning must beat; each uses the same class features on both branches.
 
     `zero_shot`: "a photo of a {name}.". `templates`: mean over CLIP's 80 (Radford et al., 2021,
     arXiv 2103.00020, §3.1.4). `synonym_average`: mean over the category's names, synonyms and
@@ -106,12 +108,12 @@ def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[
         return torch.stack([of_class.mean(0) for of_class in encoded])
 
     words = [[*category.names, *category.kinds] for category in categories.categories]
-    synonyms = [[HANDCRAFTED.format(word) for word in of_class] for of_class in words]
+    synonyms = [[ANCHOR_TEMPLATE.format(word) for word in of_class] for of_class in words]
     templates = [[fill(name) for fill in OPENAI_IMAGENET_TEMPLATES] for name in categories.names]
     labels = train.labels[train.rows].float()
     captions = labels.T @ train.features.pooled[train.rows].float()
     # A class without captions has no average of them; its hand-crafted prompt stands in.
-    handcrafted = handcrafted_features(vlm, categories)
+    handcrafted = anchor_features(vlm, categories)
     captions = torch.where((labels > 0).any(0)[:, None], captions, handcrafted)
     return {
         name: ClassFeatures(F.normalize(features, dim=-1), F.normalize(features, dim=-1))
@@ -124,7 +126,7 @@ def untuned_arms(vlm: VLM, categories: CategoryList, train: CaptionSet) -> dict[
     }
 
 
-def arm_scores(
+def method_scores(
     items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
 ) -> dict[str, np.ndarray]:
     """Scores `(items, classes)` of each branch and their fusion."""
@@ -138,50 +140,57 @@ def arm_scores(
     return {branch: torch.cat(parts).numpy() for branch, parts in scores.items()}
 
 
-def score_arms(items: Features, arms: Arms, geometry: Geometry, fusion: str) -> ArmScores:
-    """The scores of every arm on the same items."""
-    features = {**{arm: [of] for arm, of in arms.untuned.items()}, "tuned": arms.tuned.values()}
+def score_methods(
+    items: Features, methods: MethodFeatures, geometry: Geometry, fusion: str
+) -> MethodScores:
+    """The scores of every method on the same items."""
+    features = {
+        **{method: [of] for method, of in methods.untuned.items()},
+        "tuned": methods.tuned.values(),
+    }
     return {
-        arm: [arm_scores(items, classes, geometry, fusion) for classes in of_arm]
-        for arm, of_arm in features.items()
+        method: [method_scores(items, classes, geometry, fusion) for classes in by_branch]
+        for method, by_branch in features.items()
     }
 
 
-def compare_arms(
-    scores: ArmScores,
+def compare_methods(
+    scores: MethodScores,
     labels: np.ndarray,
     categories: CategoryList,
     ignored: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The figures of the metrics file, 0-100, means over the seeds for the tuned arm.
+    """The figures of the metrics file, 0-100, means over the seeds for the tuned method.
 
     `labels`, `ignored`: `(items, classes)`, bool. `map` and `map_by_seed` are of each branch, all
     other figures of the fused scores. `map_11_points`: mean of VOC 2007's 11-point AP. `ci`: 95 %
-    intervals of the mAP, and of what tuned is above each other arm on the same items; none where
+    intervals of the mAP, and of what tuned is above each other method on the same items; none where
     there is nothing to resample (intervals.py). `ap` is null for classes without `positives`.
-    `f1_at_top_k` and `coverage_error` (a number of tags) are of the tuned arm's best tags.
+    `f1_at_top_k` and `coverage_error` (a number of tags) are of the tuned method's best tags.
     """
     maps = {
-        arm: {
+        method: {
             branch: [100 * mean_average_precision(s[branch], labels, ignored) for s in sets]
             for branch in BRANCHES
         }
-        for arm, sets in scores.items()
+        for method, sets in scores.items()
     }
-    fused = {arm: [of_set["fused"] for of_set in sets] for arm, sets in scores.items()}
+    fused = {method: [of_set["fused"] for of_set in sets] for method, sets in scores.items()}
     wanted = labels if ignored is None else labels & ~ignored
     return {
         "chance_map": 100 * chance_map(labels, ignored),
-        "map": {arm: {b: float(np.mean(of[b])) for b in BRANCHES} for arm, of in maps.items()},
+        "map": {
+            method: {b: float(np.mean(of[b])) for b in BRANCHES} for method, of in maps.items()
+        },
         "map_by_seed": {"tuned": maps["tuned"]},
         "map_11_points": {
-            arm: _mean([mean_average_precision(s, labels, ignored, "11") for s in sets])
-            for arm, sets in fused.items()
+            method: _mean([mean_average_precision(s, labels, ignored, "11") for s in sets])
+            for method, sets in fused.items()
         },
         "ci": _intervals(fused, labels, ignored),
         "ap": {
-            arm: dict(zip(categories.names, _class_aps(sets, labels, ignored), strict=True))
-            for arm, sets in fused.items()
+            method: dict(zip(categories.names, _class_aps(sets, labels, ignored), strict=True))
+            for method, sets in fused.items()
         },
         "positives": dict(zip(categories.names, wanted.sum(0).tolist(), strict=True)),
         "f1_at_top_k": _top_k_quality(fused["tuned"], labels, ignored),
@@ -236,13 +245,14 @@ def precision_recall(
 def _intervals(
     fused: dict[str, list[np.ndarray]], labels: np.ndarray, ignored: np.ndarray | None
 ) -> dict[str, list[float]]:
-    """Low and high ends, 0-100: of each arm's mAP, and of tuned's lead over each other arm."""
+    """Interval ends, 0-100, of each method's mAP and of tuned's lead over each other method."""
     ends: dict[str, Interval | Difference] = {
-        arm: bootstrap_map(scores, labels, RESAMPLES, 0, ignored) for arm, scores in fused.items()
+        method: bootstrap_map(scores, labels, RESAMPLES, 0, ignored)
+        for method, scores in fused.items()
     }
-    for arm, scores in fused.items():
-        if arm != "tuned":
-            ends[f"tuned - {arm}"] = paired_difference(
+    for method, scores in fused.items():
+        if method != "tuned":
+            ends[f"tuned - {method}"] = paired_difference(
                 fused["tuned"], scores, labels, RESAMPLES, 0, ignored
             )
     return {

@@ -11,7 +11,7 @@ import torch
 
 from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.datasets import LabelledImages
-from prompt_tuning.evaluation.baselines import ClassFeatures, arm_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features, load_features
 from prompt_tuning.storage import file_digest
@@ -99,7 +99,7 @@ class SelectingHalf:
         self, items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
     ) -> float:
         """mAP (0-100) of the fused scores; `items`: what `load` gives."""
-        fused = arm_scores(items, classes, geometry, fusion)["fused"]
+        fused = method_scores(items, classes, geometry, fusion)["fused"]
         return 100 * mean_average_precision(fused, self.labels, self.ignored)
 
 

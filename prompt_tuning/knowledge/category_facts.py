@@ -23,7 +23,7 @@ _VOTES_NEEDED = 2
 Votes = dict[str, int]
 
 
-class Premises(Settings):
+class CategoryFacts(Settings):
     """The lists, read.
 
     `attributes`: of all things, the most named first. `aspects`: the attributes of each category.
@@ -51,9 +51,9 @@ class Premises(Settings):
         return dict(votes)
 
 
-def read_premises(
+def read_category_facts(
     categories: CategoryList, pairs: Iterable[tuple[Question, Answer]], attributes: int
-) -> Premises:
+) -> CategoryFacts:
     """Read the lists out of the answers; `attributes` is how many are used at most.
 
     A model's slips hardly ever repeat, so a kind counts when two answers agree on it.
@@ -89,7 +89,7 @@ def read_premises(
     # a usable list.
     ranked = [word for word in _ranked(shared) if word not in _FIRST_ATTRIBUTES]
     common = (*_FIRST_ATTRIBUTES, *ranked)[: max(attributes, len(_FIRST_ATTRIBUTES))]
-    return Premises(
+    return CategoryFacts(
         attributes=common,
         aspects={name: _aspects(votes, common) for name, votes in aspects.items() if votes},
         kinds={
@@ -117,8 +117,8 @@ def _singular(item: str) -> str:
 
 
 def confirm_kinds(
-    premises: Premises, categories: CategoryList, pairs: Iterable[tuple[Question, Answer]]
-) -> Premises:
+    facts: CategoryFacts, categories: CategoryList, pairs: Iterable[tuple[Question, Answer]]
+) -> CategoryFacts:
     """Keep only the kinds of which the model, asked what they are, names their category always."""
     matcher = NounMatcher(categories.categories)
     doubted = {
@@ -129,9 +129,9 @@ def confirm_kinds(
     }
     kinds = {
         name: tuple(kind for kind in listed if (name, kind) not in doubted)
-        for name, listed in premises.kinds.items()
+        for name, listed in facts.kinds.items()
     }
-    return premises.model_copy(update={"kinds": kinds})
+    return facts.model_copy(update={"kinds": kinds})
 
 
 def _ranked(votes: Counter[str]) -> list[str]:

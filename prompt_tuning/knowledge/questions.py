@@ -2,7 +2,7 @@
 
 Category-agnostic: attributes that things may differ in. Category-specific: what one category looks
 like under an attribute. Relationship: a scene in which a set of categories occurs together. Lists
-are asked first (the premises), for the sentences build on them. Labels are known by construction: a
+are asked first (the facts), for the sentences build on them. Labels are known by construction: a
 question carries the categories that its answer should show.
 
 Every draw is named by the category and the number of the question, and questions come in blocks of
@@ -19,10 +19,10 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.knowledge.category_facts import Premises
+from prompt_tuning.knowledge.category_facts import CategoryFacts
 from prompt_tuning.knowledge.hashed_sampling import blocks, shuffled, unit_draw, weighted_choice
 from prompt_tuning.knowledge.noun_matching import NounMatcher
-from prompt_tuning.knowledge.templates import PREMISES, Kind, Template
+from prompt_tuning.knowledge.templates import FACTS, Kind, Template
 from prompt_tuning.settings import Settings
 from prompt_tuning.storage import digest
 
@@ -123,12 +123,12 @@ class QuestionWriter:
             if template.kind in kinds
         )
 
-    def count_checks(self, premises: Premises) -> int:
+    def count_checks(self, facts: CategoryFacts) -> int:
         """How many questions `checks` makes."""
         templates = sum(template.kind == "classes" for template in self._templates.values())
-        return templates * _SAMPLES["classes"] * sum(map(len, premises.kinds.values()))
+        return templates * _SAMPLES["classes"] * sum(map(len, facts.kinds.values()))
 
-    def premises(self) -> Iterator[Iterator[Question]]:
+    def facts(self) -> Iterator[Iterator[Question]]:
         """Blocks of questions for the lists."""
         for name, template in self._templates.items():
             if template.kind == "attributes":
@@ -136,7 +136,7 @@ class QuestionWriter:
                     self._question(name, (), (), n, count=self._settings.attributes)
                     for n in range(self._a_category("attributes"))
                 )
-            elif template.kind in PREMISES:
+            elif template.kind in FACTS:
                 for block in self._blocks(template.kind):
                     yield (
                         self._question(name, (asked,), (asked,), n, name=asked)
@@ -144,7 +144,7 @@ class QuestionWriter:
                         for n in range(self._a_category(template.kind))
                     )
 
-    def checks(self, premises: Premises) -> Iterator[Iterator[Question]]:
+    def checks(self, facts: CategoryFacts) -> Iterator[Iterator[Question]]:
         """Blocks of questions for what each kind is that the model has named."""
         for name, template in self._templates.items():
             if template.kind == "classes":
@@ -152,19 +152,19 @@ class QuestionWriter:
                     yield (
                         self._question(name, (asked,), (kind,), n, name=kind)
                         for asked in block
-                        for kind in premises.kinds.get(asked, ())
+                        for kind in facts.kinds.get(asked, ())
                         for n in range(_SAMPLES["classes"])
                     )
 
-    def sentences(self, premises: Premises) -> Iterator[Iterator[Question]]:
+    def sentences(self, facts: CategoryFacts) -> Iterator[Iterator[Question]]:
         """Blocks of questions for the sentences, from what the lists have said."""
         for name, template in self._templates.items():
             if template.kind == "specific":
                 for block in self._blocks("specific"):
-                    yield (q for asked in block for q in self._specific(name, asked, premises))
+                    yield (q for asked in block for q in self._specific(name, asked, facts))
             elif template.kind == "relationship":
                 for block in self._blocks("relationship"):
-                    yield (q for asked in block for q in self._relationship(name, asked, premises))
+                    yield (q for asked in block for q in self._relationship(name, asked, facts))
 
     def _a_category(self, kind: Kind) -> int:
         """How many questions one template of a kind asks about each category."""
@@ -184,10 +184,10 @@ class QuestionWriter:
         questions = len(self._categories) * self._a_category(kind)
         return blocks(self._categories, max(1, questions // self.block_size)) if questions else []
 
-    def _specific(self, template: str, asked: str, premises: Premises) -> Iterator[Question]:
+    def _specific(self, template: str, asked: str, facts: CategoryFacts) -> Iterator[Question]:
         """Half of the questions use the plain name, for it is what a tag means first."""
-        attributes = shuffled(premises.attributes_of(asked), template, asked)
-        others = shuffled(self._other_words(self._categories[asked], premises), template, asked)
+        attributes = shuffled(facts.attributes_of(asked), template, asked)
+        others = shuffled(self._other_words(self._categories[asked], facts), template, asked)
         for n in range(self._a_category("specific")):
             turn = n // 2
             word = others[turn % len(others)] if n % 2 and others else asked
@@ -195,18 +195,18 @@ class QuestionWriter:
             attribute = attributes[(turn + turn // len(attributes)) % len(attributes)]
             yield self._question(template, (asked,), (word,), n, name=word, attribute=attribute)
 
-    def _relationship(self, template: str, asked: str, premises: Premises) -> Iterator[Question]:
+    def _relationship(self, template: str, asked: str, facts: CategoryFacts) -> Iterator[Question]:
         start = unit_draw(self._settings.seed, template, asked)
         for n in range(self._a_category("relationship")):
             # Steps of the golden ratio fill the shares evenly however many there are.
             size = self._set_size((start + n * _GOLDEN_RATIO) % 1)
             chosen = [asked]
             while len(chosen) < min(size, len(self._categories)):
-                chosen.append(self._companion(chosen, template, n, premises))
+                chosen.append(self._companion(chosen, template, n, facts))
             words = []
             for name in chosen:
                 draw = (self._settings.seed, template, asked, n, name)
-                others = self._other_words(self._categories[name], premises)
+                others = self._other_words(self._categories[name], facts)
                 plain = unit_draw(*draw) < 0.6 or not others
                 words.append(name if plain else shuffled(others, *draw)[0])
             names = ", ".join(words)
@@ -220,18 +220,18 @@ class QuestionWriter:
                 return size
         return len(self._settings.set_shares)
 
-    def _companion(self, chosen: list[str], template: str, n: int, premises: Premises) -> str:
+    def _companion(self, chosen: list[str], template: str, n: int, facts: CategoryFacts) -> str:
         """A category that the model has named with those chosen; any, where it has named none."""
         weights = {
             name: float(votes)
-            for name, votes in premises.companions(chosen).items()
+            for name, votes in facts.companions(chosen).items()
             if name not in chosen
         } or {name: 1.0 for name in self._categories if name not in chosen}
         return weighted_choice(weights, self._settings.seed, template, n, *chosen)
 
     @staticmethod
-    def _other_words(category: Category, premises: Premises) -> list[str]:
-        kinds = premises.kinds.get(category.name, ())
+    def _other_words(category: Category, facts: CategoryFacts) -> list[str]:
+        kinds = facts.kinds.get(category.name, ())
         return list(dict.fromkeys([*category.names[1:], *category.kinds, *kinds]))
 
     def _question(

@@ -12,10 +12,10 @@ from pydantic import model_validator
 
 from prompt_tuning.settings import Settings
 
-Premise = Literal["attributes", "aspects", "kinds", "classes", "together"]
+Fact = Literal["attributes", "aspects", "kinds", "classes", "together"]
 Sentence = Literal["specific", "relationship"]
-Kind = Literal[Premise, Sentence]
-PREMISES: tuple[Premise, ...] = get_args(Premise)
+Kind = Literal[Fact, Sentence]
+FACTS: tuple[Fact, ...] = get_args(Fact)
 SENTENCES: tuple[Sentence, ...] = get_args(Sentence)
 
 _FIELDS: dict[Kind, set[str]] = {

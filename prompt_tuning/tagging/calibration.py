@@ -9,7 +9,7 @@ Thresholds are those of the best F1 to expect: with calibrated scores it is half
 (Lipton, Elkan and Naryanaswamy, 2014, arXiv 1402.1892), which needs no label either.
 
 A category that no held-out caption shows has what the others share, and so have labels that come
-later: captions are no sample of anyone's pictures, so their silence says nothing.
+later: captions are no sample of anyone's images, so their silence says nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.evaluation.baselines import ClassFeatures, arm_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import (
     best_thresholds,
     expected_calibration_error,
@@ -168,7 +168,7 @@ def calibrate(
     calibrated by itself.
     """
     stand_ins = mixtures(held_out, _CAPTIONS_EACH, seed)
-    raw = arm_scores(stand_ins.features, classes, geometry, "mean")["fused"]
+    raw = method_scores(stand_ins.features, classes, geometry, "mean")["fused"]
     labels = stand_ins.labels.numpy()
     # Captions are in many mixtures, and none of them is evidence more than once.
     weight = len(held_out) / len(raw)

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prompt_tuning.backbones.base import HANDCRAFTED, VLM
+from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM
 from prompt_tuning.categories import CategoryList, category_named
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.label_names import name_key
-from prompt_tuning.tuning.prompts import handcrafted_features, lean_back
+from prompt_tuning.tuning.prompts import anchor_features, interpolate_with_anchor
 
 BRANCHES = ("global", "local")
 
@@ -76,8 +76,8 @@ def prompt_new_labels(
 
     `groups`: the categories of each fine group, as places on the classes axis.
     """
-    tuned = F.normalize(handcrafted_features(vlm, categories), dim=-1)
-    handcrafted = vlm.encode_text([HANDCRAFTED.format(label) for label in labels])
+    tuned = F.normalize(anchor_features(vlm, categories), dim=-1)
+    handcrafted = vlm.encode_text([ANCHOR_TEMPLATE.format(label) for label in labels])
     centres = torch.stack([F.normalize(tuned[list(group)].mean(0), dim=-1) for group in groups])
     nearest = (F.normalize(handcrafted, dim=-1) @ centres.T).argmax(1).tolist()
     contexts, features = {}, []
@@ -88,7 +88,7 @@ def prompt_new_labels(
             contexts[branch] = torch.stack([context[list(groups[g])].mean(0) for g in nearest])
             encoded = vlm.encode_prompts(contexts[branch].to(vlm.device), list(labels))
             prompted = F.normalize(encoded + handcrafted, dim=-1)
-            of_branch = lean_back(prompted, handcrafted, tokens.handcrafted[branch])
+            of_branch = interpolate_with_anchor(prompted, handcrafted, tokens.handcrafted[branch])
         features.append(of_branch.cpu())
     return NewLabels(ClassFeatures(*features), nearest, contexts)
 

@@ -42,7 +42,7 @@ def export_onnx(artifact: Artifact, vlm: VLM, file: Path) -> None:
     side = vlm.identity.resolution
     scorer = _Scorer(artifact, vlm).eval()
     pixels = torch.zeros(_BATCH, 3, side, side, dtype=torch.uint8)
-    scorer(pixels)  # a tower may be built when the first picture comes, which cannot be traced
+    scorer(pixels)  # a tower may be built when the first image comes, which cannot be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns of its own parts
         program = torch.onnx.export(
@@ -97,7 +97,7 @@ def _metadata(artifact: Artifact) -> dict[str, str]:
 class _Scorer(nn.Module):
     """Pixels to calibrated scores, as `Tagger` computes them.
 
-    All pictures have as many regions here, so scores are aggregated without the scattering of
+    All images have as many regions here, so scores are aggregated without the scattering of
     scoring.py, which ONNX has no like for.
     """
 

@@ -1,4 +1,4 @@
-"""Tagging a stream of files, however long: pictures are read while others are encoded.
+"""Tagging a stream of files, however long: images are read while others are encoded.
 
 A file that cannot be read has its reason in the place of its tags, and the stream goes on.
 """

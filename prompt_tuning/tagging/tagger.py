@@ -1,4 +1,4 @@
-"""Tags for pictures, from an artifact: the part that people use."""
+"""Tags for images, from an artifact: the part that people use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from prompt_tuning.tuning.scoring import branch_scores, fuse, region_shares
 
 _TOKENIZER = threading.Lock()  # tokenizers refuse two threads at once
 
-Picture = Image.Image | Path | str
+ImageSource = Image.Image | Path | str
 
 # How many images are encoded at once; CPUs' caches are small.
 BATCH = {"cpu": 4, "cuda": 64}
@@ -35,13 +35,13 @@ class Tag:
 
 
 class Tagger:
-    """Scores and tags pictures with the labels of an artifact; safe to use from several threads.
+    """Scores and tags images with the labels of an artifact; safe to use from several threads.
 
-    Pictures are PIL images or files, which are turned upright. Scores are independent of each
-    other: a picture may show several labels, or none (see calibration.py).
+    Images are PIL images or files, which are turned upright. Scores are independent of each
+    other: an image may show several labels, or none (see calibration.py).
 
     `names`: the labels, in the order of every `(…, classes)` axis. `thresholds`: `(classes,)`, the
-    score from which on a label is a tag. `batch`: how many pictures are encoded at once.
+    score from which on a label is a tag. `batch`: how many images are encoded at once.
     """
 
     def __init__(self, artifact: Artifact, vlm: VLM, labels: Sequence[str] | None = None) -> None:
@@ -86,7 +86,7 @@ class Tagger:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         return cls(artifact, load_vlm(artifact.vlm_settings, device, cache))
 
-    def scores(self, images: Sequence[Picture]) -> np.ndarray:
+    def scores(self, images: Sequence[ImageSource]) -> np.ndarray:
         """Calibrated scores in [0, 1], `(images, classes)`.
 
         Raises:
@@ -94,7 +94,7 @@ class Tagger:
         """
         return self._calibration.scores(self.raw_scores(images))
 
-    def raw_scores(self, images: Sequence[Picture]) -> np.ndarray:
+    def raw_scores(self, images: Sequence[ImageSource]) -> np.ndarray:
         """What is calibrated: the weighted mean of both branches' scores, `(images, classes)`."""
         scored = [np.zeros((0, len(self.names)), dtype=np.float32)]
         for start in range(0, len(images), self.batch):
@@ -102,8 +102,8 @@ class Tagger:
             scored.append(self.score_pixels(torch.stack([self.pixels(image) for image in batch])))
         return np.concatenate(scored)
 
-    def pixels(self, image: Picture) -> Tensor:
-        """A picture as the model wants it, `(3, resolution, resolution)`.
+    def pixels(self, image: ImageSource) -> Tensor:
+        """An image as the model wants it, `(3, resolution, resolution)`.
 
         Raises:
             ValueError: naming the file, when it cannot be read.
@@ -121,9 +121,9 @@ class Tagger:
         return fuse(*scores, geometry).cpu().numpy()
 
     def tag(
-        self, images: Sequence[Picture], threshold: float | None = None, top: int | None = None
+        self, images: Sequence[ImageSource], threshold: float | None = None, top: int | None = None
     ) -> list[list[Tag]]:
-        """The tags of each picture, best first: labels whose score reaches the threshold.
+        """The tags of each image, best first: labels whose score reaches the threshold.
 
         `threshold`: one for all labels, else each has its own. `top`: no more tags than this; with
         a threshold of 0 there are always so many.
@@ -149,10 +149,10 @@ class Tagger:
         ]
 
     @torch.no_grad()
-    def heat_maps(self, image: Picture) -> np.ndarray:
+    def heat_maps(self, image: ImageSource) -> np.ndarray:
         """Each region's share in each label's local score, `(classes, rows, columns)`.
 
-        A label's shares add up to 1. The whole picture is covered, for it was not cropped.
+        A label's shares add up to 1. The whole image is covered, for it was not cropped.
 
         Raises:
             ValueError: naming the file, when it cannot be read.
@@ -160,7 +160,7 @@ class Tagger:
         pixels = self.pixels(image)[None].to(self._vlm.device)
         regions = self._vlm.encode_image(pixels).regions.float()
         shares = region_shares(regions, self._local, self._artifact.geometry)
-        side = round(len(regions) ** 0.5)  # pictures are made square
+        side = round(len(regions) ** 0.5)  # images are made square
         return shares.T.reshape(len(self.names), side, side).cpu().numpy()
 
     def with_labels(self, labels: Sequence[str]) -> Tagger:
@@ -177,5 +177,5 @@ class Tagger:
         return Tagger(self._artifact, self._vlm, labels)
 
 
-def _opened(image: Picture) -> Image.Image:
+def _opened(image: ImageSource) -> Image.Image:
     return image if isinstance(image, Image.Image) else open_image(Path(image))

@@ -17,8 +17,8 @@ from prompt_tuning.tuning.prompt_tree import PromptTree, cut_in_subtrees, grow_t
 from prompt_tuning.tuning.prompts import PromptBranch
 
 # Attention inside a pass is dense: longer passes save few repeated group tokens and cost more.
-_TOKENS_A_PASS = 512
-_PROMPTS_A_PASS = 256
+_TOKENS_PER_PASS = 512
+_PROMPTS_PER_PASS = 256
 
 Pass = Callable[[Tensor], Tensor]
 
@@ -38,7 +38,7 @@ class PromptEncoder:
             ValueError: for a prompt longer than the text tower's context.
         """
         self._vlm, self._branch, self._names = vlm, branch, names
-        rank, world = place_in_group()
+        rank, world = rank_and_world_size()
         classes = list(range(len(names)))
         self._words: Tensor | None = None
         if isinstance(vlm, CausalVLM):
@@ -61,7 +61,7 @@ class PromptEncoder:
         else:
             tokens = self._branch.context()
         encoded = torch.cat([self._run(one, tokens) for one in self._passes])
-        if place_in_group()[1] > 1:
+        if rank_and_world_size()[1] > 1:
             encoded = _GatherClasses.apply(encoded)[: len(self._names)]
         return encoded[self._back]
 
@@ -80,7 +80,7 @@ class PromptEncoder:
         a_token = _bytes_kept(self._vlm, one, table.requires_grad_()) / len(longest.rows)
         trees = [
             grow_tree(prompts[subtree.start : subtree.stop]).to(self._vlm.device)
-            for subtree in cut_in_subtrees(prompts, min(_TOKENS_A_PASS, int(memory / a_token)))
+            for subtree in cut_in_subtrees(prompts, min(_TOKENS_PER_PASS, int(memory / a_token)))
         ]
         tokens = sum(len(tree.rows) for tree in trees)
         return a_token * tokens, [partial(self._encode_tree, tree) for tree in trees]
@@ -95,7 +95,7 @@ class PromptEncoder:
         longest = max(classes, key=lambda c: len(self._names[c]))
         one = partial(self._encode_batch, [longest])
         a_prompt = _bytes_kept(self._vlm, one, context.requires_grad_())
-        most = max(1, min(_PROMPTS_A_PASS, int(memory / a_prompt)))
+        most = max(1, min(_PROMPTS_PER_PASS, int(memory / a_prompt)))
         batches = [classes[start : start + most] for start in range(0, len(classes), most)]
         return a_prompt * len(classes), [partial(self._encode_batch, batch) for batch in batches]
 
@@ -120,7 +120,7 @@ def _packable_prompts(
     return vlm.embed_words(torch.tensor(ids, device=vlm.device)), prompts
 
 
-def place_in_group() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """This process's rank and the number of processes that tune together."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from prompt_tuning.backbones.base import HANDCRAFTED, VLM
+from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.settings import Settings
@@ -154,11 +154,11 @@ class FreeVectors(nn.Module):
         return self.vectors
 
 
-def lean_back(tuned: Tensor, handcrafted: Tensor, share: float) -> Tensor:
+def interpolate_with_anchor(tuned: Tensor, handcrafted: Tensor, share: float) -> Tensor:
     """Tuned class features with the `share` of hand-crafted prompts in them, `(classes, dim)`."""
     return F.normalize(tuned.lerp(F.normalize(handcrafted, dim=-1), share), dim=-1)
 
 
-def handcrafted_features(vlm: VLM, categories: CategoryList) -> Tensor:
+def anchor_features(vlm: VLM, categories: CategoryList) -> Tensor:
     """The features of "a photo of a {name}.", as they are added up: `(classes, dim)`."""
-    return vlm.encode_text([HANDCRAFTED.format(name) for name in categories.names])
+    return vlm.encode_text([ANCHOR_TEMPLATE.format(name) for name in categories.names])

@@ -29,13 +29,13 @@ from prompt_tuning.knowledge.caption_coverage import check_split
 from prompt_tuning.settings import Settings
 from prompt_tuning.storage import digest
 from prompt_tuning.tuning.losses import LossSettings, order_loss
-from prompt_tuning.tuning.prompt_encoder import PromptEncoder, place_in_group
+from prompt_tuning.tuning.prompt_encoder import PromptEncoder, rank_and_world_size
 from prompt_tuning.tuning.prompts import (
     FreeVectors,
     PromptBranch,
     PromptSettings,
-    handcrafted_features,
-    lean_back,
+    anchor_features,
+    interpolate_with_anchor,
 )
 from prompt_tuning.tuning.scoring import ScoringSettings, branch_scores, fuse
 
@@ -165,7 +165,7 @@ class ClassPrompts(nn.Module):
         self.losses = losses
         self.prompt_settings = prompts
         generator = torch.Generator().manual_seed(seed)
-        handcrafted = handcrafted_features(vlm, categories)
+        handcrafted = anchor_features(vlm, categories)
         self.register_buffer("handcrafted", handcrafted, persistent=False)
         self.branches = nn.ModuleDict()
         self._encoded: list[Callable[[], Tensor]] = []
@@ -195,7 +195,7 @@ class ClassPrompts(nn.Module):
 
         DDP averages over processes, so the share is scaled for the average to be the whole.
         """
-        _, world = place_in_group()
+        _, world = rank_and_world_size()
         class_global, class_local = self.class_features()
         scores = branch_scores(features, class_global, class_local, self.geometry)
         loss = world / batch * self.losses.ranking(*scores, labels)
@@ -283,7 +283,7 @@ class TuningRun:
         return entry
 
     def _step(self, places: Tensor, epoch: int, step: int) -> float:
-        rank, world = place_in_group()
+        rank, world = rank_and_world_size()
         device = self.prompts.handcrafted.device
         share = places[rank::world]
         captions = self._mixed(share, epoch)
@@ -355,7 +355,9 @@ class TuningRun:
         figures = torch.tensor(
             [total / len(self.held_out), 100 * held_out_map], dtype=torch.float64, device=device
         )
-        if place_in_group()[1] > 1:  # processors may differ in the last bits, and so in the best
+        if (
+            rank_and_world_size()[1] > 1
+        ):  # processors may differ in the last bits, and so in the best
             dist.broadcast(figures, src=0)
         loss, percent = figures.tolist()
         return loss, percent
@@ -375,7 +377,7 @@ class TuningRun:
         handcrafted = self.prompts.handcrafted
         settings = self.prompts.prompt_settings
         return {
-            name: lean_back(tuned, handcrafted, branch.handcrafted).cpu()
+            name: interpolate_with_anchor(tuned, handcrafted, branch.handcrafted).cpu()
             for name, tuned, branch in (
                 ("global", class_global, settings.global_branch),
                 ("local", class_local, settings.local_branch),

@@ -1,6 +1,6 @@
 """The HTTP service of `datafree serve`: a FastAPI app on Ray Serve in front of the models.
 
-It reads requests, keeps to limits, and asks `TaggingModel` picture by picture, so that pictures of
+It reads requests, keeps to limits, and asks `TaggingModel` image by image, so that images of
 different requests share batches.
 """
 
@@ -31,7 +31,7 @@ from workers.serving.requests import (
     Limits,
     body_schema,
     first_error,
-    read_pictures,
+    read_images,
     refuse,
 )
 from workers.serving.responses import (
@@ -41,7 +41,7 @@ from workers.serving.responses import (
     RegionsOut,
     TagsOut,
     artifact_out,
-    picture_out,
+    image_out,
 )
 from workers.serving.traffic import Traffic
 
@@ -82,7 +82,7 @@ def build_app(
     models = ModelCalls(handle, limits, measures)
     app = FastAPI(
         title="datafree",
-        description="Tags for pictures, from prompts that were tuned on text alone.",
+        description="Tags for images, from prompts that were tuned on text alone.",
         docs_url=None,  # these load their code from elsewhere
         redoc_url=None,
     )
@@ -154,7 +154,7 @@ def build_app(
 
     @guarded.post(
         "/tag",
-        summary="Tags for pictures",
+        summary="Tags for images",
         openapi_extra=body_schema("several"),
         response_model_exclude_none=True,
     )
@@ -166,20 +166,20 @@ def build_app(
             Query(ge=0, le=1, description="score of a tag; else each label's own", examples=[0.5]),
         ] = None,
         top: Annotated[
-            int | None, Query(ge=1, description="no more tags a picture than this", examples=[5])
+            int | None, Query(ge=1, description="no more tags an image than this", examples=[5])
         ] = None,
     ) -> TagsOut:
         name = chosen(artifact)
-        pictures = await read_pictures(request, limits)
-        results = await models.ask_for_each(pictures, "tag", name, TagRule(threshold, top))
+        images = await read_images(request, limits)
+        results = await models.ask_for_each(images, "tag", name, TagRule(threshold, top))
         refusals = [result for result in results if isinstance(result, Refusal)]
-        measures.pictures.labels("refused").inc(len(refusals))
-        measures.pictures.labels("tagged").inc(len(results) - len(refusals))
+        measures.images.labels("refused").inc(len(refusals))
+        measures.images.labels("tagged").inc(len(results) - len(refusals))
         if len(refusals) == len(results):
-            refuse(refusals[0].status, f"{pictures[0].name}: {refusals[0].reason}")
+            refuse(refusals[0].status, f"{images[0].name}: {refusals[0].reason}")
         version = next(of.version for of in results if not isinstance(of, Refusal))
-        told = [picture_out(of.name, result) for of, result in zip(pictures, results, strict=True)]
-        return TagsOut(artifact=name, version=version, pictures=told)
+        told = [image_out(of.name, result) for of, result in zip(images, results, strict=True)]
+        return TagsOut(artifact=name, version=version, images=told)
 
     @guarded.post("/regions", summary="What speaks for labels", openapi_extra=body_schema("one"))
     async def regions(
@@ -188,12 +188,12 @@ def build_app(
         artifact: ArtifactName = None,
     ) -> RegionsOut:
         name = chosen(artifact)
-        pictures = await read_pictures(request, limits)
-        if len(pictures) > 1:
-            refuse(413, f"{len(pictures)} pictures; one is the most for regions")
-        [found] = await models.ask_for_each(pictures, "regions", name, label)
+        images = await read_images(request, limits)
+        if len(images) > 1:
+            refuse(413, f"{len(images)} images; one is the most for regions")
+        [found] = await models.ask_for_each(images, "regions", name, label)
         if isinstance(found, Refusal):
-            refuse(found.status, f"{pictures[0].name}: {found.reason}")
+            refuse(found.status, f"{images[0].name}: {found.reason}")
         return RegionsOut(artifact=name, version=found.version, regions=found.regions)
 
     app.include_router(guarded)

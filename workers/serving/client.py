@@ -13,7 +13,7 @@ from ray.serve.handle import DeploymentHandle
 
 from workers.serving.metrics import Measures
 from workers.serving.model import ArtifactState
-from workers.serving.requests import Limits, Picture, refuse
+from workers.serving.requests import Limits, RequestImage, refuse
 
 _HEALTH_S = 5.0
 
@@ -26,13 +26,13 @@ class ModelCalls:
         self._waiting = 0
 
     async def ask_for_each(
-        self, pictures: list[Picture], method: str, name: str, rule: object
+        self, images: list[RequestImage], method: str, name: str, rule: object
     ) -> list[Any]:
-        """What a method of `TaggingModel` gave for each picture. Raises HTTPException."""
-        with self._admitted(len(pictures)):
+        """What a method of `TaggingModel` gave for each image. Raises HTTPException."""
+        with self._admitted(len(images)):
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    asked = (self._ask(method, name, of.content, rule) for of in pictures)
+                    asked = (self._ask(method, name, of.content, rule) for of in images)
                     return await asyncio.gather(*asked)
             except TimeoutError:
                 refuse(504, f"this took longer than {self._limits.seconds:g} seconds")
@@ -62,7 +62,7 @@ class ModelCalls:
     @contextmanager
     def _admitted(self, count: int) -> Iterator[None]:
         if self._waiting + count > self._limits.waiting:
-            refuse(429, f"{self._waiting} pictures are waiting already; try again", retry_after=1)
+            refuse(429, f"{self._waiting} images are waiting already; try again", retry_after=1)
         self._waiting += count
         self._measures.waiting.set(self._waiting)
         try:

@@ -16,13 +16,13 @@ class Measures:
             ["path", "status"],
             registry=registry,
         )
-        self.pictures = Counter(
-            "datafree_pictures", "Pictures by what became of them", ["outcome"], registry=registry
+        self.images = Counter(
+            "datafree_images", "Images by what became of them", ["outcome"], registry=registry
         )
         self.second_tries = Counter(
             "datafree_second_tries", "Questions to a model that died", registry=registry
         )
-        self.waiting = Gauge("datafree_waiting_pictures", "Pictures under way", registry=registry)
+        self.waiting = Gauge("datafree_waiting_images", "Images under way", registry=registry)
         self.seconds = Histogram(
             "datafree_request_seconds",
             "Time of a request for tags or regions",

@@ -1,4 +1,4 @@
-"""The models of the tagging service: a Ray Serve deployment that scores pictures in batches.
+"""The models of the tagging service: a Ray Serve deployment that scores images in batches.
 
 Every replica looks each second whether an artifact was written anew, and takes the new one once it
 is loaded; an image keeps the artifact that it began with. While the new one cannot be loaded, the
@@ -44,15 +44,15 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class TaggedPicture:
-    """A picture's tags, best first, by an artifact of this version."""
+class TaggedImage:
+    """An image's tags, best first, by an artifact of this version."""
 
     version: str
     tags: list[Tag]
 
 
 @dataclass(frozen=True)
-class PictureRegions:
+class ImageRegions:
     """Each label's regions, rows of shares that add up to 1 (see `Tagger.heat_maps`)."""
 
     version: str
@@ -75,7 +75,7 @@ class _Served(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """A picture that is read and waits for its scores."""
+    """An image that is read and waits for its scores."""
 
     tagger: Tagger
     pixels: Tensor
@@ -123,7 +123,7 @@ class _Artifacts:
 
 
 class TaggingModel:
-    """Tags pictures with any of its artifacts; `threads` batches are under way at once on CPUs."""
+    """Tags images with any of its artifacts; `threads` batches are under way at once on CPUs."""
 
     def __init__(
         self, folders: dict[str, Path], cache: Path, max_pixels: int, gpus: float, threads: int
@@ -142,28 +142,28 @@ class TaggingModel:
             batch_wait_timeout_s=_WAIT_FOR_A_BATCH_S,
             max_concurrent_batches=1 if gpus else threads,
         )
-        async def scored(pictures: list[_Waiting]) -> list[np.ndarray]:
-            return await self._in_thread(_scores, pictures)
+        async def scored(images: list[_Waiting]) -> list[np.ndarray]:
+            return await self._in_thread(_scores, images)
 
         self._scored: Any = scored
         threading.Thread(target=self._watch, daemon=True).start()
 
-    async def tag(self, name: str, picture: bytes, rule: TagRule) -> TaggedPicture | Refusal:
-        """The tags of a picture, given as its file's content."""
+    async def tag(self, name: str, image: bytes, rule: TagRule) -> TaggedImage | Refusal:
+        """The tags of an image, given as its file's content."""
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
-        pixels = await self._in_thread(self._pixels, tagger, picture)
+        pixels = await self._in_thread(self._pixels, tagger, image)
         if isinstance(pixels, Refusal):
             return pixels
         raw = await self._scored(_Waiting(tagger, pixels))
         [tags] = tagger.tags(raw[None], rule.threshold, rule.top)
-        return TaggedPicture(version, tags)
+        return TaggedImage(version, tags)
 
     async def regions(
-        self, name: str, picture: bytes, labels: Sequence[str]
-    ) -> PictureRegions | Refusal:
-        """Which regions of a picture speak for these labels."""
+        self, name: str, image: bytes, labels: Sequence[str]
+    ) -> ImageRegions | Refusal:
+        """Which regions of an image speak for these labels."""
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
@@ -171,11 +171,11 @@ class TaggingModel:
         unknown = [label for label, row in rows.items() if row is None]
         if unknown:
             return Refusal(422, f"{unknown[0]} is none of the labels of {name}")
-        maps = await self._in_thread(self._heat_maps, tagger, picture)
+        maps = await self._in_thread(self._heat_maps, tagger, image)
         if isinstance(maps, Refusal):
             return maps
         rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
-        return PictureRegions(version, rounded)
+        return ImageRegions(version, rounded)
 
     async def state(self) -> dict[str, ArtifactState]:
         """What is served and what is not, by the artifacts' names."""
@@ -192,15 +192,15 @@ class TaggingModel:
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    def _pixels(self, tagger: Tagger, picture: bytes) -> Tensor | Refusal:
+    def _pixels(self, tagger: Tagger, image: bytes) -> Tensor | Refusal:
         try:
-            return tagger.pixels(read_image(picture, self._max_pixels))
+            return tagger.pixels(read_image(image, self._max_pixels))
         except ValueError as error:
             return _refusal(error)
 
-    def _heat_maps(self, tagger: Tagger, picture: bytes) -> np.ndarray | Refusal:
+    def _heat_maps(self, tagger: Tagger, image: bytes) -> np.ndarray | Refusal:
         try:
-            return tagger.heat_maps(read_image(picture, self._max_pixels))
+            return tagger.heat_maps(read_image(image, self._max_pixels))
         except ValueError as error:
             return _refusal(error)
 
@@ -213,14 +213,14 @@ def _state(served: _Served | None, problem: str | None) -> ArtifactState:
     return ArtifactState(version, tagger.names, thresholds, problem)
 
 
-def _scores(pictures: list[_Waiting]) -> list[np.ndarray]:
-    """Raw scores of each picture, `(classes,)`; those of one artifact are one batch."""
+def _scores(images: list[_Waiting]) -> list[np.ndarray]:
+    """Raw scores of each image, `(classes,)`; those of one artifact are one batch."""
     scores: dict[int, np.ndarray] = {}
-    for tagger in {id(picture.tagger): picture.tagger for picture in pictures}.values():
-        rows = [row for row, picture in enumerate(pictures) if picture.tagger is tagger]
-        batch = tagger.score_pixels(torch.stack([pictures[row].pixels for row in rows]))
+    for tagger in {id(image.tagger): image.tagger for image in images}.values():
+        rows = [row for row, image in enumerate(images) if image.tagger is tagger]
+        batch = tagger.score_pixels(torch.stack([images[row].pixels for row in rows]))
         scores |= dict(zip(rows, batch, strict=True))
-    return [scores[row] for row in range(len(pictures))]
+    return [scores[row] for row in range(len(images))]
 
 
 def _refusal(error: ValueError) -> Refusal:

@@ -1,4 +1,4 @@
-"""The pictures of a request to the tagging service, within limits."""
+"""The images of a request to the tagging service, within limits."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive
 
-# What a person's picture is named where the request does not say.
-_NAMELESS = "picture {number}"
-_MOST_IN_A_BODY = 1000  # above every limit on pictures; it bounds what reading a body takes
+# What a person's image is named where the request does not say.
+_NAMELESS = "image {number}"
+_MOST_IN_A_BODY = 1000  # above every limit on images; it bounds what reading a body takes
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused: above so many bytes, pixels and pictures of a request with 413, above so
-    many bytes (`all_bytes`) and `waiting` pictures of all requests with 429, after so many seconds
+    """What is refused: above so many bytes, pixels and images of a request with 413, above so
+    many bytes (`all_bytes`) and `waiting` images of all requests with 429, after so many seconds
     with 504.
     """
 
     request_bytes: int = 100_000_000
     all_bytes: int = 1_000_000_000
-    picture_bytes: int = 20_000_000
+    image_bytes: int = 20_000_000
     pixels: int = 50_000_000
-    pictures: int = 32
+    images: int = 32
     waiting: int = 128
     seconds: float = 60
 
 
-class PictureIn(BaseModel):
-    """A picture file's content in base64."""
+class ImageIn(BaseModel):
+    """An image file's content in base64."""
 
     model_config = ConfigDict(val_json_bytes="base64")
 
@@ -42,17 +42,15 @@ class PictureIn(BaseModel):
     name: str | None = None
 
 
-class PicturesIn(BaseModel):
+class ImagesIn(BaseModel):
     """The JSON body of a request."""
 
     # One error is told, so one is enough, whatever a body holds.
-    pictures: Annotated[
-        list[PictureIn], Field(min_length=1, max_length=_MOST_IN_A_BODY), FailFast()
-    ]
+    images: Annotated[list[ImageIn], Field(min_length=1, max_length=_MOST_IN_A_BODY), FailFast()]
 
 
-class Picture(NamedTuple):
-    """A picture of a request, not yet read."""
+class RequestImage(NamedTuple):
+    """An image of a request, not yet read."""
 
     name: str
     content: bytes
@@ -64,14 +62,14 @@ def refuse(status: int, sentence: str, retry_after: int | None = None) -> NoRetu
     raise HTTPException(status, sentence, headers)
 
 
-async def read_pictures(request: Request, limits: Limits) -> list[Picture]:
-    """The pictures of a request's body. Raises HTTPException: 413, 415 or 422."""
+async def read_images(request: Request, limits: Limits) -> list[RequestImage]:
+    """The images of a request's body. Raises HTTPException: 413, 415 or 422."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind not in ("multipart/form-data", "application/json"):
         refuse(
             415,
             f"content type {kind or 'missing'}; send multipart/form-data with files in the field "
-            "pictures, or application/json",
+            "images, or application/json",
         )
     if (declared_bytes(request.headers) or 0) > limits.request_bytes:
         refuse(413, _too_large("the request", limits.request_bytes))
@@ -82,18 +80,18 @@ async def read_pictures(request: Request, limits: Limits) -> list[Picture]:
             read = await reader(limited, limits)
     except TimeoutError:
         refuse(504, f"sending this took longer than {limits.seconds:g} seconds")
-    pictures = [
-        Picture(name or _NAMELESS.format(number=number), content)
+    images = [
+        RequestImage(name or _NAMELESS.format(number=number), content)
         for number, (name, content) in enumerate(read, start=1)
     ]
-    if not pictures:
-        refuse(422, "pictures: none; send at least one")
-    if len(pictures) > limits.pictures:
-        refuse(413, f"{len(pictures)} pictures; {limits.pictures} are the most in a request")
-    for picture in pictures:
-        if len(picture.content) > limits.picture_bytes:
-            refuse(413, f"{picture.name}: {_too_large('the picture', limits.picture_bytes)}")
-    return pictures
+    if not images:
+        refuse(422, "images: none; send at least one")
+    if len(images) > limits.images:
+        refuse(413, f"{len(images)} images; {limits.images} are the most in a request")
+    for image in images:
+        if len(image.content) > limits.image_bytes:
+            refuse(413, f"{image.name}: {_too_large('the image', limits.image_bytes)}")
+    return images
 
 
 def declared_bytes(headers: Headers) -> int | None:
@@ -104,25 +102,25 @@ def declared_bytes(headers: Headers) -> int | None:
 
 async def _from_form(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:
     try:
-        form = await request.form(max_files=10 * limits.pictures, max_fields=10)
+        form = await request.form(max_files=10 * limits.images, max_fields=10)
     except StarletteHTTPException as error:
         if error.status_code != 400:
             raise
         many = str(error.detail).startswith("Too many files")
         refuse(413 if many else 422, f"the form cannot be read: {error.detail}")
-    files = form.getlist("pictures")
+    files = form.getlist("images")
     if any(not isinstance(file, UploadFile) for file in files):
-        refuse(422, "pictures: text; send files in this field")
+        refuse(422, "images: text; send files in this field")
     return [(file.filename, await file.read()) for file in files if isinstance(file, UploadFile)]
 
 
 async def _from_json(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:
     body = await request.body()
     try:
-        pictures = await asyncio.to_thread(PicturesIn.model_validate_json, body)
+        images = await asyncio.to_thread(ImagesIn.model_validate_json, body)
     except ValidationError as error:
         refuse(422, first_error(error.errors(include_input=False)))
-    return [(picture.name, picture.data) for picture in pictures.pictures]
+    return [(image.name, image.data) for image in images.images]
 
 
 def _limited(receive: Receive, most: int) -> Receive:
@@ -151,19 +149,19 @@ def first_error(errors: Any, skip: int = 0) -> str:
 
 
 def body_schema(how_many: str) -> dict[str, Any]:
-    """OpenAPI's words for a body that `read_pictures` reads."""
-    described = f"{how_many} picture files, as files or in base64"
+    """OpenAPI's words for a body that `read_images` reads."""
+    described = f"{how_many} image files, as files or in base64"
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    schema = PicturesIn.model_json_schema()
-    schema["properties"]["pictures"]["items"] = schema.pop("$defs")["PictureIn"]
-    example = {"pictures": [{"name": "a.png", "data": _EXAMPLE_PICTURE}]}
+    schema = ImagesIn.model_json_schema()
+    schema["properties"]["images"]["items"] = schema.pop("$defs")["ImageIn"]
+    example = {"images": [{"name": "a.png", "data": _EXAMPLE_IMAGE}]}
     return {
         "requestBody": {
             "required": True,
             "description": described,
             "content": {
                 "multipart/form-data": {
-                    "schema": {"type": "object", "properties": {"pictures": files}}
+                    "schema": {"type": "object", "properties": {"images": files}}
                 },
                 "application/json": {"schema": schema, "example": example},
             },
@@ -172,7 +170,7 @@ def body_schema(how_many: str) -> dict[str, Any]:
 
 
 # A PNG of one pixel, so that the example can be sent as it is.
-_EXAMPLE_PICTURE = (
+_EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5Erk"
     "Jggg=="
 )

@@ -16,8 +16,8 @@ class TagOut(BaseModel):
     score: float
 
 
-class PictureOut(BaseModel):
-    """A picture's tags, best first; or why it has none, and the status that says so."""
+class ImageOut(BaseModel):
+    """An image's tags, best first; or why it has none, and the status that says so."""
 
     name: str
     tags: list[TagOut]
@@ -27,18 +27,18 @@ class PictureOut(BaseModel):
 
 
 class TagsOut(BaseModel):
-    """The pictures of a request, in order; `version`: of the artifact, as of the first one tagged.
+    """The images of a request, in order; `version`: of the artifact, as of the first one tagged.
 
     While an artifact is taken anew, others may have another one, which they say themselves.
     """
 
     artifact: str
     version: str
-    pictures: list[PictureOut]
+    images: list[ImageOut]
 
 
 class RegionsOut(BaseModel):
-    """For each label rows of shares, which add up to 1 and cover the whole picture."""
+    """For each label rows of shares, which add up to 1 and cover the whole image."""
 
     artifact: str
     version: str
@@ -85,11 +85,11 @@ class ErrorOut(BaseModel):
     error: str
 
 
-def picture_out(name: str, result: Any) -> PictureOut:
+def image_out(name: str, result: Any) -> ImageOut:
     if isinstance(result, Refusal):
-        return PictureOut(name=name, tags=[], error=result.reason, status=result.status)
+        return ImageOut(name=name, tags=[], error=result.reason, status=result.status)
     tags = [TagOut(name=tag.name, score=tag.score) for tag in result.tags]
-    return PictureOut(name=name, tags=tags, version=result.version)
+    return ImageOut(name=name, tags=tags, version=result.version)
 
 
 def artifact_out(name: str, of: ArtifactState) -> ArtifactOut:

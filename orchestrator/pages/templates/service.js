@@ -2,16 +2,16 @@
 const AT_ONCE = 4, SIDE = 640, SHORT = 10, CHIPS = 30;
 const EXTENSIONS = /\.(avif|bmp|dib|gif|jpe?g|jp2|png|ppm|tga|tiff?|webp)$/i;
 const $ = id => document.getElementById(id);
-const mostBytes = Number(document.body.dataset.pictureBytes);
+const mostBytes = Number(document.body.dataset.imageBytes);
 const many = (n, one, more) => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
 const make = (tag, text, name = "") => Object.assign(document.createElement(tag), { textContent: text, className: name });
 
 let artifacts = [], artifact = null, own = new Map(), entries = [];
 let one = null;  // the threshold of all labels, null where each has its own
 let allChips = false;
-const wanted = new Set();  // tags that the pictures shown must have
+const wanted = new Set();  // tags that the images shown must have
 
-// ---- Pictures come
+// ---- Images come
 
 async function filesOf(entry) {
   if (entry.isFile) {
@@ -40,11 +40,11 @@ async function dropped(transfer) {
 }
 
 function add(found) {
-  const pictures = found.filter(({ file }) => file.type.startsWith("image/") || EXTENSIONS.test(file.name));
-  const left = found.length - pictures.length;
-  if (!again) notice(left ? `${many(left, "file is no picture and was", "files are no pictures and were")} left out.` : "");
-  pictures.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
-  const added = pictures.map(newEntry);
+  const images = found.filter(({ file }) => file.type.startsWith("image/") || EXTENSIONS.test(file.name));
+  const left = found.length - images.length;
+  if (!again) notice(left ? `${many(left, "file is no image and was", "files are no images and were")} left out.` : "");
+  images.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
+  const added = images.map(newEntry);
   entries.push(...added);
   $("cards").append(...added.map(entry => entry.card));
   added.forEach(entry => near.observe(entry.card));
@@ -89,7 +89,7 @@ function removeAll() {
   entries = [];
   wanted.clear();
   $("choose").focus();
-  say("All pictures removed.");
+  say("All images removed.");
   refresh();
 }
 
@@ -116,7 +116,7 @@ function pump() {
 
 function form(entry) {
   const body = new FormData();
-  body.append("pictures", entry.file, entry.name);
+  body.append("images", entry.file, entry.name);
   return body;
 }
 
@@ -126,12 +126,12 @@ async function tag(entry) {
   underWay++;
   refresh();
   try {
-    if (entry.file.size > mostBytes) throw new Problem(`This picture has ${(entry.file.size / 1e6).toFixed(1)} MB; ${mostBytes / 1e6} MB are the most.`, false);
+    if (entry.file.size > mostBytes) throw new Problem(`This image has ${(entry.file.size / 1e6).toFixed(1)} MB; ${mostBytes / 1e6} MB are the most.`, false);
     const answer = await ask("tag", [["artifact", artifact.name], ["threshold", "0"]], form(entry), abort.signal);
     if (entry.abort !== abort) return;
-    const picture = answer.pictures[0];
-    if (picture.error) throw new Problem(picture.error, false);
-    Object.assign(entry, { status: "done", tags: picture.tags });
+    const image = answer.images[0];
+    if (image.error) throw new Problem(image.error, false);
+    Object.assign(entry, { status: "done", tags: image.tags });
     if (!pauseUntil || pauseUntil < Date.now()) calm();
     if (answer.artifact === artifact.name) newVersion(answer.version);
   } catch (error) {

@@ -38,7 +38,7 @@ function showProgress() {
   const done = number("done"), failed = number("failed"), bar = document.querySelector("progress");
   bar.max = entries.length || 1;
   bar.value = done + failed;
-  const text = `${done.toLocaleString("en")} of ${many(entries.length, "picture", "pictures")} tagged${failed ? `, ${failed.toLocaleString("en")} not` : ""}`;
+  const text = `${done.toLocaleString("en")} of ${many(entries.length, "image", "images")} tagged${failed ? `, ${failed.toLocaleString("en")} not` : ""}`;
   $("progress").textContent = text;
   const failedOnes = entries.filter(entry => entry.error?.again);
   if (document.activeElement === $("all-again") && failedOnes.length < 2) $("h-results").focus();
@@ -148,5 +148,5 @@ async function preview(entry) {
     image.src = entry.preview;
     image.alt = `Preview of ${entry.name}`;
     image.hidden = false;
-  } catch { /* a kind of picture that this browser cannot show; the service may read it */ }
+  } catch { /* a kind of image that this browser cannot show; the service may read it */ }
 }

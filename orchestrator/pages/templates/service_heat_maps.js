@@ -84,7 +84,7 @@ function paint(canvas, rows, [width, height]) {
 
 function whereabouts(rows) {
   const shares = rows.flat(), mean = 1 / shares.length, columns = rows[0].length;
-  if (Math.max(...shares) < 1.5 * mean) return "spread over the picture";
+  if (Math.max(...shares) < 1.5 * mean) return "spread over the image";
   let x = 0, y = 0, all = 0;
   shares.forEach((share, i) => {
     const above = Math.max(0, share - mean);

@@ -1,10 +1,10 @@
-"""Whether hostile and broken pictures are each answered: by `datafree tag` and by the service.
+"""Whether hostile and broken images are each answered: by `datafree tag` and by the service.
 
-    python benchmarks/hostile_pictures.py [--pictures 500]
+    python benchmarks/hostile_images.py [--images 500]
 
-The files are made from a seed: small pictures of every format that is read, then cut, with bytes
+The files are made from a seed: small images of every format that is read, then cut, with bytes
 changed, removed or doubled, their sizes forged, two formats glued together; and files that are no
-pictures. `crashes`: a job that ended otherwise than with exit code 0 and a row for each file, an
+images. `crashes`: a job that ended otherwise than with exit code 0 and a row for each file, an
 answer of the service that is none of 200, 413, 415 and 422 or has no sentence, a model replica that
 died. `differing`: files that one of the two tags and the other does not. The last line is one JSON
 object.
@@ -33,7 +33,7 @@ from prompt_tuning import load_vlm, tune
 from prompt_tuning.tuning.trainer import TuningSettings
 
 KINDS = ("jpeg", "png", "gif", "bmp", "webp", "tiff", "jpeg2000", "ppm", "tga", "avif")
-NO_PICTURES = (
+NO_IMAGES = (
     b"",
     b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch /tmp/owned) run\n",
@@ -70,13 +70,13 @@ def hostile(draw: np.random.Generator, number: int) -> bytes:
         case 5:
             return bomb(int(draw.integers(8_000, 2**31)))
         case 6:
-            return NO_PICTURES[number % len(NO_PICTURES)]
+            return NO_IMAGES[number % len(NO_IMAGES)]
         case _:
             return draw.bytes(int(draw.integers(1, 4000)))
 
 
 def good(draw: np.random.Generator, kind: str) -> bytes:
-    """A small picture."""
+    """A small image."""
     pixels = draw.integers(0, 256, (24, 32, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).resize((64, 48)).save(stream, kind)
@@ -127,24 +127,24 @@ def by_service(artifact: Path, files: list[Path], cache: Path) -> tuple[dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     options = parser.parse_args()
     vlm = load_vlm(cache=options.cache)
     with tempfile.TemporaryDirectory() as name:
-        artifact, folder = Path(name, "artifact"), Path(name, "pictures")
+        artifact, folder = Path(name, "artifact"), Path(name, "images")
         settings = TuningSettings(epochs=2, batch=32)
         tune(vlm, CATEGORIES, SENTENCES, tuning=settings).save(artifact)
         folder.mkdir()
         draw = np.random.default_rng(0)
-        for number in range(options.pictures):
+        for number in range(options.images):
             (folder / f"{number:04d}.jpg").write_bytes(hostile(draw, number))
         tagged, crashes_of_job = by_job(artifact, folder, options.cache)
         statuses, crashes = by_service(artifact, sorted(folder.iterdir()), options.cache)
     missing = sum(name not in tagged for name in statuses)
     result = {
         "crashes": crashes_of_job + missing + crashes,
-        "pictures": options.pictures,
+        "images": options.images,
         "tagged_by_job": sum(tagged.values()),
         "service": {str(status): n for status, n in sorted(Counter(statuses.values()).items())},
         "differing": sum(tagged.get(name) != (of == 200) for name, of in statuses.items()),
