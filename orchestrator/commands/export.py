@@ -31,7 +31,7 @@ def export(artifact: Path, onnx: Path | None, hf: Path | None, cache: str | None
     try:
         loaded = Artifact.load(artifact)
         if onnx:
-            from prompt_tuning.backbones.base import fetch_weights, load_vlm
+            from prompt_tuning.backbones import fetch_weights, load_vlm
             from prompt_tuning.tagging.onnx_export import check_packages, export_onnx
 
             check_packages()

@@ -11,7 +11,8 @@ from orchestrator.cluster.placement import Resources, WorkerShare, place_workers
 from orchestrator.config.models import RunConfig, load_groups
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
-from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones import check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets import read_photos

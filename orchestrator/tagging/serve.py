@@ -22,7 +22,7 @@ from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.placement import find_resources, place
 from orchestrator.errors import InputError
 from orchestrator.pages.run_page import page_template
-from prompt_tuning.backbones.base import fetch_weights
+from prompt_tuning.backbones import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
 from workers.failure import DescribedFailure
 from workers.serving.app import APPLICATION, MODEL, Lifeline, application

@@ -25,7 +25,8 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import placement_group_table
 from safetensors.torch import load_file, save_file
 
-from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.evaluation.baselines import ClassFeatures
