@@ -58,7 +58,7 @@ def tune(
     callbacks: list[Any] = [SlotGivenBack(job.slots, job.name) for job in jobs if job.slots]
     trainer = _Trainer(
         train_loop,
-        # By reference: Ray Train's controller does not use the jobs, and would import their modules.
+        # By reference: the controller does not use the jobs, and would import their modules.
         train_loop_config={"jobs": ray.put(list(jobs))},
         scaling_config=ray.train.ScalingConfig(
             num_workers=jobs[0].tuning.workers,

@@ -51,7 +51,7 @@ class DistributedTuningSettings(TuningSettings):
 
 @dataclass(frozen=True)
 class TuningJob:
-    """All that workers need to tune one seed. Ray Train workers change directory: paths are absolute.
+    """All that workers need to tune one seed. Paths are absolute: workers change directory.
 
     `threads`: of each worker, on a CPU. `selecting`: the labelled images that each epoch's prompts
     are measured on, where images choose. `slots`: the actor (`Slots`) at which workers that have
