@@ -63,7 +63,6 @@ class TuningJob:
     held_out: float
     categories: CategoryList
     hierarchy: Hierarchy
-    depth: int
     vlm: VLMSettings
     prompts: PromptSettings
     scoring: ScoringSettings

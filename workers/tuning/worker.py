@@ -73,7 +73,6 @@ def _tune_seed(
         vlm,
         job.categories,
         job.hierarchy,
-        job.depth,
         job.prompts,
         job.scoring,
         job.losses,
