@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from orchestrator.pages.run_page import EXAMPLE_SIDE, Example, ReportData, caption_notes, render
+from orchestrator.pages.html import EXAMPLE_SIDE
+from orchestrator.pages.metrics_summary import caption_notes
+from orchestrator.pages.run_page import Example, ReportData, render
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan
 from orchestrator.stages.evaluation import (
