@@ -32,7 +32,8 @@ from orchestrator.pages.evaluation_page import (
     lead,
     render_evaluation,
 )
-from orchestrator.pages.run_page import EXAMPLE_SIDE, best_baseline, between, evaluated_on
+from orchestrator.pages.html import EXAMPLE_SIDE, between
+from orchestrator.pages.metrics_summary import best_baseline, evaluated_on
 from orchestrator.plan.run import ImagesPlan, plan_images, text_side
 from orchestrator.runs.finished_run import FinishedRun, read_run
 from orchestrator.runs.results import write_metrics

@@ -33,7 +33,7 @@ from prompt_tuning.evaluation.baselines import (
 from prompt_tuning.evaluation.selection import SelectingHalf, Selection, images_at, select_on_half
 from prompt_tuning.features import Features, load_features, save_features
 from prompt_tuning.storage import canonical_json
-from prompt_tuning.tagging.calibration import calibrate, calibration_quality
+from prompt_tuning.tagging.calibration import calibrate_on_captions, calibration_quality
 from workers.tuning.worker import read_classes, read_history
 
 METRICS = "metrics.json"
@@ -147,7 +147,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
         "captions": asdict(caption_coverage(plan)),
     }
-    calibration = calibrate(tuned[chosen], held_out, geometry)
+    calibration = calibrate_on_captions(tuned[chosen], held_out, geometry)
     (staging / CALIBRATION).write_text(canonical_json(calibration.to_json()), "utf-8")
     if plan.images:
         raw = method_scores(items, tuned[chosen], geometry, "mean")["fused"]
