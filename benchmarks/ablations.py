@@ -46,8 +46,9 @@ from orchestrator.stages.tuning import (
 from prompt_tuning.backbones.base import VLM, load_vlm
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets import DatasetSettings, LabelledImages, read_photos
-from prompt_tuning.datasets.scenes import fetch_stamps, stamps_source
+from prompt_tuning.datasets.labelled_images import LabelledImages
+from prompt_tuning.datasets.registry import DatasetSettings, read_photos
+from prompt_tuning.datasets.stamps import fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import (
     BRANCHES,
     ClassFeatures,
