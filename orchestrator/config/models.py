@@ -13,14 +13,16 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
 
 from orchestrator.config.label_list import read_label_list
+from orchestrator.config.renamed_fields import renamed
 from orchestrator.config.yaml import parse_yaml, read_yaml
 from orchestrator.errors import InputError
 from orchestrator.paths import check_absolute
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
-from prompt_tuning.datasets import WHERE_TO_GET, DatasetSettings
-from prompt_tuning.datasets.scenes import SceneSettings, stamp_files
+from prompt_tuning.datasets.registry import DATASETS, DatasetSettings
+from prompt_tuning.datasets.scenes import SceneSettings
+from prompt_tuning.datasets.stamps import stamp_files
 from prompt_tuning.hierarchy import Hierarchy, HierarchySettings, parse_groups
 from prompt_tuning.knowledge.questions import QuestionSettings
 from prompt_tuning.knowledge.templates import Template, built_in_templates
@@ -233,6 +235,9 @@ def _explain(model: type[BaseModel], raw: Any, problems: list[ErrorDetails]) -> 
         if any(other[: len(place)] == place for other in by_place if len(other) > len(place)):
             continue
         name = ".".join(str(part) for part in place)
+        if moved := renamed(name):
+            lines.append(moved)
+            continue
         message = _message(model, place, of_place)
         lines.append(f"{name}: {message}"[:300] if name else message[:300])
     return lines
@@ -307,7 +312,8 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         try:
             root = _existing(config.evaluation.root, base, "evaluation.root", folder=True)
         except InputError as error:
-            raise InputError(f"{error}; {WHERE_TO_GET[config.evaluation.dataset]}") from None
+            where = DATASETS[config.evaluation.dataset].where_to_get
+            raise InputError(f"{error}; {where}") from None
         updates["evaluation"] = config.evaluation.model_copy(update={"root": root, **photos})
     llm, questions = config.knowledge.llm, config.knowledge.questions
     llm_folder = base / os.path.expanduser(llm.model)

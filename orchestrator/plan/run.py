@@ -15,8 +15,8 @@ from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
 from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
-from prompt_tuning.datasets import read_photos
-from prompt_tuning.datasets.scenes import stamps_hash
+from prompt_tuning.datasets.registry import read_photos
+from prompt_tuning.datasets.stamps import stamps_hash
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.images import readable_formats
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
@@ -38,7 +38,7 @@ _VLM_MODULES = (
 _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
 _PHOTO_MODULES = ("prompt_tuning.datasets.labelled_images", "prompt_tuning.images")
 # The fields of a config on which nothing depends that comes before tuning.
-TUNING = ("hierarchy.depth", "losses", "prompts", "scoring", "seeds", "tuning")
+TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
 _TUNING_MODULES = (
     "prompt_tuning.tuning.losses",
     "prompt_tuning.evaluation.metrics",
@@ -126,7 +126,7 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         cache,
         "hierarchy",
         ("prompt_tuning.hierarchy", "prompt_tuning.tuning.prompts", *_VLM_MODULES),
-        groups=asdict(groups) if groups else config.hierarchy.model_dump(exclude={"depth"}),
+        groups=asdict(groups) if groups else config.hierarchy.model_dump(),
         categories=list(categories.names),
         clustered_on=clustered_on,
     )
@@ -176,9 +176,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
     """Key the stages that tune and evaluate, given all that comes before them."""
     config, resources, categories = inputs.config, inputs.resources, inputs.categories
     try:
-        branches = (config.prompts.global_branch, config.prompts.local_branch)
-        tokens = max(branch.context_tokens(config.hierarchy.depth) for branch in branches)
-        check_prompt_length(config.vlm, tokens, list(categories.names))
+        check_prompt_length(config.vlm, config.prompts.context_tokens, list(categories.names))
     except ValueError as error:
         raise InputError(str(error)) from None
     share = place_workers(config.tuning, resources)
@@ -188,7 +186,6 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         "tuning",
         (*_TUNING_MODULES, *_VLM_MODULES),
         (inputs.captions, inputs.hierarchy),
-        depth=config.hierarchy.depth,
         held_out=config.captions.held_out,
         prompts=config.prompts.model_dump(),
         scoring=config.scoring.model_dump(),

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from orchestrator.pages.run_page import EXAMPLE_SIDE, Example, ReportData, caption_notes, render
+from orchestrator.pages.html import EXAMPLE_SIDE
+from orchestrator.pages.metrics_summary import caption_notes
+from orchestrator.pages.run_page import Example, ReportData, render
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan
 from orchestrator.stages.evaluation import (
@@ -94,7 +96,7 @@ def _write_artifact(plan: Plan) -> None:
         tree=read_hierarchy(plan).tree(plan.categories),
         classes=read_classes(plan.tuning[chosen].folder),
         tokens=TunedTokens(
-            read_tokens(plan.tuning[chosen].folder), plan.config.prompts.handcrafted
+            read_tokens(plan.tuning[chosen].folder), plan.config.prompts.anchor_weights
         ),
         geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
         fusion=plan.config.scoring.fusion,
