@@ -61,7 +61,7 @@ from prompt_tuning.images import open_image
 from prompt_tuning.storage import digest, is_published, publishing
 from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
 from workers.stage import Stage, run_stage
-from workers.tuning.worker import CLASSES, read_classes
+from workers.tuning.job import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")

@@ -31,7 +31,7 @@ from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from workers.knowledge.engine import EngineSettings, SamplingSettings
-from workers.tuning.worker import DistributedTuningSettings
+from workers.tuning.job import DistributedTuningSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 Seed = Annotated[int, Field(ge=0, le=2**31)]

@@ -47,6 +47,8 @@ _TUNING_MODULES = (
     "prompt_tuning.tuning.prompts",
     "prompt_tuning.tuning.scoring",
     "prompt_tuning.tuning.trainer",
+    "workers.tuning.driver",
+    "workers.tuning.job",
     "workers.tuning.worker",
 )
 
