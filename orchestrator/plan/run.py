@@ -25,6 +25,7 @@ from prompt_tuning.storage import file_digest
 from workers.stage import Stage, plan_stage
 
 _VLM_MODULES = (
+    "prompt_tuning.backbones",
     "prompt_tuning.backbones.imagenet_bridge",
     "prompt_tuning.features",
     "prompt_tuning.images",
