@@ -1,6 +1,6 @@
-# `make demo` and `make test` work in a fresh clone: they fill .venv first, once.
-# PYTHON: by default the first usable one of python3.11, python3.12, python3.13 and python3.
-# SET: cpu (default), base (no language model, no embedded models), or gpu (NVIDIA).
+# `make demo` and `make test` work in a fresh clone: they install into .venv first, once.
+# PYTHON: the interpreter; default: the first usable of python3.11, python3.12, python3.13, python3.
+# SET: cpu (default), base (no language model, no embedded models) or gpu (NVIDIA).
 PYTHON ?=
 SET ?=
 export PYTHON SET
@@ -8,13 +8,13 @@ export PYTHON SET
 .PHONY: help install tools demo test test-all lint clean
 .DEFAULT_GOAL := help
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-install: ## fill .venv; PYTHON=python3.12 chooses the Python, SET=gpu or SET=base what goes in
+install: ## install into .venv; PYTHON=python3.12 chooses the interpreter, SET=gpu or SET=base the packages
 	@requirements/install.sh
 
-tools: ## fill .venv, with what tests and checks need
+tools: ## install into .venv, with the tools for tests and checks
 	@requirements/install.sh dev
 
 demo: install ## run configs/quickstart.yaml from start to finish
@@ -26,7 +26,8 @@ test: tools ## the tests, without the slow ones
 test-all: tools ## all tests
 	.venv/bin/python -m pytest
 
-lint: tools ## ruff and mypy
+lint: tools ## formatting, lint (ruff) and types (mypy)
+	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 

@@ -66,17 +66,17 @@ CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")
 RELEASED_ORDER = "[shared, fine, coarse, category]"
 # As many shared tokens as the default has in all (2 shared, 1 coarse, 1 fine, 2 category).
-EQUAL_TOKENS = ["hierarchy.depth=1", *(f"{branch}.shared=6" for branch in BRANCH_FIELDS)]
+EQUAL_TOKENS = ["prompts.depth=1", *(f"{branch}.shared=6" for branch in BRANCH_FIELDS)]
 FREE_VECTORS = ["prompts.init_std=0", *(f"{branch}.learn=vectors" for branch in BRANCH_FIELDS)]
 VARIATIONS: dict[str, list[str]] = {
-    "depth 1": ["hierarchy.depth=1"],
-    "depth 2": ["hierarchy.depth=2"],
-    "depth 3": ["hierarchy.depth=3"],
+    "depth 1": ["prompts.depth=1"],
+    "depth 2": ["prompts.depth=2"],
+    "depth 3": ["prompts.depth=3"],
     "depth 4": [],
     "equal tokens": EQUAL_TOKENS,
-    "depth 1, no order loss": ["hierarchy.depth=1", "losses.order=0"],
-    "depth 2, no order loss": ["hierarchy.depth=2", "losses.order=0"],
-    "depth 3, no order loss": ["hierarchy.depth=3", "losses.order=0"],
+    "depth 1, no order loss": ["prompts.depth=1", "losses.order=0"],
+    "depth 2, no order loss": ["prompts.depth=2", "losses.order=0"],
+    "depth 3, no order loss": ["prompts.depth=3", "losses.order=0"],
     "depth 4, no order loss": ["losses.order=0"],
     "equal tokens, no order loss": [*EQUAL_TOKENS, "losses.order=0"],
     "hierarchy on global": [
@@ -111,8 +111,8 @@ DETAILS: dict[str, list[str]] = {
     ],
     "released margin": ["losses.margin=1", "losses.local_margin=1"],
     "the same margin on both branches": ["losses.local_margin=null"],
-    "nothing of the hand-crafted prompts": ["prompts.local_branch.handcrafted=0"],
-    "items of one caption": ["tuning.mix=1"],
+    "nothing of the hand-crafted prompts": ["prompts.local_branch.anchor_weight=0"],
+    "items of one caption": ["tuning.captions_per_item=1"],
     "released noise": ["tuning.noise={std: 0.1}"],
     "released scores": [
         "scoring={scale: 4.0, local_temperature: 50.0, fusion: softmax, global_weight: 0.65}"
@@ -200,7 +200,6 @@ def tune(variation: Variation, seed: int, folder: Path) -> None:
         vlm,
         plan.categories,
         read_hierarchy(plan),
-        config.hierarchy.depth,
         config.prompts,
         config.scoring,
         config.losses,
