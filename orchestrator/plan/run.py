@@ -7,15 +7,16 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.cluster.placement import Resources, WorkerShare, place_workers
+from orchestrator.cluster.placement import WorkerShare, place_workers
+from orchestrator.cluster.resources import Resources
 from orchestrator.config.models import RunConfig, load_groups
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
 from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
-from prompt_tuning.datasets import read_photos
-from prompt_tuning.datasets.scenes import stamps_hash
+from prompt_tuning.datasets.registry import read_photos
+from prompt_tuning.datasets.stamps import stamps_hash
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.images import readable_formats
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
@@ -46,6 +47,8 @@ _TUNING_MODULES = (
     "prompt_tuning.tuning.prompts",
     "prompt_tuning.tuning.scoring",
     "prompt_tuning.tuning.trainer",
+    "workers.tuning.driver",
+    "workers.tuning.job",
     "workers.tuning.worker",
 )
 
@@ -178,7 +181,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         check_prompt_length(config.vlm, config.prompts.context_tokens, list(categories.names))
     except ValueError as error:
         raise InputError(str(error)) from None
-    share = place_workers(config, resources)
+    share = place_workers(config.tuning, resources)
     tuning_stage = partial(
         plan_stage,
         inputs.cache,
