@@ -205,7 +205,7 @@ def test_a_job_outlives_who_follows_it_until_it_is_stopped(head: Head, project: 
         process.send_signal(number)
         code, output = end(process)
         assert code == 128 + number
-        assert f"{name}: goes on without you" in output
+        assert f"{name}: continues on the cluster" in output
         assert "Traceback" not in output
     follower = start(head, project, "logs", name, folders=False)
     code, output = ask(head, project, "status", name)

@@ -15,7 +15,7 @@ import ray
 import ray.cloudpickle
 from ray.tune.search import Searcher
 
-from orchestrator.config.models import validate
+from orchestrator.config.messages import validate
 from orchestrator.sweep.proposals import ProposedTrials
 from orchestrator.sweep.space import Fields, SweepSettings
 from prompt_tuning.backbones.base import VLMSettings
