@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -179,7 +179,10 @@ def name_of(output: str) -> str:
     return found[1]
 
 
-def test_a_run_is_followed_to_its_artifact(head: Head, project: Path) -> None:
+def test_a_run_is_followed_to_its_artifact(
+    head: Head, project: Path, new_cache: Callable[[Path], Path]
+) -> None:
+    new_cache(project / "cache")
     running = start(head, project, "tiny.yaml", "--set", "seeds=[3]")
     read_until(running, "caption features: ")
     assert running.poll() is None
@@ -408,7 +411,12 @@ def test_a_run_on_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> 
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator", "run", "tiny.yaml", "--dry-run", *places],
         cwd=project,
-        env={**head.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": head.cluster},
+        env={
+            **head.environment,
+            "PYTHONPATH": str(ROOT),
+            "RAY_ADDRESS": head.cluster,
+            "RAY_NUM_REDIS_GET_RETRIES": "2",  # Ray tries again each second
+        },
         capture_output=True,
         text=True,
         timeout=60,
