@@ -39,12 +39,8 @@ def calibrate_artifact(
 ) -> None:
     """Save a copy of an artifact that differs in its calibration only.
 
-    Args:
-        folder: the artifact.
-        out: folder of the copy.
-        cache: folder where the model keeps what it computes from its weights.
-        photos: files, folders and patterns of photos without labels.
-        labelled: instead, fields of `DatasetSettings` for labelled photos.
+    `photos`: files, folders and patterns of photos without labels. `labelled`: fields of
+    `DatasetSettings`, for labelled photos instead.
 
     Raises:
         InputError: for a mistake in the arguments.

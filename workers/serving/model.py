@@ -61,12 +61,19 @@ class ImageRegions:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A label, and the lowest score at which it is a tag."""
+
+    name: str
+    threshold: float
+
+
+@dataclass(frozen=True)
 class ArtifactState:
     """What is served of an artifact, if any. `problem`: why the files in its folder are not."""
 
     version: str | None
-    labels: tuple[str, ...]
-    thresholds: list[float]
+    labels: list[Label]
     problem: str | None
 
 
@@ -204,10 +211,9 @@ class TaggingModel:
 
 def _state(served: _Served | None, problem: str | None) -> ArtifactState:
     if served is None:
-        return ArtifactState(None, (), [], problem)
-    version, tagger = served
-    thresholds = [float(threshold) for threshold in tagger.thresholds]
-    return ArtifactState(version, tagger.names, thresholds, problem)
+        return ArtifactState(None, [], problem)
+    pairs = zip(served.tagger.names, served.tagger.thresholds.tolist(), strict=True)
+    return ArtifactState(served.version, [Label(*pair) for pair in pairs], problem)
 
 
 def _scores(images: list[_Waiting]) -> list[np.ndarray]:
