@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, service: str) -> Iterator[Page]:
-    """The page, opened; no request may leave the service, and the console may tell no error."""
+    """The page, opened; no request may leave the service, and the console may log no error."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     context.set_default_timeout(8000)
     page = context.new_page()
@@ -54,12 +54,12 @@ def page(browser: Browser, service: str) -> Iterator[Page]:
     errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    # A refused request is told in the console by the browser itself.
+    # The browser itself logs a refused request to the console.
     page.on(
         "console",
-        lambda told: (
-            errors.append(told.text)
-            if told.type == "error" and not told.text.startswith("Failed to load resource")
+        lambda logged: (
+            errors.append(logged.text)
+            if logged.type == "error" and not logged.text.startswith("Failed to load resource")
             else None
         ),
     )
@@ -107,8 +107,8 @@ def answers(page: Page, service: str, files: list[Path]) -> dict[str, dict[str, 
     for file in files:
         form = {"name": file.name, "mimeType": "image/png", "buffer": file.read_bytes()}
         url = f"{service.rstrip('/')}/tag?threshold=0"
-        told = page.request.post(url, multipart={"images": form}).json()
-        found[file.name] = {t["name"]: t["score"] for t in told["images"][0]["tags"]}
+        content = page.request.post(url, multipart={"images": form}).json()
+        found[file.name] = {t["name"]: t["score"] for t in content["images"][0]["tags"]}
     return found
 
 
@@ -181,8 +181,8 @@ def test_filter_shows_images_with_all_tags_and_the_csv_has_these(
         scores = of[row["file"]]
         names = row["tags"].split(";")
         assert set(names) == {name for name, score in scores.items() if score >= threshold}
-        told = [float(score) for score in row["scores"].split(";")]
-        assert told == pytest.approx([scores[name] for name in names], abs=1e-4)
+        scored = [float(score) for score in row["scores"].split(";")]
+        assert scored == pytest.approx([scores[name] for name in names], abs=1e-4)
 
     page.locator(".filter").get_by_role("button", name="clear").click()
     expect(page.locator("#cards .card:visible")).to_have_count(len(images))
@@ -283,7 +283,9 @@ def test_a_folder_s_images_and_not_its_other_files(
     expect(page.locator("#notice")).to_contain_text("1 file is not an image")
 
 
-def test_a_broken_image_is_told_on_its_card(page: Page, images: list[Path], tmp_path: Path) -> None:
+def test_the_card_of_a_broken_image_says_why(
+    page: Page, images: list[Path], tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(images[0].read_bytes()[:60])
     page.set_input_files("#files", [images[0], broken])
@@ -379,8 +381,8 @@ def test_names_are_text(page: Page, service: str, images: list[Path], tmp_path: 
 
     def tag(route: Route) -> None:
         tags = [{"name": HOSTILE, "score": 0.9}]
-        told = {"artifact": HOSTILE, "version": HOSTILE, "images": [{"name": "", "tags": tags}]}
-        route.fulfill(json=told)
+        content = {"artifact": HOSTILE, "version": HOSTILE, "images": [{"name": "", "tags": tags}]}
+        route.fulfill(json=content)
 
     page.route("**/labels", lambda route: route.fulfill(json={"artifacts": [artifact, artifact]}))
     page.route("**/tag?*", tag)
@@ -421,8 +423,8 @@ def test_another_artifact_tags_what_is_there(page: Page, service: str, images: l
         asked.append(route.request.url)
         first = known["labels"][0]["name"]
         tags = [{"name": first, "score": 1.0}]
-        told = {"version": known["version"], "images": [{"name": "", "tags": tags}]}
-        route.fulfill(json={"artifact": "other", **told})
+        content = {"version": known["version"], "images": [{"name": "", "tags": tags}]}
+        route.fulfill(json={"artifact": "other", **content})
 
     page.route("**/labels", lambda route: route.fulfill(json=both))
     page.goto(service)

@@ -12,7 +12,7 @@ from prompt_tuning.storage import MANIFEST
 from workers.serving.model import _Artifacts
 
 
-def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let_go(
+def test_a_copy_is_loaded_with_its_last_file_and_the_previous_model_is_freed(
     artifact: Path, embedded_settings: VLMSettings, lasting_cache: Path, tmp_path: Path
 ) -> None:
     smaller = embedded_settings.model_copy(update={"resolution": 192})

@@ -169,7 +169,7 @@ def test_an_artifact_of_free_vectors_prompts_new_labels_by_hand(embedded_vlm: VL
     torch.testing.assert_close(more.classes.local[4:], zero_shot)
 
 
-def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no artifact") as caught:
         Tagger.load(tmp_path)
     assert "\n" not in str(caught.value)
