@@ -136,7 +136,7 @@ def test_labelled_photos_make_a_new_artifact(
     assert fitted.calibration.labelled_photos == 24
     assert fitted.calibration.source == "held-out sentences and 24 labelled photos"
     tags = Tagger.load("fitted", "cpu", lasting_cache).tag(files)
-    given = np.array([[name in {tag.name for tag in of} for name in NAMES] for of in tags])
+    given = np.array([[name in {tag.name for tag in one} for name in NAMES] for one in tags])
     assert (given == labels).mean() > 0.9
     done = calibrate("--root", "photos", "--out", "fitted")
     assert (done.code, "exists already" in done.err) == (2, True)

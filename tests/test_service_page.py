@@ -23,7 +23,7 @@ pytest.importorskip("playwright", reason="requirements/dev.txt has playwright")
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH")
 
 HOSTILE = '<img src=x onerror="document.title=`stolen`">'
 TAGS = "#cards .card .tags button"
@@ -125,16 +125,16 @@ def test_chosen_images_get_the_tags_of_the_service_above_the_slider(
     page: Page, service: str, images: list[Path]
 ) -> None:
     choose(page, images)
-    of = answers(page, service, images)
+    scores_by_image = answers(page, service, images)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     for threshold in (0.0, 0.5, 1.0):
         one_threshold(page, threshold)
-        for name, scores in of.items():
+        for name, scores in scores_by_image.items():
             best_first = sorted(scores, key=lambda label: -scores[label])
-            wanted = [label for label in best_first if scores[label] >= threshold][:10]
+            expected = [label for label in best_first if scores[label] >= threshold][:10]
             card = page.locator("#cards .card", has=page.get_by_role("heading", name=name))
-            expect(card.locator(".tags .name")).to_have_text(wanted)
+            expect(card.locator(".tags .name")).to_have_text(expected)
     assert [url for url in asked if "/tag" in url] == []  # the service is not asked again
 
 
@@ -145,19 +145,19 @@ def test_each_label_has_its_own_threshold_first(
     first = page.request.get(f"{service.rstrip('/')}/labels").json()["artifacts"][0]
     least = {label["name"]: label["threshold"] for label in first["labels"]}
     for name, scores in answers(page, service, images[:2]).items():
-        wanted = {label for label, score in scores.items() if score >= least[label]}
-        assert set(shown(page)[name]) <= wanted
-        assert len(shown(page)[name]) == min(10, len(wanted))
+        expected = {label for label, score in scores.items() if score >= least[label]}
+        assert set(shown(page)[name]) <= expected
+        assert len(shown(page)[name]) == min(10, len(expected))
 
 
 def test_filter_shows_images_with_all_tags_and_the_csv_has_these(
     page: Page, service: str, images: list[Path]
 ) -> None:
-    of = answers(page, service, images)
-    label, threshold = _dividing(of)
+    scores_by_image = answers(page, service, images)
+    label, threshold = _dividing(scores_by_image)
     choose(page, images)
     one_threshold(page, threshold)
-    have = [name for name, scores in of.items() if scores[label] >= threshold]
+    have = [name for name, scores in scores_by_image.items() if scores[label] >= threshold]
     more = page.locator(".filter button.plain", has_text="all ")
     if more.count():
         more.click()
@@ -178,7 +178,7 @@ def test_filter_shows_images_with_all_tags_and_the_csv_has_these(
     rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
     assert [row["file"] for row in rows] == have
     for row in rows:
-        scores = of[row["file"]]
+        scores = scores_by_image[row["file"]]
         names = row["tags"].split(";")
         assert set(names) == {name for name, score in scores.items() if score >= threshold}
         scored = [float(score) for score in row["scores"].split(";")]
@@ -188,10 +188,10 @@ def test_filter_shows_images_with_all_tags_and_the_csv_has_these(
     expect(page.locator("#cards .card:visible")).to_have_count(len(images))
 
 
-def _dividing(of: dict[str, dict[str, float]]) -> tuple[str, float]:
+def _dividing(scores_by_image: dict[str, dict[str, float]]) -> tuple[str, float]:
     """A label and a threshold, of the slider's steps, that some images reach and some do not."""
-    for label in next(iter(of.values())):
-        scores = sorted(scores[label] for scores in of.values())
+    for label in next(iter(scores_by_image.values())):
+        scores = sorted(scores[label] for scores in scores_by_image.values())
         for step in range(101):
             if scores[0] < step / 100 - 1e-3 and scores[-1] > step / 100 + 1e-3:
                 return label, step / 100
@@ -414,8 +414,8 @@ def test_by_keyboard_alone_and_focus_is_never_lost(page: Page, images: list[Path
 
 
 def test_another_artifact_tags_what_is_there(page: Page, service: str, images: list[Path]) -> None:
-    of = page.request.get(f"{service.rstrip('/')}/labels").json()
-    known: dict[str, Any] = of["artifacts"][0]
+    listed = page.request.get(f"{service.rstrip('/')}/labels").json()
+    known: dict[str, Any] = listed["artifacts"][0]
     both = {"artifacts": [known, {**known, "name": "other"}]}
     asked: list[str] = []
 
@@ -462,10 +462,10 @@ def test_a_phone_in_both_schemes(
 def test_a_thousand_images_leave_the_page_awake(page: Page, images: list[Path]) -> None:
     under_way = {"now": 0, "most": 0}
     tags = [{"name": f"label {n}", "score": 1 - n / 200} for n in range(100)]
-    of = {"name": "", "tags": tags}
+    image = {"name": "", "tags": tags}
 
     def tag(route: Route) -> None:
-        route.fulfill(json={"artifact": "x", "version": "", "images": [of]})
+        route.fulfill(json={"artifact": "x", "version": "", "images": [image]})
 
     def count(by: int) -> None:
         under_way["now"] += by

@@ -94,9 +94,9 @@ def test_tags_are_the_taggers_in_every_format(
     expected = tagger.tag([file for file in files if file.stem != "004"], threshold=0.1, top=2)
     assert any(expected)
     for row, tags in zip(rows, expected, strict=True):
-        assert [of["name"] for of in row["tags"]] == [of.name for of in tags]
-        scores = [of["score"] for of in row["tags"]]
-        np.testing.assert_allclose(scores, [of.score for of in tags], atol=1e-4)
+        assert [tag["name"] for tag in row["tags"]] == [tag.name for tag in tags]
+        scores = [tag["score"] for tag in row["tags"]]
+        np.testing.assert_allclose(scores, [tag.score for tag in tags], atol=1e-4)
 
     rows.insert(4, broken)
     table = pq.read_table("tags.parquet")
@@ -111,8 +111,8 @@ def test_tags_are_the_taggers_in_every_format(
     ]
     assert [c["error"] for c in columns] == [row.get("error", "") for row in rows]
     first = json.loads(Path("tags.jsonl").read_text("utf-8").splitlines()[0])
-    of_table = json.loads(table.schema.metadata[b"made_with"])
-    assert head["made_with"] == first["made_with"] == of_table
+    in_table = json.loads(table.schema.metadata[b"made_with"])
+    assert head["made_with"] == first["made_with"] == in_table
     assert first["made_with"]["threshold"] == 0.1
     assert sorted(p.name for p in Path().iterdir()) == [
         *("photos", "tags.csv", "tags.jsonl", "tags.parquet")
@@ -271,7 +271,7 @@ def test_labels_without_tuning(tag: Callable[..., Done]) -> None:
     write_images(Path("photos"), 3)
     tag("photos", "--labels", "tractor, penguin", "--threshold", 0, "--out", "tags.jsonl")
     for row in rows_of(Path("tags.jsonl")):
-        assert {of["name"] for of in row["tags"]} == {"tractor", "penguin"}
+        assert {tag["name"] for tag in row["tags"]} == {"tractor", "penguin"}
 
 
 def test_labels_in_any_spelling_match_the_artifacts(
@@ -316,7 +316,7 @@ def test_labels_in_any_spelling_match_the_artifacts(
     )
     assert done.code == 0, done.err
     for row in rows_of(Path("t.jsonl")):
-        assert {of["name"] for of in row["tags"]} == {"strawberry", "car"}
+        assert {tag["name"] for tag in row["tags"]} == {"strawberry", "car"}
 
 
 def test_listing_has_a_fixed_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def _always_shown(
     """Labels `(classes,)`, bool, that all photos show, so that no threshold can be fitted.
 
     Raises:
-        InputError: when there is no label that some photos show and others do not.
+        InputError: unless some photos show a label that others do not.
     """
     fitted = contrasted(labels, ignored)
     always = (labels & ~ignored).any(0) & ~fitted

@@ -112,7 +112,7 @@ class _Artifacts:
                 if name not in self.served or self.served[name].version != version:
                     loaded = _Served(version, self._tagger(name, folder))
                     self.served = self.served | {name: loaded}
-            except Exception as error:  # whatever the files are, the previous version stays
+            except Exception as error:  # of any kind: the previous version stays
                 # /health is public, so it must not show folders of this machine.
                 problems[name] = " ".join(str(error).split()).replace(str(folder), name)
         self.problems = problems
