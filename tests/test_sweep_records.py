@@ -9,10 +9,10 @@ import pytest
 
 from orchestrator.sweep.records import TrialRecords
 from workers.stage import Stage, run_stage
-from workers.tuning.trials import Halving, Outcome
+from workers.tuning.trials import ASHA, Outcome
 from workers.tuning.worker import HISTORY
 
-ASHA = Halving(grace=2, reduction=3)
+ASHA = ASHA(grace=2, reduction=3)
 ENTRIES = [{"epoch": 1.0, "held_out_map": 40.0, "selecting_map": 50.0}]
 
 
@@ -35,7 +35,7 @@ def test_what_was_stopped_stays_so_until_something_else_stops(stage: Stage, tmp_
     TrialRecords(tmp_path, "half", ASHA).add(stage, {"a": 1}, stopped)
     assert TrialRecords(tmp_path, "half", ASHA).find(stage) == stopped
     assert TrialRecords(tmp_path, "half", None).find(stage) is None
-    assert TrialRecords(tmp_path, "half", Halving(grace=1, reduction=3)).find(stage) is None
+    assert TrialRecords(tmp_path, "half", ASHA(grace=1, reduction=3)).find(stage) is None
 
 
 def test_a_failure_is_told_and_tried_again(stage: Stage, tmp_path: Path) -> None:

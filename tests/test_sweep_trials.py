@@ -17,7 +17,8 @@ from ray.tune.search import Searcher
 
 from orchestrator.config.models import validate
 from orchestrator.sweep.proposals import ProposedTrials
-from orchestrator.sweep.space import Fields, SweepSettings
+from orchestrator.sweep.settings import SweepSettings
+from orchestrator.sweep.space import Fields
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
@@ -25,7 +26,7 @@ from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from workers.stage import Stage
-from workers.tuning.trials import Halving, OnEpoch, OnWaiting, Outcome, Trial, run_trials
+from workers.tuning.trials import ASHA, OnEpoch, OnWaiting, Outcome, Trial, run_trials
 from workers.tuning.worker import DistributedTuningSettings, TuningJob
 
 EPOCHS = 6
@@ -132,7 +133,7 @@ def test_a_trial_whose_driver_dies_starts_again(tmp_path: Path) -> None:
 
 
 def test_halving_stops_what_falls_behind_what_it_has_seen(tmp_path: Path) -> None:
-    halving = Halving(grace=2, reduction=2)
+    halving = ASHA(grace=2, reduction=2)
     alone = outcomes([trial(2, tmp_path)], tmp_path, work=slow_if_bad, halving=halving)
     assert alone[2].status == "finished", "nothing to fall behind of"
     known = [[30.0 + epoch for epoch in range(1, EPOCHS + 1)]]

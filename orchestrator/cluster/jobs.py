@@ -22,7 +22,7 @@ from orchestrator.cluster.token import find_token
 from orchestrator.cluster.working_directory import Parcel, pack
 from orchestrator.config.models import BUILT_IN, RunConfig, read_config, validate
 from orchestrator.errors import InputError
-from orchestrator.sweep.space import SweepSettings
+from orchestrator.sweep.settings import SweepSettings
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails

@@ -9,7 +9,8 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from orchestrator.errors import InputError
-from orchestrator.sweep.space import Axis, Fields, SweepSettings
+from orchestrator.sweep.settings import Axis, SweepSettings
+from orchestrator.sweep.space import Fields
 from prompt_tuning.storage import canonical_json
 from workers.stage import Stage
 from workers.tuning.trials import Trial, as_config

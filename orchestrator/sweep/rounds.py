@@ -40,7 +40,7 @@ def run_rounds(
 ) -> set[Stage]:
     """Tune what is not known yet, keep how each trial ended, and say which have run.
 
-    Halving compares points by their first seed. Those that it leaves are tuned with the others, and
+    ASHA compares points by their first seed. Those that it leaves are tuned with the others, and
     so is the default, which is never left unfinished, for the best is compared with it.
 
     Raises:
@@ -156,7 +156,7 @@ class _Rounds:
                 add_epoch(entry)
 
     def _events_folder(self, point: Point, seed: int) -> Path:
-        name = re.sub(r"[^A-Za-z0-9=.,_-]+", "_", f"{point.told},seed={seed}")[:150]
+        name = re.sub(r"[^A-Za-z0-9=.,_-]+", "_", f"{point.description},seed={seed}")[:150]
         key = point.plan.tuning[seed].key
         return self._plan.run_folder / "tensorboard" / f"{name}-{key[:6]}"
 
@@ -175,7 +175,7 @@ class _Rounds:
                     self._failed.add(trial.stage)
                     point, seed = self._points[trial.stage]
                     self._console.print(
-                        f"failed: {point.told}, seed {seed}: {outcome.reason}",
+                        f"failed: {point.description}, seed {seed}: {outcome.reason}",
                         style="yellow",
                         markup=False,
                     )
@@ -191,7 +191,7 @@ class _Rounds:
                 partial(
                     tell_of_waiting, self._console, default.share, default.config.tuning.workers
                 ),
-                halving=settings.asha if halve else None,
+                asha=settings.asha if halve else None,
                 known=self._first_seeds() if halve else [],
                 trackers=settings.trackers,
                 work=self._work,

@@ -52,8 +52,8 @@ _MOST_WAITING = 100_000
 _ENTRY = ("epoch", "loss", "held_out_loss", "held_out_map", "selecting_map", "started", "at")
 
 
-class Halving(Settings):
-    """Asynchronous successive halving: after `grace` epochs, and each `reduction` times as many,
+class ASHA(Settings):
+    """Asynchronous successive asha: after `grace` epochs, and each `reduction` times as many,
     a trial goes on only if it is in the best 1/`reduction` of those that have come so far."""
 
     grace: Annotated[int, Field(ge=1, le=1000)] = 1
@@ -140,7 +140,7 @@ def run_trials(
     storage: Path,
     on_outcome: OnOutcome,
     on_waiting: OnWaiting,
-    halving: Halving | None = None,
+    asha: ASHA | None = None,
     known: Sequence[Sequence[float]] = (),
     trackers: Sequence[Tracker] = (),
     work: Work = tune_prompts,
@@ -154,7 +154,7 @@ def run_trials(
         trials: those to run, or a searcher that gives each by `as_config` until there are no more.
         storage: a folder for Tune's own files, which are removed at the end.
         on_waiting: called as by `tune`, while no trial tunes.
-        known: of trials that halving has seen before, in their order, the objective by epoch.
+        known: of trials that asha has seen before, in their order, the objective by epoch.
         work: what each trial does.
     """
     # Its progress table, its loggers and its handler of Ctrl-C would stand in the way of ours, and
@@ -183,10 +183,10 @@ def run_trials(
         tune_config=ray.tune.TuneConfig(
             num_samples=-1 if searcher else 1,
             search_alg=searcher,
-            scheduler=_scheduler(halving, known) if halving else FIFOScheduler(),
+            scheduler=_scheduler(asha, known) if asha else FIFOScheduler(),
             max_concurrent_trials=slots + ahead,
             # An actor whose trial was stopped in the middle cannot be used again.
-            reuse_actors=halving is None,
+            reuse_actors=asha is None,
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
@@ -221,7 +221,7 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
 
     def on_epoch(entry: Entry) -> None:
         entries.append(entry)
-        # The last one is told with the end: halving must not stop what is about to be done.
+        # The last one is told with the end: asha must not stop what is about to be done.
         if len(entries) < trial.job.tuning.epochs:
             ray.tune.report({**entry, "objective": objective(entries, on_images)})
 
@@ -238,15 +238,15 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
     ray.tune.report({"outcome": Outcome("finished", entries), **figures})
 
 
-def _scheduler(halving: Halving, known: Sequence[Sequence[float]]) -> TrialScheduler:
+def _scheduler(asha: ASHA, known: Sequence[Sequence[float]]) -> TrialScheduler:
     """ASHA that has already seen the known trials."""
     scheduler = ASHAScheduler(
         time_attr="epoch",
         metric="objective",
         mode="max",
         max_t=1000,
-        grace_period=halving.grace,
-        reduction_factor=halving.reduction,
+        grace_period=asha.grace,
+        reduction_factor=asha.reduction,
         stop_last_trials=False,
     )
     nobody: Any = None  # ASHA does not look at its controller

@@ -42,7 +42,7 @@ from prompt_tuning.tuning.trainer import (
     TuningSettings,
     load_caption_sets,
 )
-from workers.tuning.slots import SlotGivenBack
+from workers.tuning.slots import ReleaseOnFailure
 
 CLASSES = "class_features.safetensors"
 HISTORY = "history.json"
@@ -163,7 +163,7 @@ def tune(
     _discard_torn_snapshot(storage / name)
     for job in jobs:
         job.not_finite.unlink(missing_ok=True)
-    callbacks: list[Any] = [SlotGivenBack(job.slots, job.name) for job in jobs if job.slots]
+    callbacks: list[Any] = [ReleaseOnFailure(job.slots, job.name) for job in jobs if job.slots]
     trainer = _Trainer(
         _train_loop,
         # By reference: its controller has no use for it, and would import all of this module.
@@ -322,7 +322,7 @@ def _tune_seed(
     if state:
         run.load_state_dict(state)
     if job.slots:
-        ray.get(job.slots.enter.remote(job.name))
+        ray.get(job.slots.wait_to_tune.remote(job.name))
     diary = _Diary(job, run) if rank == 0 else None
     while run.epochs_done < job.tuning.epochs:
         entry = run.run_epoch()
@@ -334,7 +334,7 @@ def _tune_seed(
         _report(job, entry, rank, {"tuned": tuned, **at_work})
     classes = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
-        job.slots.leave.remote(job.name)
+        job.slots.release.remote(job.name)
     tuned[job.name] = {"classes": classes, "history": run.history}
     _report(job, {"finished": 1.0}, rank, {"tuned": tuned, "at_work": None, "run": None})
 
