@@ -45,8 +45,8 @@ from orchestrator.stages.evaluation import (
 )
 from orchestrator.stages.tuning import FEATURES
 from prompt_tuning.backbones.base import fetch_weights, load_vlm
-from prompt_tuning.datasets import LabelledImages
-from prompt_tuning.datasets.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from prompt_tuning.datasets.labelled_images import LabelledImages
+from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import (
     BRANCHES,
     RESAMPLES,

@@ -21,7 +21,7 @@ from orchestrator.pages.metrics_summary import caption_notes, evaluated_on
 from orchestrator.plan.knowledge import describe_engines
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.run_lock import only_driver
-from prompt_tuning.datasets.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from workers.stage import Stage, run_stage
 
 

@@ -38,8 +38,8 @@ from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.storage import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
 from workers.stage import Stage
+from workers.tuning.job import read_classes
 from workers.tuning.trials import objective
-from workers.tuning.worker import read_classes
 
 
 def compare(plan: SweepPlan, best: Point) -> Compared:

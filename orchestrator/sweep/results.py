@@ -134,12 +134,12 @@ def ranked_by(on_images: bool) -> str:
 
 def tuning_seconds(entries: Sequence[Entry]) -> float:
     """How long the epochs took, without interruptions; 0 if their times are not known."""
-    ends = [entry["at"] for entry in entries if "at" in entry]
-    starts = [entry["started"] for entry in entries if "at" in entry]
-    return sum(
-        end - max(start, before)
-        for start, before, end in zip(starts, [0.0, *ends[:-1]], ends, strict=True)
-    )
+    total = before = 0.0
+    for entry in entries:
+        if "at" in entry:
+            total += entry["at"] - max(entry["started"], before)
+            before = entry["at"]
+    return total
 
 
 def finite(values: Sequence[float]) -> list[float]:
