@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.models import validate
+from orchestrator.config.messages import validate
 from orchestrator.errors import InputError
 from orchestrator.sweep.settings import Axis, SweepSettings
 from orchestrator.sweep.space import config_at, describe, points

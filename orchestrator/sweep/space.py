@@ -7,7 +7,8 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.models import RunConfig, build_config, set_field
+from orchestrator.config.load import build_config, set_field
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.sweep.settings import SweepSettings, split_names
 from prompt_tuning.storage import canonical_json
