@@ -99,6 +99,7 @@ def test_everything_asked_is_answered_and_accounted_for(folder: Path, calm: Path
     assert results(calm, "own") == before
 
 
+@pytest.mark.slow  # test_knowledge_faults kills one among engines that load at once
 def test_a_killed_driver_goes_on_to_the_same_bytes(
     folder: Path, calm: Path, tmp_path: Path
 ) -> None:
@@ -126,41 +127,33 @@ def _modified(place: Path, key: str) -> int:
     return (place / "cache/answers" / key[:2] / key / "answers.parquet").stat().st_mtime_ns
 
 
-@pytest.fixture(scope="module")
-def longer(folder: Path, calm: Path) -> tuple[Path, set[str], str]:
-    """The config of a run in the same place with a category more and two questions that are too
-    long; the shards that it added, and its output."""
+def test_another_category_asks_only_its_own_shards_again(folder: Path, calm: Path) -> None:
+    before = shards(calm)
+    run(write_config(folder, "longer", ["whale", *CATEGORIES]), calm)
+    new = shards(calm) - before
+    # One of each list, and of either kind of sentence.
+    assert 0 < len(new) <= 6
+    assert len(before) > 8
+
+
+def test_a_question_that_cannot_be_answered_is_named_and_the_rest_kept(
+    folder: Path, calm: Path
+) -> None:
     long = {"kind": "relationship", "instruction": "{names}", "heading": "x" * 1200}
     template = {"endless": {**long, "line": "{names}:", "examples": []}}
     (folder / "templates.yaml").write_text(yaml.safe_dump(template), "utf-8")
     config = write_config(
-        folder, "longer", ["whale", *CATEGORIES], templates="templates.yaml", relationships=2
+        folder, "poison", ["dog", "car"], templates="templates.yaml", relationships=2
     )
-    before = shards(calm)
-    output = run(config, calm)
-    assert len(before) > 8
-    return config, shards(calm) - before, output
-
-
-def test_another_category_asks_only_its_own_shards_again(
-    longer: tuple[Path, set[str], str],
-) -> None:
-    _, new, _ = longer
-    # One of each list, and of either kind of sentence.
-    assert 0 < len(new) <= 6
-
-
-def test_a_question_that_cannot_be_answered_is_named_and_the_rest_kept(
-    calm: Path, longer: tuple[Path, set[str], str]
-) -> None:
-    config, _, output = longer
-    assert "warning: knowledge: 2 questions are in quarantine" in " ".join(output.split())
-    summary = json.loads((calm / "runs/longer/knowledge/summary.json").read_bytes())
+    told = run(config, calm)
+    assert "warning: knowledge: 2 questions are in quarantine" in " ".join(told.split())
+    summary = json.loads((calm / "runs/poison/knowledge/summary.json").read_bytes())
     assert summary["not_answered"] == 2
-    asked = {row["question"] for row in summary["quarantined"]}
-    assert all(set(question[:-1].split(", ")) <= {"whale", *CATEGORIES} for question in asked)
+    assert {row["question"] for row in summary["quarantined"]} <= {
+        *("dog:", "car:", "dog, car:", "car, dog:")
+    }
     assert "1024" in summary["quarantined"][0]["reason"]
-    assert summary["asked"]["specific"] == 1400
+    assert summary["asked"]["specific"] == 400
     assert "2 questions are in quarantine" in run(config, calm, "--strict", expect=1)
 
 
