@@ -126,24 +126,28 @@ def test_base_model_completes_patterns(checkpoints: dict[str, Path]) -> None:
         assert all(allowed == everywhere for allowed in threads), "no engine is tied to a core"
 
 
-def test_an_engine_computes_in_the_dtype_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
-    engine = start(checkpoints["base"], dtype="float32")
-    assert dtype(engine) == "float32"
-    check_answers(engine)
+@pytest.fixture(scope="module")
+def chat_engine(checkpoints: dict[str, Path]) -> Any:
+    return start(checkpoints["chat"], dtype="float32")
 
 
-def test_chat_model_is_asked_by_its_template(checkpoints: dict[str, Path]) -> None:
+def test_an_engine_computes_in_the_dtype_that_is_asked_for(chat_engine: Any) -> None:
+    assert dtype(chat_engine) == "float32"
+
+
+def test_chat_model_is_asked_by_its_template(
+    checkpoints: dict[str, Path], chat_engine: Any
+) -> None:
     from transformers import AutoTokenizer
 
-    engine = start(checkpoints["chat"])
-    answers = check_answers(engine)
+    answers = check_answers(chat_engine)
     assert any("\n" in answer.text for answer in answers), "no newline ends an answer"
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["chat"])
-    asked = tokenizer.decode(prompt_ids(engine, "Describe a dog."))
+    asked = tokenizer.decode(prompt_ids(chat_engine, "Describe a dog."))
     assert asked == "[user]Describe a dog.[assistant]<think></think>", "its thoughts are off"
-    assert chosen(engine, "auto", checkpoints["base"]) == "BaseAdapter"
-    assert chosen(engine, "base", checkpoints["chat"]) == "BaseAdapter"
-    assert chosen(engine, "chat", checkpoints["chat"]) == "ChatAdapter"
+    assert chosen(chat_engine, "auto", checkpoints["base"]) == "BaseAdapter"
+    assert chosen(chat_engine, "base", checkpoints["chat"]) == "BaseAdapter"
+    assert chosen(chat_engine, "chat", checkpoints["chat"]) == "ChatAdapter"
 
 
 def test_chatglm_is_asked_in_its_own_layout(
