@@ -1,14 +1,15 @@
 """What each part of the method is worth: the quickstart tuned in variations, several seeds each.
 
-    python benchmarks/ablations.py [--seeds 5] [--detail-seeds 2] [--photos ../shared/data]
+    python benchmarks/ablations.py [--seeds 5] [--detail-seeds 2] [--photos FOLDER]
 
 Every variation is the quickstart's config with a few fields changed, so anyone can run one alone.
 Captions, caption features and scenes come from the stage cache. Each seed of each variation is
-tuned in a process with one thread; a finished one is kept in `<runs>/ablations/` and not tuned
-again, so the benchmark may be stopped and started at will.
+tuned in a process with one thread. Finished ones are kept in `<runs>/ablations/`, so the benchmark
+may be stopped and started again.
 
-Figures are mAP of the composed scenes and, if the photos are present, of those of VOC 2012 and
-COCO 2017 for the categories that they and the scenes have in common. Nothing is chosen on any
+Figures are mAP on the composed scenes and, if there are photos (`--photos`, otherwise
+DATAFREE_PHOTOS: a folder with `voc2012_sample` and `coco_sample` in their official layouts), on
+VOC 2012 and COCO 2017 for the categories that they share with the scenes. Nothing is chosen on any
 image. The last line is one JSON object: mean and sample deviation over seeds.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -66,17 +68,17 @@ CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")
 RELEASED_ORDER = "[shared, fine, coarse, category]"
 # As many shared tokens as the default has in all (2 shared, 1 coarse, 1 fine, 2 category).
-EQUAL_TOKENS = ["hierarchy.depth=1", *(f"{branch}.shared=6" for branch in BRANCH_FIELDS)]
+EQUAL_TOKENS = ["prompts.depth=1", *(f"{branch}.shared=6" for branch in BRANCH_FIELDS)]
 FREE_VECTORS = ["prompts.init_std=0", *(f"{branch}.learn=vectors" for branch in BRANCH_FIELDS)]
 VARIATIONS: dict[str, list[str]] = {
-    "depth 1": ["hierarchy.depth=1"],
-    "depth 2": ["hierarchy.depth=2"],
-    "depth 3": ["hierarchy.depth=3"],
+    "depth 1": ["prompts.depth=1"],
+    "depth 2": ["prompts.depth=2"],
+    "depth 3": ["prompts.depth=3"],
     "depth 4": [],
     "equal tokens": EQUAL_TOKENS,
-    "depth 1, no order loss": ["hierarchy.depth=1", "losses.order=0"],
-    "depth 2, no order loss": ["hierarchy.depth=2", "losses.order=0"],
-    "depth 3, no order loss": ["hierarchy.depth=3", "losses.order=0"],
+    "depth 1, no order loss": ["prompts.depth=1", "losses.order=0"],
+    "depth 2, no order loss": ["prompts.depth=2", "losses.order=0"],
+    "depth 3, no order loss": ["prompts.depth=3", "losses.order=0"],
     "depth 4, no order loss": ["losses.order=0"],
     "equal tokens, no order loss": [*EQUAL_TOKENS, "losses.order=0"],
     "hierarchy on global": [
@@ -111,8 +113,8 @@ DETAILS: dict[str, list[str]] = {
     ],
     "released margin": ["losses.margin=1", "losses.local_margin=1"],
     "the same margin on both branches": ["losses.local_margin=null"],
-    "nothing of the hand-crafted prompts": ["prompts.local_branch.handcrafted=0"],
-    "items of one caption": ["tuning.mix=1"],
+    "nothing of the hand-crafted prompts": ["prompts.local_branch.anchor_weight=0"],
+    "items of one caption": ["tuning.captions_per_item=1"],
     "released noise": ["tuning.noise={std: 0.1}"],
     "released scores": [
         "scoring={scale: 4.0, local_temperature: 50.0, fusion: softmax, global_weight: 0.65}"
@@ -200,7 +202,6 @@ def tune(variation: Variation, seed: int, folder: Path) -> None:
         vlm,
         plan.categories,
         read_hierarchy(plan),
-        config.hierarchy.depth,
         config.prompts,
         config.scoring,
         config.losses,
@@ -368,7 +369,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--detail-seeds", type=int, default=2)
-    parser.add_argument("--photos", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--photos", type=Path, default=os.environ.get("DATAFREE_PHOTOS", ""))
     parser.add_argument("--cache", default="cache")
     parser.add_argument("--runs", default="runs")
     args = parser.parse_args()

@@ -27,8 +27,7 @@ from typing import Any
 import psutil
 import ray
 
-from prompt_tuning.captions import Answer
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.knowledge.engine import EngineSettings, SamplingSettings
 from workers.knowledge.ledger import Ledger, cut_shards
 from workers.knowledge.pool import KnowledgePool, Placement

@@ -24,10 +24,10 @@ from typing import Any
 import ray
 import yaml
 
-from prompt_tuning.captions import Answer
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.knowledge.category_facts import CategoryFacts
-from prompt_tuning.knowledge.questions import Question, QuestionSettings, QuestionWriter
+from prompt_tuning.knowledge.dialogue import Answer, Question
+from prompt_tuning.knowledge.questions import QuestionSettings, QuestionWriter
 from prompt_tuning.knowledge.templates import built_in_templates
 from workers.knowledge import embedded_llm
 from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, chosen_dtype

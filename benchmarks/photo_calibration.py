@@ -58,11 +58,11 @@ def tuned(vlm: VLM, categories: CategoryList) -> Artifact:
         sentences(categories, np.random.default_rng(0)),
         prompts=PromptSettings(
             global_branch=branch,
-            local_branch=branch.model_copy(update={"handcrafted": 0.5}),
+            local_branch=branch.model_copy(update={"anchor_weight": 0.5}),
         ),
         losses=LossSettings(margin=0.25, local_margin=2),
         tuning=TuningSettings(
-            optimizer="adam", lr=0.02, epochs=4, batch=256, milestones=(3,), mix=4
+            optimizer="adam", lr=0.02, epochs=4, batch=256, milestones=(3,), captions_per_item=4
         ),
     )
 

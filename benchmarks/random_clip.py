@@ -36,7 +36,7 @@ TUNING = TuningSettings(
     weight_decay=0.0005,
     batch=BATCH,
     noise=NoiseSettings(std=0.1),
-    mix=1,
+    captions_per_item=1,
 )
 
 _WORDS = (
@@ -110,4 +110,4 @@ def random_features(counts: torch.Tensor, dim: int) -> Features:
 
 def class_prompts(vlm: OpenCLIPVLM, categories: CategoryList, groups: Hierarchy) -> ClassPrompts:
     """The released recipe's prompts at depth 4."""
-    return ClassPrompts(vlm, categories, groups, 4, PROMPTS, ScoringSettings(), LOSSES, seed=0)
+    return ClassPrompts(vlm, categories, groups, PROMPTS, ScoringSettings(), LOSSES, seed=0)

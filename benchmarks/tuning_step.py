@@ -84,7 +84,7 @@ class ReleasedWay:
         embeddings = torch.cat([words[:, :1], context, words[:, 1 : words.shape[1] - tokens]], 1)
         ends = self.name_ids.argmax(-1) + tokens
         encoded = self.project(self.tower(embeddings)[torch.arange(len(ends)), ends])
-        return F.normalize(encoded + self.prompts.handcrafted, dim=-1)
+        return F.normalize(encoded + self.prompts.anchor, dim=-1)
 
     def step(self, noise: tuple[Tensor, Tensor]) -> float:
         """`noise`: `(captions, dim)` and `(captions, 77, dim)`."""
@@ -111,7 +111,7 @@ class ReleasedWay:
 
     def order_loss(self, tuned: Tensor) -> Tensor:
         i, j = torch.triu_indices(CLASSES, CLASSES, offset=1)
-        reference = F.normalize(self.prompts.handcrafted, dim=-1)
+        reference = F.normalize(self.prompts.anchor, dim=-1)
         log_p, log_q = ((100 * f @ f.T)[i, j].log_softmax(0) for f in (tuned, reference))
         return (log_q.exp() * (log_q - log_p)).sum()
 

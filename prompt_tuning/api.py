@@ -62,9 +62,7 @@ def tune(
     train, validation = whole.split([is_held_out(caption, held_out) for caption in captions])
     unit = F.normalize(anchor_features(vlm, listed), dim=-1).cpu().numpy()
     groups = cluster_groups(unit, listed, hierarchy.coarse, hierarchy.fine)
-    class_prompts = ClassPrompts(
-        vlm, listed, groups, hierarchy.depth, prompts, scoring, losses, seed
-    ).to(vlm.device)
+    class_prompts = ClassPrompts(vlm, listed, groups, prompts, scoring, losses, seed).to(vlm.device)
     run = TuningRun(class_prompts, class_prompts, train, validation, tuning, seed)
     for _ in range(tuning.epochs):
         figures = run.run_epoch()
@@ -76,7 +74,7 @@ def tune(
         categories=listed,
         tree=groups.tree(listed),
         classes=classes,
-        tokens=TunedTokens(run.best_tokens(), prompts.handcrafted),
+        tokens=TunedTokens(run.best_tokens(), prompts.anchor_weights),
         geometry=class_prompts.geometry,
         fusion=scoring.fusion,
         calibration=calibrate(classes, validation, class_prompts.geometry),

@@ -17,16 +17,14 @@ _ROUNDS = 20
 
 
 class HierarchySettings(Settings):
-    """How deep the prompts go and where the groups come from.
+    """Where the groups of categories come from.
 
-    `depth`: 1 shared tokens only, 2 with category tokens, 3 with fine groups too, 4 with coarse
-    groups too. `groups`: `builtin` (our own lists for coco, nus and voc), `auto` (clustered on text
+    `groups`: `builtin` (our own lists for coco, nus and voc), `auto` (clustered on text
     features into `coarse` and `fine` groups), `llm` (clustered so on the language model's answers
     about what categories are and what they are seen with), or a YAML file: coarse group -> fine
     group -> names.
     """
 
-    depth: Annotated[int, Field(ge=1, le=4)] = 4
     groups: str = "auto"
     coarse: Annotated[int, Field(ge=1)] = 5
     fine: Annotated[int, Field(ge=1)] = 14

@@ -18,8 +18,7 @@ from sentencepiece import SentencePieceProcessor
 from tiny_llm import write_tiny_chat_llm, write_tiny_chatglm, write_tiny_llama, write_tiny_llm
 
 from orchestrator.cluster.connect import connect, disconnect
-from prompt_tuning.captions import Answer
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.knowledge.adapters import ChatAdapter, ChatGLM3Adapter, choose_adapter
 from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
 from workers.knowledge.engine_dtype import native_dtype

@@ -79,7 +79,7 @@ def test_an_artifact_reads_back_as_saved(artifact: Artifact, folder: Path) -> No
     assert torch.equal(read.classes.pooled, artifact.classes.pooled)
     assert torch.equal(read.classes.local, artifact.classes.local)
     assert read.calibration.to_json() == artifact.calibration.to_json()
-    assert read.tokens.handcrafted == artifact.tokens.handcrafted
+    assert read.tokens.anchor_weights == artifact.tokens.anchor_weights
     assert read.tokens.tensors.keys() == artifact.tokens.tensors.keys()
     for name, tensor in artifact.tokens.tensors.items():
         assert torch.equal(read.tokens.tensors[name], tensor)
@@ -275,13 +275,13 @@ def test_labels_are_added_with_the_tokens_of_their_nearest_group(
     assert after is not None
     assert torch.equal(after[:4], before[[0, 1, 2, 0]])
     torch.testing.assert_close(after[4], before[1:].mean(0))
-    handcrafted = embedded_vlm.encode_text(["a photo of a wolf.", "a photo of a airship."])
+    anchor = embedded_vlm.encode_text(["a photo of a wolf.", "a photo of a airship."])
     prompted = embedded_vlm.encode_prompts(after[3:], ["wolf", "airship"])
-    tuned = F.normalize(prompted + handcrafted, dim=-1)
-    expected = F.normalize(0.75 * tuned + 0.25 * handcrafted, dim=-1)
+    tuned = F.normalize(prompted + anchor, dim=-1)
+    expected = F.normalize(0.75 * tuned + 0.25 * anchor, dim=-1)
     torch.testing.assert_close(more.classes.pooled[3:], expected)
     # The local branch has no tokens: plain zero-shot.
-    torch.testing.assert_close(more.classes.local[3:], handcrafted)
+    torch.testing.assert_close(more.classes.local[3:], anchor)
     assert more.calibration.slopes.tolist() == [*CALIBRATION.slopes.tolist(), 0.5, 0.5]
     assert more.calibration.thresholds.tolist() == [0.1, 0.2, 0.3, 0.25, 0.25]
     more.save(tmp_path / "more")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from prompt_tuning.captions import Answer
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.knowledge.category_facts import CategoryFacts, confirm_kinds, read_category_facts
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.knowledge.templates import Kind
 
 CATEGORIES = CategoryList(

@@ -138,7 +138,7 @@ VALUES = [
     (BASE + "tuning: {epochs: 0}", "tuning.epochs: must be greater than or equal to 1"),
     (BASE + "tuning: {optimizer: sdg}", "tuning.optimizer: must be 'sgd' or 'adam'"),
     (BASE + f"tuning: {{optimizer: {'x' * 3000}}}", "tuning.optimizer: must be 'sgd' or 'adam'"),
-    (BASE + "hierarchy: {depth: 9}", "hierarchy.depth: must be less than or equal to 4"),
+    (BASE + "prompts: {depth: 9}", "prompts.depth: must be less than or equal to 4"),
     (BASE + "hierarchy: {fine: 1, coarse: 3}", "hierarchy: fine 1 is below coarse 3"),
     (BASE + "seeds: []", "seeds: must be a list of at least 1"),
     (BASE + "seeds: [1, 1]", "seeds: lists a seed twice"),

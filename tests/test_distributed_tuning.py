@@ -59,7 +59,7 @@ HELD_OUT = [
     ("An engine follows a coach.", (3, 4)),
 ]
 SETTINGS = TuningSettings(
-    optimizer="adam", lr=0.01, epochs=3, batch=3, milestones=(2,), mix=2,
+    optimizer="adam", lr=0.01, epochs=3, batch=3, milestones=(2,), captions_per_item=2,
     noise=NoiseSettings(relative=0.5),
 )  # fmt: skip
 PLENTY, SCARCE = 1.0, 1e-6  # GiB
@@ -74,7 +74,7 @@ def new_run(vlm: VLM, memory_gib: float, parallel: bool) -> TuningRun:
     tokens = BranchSettings(shared=2, coarse=1, fine=1, category=1)
     settings = PromptSettings(global_branch=tokens, local_branch=tokens, memory_gib=memory_gib)
     prompts = ClassPrompts(
-        vlm, CATEGORIES, HIERARCHY, 4, settings, ScoringSettings(), LossSettings(), seed=0
+        vlm, CATEGORIES, HIERARCHY, settings, ScoringSettings(), LossSettings(), seed=0
     )
     # As tuning_worker.py has it, for the same reason.
     model = DistributedDataParallel(prompts, find_unused_parameters=True) if parallel else prompts

@@ -20,8 +20,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util import placement_group_table
 
-from prompt_tuning.captions import Answer
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.storage import digest, write_atomic
 from workers import waiting
 from workers.failure import DescribedFailure

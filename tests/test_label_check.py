@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionSettings
+from prompt_tuning.captions import Caption, CaptionSettings
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in
+from prompt_tuning.knowledge.caption_filter import CaptionFilter
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.knowledge.label_check import DroppedLabel, dropped_labels
-from prompt_tuning.knowledge.questions import Question
 
 ODD = (
     "traffic_light",

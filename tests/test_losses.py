@@ -22,14 +22,14 @@ def naive_ranking(scores: Tensor, positives: Tensor, margin: float) -> float:
     return total
 
 
-def naive_order(tuned: Tensor, handcrafted: Tensor, temperature: float) -> float:
+def naive_order(tuned: Tensor, anchor: Tensor, temperature: float) -> float:
     pairs = [(i, j) for i in range(len(tuned)) for j in range(i + 1, len(tuned))]
 
     def distribution(features: Tensor) -> list[float]:
         raised = [math.exp(temperature * float(features[i] @ features[j])) for i, j in pairs]
         return [value / sum(raised) for value in raised]
 
-    p, q = distribution(tuned), distribution(handcrafted)
+    p, q = distribution(tuned), distribution(anchor)
     return sum(b * math.log(b / a) for a, b in zip(p, q, strict=True))
 
 
@@ -84,9 +84,9 @@ def test_ranking_loss_of_an_empty_share_of_a_batch_is_zero() -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 10.0, 100.0])
 def test_order_loss_is_the_naive_divergence_over_pairs(temperature: float) -> None:
-    tuned, handcrafted = random_features(6, seed=1), random_features(6, seed=2)
-    expected = naive_order(tuned, handcrafted, temperature)
-    assert float(order_loss(tuned, handcrafted, temperature)) == pytest.approx(expected)
+    tuned, anchor = random_features(6, seed=1), random_features(6, seed=2)
+    expected = naive_order(tuned, anchor, temperature)
+    assert float(order_loss(tuned, anchor, temperature)) == pytest.approx(expected)
 
 
 def test_order_loss_is_zero_for_the_same_features_and_positive_for_others() -> None:
@@ -97,8 +97,8 @@ def test_order_loss_is_zero_for_the_same_features_and_positive_for_others() -> N
 
 
 def test_order_loss_gradient_agrees_with_finite_differences() -> None:
-    handcrafted = random_features(5, seed=2)
+    anchor = random_features(5, seed=2)
     assert torch.autograd.gradcheck(
-        lambda tuned: order_loss(tuned, handcrafted, 10.0),
+        lambda tuned: order_loss(tuned, anchor, 10.0),
         random_features(5, seed=1).requires_grad_(),
     )

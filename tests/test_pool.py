@@ -17,8 +17,7 @@ from child_processes import child_processes
 from tiny_llm import write_tiny_llm
 
 from orchestrator.cluster.connect import connect, disconnect
-from prompt_tuning.captions import Answer
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
 from workers.knowledge.pool import KnowledgePool, Placement

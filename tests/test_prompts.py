@@ -135,7 +135,7 @@ def test_context_of_real_words_encodes_as_the_sentence(embedded_vlm: VLM) -> Non
     torch.testing.assert_close(encoded, sentences, atol=1e-5, rtol=0)
 
 
-def test_tokens_start_as_the_words_of_the_handcrafted_prompt(embedded_vlm: VLM) -> None:
+def test_tokens_start_as_the_words_of_the_anchor_prompt(embedded_vlm: VLM) -> None:
     start = embedded_vlm.initial_context(4)
     assert torch.equal(start, words(embedded_vlm, "a photo of a"))
     assert torch.equal(embedded_vlm.initial_context(6), torch.cat([start, start[:2]]))

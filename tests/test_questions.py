@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in_text
 from prompt_tuning.knowledge.category_facts import CategoryFacts
+from prompt_tuning.knowledge.dialogue import Question
 from prompt_tuning.knowledge.noun_matching import NounMatcher
-from prompt_tuning.knowledge.questions import Question, QuestionSettings, QuestionWriter
+from prompt_tuning.knowledge.questions import QuestionSettings, QuestionWriter
 from prompt_tuning.knowledge.templates import FACTS, SENTENCES, Template, built_in_templates
 from workers.knowledge.ledger import cut_shards
 

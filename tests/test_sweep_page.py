@@ -31,7 +31,7 @@ from orchestrator.sweep.swept_points import Compared, SweepData, SweptPoint, wor
 AXES: dict[str, Callable[[random.Random], Any]] = {
     "tuning.lr": lambda draw: 10 ** draw.uniform(-4, -1),
     "hierarchy.groups": lambda draw: draw.choice(["auto", "builtin", "llm"]),
-    "hierarchy.depth": lambda draw: draw.randint(1, 4),
+    "prompts.depth": lambda draw: draw.randint(1, 4),
     "losses.order": lambda draw: draw.uniform(0, 1),
     "captions.held_out": lambda draw: draw.choice([0.05, 0.1, 0.2]),
     "prompts.init_std": lambda draw: draw.choice([None, 0.01, 0.02, 0.05]),

@@ -26,7 +26,7 @@ def raw(tmp_path: Path, lasting_cache: Path) -> dict[str, Any]:
         "captions": {"templates": True},
         "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
         "hierarchy": {"coarse": 1, "fine": 2},
-        "sweep": {"space": {"hierarchy.depth": {"grid": [1, 2, 4]}}},
+        "sweep": {"space": {"prompts.depth": {"grid": [1, 2, 4]}}},
     }
 
 
@@ -38,7 +38,7 @@ def test_points_that_only_tune_otherwise_share_all_that_comes_before(raw: dict[s
     raw["sweep"]["space"]["losses.order"] = {"grid": [0, 0.2]}
     planned = plan(raw)
     assert len(planned.points) == 6, "the default is one of them"
-    assert planned.default.fields == {"hierarchy.depth": 4, "losses.order": 0.2}
+    assert planned.default.fields == {"prompts.depth": 4, "losses.order": 0.2}
     assert list(planned.shared()) == planned.default.plan.shared
     assert len({point.plan.tuning[0] for point in planned.points}) == 6
 
@@ -62,7 +62,7 @@ def test_what_differs_before_tuning_is_planned_apart(raw: dict[str, Any]) -> Non
 
 def test_a_wider_space_has_the_same_trials_and_more(raw: dict[str, Any]) -> None:
     wider = copy.deepcopy(raw)
-    wider["sweep"]["space"]["hierarchy.depth"]["grid"] = [1, 2, 3, 4]
+    wider["sweep"]["space"]["prompts.depth"]["grid"] = [1, 2, 3, 4]
     few, many = ({p.plan.tuning[0] for p in plan(of).points} for of in (raw, wider))
     assert few < many
     assert len(many) == len(few) + 1
@@ -92,7 +92,7 @@ def test_trials_fit_beside_each_other(raw: dict[str, Any]) -> None:
         ),
         ({"space": {"vlm": {"grid": [{}]}}}, "vlm cannot be swept"),
         ({"space": {"captions.held_out": {"grid": [0.2]}}}, "changes the held-out captions"),
-        ({"space": {"hierarchy.dept": {"grid": [1]}}}, "hierarchy.dept is no field .*depth"),
+        ({"space": {"prompts.dept": {"grid": [1]}}}, "prompts.dept is no field .*depth"),
         ({"space": {"losses": {"grid": [3]}}}, "losses"),
         ({"asha": {"grace": 10}}, "sweep.asha.grace: 10 epochs spare every trial"),
         ({"sedes": 3}, "sweep: sedes: unknown field; did you mean seeds"),

@@ -18,14 +18,14 @@ def settings(space: dict[str, Any], **others: Any) -> SweepSettings:
 
 def test_grids_are_crossed_and_draws_are_joined_to_each_combination() -> None:
     space = {
-        "hierarchy.depth": {"grid": [1, 4]},
+        "prompts.depth": {"grid": [1, 4]},
         "losses.order": {"grid": [0, 0.2, 1]},
         "tuning.lr": {"loguniform": [0.001, 0.1]},
     }
     listed = points(settings(space, samples=5))
     assert len(listed) == 2 * 3 * 5
-    rates = [point["tuning.lr"] for point in listed if point["hierarchy.depth"] == 1]
-    assert rates == [point["tuning.lr"] for point in listed if point["hierarchy.depth"] == 4]
+    rates = [point["tuning.lr"] for point in listed if point["prompts.depth"] == 1]
+    assert rates == [point["tuning.lr"] for point in listed if point["prompts.depth"] == 4]
     assert len({*rates}) == 5
     assert all(0.001 < rate < 0.1 for rate in rates)
 
@@ -47,7 +47,7 @@ def test_a_wider_space_keeps_the_points_that_it_had() -> None:
     one: dict[str, Any] = {"losses.margin": {"uniform": [0.1, 1]}}
     few = points(settings(one, samples=3))
     assert points(settings(one, samples=8))[:3] == few
-    two = {"hierarchy.depth": {"grid": [2, 3]}, **one}
+    two = {"prompts.depth": {"grid": [2, 3]}, **one}
     assert [p["losses.margin"] for p in points(settings(two, samples=3))][:3] == [
         p["losses.margin"] for p in few
     ]
@@ -55,7 +55,7 @@ def test_a_wider_space_keeps_the_points_that_it_had() -> None:
 
 
 def test_the_same_point_is_tried_once() -> None:
-    assert len(points(settings({"hierarchy.depth": {"choice": [1, 2]}}, samples=40))) == 2
+    assert len(points(settings({"prompts.depth": {"choice": [1, 2]}}, samples=40))) == 2
 
 
 @pytest.mark.parametrize(
@@ -90,15 +90,15 @@ RAW: dict[str, Any] = {"name": "own", "categories": ["dog", "cat"], "captions": 
 
 def test_a_point_is_the_config_with_its_values(tmp_path: Path) -> None:
     key = "prompts.global_branch.shared, prompts.local_branch.shared"
-    config = config_at(RAW, {"hierarchy.depth": 2, key: 7}, tmp_path / "config.yaml")
-    assert config.hierarchy.depth == 2
+    config = config_at(RAW, {"prompts.depth": 2, key: 7}, tmp_path / "config.yaml")
+    assert config.prompts.depth == 2
     assert config.prompts.global_branch.shared == config.prompts.local_branch.shared == 7
-    assert config_at(RAW, {}, tmp_path / "config.yaml").hierarchy.depth != 2, "RAW is as it was"
+    assert config_at(RAW, {}, tmp_path / "config.yaml").prompts.depth != 2, "RAW is as it was"
 
 
 def test_a_point_that_no_config_can_have_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"sweep.space: hierarchy.depth=9: .*hierarchy.depth"):
-        config_at(RAW, {"hierarchy.depth": 9}, tmp_path / "config.yaml")
+    with pytest.raises(InputError, match=r"sweep.space: prompts.depth=9: .*prompts.depth"):
+        config_at(RAW, {"prompts.depth": 9}, tmp_path / "config.yaml")
     with pytest.raises(InputError, match=r"did you mean losses.order"):
         config_at(RAW, {"losses.ordr": 1}, tmp_path / "config.yaml")
     with pytest.raises(InputError, match="'categories' has no fields"):

@@ -48,7 +48,6 @@ def trial(number: int, folder: Path) -> Trial:
         held_out=0.1,
         categories=CategoryList(categories=({"name": "dog"}, {"name": "cat"})),
         hierarchy=Hierarchy(("a",), (0, 0), ("a",), (0,)),
-        depth=1,
         vlm=VLMSettings(),
         prompts=PromptSettings(),
         scoring=ScoringSettings(),
@@ -152,7 +151,7 @@ def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> Non
         SweepSettings,
         {
             "space": {
-                "hierarchy.depth": {"choice": [0, 1, 2, 3]},
+                "prompts.depth": {"choice": [0, 1, 2, 3]},
                 "tuning.lr": {"loguniform": [0.01, 1]},
             },
             "search": "optuna",
@@ -169,7 +168,7 @@ def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> Non
             return replace(trial(len(proposed), tmp_path), fields=fields)
 
         def known(trial: Trial) -> float | None:
-            return 7.0 if trial.fields["hierarchy.depth"] == 0 else None
+            return 7.0 if trial.fields["prompts.depth"] == 0 else None
 
         searcher = ProposedTrials(settings, plan, known, earlier)
         return proposed, outcomes(searcher, tmp_path, work=at_once)
@@ -180,12 +179,12 @@ def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> Non
         set(fields) == set(settings.space) and 0.01 <= fields["tuning.lr"] <= 1
         for fields in proposed
     )
-    ran = [n for n, fields in enumerate(proposed, start=1) if fields["hierarchy.depth"] != 0]
+    ran = [n for n, fields in enumerate(proposed, start=1) if fields["prompts.depth"] != 0]
     assert sorted(told) == ran, "what is known does not run"
     assert {outcome.status for outcome in told.values()} == {"finished"}
     # What was proposed to an earlier command counts, where the space has it and its end is known.
     earlier = [
-        {"hierarchy.depth": depth, "tuning.lr": rate}
+        {"prompts.depth": depth, "tuning.lr": rate}
         for depth, rate in ((0, 0.5), (0, 5.0), (2, 0.5))
     ]
     proposed, told = search(earlier)

@@ -64,7 +64,7 @@ SETTINGS = TuningSettings(
     batch=3,
     milestones=(2,),
     noise=NoiseSettings(relative=0.5),
-    mix=1,
+    captions_per_item=1,
 )
 
 
@@ -84,12 +84,10 @@ def data(embedded_vlm: VLM) -> Data:
     return Data(caption_set(embedded_vlm, TRAIN), caption_set(embedded_vlm, HELD_OUT))
 
 
-def class_prompts(
-    vlm: VLM, seed: int = 0, losses: LossSettings | None = None, depth: int = 4
-) -> ClassPrompts:
+def class_prompts(vlm: VLM, seed: int = 0, losses: LossSettings | None = None) -> ClassPrompts:
     scoring = ScoringSettings()
     losses = losses or LossSettings()
-    return ClassPrompts(vlm, CATEGORIES, HIERARCHY, depth, PROMPTS, scoring, losses, seed)
+    return ClassPrompts(vlm, CATEGORIES, HIERARCHY, PROMPTS, scoring, losses, seed)
 
 
 def new_run(vlm: VLM, data: Data, settings: TuningSettings = SETTINGS, seed: int = 0) -> TuningRun:
@@ -186,17 +184,19 @@ def best_epoch(run: TuningRun) -> int:
     return best
 
 
-def test_what_is_left_leans_back_to_the_handcrafted_prompts(embedded_vlm: VLM, data: Data) -> None:
+def test_tuned_features_are_interpolated_with_the_anchor_by_its_weight(
+    embedded_vlm: VLM, data: Data
+) -> None:
     run = new_run(embedded_vlm, data)
-    branch = PROMPTS.local_branch.model_copy(update={"handcrafted": 0.75})
+    branch = PROMPTS.local_branch.model_copy(update={"anchor_weight": 0.75})
     run.prompts.prompt_settings = PROMPTS.model_copy(update={"local_branch": branch})
     run.run_epoch()
     chosen = run.best_class_features()
     with torch.no_grad():
         tuned_global, tuned_local = run.prompts.class_features()
-    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    anchor = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
     torch.testing.assert_close(chosen["global"], tuned_global)
-    expected = F.normalize(0.25 * tuned_local + 0.75 * handcrafted, dim=-1)
+    expected = F.normalize(0.25 * tuned_local + 0.75 * anchor, dim=-1)
     torch.testing.assert_close(chosen["local"], expected)
 
 
@@ -208,11 +208,11 @@ def test_the_tokens_that_are_left_are_behind_the_class_features(
     run = finish(new_run(embedded_vlm, replace(data, held_out=wrong_labels)))
     chosen, tokens = run.best_class_features(), run.best_tokens()
     assert sorted(tokens) == ["global.rows", "global.table", "local.rows", "local.table"]
-    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    anchor = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
     for branch in ("global", "local"):
         context = tokens[f"{branch}.table"][tokens[f"{branch}.rows"]]
         prompted = embedded_vlm.encode_prompts(context, list(NAMES))
-        expected = F.normalize(prompted + handcrafted, dim=-1)
+        expected = F.normalize(prompted + anchor, dim=-1)
         torch.testing.assert_close(chosen[branch], expected, atol=1e-5, rtol=0)
     # Shared by all, by pets, and by none.
     rows = tokens["global.rows"]
@@ -282,11 +282,11 @@ def test_the_loss_is_the_sum_of_its_weighted_parts(embedded_vlm: VLM, data: Data
     class_global, class_local = prompts.class_features()
     items, labels = data.train.features.float(), data.train.labels
     of_global, of_local = branch_scores(items, class_global, class_local, embedded_vlm.geometry)
-    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    anchor = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
     expected = (
         2.0 * ranking_loss(of_global, labels, 0.5) / 7
         + 3.0 * ranking_loss(of_local, labels, 0.9) / 7
-        + 0.7 * order_loss(class_local, handcrafted, 100.0)
+        + 0.7 * order_loss(class_local, anchor, 100.0)
     )
     torch.testing.assert_close(prompts(items, labels, 7), expected)
 
@@ -301,12 +301,12 @@ def test_an_order_loss_of_weight_0_costs_nothing(embedded_vlm: VLM, data: Data) 
     assert operations(order=0.0) == operations(order_on=()) < operations()
 
 
-def test_class_features_are_prompt_plus_handcrafted_of_unit_length(embedded_vlm: VLM) -> None:
+def test_class_features_are_prompt_plus_anchor_of_unit_length(embedded_vlm: VLM) -> None:
     prompts = class_prompts(embedded_vlm)
-    handcrafted = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
+    anchor = embedded_vlm.encode_text([f"a photo of a {name}." for name in NAMES])
     for branch, features in zip(prompts.branches.values(), prompts.class_features(), strict=True):
         encoded = embedded_vlm.encode_prompts(branch.context(), list(NAMES))
-        summed = encoded + handcrafted
+        summed = encoded + anchor
         torch.testing.assert_close(features, summed / summed.norm(dim=-1, keepdim=True))
 
 
@@ -353,7 +353,7 @@ def test_a_captions_noise_does_not_depend_on_the_others(embedded_vlm: VLM, data:
 
 
 def test_mixed_items_have_the_captions_that_they_are_made_of(embedded_vlm: VLM, data: Data) -> None:
-    run = new_run(embedded_vlm, data, SETTINGS.model_copy(update={"mix": 3}))
+    run = new_run(embedded_vlm, data, SETTINGS.model_copy(update={"captions_per_item": 3}))
     places = torch.tensor([5, 0, 3])
     drawn = run._drawn(places, epoch=1)
     assert drawn.shape == (3, 3)

@@ -71,7 +71,6 @@ def job(
         held_out=0.2,
         categories=CATEGORIES,
         hierarchy=HIERARCHY,
-        depth=4,
         vlm=embedded_settings,
         prompts=PromptSettings(),
         scoring=ScoringSettings(),

@@ -21,4 +21,4 @@ SENTENCES = [
         if one < two
     ),
 ]
-QUICK = TuningSettings(epochs=2, batch=32, mix=2)
+QUICK = TuningSettings(epochs=2, batch=32, captions_per_item=2)

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails, to_json
 
 from orchestrator.cluster.placement import check_absolute
 from orchestrator.config.label_list import read_label_list
+from orchestrator.config.renamed_fields import renamed
 from orchestrator.config.yaml import parse_yaml, read_yaml
 from orchestrator.errors import InputError
 from prompt_tuning.backbones.base import VLMSettings
@@ -233,6 +234,9 @@ def _explain(model: type[BaseModel], raw: Any, problems: list[ErrorDetails]) -> 
         if any(other[: len(place)] == place for other in by_place if len(other) > len(place)):
             continue
         name = ".".join(str(part) for part in place)
+        if moved := renamed(name):
+            lines.append(moved)
+            continue
         message = _message(model, place, of_place)
         lines.append(f"{name}: {message}"[:300] if name else message[:300])
     return lines

@@ -13,11 +13,10 @@ from pathlib import Path
 from orchestrator.cluster.placement import Resources, check_folder, place_engines, visible_gpus
 from orchestrator.config.models import RunConfig, load_categories, load_templates
 from orchestrator.errors import InputError
-from prompt_tuning.captions import Caption, read_captions
+from prompt_tuning.captions import Caption, given_captions, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.install_hints import install_set
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
-from prompt_tuning.knowledge.given_captions import given_captions
 from prompt_tuning.knowledge.label_check import dropped_labels
 from prompt_tuning.knowledge.templates import Template
 from prompt_tuning.storage import file_digest, folder_digest, source_digest
@@ -34,7 +33,8 @@ _MODULES = (
     "orchestrator.stages.knowledge",
     "prompt_tuning.captions",
     "prompt_tuning.categories",
-    "prompt_tuning.knowledge.given_captions",
+    "prompt_tuning.knowledge.caption_filter",
+    "prompt_tuning.knowledge.dialogue",
     "prompt_tuning.label_names",
     "prompt_tuning.knowledge.noun_matching",
     "prompt_tuning.knowledge.parts_of_speech",
@@ -44,7 +44,6 @@ _MODULES = (
     "prompt_tuning.knowledge.questions",
     "prompt_tuning.parquet_writer",
     "prompt_tuning.knowledge.hashed_sampling",
-    "prompt_tuning.knowledge.template_captions",
     "workers.knowledge.pool",
     "workers.knowledge.ledger",
 )
@@ -132,6 +131,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
             "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
             "versions": engine_versions(),
             "source": source_digest(
+                "prompt_tuning.knowledge.dialogue",
                 "workers.knowledge.engine",
                 "workers.knowledge.adapters",
                 "workers.knowledge.embedded_llm",

@@ -37,7 +37,7 @@ _VLM_MODULES = (
 _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
 _PHOTO_MODULES = ("prompt_tuning.datasets.labelled_images", "prompt_tuning.images")
 # The fields of a config on which nothing depends that comes before tuning.
-TUNING = ("hierarchy.depth", "losses", "prompts", "scoring", "seeds", "tuning")
+TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
 _TUNING_MODULES = (
     "prompt_tuning.tuning.losses",
     "prompt_tuning.evaluation.metrics",
@@ -125,7 +125,7 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         cache,
         "hierarchy",
         ("prompt_tuning.hierarchy", "prompt_tuning.tuning.prompts", *_VLM_MODULES),
-        groups=asdict(groups) if groups else config.hierarchy.model_dump(exclude={"depth"}),
+        groups=asdict(groups) if groups else config.hierarchy.model_dump(),
         categories=list(categories.names),
         clustered_on=clustered_on,
     )
@@ -175,9 +175,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
     """Key the stages that tune and evaluate, given all that comes before them."""
     config, resources, categories = inputs.config, inputs.resources, inputs.categories
     try:
-        branches = (config.prompts.global_branch, config.prompts.local_branch)
-        tokens = max(branch.context_tokens(config.hierarchy.depth) for branch in branches)
-        check_prompt_length(config.vlm, tokens, list(categories.names))
+        check_prompt_length(config.vlm, config.prompts.context_tokens, list(categories.names))
     except ValueError as error:
         raise InputError(str(error)) from None
     share = place_workers(config, resources)
@@ -187,7 +185,6 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         "tuning",
         (*_TUNING_MODULES, *_VLM_MODULES),
         (inputs.captions, inputs.hierarchy),
-        depth=config.hierarchy.depth,
         held_out=config.captions.held_out,
         prompts=config.prompts.model_dump(),
         scoring=config.scoring.model_dump(),

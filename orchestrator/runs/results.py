@@ -94,7 +94,7 @@ def _write_artifact(plan: Plan) -> None:
         tree=read_hierarchy(plan).tree(plan.categories),
         classes=read_classes(plan.tuning[chosen].folder),
         tokens=TunedTokens(
-            read_tokens(plan.tuning[chosen].folder), plan.config.prompts.handcrafted
+            read_tokens(plan.tuning[chosen].folder), plan.config.prompts.anchor_weights
         ),
         geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
         fusion=plan.config.scoring.fusion,

@@ -15,9 +15,11 @@ from rich.console import Console
 from orchestrator.cluster.connect import connect
 from orchestrator.console import StageProgress, status
 from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan
-from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionWriter
+from prompt_tuning.captions import Caption, CaptionWriter
+from prompt_tuning.knowledge.caption_filter import CaptionFilter
 from prompt_tuning.knowledge.category_facts import CategoryFacts, confirm_kinds, read_category_facts
-from prompt_tuning.knowledge.questions import Question, QuestionWriter
+from prompt_tuning.knowledge.dialogue import Answer, Question
+from prompt_tuning.knowledge.questions import QuestionWriter
 from prompt_tuning.knowledge.templates import FACTS, SENTENCES
 from prompt_tuning.parquet_writer import RowWriter
 from prompt_tuning.storage import canonical_json

@@ -84,7 +84,6 @@ def tuning_job(
         held_out=config.captions.held_out,
         categories=plan.categories,
         hierarchy=read_hierarchy(plan),
-        depth=config.hierarchy.depth,
         vlm=config.vlm,
         prompts=config.prompts,
         scoring=config.scoring,

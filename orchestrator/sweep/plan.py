@@ -148,14 +148,7 @@ def _check_extras(settings: SweepSettings) -> None:
 
 def _before_tuning(config: RunConfig) -> str:
     """All of a config that matters before tuning."""
-    kept = config.model_dump(mode="json")
-    for name in TUNING:
-        *parents, last = name.split(".")
-        place = kept
-        for parent in parents:
-            place = place[parent]
-        del place[last]
-    return canonical_json(kept)
+    return canonical_json(config.model_dump(mode="json", exclude=set(TUNING)))
 
 
 def values_of(config: RunConfig, keys: Iterable[str]) -> Fields:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config.models import RunConfig, build_config, set_field
+from orchestrator.config.renamed_fields import renamed
 from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING
 from prompt_tuning.knowledge.hashed_sampling import unit_draw
@@ -103,6 +104,8 @@ class SweepSettings(Settings):
     def _fields_may_vary(cls, space: dict[str, Axis]) -> dict[str, Axis]:
         names = [name for key in space for name in split_names(key)]
         for name in names:
+            if moved := renamed(name):
+                raise ValueError(moved)
             if is_below(name, _FIXED):
                 raise ValueError(f"{name} cannot be swept: it is the same for all points")
             if names.count(name) > 1:
@@ -147,7 +150,7 @@ def is_below(name: str, fields: tuple[str, ...]) -> bool:
 
 
 def _tunes(name: str) -> bool:
-    return any(f"{name}.".startswith(f"{field}.") for field in TUNING)
+    return name.split(".")[0] in TUNING
 
 
 def split_names(key: str) -> list[str]:

@@ -29,7 +29,7 @@ EMBEDDED_MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 class VLMSettings(Settings):
     """Which vision-language model encodes texts and images.
 
-    `embedded` models come from packages (VLM.md). `open_clip` takes a CLIP or SigLIP of open_clip's
+    `embedded` models come from packages (docs/embedded-model.md). `open_clip` takes a CLIP or SigLIP of open_clip's
     with `pretrained`: a tag that open_clip downloads from its hub, or the path of a checkpoint. A
     local checkpoint says whether it was trained with QuickGELU, because nothing in the file does.
     SigLIP's tokenizers come from Hugging Face's hub too; its models read one resolution only.

@@ -1,4 +1,4 @@
-"""The methods that are compared, and the metrics file (DESIGN.md §2) that compares them."""
+"""The methods that are compared, and the metrics file (docs/evaluation.md) that compares them."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def untuned_baselines(
     labels = train.labels[train.rows].float()
     captions = labels.T @ train.features.pooled[train.rows].float()
     # A class without captions has no average of them; its hand-crafted prompt stands in.
-    handcrafted = anchor_features(vlm, categories)
-    captions = torch.where((labels > 0).any(0)[:, None], captions, handcrafted)
+    anchor = anchor_features(vlm, categories)
+    captions = torch.where((labels > 0).any(0)[:, None], captions, anchor)
     return {
         name: ClassFeatures(F.normalize(features, dim=-1), F.normalize(features, dim=-1))
         for name, features in (
-            ("zero_shot", handcrafted),
+            ("zero_shot", anchor),
             ("templates", text_average(templates)),
             ("synonym_average", text_average(synonyms)),
             ("caption_average", captions),

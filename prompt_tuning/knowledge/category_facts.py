@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.knowledge.noun_matching import NounMatcher
 from prompt_tuning.label_names import name_key, singular
 from prompt_tuning.settings import Settings
-
-if TYPE_CHECKING:
-    from prompt_tuning.captions import Answer
-    from prompt_tuning.knowledge.questions import Question
 
 _FIRST_ATTRIBUTES = ("colour", "size", "material")
 _LEAST_ATTRIBUTES = 4

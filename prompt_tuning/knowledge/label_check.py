@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from prompt_tuning.captions import Answer, Caption, CaptionFilter, CaptionSettings
+from prompt_tuning.captions import Caption, CaptionSettings
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.caption_filter import CaptionFilter
+from prompt_tuning.knowledge.dialogue import Answer, Question
 
 # As models write them: the label is the subject, or what stands near decides whether it is a noun.
 _SENTENCES = (

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.knowledge.category_facts import CategoryFacts
+from prompt_tuning.knowledge.dialogue import Question
 from prompt_tuning.knowledge.hashed_sampling import blocks, shuffled, unit_draw, weighted_choice
 from prompt_tuning.knowledge.noun_matching import NounMatcher
 from prompt_tuning.knowledge.templates import FACTS, Kind, Template
@@ -63,28 +63,6 @@ class QuestionSettings(Settings):
     def asks_something(self) -> bool:
         """Whether a language model is needed at all."""
         return self.per_category + self.relationships > 0
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question: for chat models `instruction`, for base models `pattern` to be completed.
-
-    `categories`: names of what the answer should show, `words`: what they are called here.
-    `shown`: the answers in the pattern, which must not come back. `seed`: of the sampling.
-    """
-
-    kind: Kind
-    categories: tuple[str, ...]
-    words: tuple[str, ...]
-    instruction: str
-    pattern: str
-    shown: tuple[str, ...]
-    seed: int
-
-    @property
-    def line(self) -> str:
-        """What is asked, as the pattern's last line."""
-        return self.pattern.rpartition("\n")[2]
 
 
 class QuestionWriter:

@@ -91,7 +91,7 @@ class Artifact:
             "geometry": self.geometry.model_dump(mode="json"),
             "fusion": self.fusion,
             "calibration": self.calibration.to_json(),
-            "handcrafted": self.tokens.handcrafted,
+            "handcrafted": self.tokens.anchor_weights,
             "vlm_settings": self.vlm_settings.model_dump(mode="json"),
             "vlm": self.vlm.model_dump(mode="json"),
         }

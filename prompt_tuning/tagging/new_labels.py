@@ -28,11 +28,11 @@ class TunedTokens:
     """The tokens behind the class features, and the hand-crafted prompts' share in these.
 
     `tensors`: as `TuningRun.best_tokens` gives them; a branch of free vectors has none.
-    `handcrafted`: by branch (see `BranchSettings`).
+    `anchor_weights`: by branch (see `BranchSettings`).
     """
 
     tensors: dict[str, Tensor]
-    handcrafted: dict[str, float]
+    anchor_weights: dict[str, float]
 
     def context(self, branch: str) -> Tensor | None:
         """Context tokens of each category's prompt, `(classes, tokens, context_width)`."""
@@ -77,18 +77,18 @@ def prompt_new_labels(
     `groups`: the categories of each fine group, as places on the classes axis.
     """
     tuned = F.normalize(anchor_features(vlm, categories), dim=-1)
-    handcrafted = vlm.encode_text([ANCHOR_TEMPLATE.format(label) for label in labels])
+    anchor = vlm.encode_text([ANCHOR_TEMPLATE.format(label) for label in labels])
     centres = torch.stack([F.normalize(tuned[list(group)].mean(0), dim=-1) for group in groups])
-    nearest = (F.normalize(handcrafted, dim=-1) @ centres.T).argmax(1).tolist()
+    nearest = (F.normalize(anchor, dim=-1) @ centres.T).argmax(1).tolist()
     contexts, features = {}, []
     for branch in BRANCHES:
-        of_branch = F.normalize(handcrafted, dim=-1)
+        of_branch = F.normalize(anchor, dim=-1)
         context = tokens.context(branch)
         if context is not None:
             contexts[branch] = torch.stack([context[list(groups[g])].mean(0) for g in nearest])
             encoded = vlm.encode_prompts(contexts[branch].to(vlm.device), list(labels))
-            prompted = F.normalize(encoded + handcrafted, dim=-1)
-            of_branch = interpolate_with_anchor(prompted, handcrafted, tokens.handcrafted[branch])
+            prompted = F.normalize(encoded + anchor, dim=-1)
+            of_branch = interpolate_with_anchor(prompted, anchor, tokens.anchor_weights[branch])
         features.append(of_branch.cpu())
     return NewLabels(ClassFeatures(*features), nearest, contexts)
 

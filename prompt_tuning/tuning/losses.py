@@ -58,14 +58,14 @@ def ranking_loss(scores: Tensor, positives: Tensor, margin: float) -> Tensor:
     return (F.relu(gaps) * ~positives[item]).sum()
 
 
-def order_loss(tuned: Tensor, handcrafted: Tensor, temperature: float) -> Tensor:
+def order_loss(tuned: Tensor, anchor: Tensor, temperature: float) -> Tensor:
     """`KL(q ‖ p)` over all pairs of classes i<j: keeps which classes are near to which.
 
     `p = softmax(temperature · t_i·t_j)` of the tuned class features, `q` the same of the
     hand-crafted ones; both `(classes, dim)`, of unit length (arXiv 2403.01209, §3.4).
     """
     log_p = _log_shares(temperature * (tuned @ tuned.T))
-    log_q = _log_shares(temperature * (handcrafted @ handcrafted.T))
+    log_q = _log_shares(temperature * (anchor @ anchor.T))
     return F.kl_div(log_p, log_q, reduction="sum", log_target=True)
 
 

@@ -36,9 +36,10 @@ class BranchSettings(Settings):
 
     Without `hierarchical`, the branch has shared tokens only, whatever the depth. To learn
     `vectors` is to have no prompt at all: a free vector a class takes the encoded prompt's place.
-    `handcrafted`: the share that hand-crafted prompts have in the class features after tuning, by
-    which what was tuned on text alone leans back to what holds for images too (WiSE-FT does so
-    with weights: Wortsman et al., 2022, arXiv 2109.01903, §3).
+    `anchor_weight`: the weight of the anchor, the hand-crafted prompt's feature, when the tuned
+    class features are interpolated with it after tuning. It keeps features that were tuned on text
+    alone close to what holds for images too (WiSE-FT interpolates weights in the same way: Wortsman
+    et al., 2022, arXiv 2109.01903, §3).
     """
 
     learn: Literal["tokens", "vectors"] = "tokens"
@@ -47,7 +48,7 @@ class BranchSettings(Settings):
     coarse: TokenCount = 2
     fine: TokenCount = 2
     category: TokenCount = 4
-    handcrafted: Annotated[float, Field(ge=0, le=1)] = 0.0
+    anchor_weight: Annotated[float, Field(ge=0, le=1)] = 0.0
     order: tuple[Level, ...] = ("shared", "coarse", "fine", "category")
 
     @field_validator("order")
@@ -72,24 +73,34 @@ class BranchSettings(Settings):
 class PromptSettings(Settings):
     """The tokens of the global and the local branch.
 
+    `depth`: 1 shared tokens only, 2 with category tokens, 3 with fine groups too, 4 with coarse
+    groups too.
     `init_std`: of the normal noise that tokens start with, around where the backbone says that
     they may start. `memory_gib`: what encoding both branches may keep for the backward pass in each
     process; above it, prompts are encoded part by part and computed anew there, for half as much
     again in time.
     """
 
+    depth: Annotated[int, Field(ge=1, le=4)] = 4
     global_branch: BranchSettings = BranchSettings()
     local_branch: BranchSettings = BranchSettings()
     init_std: Annotated[float, Field(ge=0, le=10)] = 0.02
     memory_gib: Annotated[float, Field(gt=0, le=1024)] = 2.0
 
     @property
-    def handcrafted(self) -> dict[str, float]:
-        """The hand-crafted prompts' share in each branch."""
-        return {
-            "global": self.global_branch.handcrafted,
-            "local": self.local_branch.handcrafted,
-        }
+    def branches(self) -> dict[str, BranchSettings]:
+        """The settings of each branch by its name, "global" and "local"."""
+        return {"global": self.global_branch, "local": self.local_branch}
+
+    @property
+    def anchor_weights(self) -> dict[str, float]:
+        """The anchor's weight in the class features of each branch."""
+        return {name: branch.anchor_weight for name, branch in self.branches.items()}
+
+    @property
+    def context_tokens(self) -> int:
+        """The number of context tokens in the longer branch's prompts."""
+        return max(branch.context_tokens(self.depth) for branch in self.branches.values())
 
 
 class PromptBranch(nn.Module):
@@ -154,9 +165,9 @@ class FreeVectors(nn.Module):
         return self.vectors
 
 
-def interpolate_with_anchor(tuned: Tensor, handcrafted: Tensor, share: float) -> Tensor:
-    """Tuned class features with the `share` of hand-crafted prompts in them, `(classes, dim)`."""
-    return F.normalize(tuned.lerp(F.normalize(handcrafted, dim=-1), share), dim=-1)
+def interpolate_with_anchor(tuned: Tensor, anchor: Tensor, weight: float) -> Tensor:
+    """Unit class features `(classes, dim)` on the line from `tuned` to `anchor`, by `weight`."""
+    return F.normalize(tuned.lerp(F.normalize(anchor, dim=-1), weight), dim=-1)
 
 
 def anchor_features(vlm: VLM, categories: CategoryList) -> Tensor:

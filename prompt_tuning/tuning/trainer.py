@@ -66,7 +66,8 @@ class NoiseSettings(Settings):
 class TuningSettings(Settings):
     """The optimisation, with defaults for the embedded model; `momentum` goes with `sgd`.
 
-    `mix`: how many captions make up one training item, as an image shows several things.
+    `captions_per_item`: how many captions make up one training item, as an image shows several
+    things.
     """
 
     optimizer: Literal["sgd", "adam"] = "adam"
@@ -78,7 +79,7 @@ class TuningSettings(Settings):
     milestones: tuple[Annotated[int, Field(ge=1)], ...] = (7,)
     gamma: Factor = 0.1
     noise: NoiseSettings = NoiseSettings(relative=0.5)
-    mix: Annotated[int, Field(ge=1, le=8)] = 2
+    captions_per_item: Annotated[int, Field(ge=1, le=8)] = 2
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,13 @@ def load_caption_sets(
 class ClassPrompts(nn.Module):
     """The prompts of both branches and what the losses need; `forward` gives a batch's loss."""
 
-    handcrafted: Tensor
+    anchor: Tensor
 
     def __init__(
         self,
         vlm: VLM,
         categories: CategoryList,
         hierarchy: Hierarchy,
-        depth: int,
         prompts: PromptSettings,
         scoring: ScoringSettings,
         losses: LossSettings,
@@ -165,19 +165,19 @@ class ClassPrompts(nn.Module):
         self.losses = losses
         self.prompt_settings = prompts
         generator = torch.Generator().manual_seed(seed)
-        handcrafted = anchor_features(vlm, categories)
-        self.register_buffer("handcrafted", handcrafted, persistent=False)
+        anchor = anchor_features(vlm, categories)
+        self.register_buffer("anchor", anchor, persistent=False)
         self.branches = nn.ModuleDict()
         self._encoded: list[Callable[[], Tensor]] = []
         memory = prompts.memory_gib * 2**30 / 2
-        for name, settings in (("global", prompts.global_branch), ("local", prompts.local_branch)):
+        for name, settings in prompts.branches.items():
             if settings.learn == "vectors":
-                vectors = FreeVectors(handcrafted, prompts.init_std, generator).to(vlm.device)
+                vectors = FreeVectors(anchor, prompts.init_std, generator).to(vlm.device)
                 self.branches[name] = vectors
                 self._encoded.append(vectors)
             else:
                 branch = PromptBranch(
-                    vlm, hierarchy, depth, settings, prompts.init_std, generator
+                    vlm, hierarchy, prompts.depth, settings, prompts.init_std, generator
                 ).to(vlm.device)
                 self.branches[name] = branch
                 # No module: the frozen tower is no part of the checkpoint.
@@ -185,9 +185,7 @@ class ClassPrompts(nn.Module):
 
     def class_features(self) -> tuple[Tensor, Tensor]:
         """Unit features of all classes, global and local, each `(classes, dim)`."""
-        pooled, local = (
-            F.normalize(encoded() + self.handcrafted, dim=-1) for encoded in self._encoded
-        )
+        pooled, local = (F.normalize(encoded() + self.anchor, dim=-1) for encoded in self._encoded)
         return pooled, local
 
     def forward(self, features: Features, labels: Tensor, batch: int) -> Tensor:
@@ -199,7 +197,7 @@ class ClassPrompts(nn.Module):
         class_global, class_local = self.class_features()
         scores = branch_scores(features, class_global, class_local, self.geometry)
         loss = world / batch * self.losses.ranking(*scores, labels)
-        reference = F.normalize(self.handcrafted, dim=-1)
+        reference = F.normalize(self.anchor, dim=-1)
         for branch, tuned in (("global", class_global), ("local", class_local)):
             if self.losses.order and branch in self.losses.order_on:
                 order = order_loss(tuned, reference, self.losses.order_temperature)
@@ -284,7 +282,7 @@ class TuningRun:
 
     def _step(self, places: Tensor, epoch: int, step: int) -> float:
         rank, world = rank_and_world_size()
-        device = self.prompts.handcrafted.device
+        device = self.prompts.anchor.device
         share = places[rank::world]
         captions = self._mixed(share, epoch)
         noisy = self._add_noise(captions.features, share, epoch)
@@ -305,21 +303,21 @@ class TuningRun:
         return mean
 
     def _drawn(self, places: Tensor, epoch: int) -> Tensor:
-        """The captions of each item, `(items, mix)`: its own and those that it is mixed with."""
-        drawn = torch.empty(len(places), self.settings.mix, dtype=torch.long)
+        """The captions of each item, its own first: `(items, captions_per_item)`."""
+        drawn = torch.empty(len(places), self.settings.captions_per_item, dtype=torch.long)
         for item, place in zip(drawn, places.tolist(), strict=True):
-            generator = _generator(self.seed, epoch, place, self.settings.mix)
+            generator = _generator(self.seed, epoch, place, self.settings.captions_per_item)
             item.random_(len(self.train), generator=generator)
             item[0] = place
         return drawn
 
     def _mixed(self, places: Tensor, epoch: int) -> CaptionSet:
         """Training items, with the labels of all captions that are in them."""
-        if self.settings.mix == 1 or not len(places):
+        if self.settings.captions_per_item == 1 or not len(places):
             return self.train.take(places)
         captions = self.train.take(self._drawn(places, epoch).flatten())
-        labels = captions.labels.unflatten(0, (-1, self.settings.mix)).any(1)
-        return CaptionSet.of_all(captions.features.merge(self.settings.mix), labels)
+        labels = captions.labels.unflatten(0, (-1, self.settings.captions_per_item)).any(1)
+        return CaptionSet.of_all(captions.features.merge(self.settings.captions_per_item), labels)
 
     def _add_noise(self, features: Features, places: Tensor, epoch: int) -> Features:
         """Noise that depends on the caption and the epoch alone, not on who draws it."""
@@ -374,14 +372,10 @@ class TuningRun:
         self.prompts.load_state_dict(self.best)
         class_global, class_local = self.prompts.class_features()
         self.prompts.load_state_dict(last)
-        handcrafted = self.prompts.handcrafted
-        settings = self.prompts.prompt_settings
+        tuned = {"global": class_global, "local": class_local}
         return {
-            name: interpolate_with_anchor(tuned, handcrafted, branch.handcrafted).cpu()
-            for name, tuned, branch in (
-                ("global", class_global, settings.global_branch),
-                ("local", class_local, settings.local_branch),
-            )
+            name: interpolate_with_anchor(tuned[name], self.prompts.anchor, weight).cpu()
+            for name, weight in self.prompts.prompt_settings.anchor_weights.items()
         }
 
     def best_tokens(self) -> dict[str, Tensor]:

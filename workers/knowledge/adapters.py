@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Question
 
 AdapterName = Literal["base", "chat", "chatglm3"]
 

@@ -17,8 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from prompt_tuning.captions import Answer
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.settings import Settings
 from workers.knowledge.adapters import AdapterName, choose_adapter
 from workers.knowledge.embedded_llm import EMBEDDED_MODEL, assemble

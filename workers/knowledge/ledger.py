@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prompt_tuning.captions import Answer
-from prompt_tuning.knowledge.questions import Question
+from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.storage import digest, is_published, publishing
 
 _ANSWERS = "answers.parquet"

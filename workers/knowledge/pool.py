@@ -20,7 +20,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from prompt_tuning.captions import Answer
+from prompt_tuning.knowledge.dialogue import Answer
 from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
 from workers.knowledge.ledger import Ledger, Shard
 from workers.waiting import Waiting

@@ -84,7 +84,6 @@ class TuningJob:
     held_out: float
     categories: CategoryList
     hierarchy: Hierarchy
-    depth: int
     vlm: VLMSettings
     prompts: PromptSettings
     scoring: ScoringSettings
@@ -308,7 +307,6 @@ def _tune_seed(
         vlm,
         job.categories,
         job.hierarchy,
-        job.depth,
         job.prompts,
         job.scoring,
         job.losses,
