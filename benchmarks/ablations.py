@@ -48,8 +48,9 @@ from orchestrator.stages.tuning import (
 from prompt_tuning.backbones.base import VLM, load_vlm
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets import DatasetSettings, LabelledImages, read_photos
-from prompt_tuning.datasets.scenes import fetch_stamps, stamps_source
+from prompt_tuning.datasets.labelled_images import LabelledImages
+from prompt_tuning.datasets.registry import DatasetSettings, read_photos
+from prompt_tuning.datasets.stamps import fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import (
     BRANCHES,
     ClassFeatures,
@@ -62,7 +63,7 @@ from prompt_tuning.images import open_image
 from prompt_tuning.storage import digest, is_published, publishing
 from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
 from workers.stage import Stage, run_stage
-from workers.tuning.worker import CLASSES, read_classes
+from workers.tuning.job import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")

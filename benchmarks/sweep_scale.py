@@ -31,8 +31,8 @@ from orchestrator.sweep.plan import plan_sweep
 from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.rounds import run_rounds
 from workers.stage import run_stage
+from workers.tuning.job import HISTORY
 from workers.tuning.trials import OnEpoch, OnWaiting, Trial, Work, tune_prompts
-from workers.tuning.worker import HISTORY
 
 
 def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:

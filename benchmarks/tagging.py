@@ -35,10 +35,9 @@ from image_features import write_photo
 from PIL import Image
 from rich.console import Console
 
-from orchestrator.tagging.job import TagOptions, tag
+from orchestrator.tagging.job import tag_images
 from prompt_tuning import Tagger, load_vlm, tune
 from prompt_tuning.backbones.base import VLM
-from prompt_tuning.tagging.tag_stream import TagRule
 from prompt_tuning.tuning.trainer import TuningSettings
 
 CATEGORIES = ["strawberry", "elephant", "bicycle", "penguin"]
@@ -66,9 +65,8 @@ def ours(folder: Path, artifact: Path, cache: Path, console: Console, threads: i
     torch.set_num_threads(threads)
     out = folder.with_name("tags.jsonl")
     out.unlink(missing_ok=True)
-    options = TagOptions(artifact, [str(folder)], out, None, TagRule(), None, None, cache)
     start = time.perf_counter()
-    assert tag(options, console)
+    assert tag_images(artifact, [str(folder)], cache=cache, console=console, out=out)
     return len(list(folder.iterdir())) / (time.perf_counter() - start)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from prompt_tuning.backbones.base import VLMSettings, load_vlm
 from prompt_tuning.categories import CategoryList, built_in_text
-from prompt_tuning.datasets import read_voc
+from prompt_tuning.datasets.voc import read_voc
 from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import concatenate

@@ -13,7 +13,7 @@ from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.hierarchy import HierarchySettings, cluster_groups
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.tagging.artifact import Artifact
-from prompt_tuning.tagging.calibration import calibrate
+from prompt_tuning.tagging.calibration import calibrate_on_captions
 from prompt_tuning.tagging.new_labels import TunedTokens
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings, anchor_features
@@ -77,7 +77,7 @@ def tune(
         tokens=TunedTokens(run.best_tokens(), prompts.anchor_weights),
         geometry=class_prompts.geometry,
         fusion=scoring.fusion,
-        calibration=calibrate(classes, validation, class_prompts.geometry),
+        calibration=calibrate_on_captions(classes, validation, class_prompts.geometry),
         vlm_settings=vlm.settings,
         vlm=vlm.identity,
     )

@@ -85,35 +85,36 @@ def naming(target: Path | str) -> Iterator[None]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from None
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file beside its target, fsync and rename: readers see the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{_writer()}")
-    try:
-        with naming(path), temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _fsync(path.parent)
+@contextmanager
+def replacing(target: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Give a file to write, which takes the target's place once it is complete and synced.
 
-
-def copy_atomic(source: Path, target: Path) -> None:
-    """Copy a file of any size as `write_atomic` writes one."""
+    Readers see the old file or the new one. `temporary`: the file to write, on the same file
+    system; by default one beside the target.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{_writer()}")
+    temporary = temporary or target.with_name(f".{target.name}.{_writer()}")
     try:
-        with naming(target), source.open("rb") as read, temporary.open("wb") as written:
-            shutil.copyfileobj(read, written)
-        _fsync(temporary)
+        with naming(target):
+            yield temporary
+            _fsync(temporary)
         os.rename(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _fsync(target.parent)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file that readers see as it was or as it will be, and never in between."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def copy_atomic(source: Path, target: Path) -> None:
+    """Copy a file of any size as `write_atomic` writes one."""
+    with replacing(target) as temporary, source.open("rb") as read, temporary.open("wb") as written:
+        shutil.copyfileobj(read, written)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from prompt_tuning import tune
 from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
-from prompt_tuning.datasets.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 
 # Tensors here are small: threads that wait for each other on a busy machine cost most of the time.
 torch.set_num_threads(1)

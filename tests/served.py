@@ -25,12 +25,14 @@ import sys
 from pathlib import Path
 from rich.console import Console
 from orchestrator.interruption import interruptible
-from orchestrator.tagging.serve import ServeOptions, serve
-from workers.serving.requests import Limits
+from orchestrator.tagging.serve import serve_artifacts
+from workers.serving.limits import Limits
 artifacts, port, cache, limits = json.loads(sys.argv[1])
-options = ServeOptions(artifacts, "127.0.0.1", port, None, None, Path(cache), Limits(**limits))
+console = Console(stderr=True)
 with interruptible():
-    serve(options, Console(stderr=True))
+    serve_artifacts(
+        artifacts, cache=Path(cache), console=console, port=port, limits=Limits(**limits)
+    )
 """
 
 

@@ -133,12 +133,13 @@ def test_labelled_photos_make_a_new_artifact(
     expected = fit_labelled(Artifact.load(artifact).calibration, raw, labels)
     np.testing.assert_allclose(fitted.calibration.slopes, expected.slopes, rtol=1e-3)
     np.testing.assert_allclose(fitted.calibration.thresholds, expected.thresholds, atol=1e-3)
+    assert fitted.calibration.labelled_photos == 24
     assert fitted.calibration.source == "held-out sentences and 24 labelled photos"
     tags = Tagger.load("fitted", "cpu", lasting_cache).tag(files)
     given = np.array([[name in {tag.name for tag in of} for name in NAMES] for of in tags])
     assert (given == labels).mean() > 0.9
     done = calibrate("--root", "photos", "--out", "fitted")
-    assert (done.code, "is there already" in done.err) == (2, True)
+    assert (done.code, "exists already" in done.err) == (2, True)
     again = ("calibrate", "fitted", "--root", "photos", "--out", "twice")
     done = run_datafree(monkeypatch, capsys, *again)
     assert (done.code, "which would count twice" in done.err) == (2, True)
@@ -152,14 +153,14 @@ def test_what_all_photos_show_is_not_fitted(
     table.write_text("".join(f"{file},{NAMES[0]}\n" for file in files))
     done = calibrate("--root", "photos", "--out", "fitted")
     assert done.code == 2
-    assert f"(all show: {NAMES[0]})" in done.err
+    assert f"(on all photos: {NAMES[0]})" in done.err
     assert not Path("fitted").exists()
     # Rows of an image are merged: there are twelve photos.
     with table.open("a") as stream:
         stream.writelines(f"{file},{NAMES[1].upper()}\n" for file in files[:6])
     done = calibrate("--root", "photos", "--out", "fitted")
     assert done.code == 0, done.err
-    assert f"All photos show {NAMES[0]}: the figures are without this" in done.err
+    assert f"All photos show {NAMES[0]}: the figures leave this out" in done.err
     assert "five folds of 12" in done.err
     before, after = (Artifact.load(folder).calibration for folder in (artifact, Path("fitted")))
     steeper = after.shared[0] / before.shared[0]
@@ -173,7 +174,7 @@ def test_photos_without_labels_move_thresholds_only(
     write_photos(stamps, 12)
     done = calibrate("photos", "--out", "fitted")
     assert done.code == 0, done.err
-    assert "12 photos say little" in done.err
+    assert "12 photos are few; use 50 or more" in done.err
     before, after = (Artifact.load(folder).calibration for folder in (artifact, Path("fitted")))
     np.testing.assert_array_equal(before.slopes, after.slopes)
     np.testing.assert_array_equal(before.offsets, after.offsets)
@@ -190,7 +191,7 @@ def test_photos_without_labels_move_thresholds_only(
         (["--root", "nowhere"], "nowhere"),
         (["--root", "photos", "--dataset", "images"], "--dataset: Input should be"),
         (["--root", "photos", "--split", "val"], "split: only goes with dataset"),
-        (["--root", "photos"], "1 photos that can be read are too few; 10 are the least"),
+        (["--root", "photos"], "at least 10 readable photos are required (got 1)"),
     ],
 )
 def test_what_is_asked_wrong_is_told(

@@ -15,7 +15,7 @@ from prompt_tuning.evaluation.metrics import best_thresholds
 from prompt_tuning.features import Features
 from prompt_tuning.tagging.calibration import (
     Calibration,
-    calibrate,
+    calibrate_on_captions,
     calibration_quality,
     f1_thresholds,
     fit_sigmoids,
@@ -146,16 +146,16 @@ def test_captions_calibrate_however_few() -> None:
     classes, held_out = captions(300)
     for count in (300, 1):
         some = held_out.take(torch.arange(count))
-        calibration = calibrate(classes, some, GEOMETRY)
+        calibration = calibrate_on_captions(classes, some, GEOMETRY)
         assert (calibration.slopes > 0).all()
         assert ((calibration.thresholds > 0) & (calibration.thresholds <= 0.5)).all()
-        assert calibrate(classes, some, GEOMETRY).to_json() == calibration.to_json()
+        assert calibrate_on_captions(classes, some, GEOMETRY).to_json() == calibration.to_json()
 
 
 def test_a_category_that_no_caption_shows_is_no_tag_of_everything() -> None:
     classes, held_out = captions(300)
     unseen = held_out.take((~held_out.labels[:, 2]).nonzero().flatten())
-    calibration = calibrate(classes, unseen, GEOMETRY)
+    calibration = calibrate_on_captions(classes, unseen, GEOMETRY)
     of_unseen = (calibration.slopes[2], calibration.offsets[2], calibration.thresholds[2])
     assert of_unseen == calibration.shared
     raw = method_scores(unseen.features, classes, GEOMETRY, "mean")["fused"]

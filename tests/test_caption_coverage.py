@@ -14,7 +14,7 @@ from command_line import Done, run_datafree
 
 from orchestrator.cluster.placement import find_resources
 from orchestrator.config.models import load_config
-from orchestrator.pages.run_page import caption_notes
+from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan, make_plan
 from prompt_tuning.captions import Caption, CaptionWriter, is_held_out, read_caption_file
@@ -119,14 +119,14 @@ def test_knowledge_warns_of_labels_without_captions(call: Call) -> None:
     done = call("knowledge", "own.yaml")
     assert done.code == 0, done.err
     assert done.out.startswith("4 labels: dog, cat, cow, fox\n")
-    assert "warning: No caption to tune on shows 2 of 4 labels: cow, fox." in done.out
+    assert "warning: No training caption shows 2 of 4 labels: cow, fox." in done.out
     held_out = plan("own.yaml", ALLOWED).config.captions.held_out
     cows = (f"Number {n} is a cow." for n in range(99))
     kept_back = [text for text in cows if is_held_out(Caption(text, (2,), "file"), held_out)]
     with Path("own.tsv").open("a", encoding="utf-8") as file:
         file.writelines(f"{text}\tcow\n" for text in kept_back)
     done = call("knowledge", "own.yaml")
-    assert "warning: No caption to tune on shows 2 of 4 labels: cow, fox." in done.out
+    assert "warning: No training caption shows 2 of 4 labels: cow, fox." in done.out
 
 
 def test_a_label_whose_captions_are_all_held_out_has_none_to_tune_on() -> None:
@@ -149,6 +149,6 @@ def test_notes_name_what_lacks_captions_and_few_held_out_ones() -> None:
     missing, few, unseen = notes(40, 1, ("cow", "fox"), ("cat", "cow", "fox"))
     assert "shows 2 of 4 labels: cow, fox." in missing
     assert few.startswith("Only 1 caption was held out")
-    assert "No held-out caption shows cat, cow, fox: the text mAP leaves such labels out" in unseen
+    assert "No held-out caption shows cat, cow, fox: the text mAP leaves these labels out" in unseen
     many = tuple(f"label {n}" for n in range(300))
     assert "label 9 and 290 more." in notes(900, 100, many, ())[0]

@@ -125,7 +125,7 @@ def test_a_run_on_templates_has_curves_and_so_has_one_of_cached_stages(
     assert [entry["epoch"] for entry in history] == [1, 2]
     assert read_curves(first) == expected(history)
     report = (tmp_path / "first/curves/report.html").read_text("utf-8")
-    assert "Prompts tuned on 320 sentences (all of them from CLIP" in report
+    assert "Prompts tuned on 320 captions (all of them from CLIP" in report
 
     assert read_curves(curves_after_run("second")) == expected(history)
     assert len(list(cache.glob("tuning/*"))) == 1

@@ -21,14 +21,9 @@ from orchestrator.errors import InputError
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.stages.evaluation import UNREADABLE, read_images, write_images
 from prompt_tuning.categories import Category, CategoryList, built_in
-from prompt_tuning.datasets import (
-    DatasetSettings,
-    LabelledImages,
-    nus_wide,
-    read_photos,
-    readable,
-    voc,
-)
+from prompt_tuning.datasets import nus_wide, voc
+from prompt_tuning.datasets.labelled_images import LabelledImages, readable
+from prompt_tuning.datasets.registry import DatasetSettings, read_photos
 from prompt_tuning.knowledge.noun_matching import NounMatcher
 from workers.stage import run_stage
 

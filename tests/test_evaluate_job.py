@@ -235,7 +235,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     # in whatever data set the photos turn up.
     two = (*folder, "evaluation.select_on=evaluation", "evaluation.split_seed=2", "seeds=[0, 1]")
     out = datafree("run", "tiny.yaml", "--runs", "halves", *(f"--set={option}" for option in two))
-    assert "mAP on 6 images of folder (not the 6 that selected)" in out
+    assert "mAP on 6 images of folder (without the 6 used for selection)" in out
     assert "Too few images for intervals: 6; 10 are the least." in out
     halves = Path("halves/tiny")
     half = json.loads((halves / "metrics.json").read_bytes())
@@ -275,11 +275,11 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert shown_rows == reported.tolist()
     report = (halves / "report.html").read_text("utf-8")
     assert report.count("data:image/jpeg;base64,") == 6
-    assert "not the 6 that selected" in report
+    assert "without the 6 used for selection" in report
     assert "6 of 12, drawn with seed 2" in report
     assert "Too few images for intervals: 6" in report
     out = datafree("evaluate", halves)
-    assert "mAP on 6 images of folder (not the 6 that selected)" in out
+    assert "mAP on 6 images of folder (without the 6 used for selection)" in out
     assert "a difference of" in out and "interval " not in out
     assert json.loads((halves / "metrics/folder.json").read_bytes()) == half
     page = (halves / "evaluation-folder.html").read_text("utf-8")

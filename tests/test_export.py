@@ -18,7 +18,7 @@ from command_line import run_datafree
 from PIL import Image
 from test_onnx_export import artifact_for, needs_onnx, tiny_clip
 
-from orchestrator.pages.run_page import caption_notes
+from orchestrator.pages.metrics_summary import caption_notes
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.baselines import BRANCHES, UNTUNED, compare_methods
@@ -178,11 +178,11 @@ def test_figures_of_sentences_are_not_given_for_figures_of_photos(
     (tmp_path / "run/metrics.json").write_text(json.dumps(metrics), "utf-8")
     datafree("export", tmp_path / "run/artifact", "--hf", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text("utf-8")
-    assert "held-out sentences (there were no images)" in card
+    assert "held-out captions (there were no images)" in card
     assert "promise little for photos" in card
     for note in caption_notes(metrics):
         assert note in card
-    assert "No caption to tune on shows 1 of 3 labels: café." in card
+    assert "No training caption shows 1 of 3 labels: café." in card
 
 
 def test_a_label_with_a_fence_stays_in_its_list(

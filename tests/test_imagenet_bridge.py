@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prompt_tuning.backbones.base import VLM, VLMSettings, check_vlm, load_vlm, weight_files
 from prompt_tuning.backbones.noun_phrases import noun_phrases
-from prompt_tuning.datasets.scenes import stamp_files
+from prompt_tuning.datasets.stamps import stamp_files
 from prompt_tuning.tuning.scoring import branch_scores, fuse
 
 # What ImageNet calls these categories of the scenes.

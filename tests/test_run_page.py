@@ -1,4 +1,4 @@
-"""The run report: what it says, that it loads nothing, and that strangers' text stays text."""
+"""The run report: what it says, that it loads nothing, and that hostile text stays text."""
 
 from __future__ import annotations
 
@@ -15,31 +15,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from orchestrator.pages.evaluation_page import (
-    EvaluationData,
-    Mistake,
-    changes,
-    curve_charts,
-    lead,
-    render_evaluation,
-)
-from orchestrator.pages.run_page import (
-    Example,
-    ReportData,
-    class_rows,
-    curves,
-    duration,
-    fixed,
-    local_caveat,
-    render,
-    signed,
-    ticks,
-)
+from orchestrator.pages.run_page import Example, ReportData, learning_charts, render
 from prompt_tuning.categories import built_in_text
 
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png onerror=alert(1)>'
 UNTUNED = ("zero_shot", "templates", "synonym_average", "caption_average")
-NOTE = "embedded one, not CLIP: its image side was trained on ImageNet labels."
+NOTE = "embedded one, not CLIP: its image encoder was trained on ImageNet labels."
 
 
 def names(count: int) -> list[str]:
@@ -254,14 +235,9 @@ def test_class_table_is_weakest_first_with_the_best_baseline() -> None:
     assert "1 class has no positive image" in page.text
 
 
-def test_class_rows_without_a_baseline() -> None:
-    rows = class_rows({"tuned": {"a": 5.0, "b": None, "c": 0.0}}, None)
-    assert [(row.name, row.difference) for row in rows] == [("c", None), ("a", None), ("b", None)]
-
-
 def test_summary_and_note(page: Page) -> None:
     assert (
-        "Prompts tuned on 1,412 sentences written by gemma3-270m reach 63.1 mAP on 400 composed "
+        "Prompts tuned on 1,412 captions written by gemma3-270m reach 63.1 mAP on 400 composed "
         "scenes (mean of 3 seeds), 2.4 above the best baseline (caption_average, 60.7)."
     ) in page.text
     assert NOTE in page.text
@@ -318,8 +294,8 @@ def test_notes_stand_above_the_figures() -> None:
 def test_without_images() -> None:
     scores = {"caption_average": 90.2, "tuned": 93.4}
     page = Page(render(replace(fake(), metrics=None, held_out=scores, examples=[])))
-    assert "There were no images in this run" in page.text
-    assert "reach 93.4 mAP on held-out sentences" in page.text
+    assert "This run had no images" in page.text
+    assert "reach 93.4 mAP on held-out captions" in page.text
     rows = [row[:2] for row in page.tables[0][1:]]
     assert rows == [["caption_average", "90.2"], ["tuned", "★ 93.4"]]
     assert not {"classes", "images"} & set(page.ids())
@@ -345,217 +321,22 @@ def test_own_sentences_are_not_said_to_be_a_language_model_s() -> None:
     data = fake()
     own = {"model": None, "kept": {"file": 7}, "asked": {"specific": 0}, "dropped": {}, "tokens": 0}
     page = Page(render(replace(data, knowledge={**data.knowledge, **own})))
-    assert "No language model was asked. 7 sentences were kept" in page.text
-    assert "tuned on 7 sentences (all of them your own)" in page.text
+    assert "No language model was asked. 7 captions were kept" in page.text
+    assert "tuned on 7 captions (all of them your own)" in page.text
     for claim in ("wrote", "written by", "kind of question"):
         assert claim not in page.text
 
 
 def test_curves_leave_out_what_was_not_recorded() -> None:
     entry: dict[str, Any] = {"epoch": 1, "loss": 2.0, "held_out_loss": None}
-    charts = curves({3: [{**entry, "held_out_map": math.nan}]})
-    assert [chart.title for chart in charts] == ["Train loss"]
+    charts = learning_charts({3: [{**entry, "held_out_map": math.nan}]})
+    assert [chart.title for chart in charts] == ["Training loss"]
     assert "seed 3 from 2.00 to 2.00" in charts[0].label
 
 
 def test_the_best_epoch_is_marked() -> None:
     rising = [{"epoch": e, "loss": v, "held_out_map": v} for e, v in ((1, 5), (2, 9), (3, 7))]
-    lowest, highest = (chart.lines[0] for chart in curves({0: rising}))
-    assert lowest.points.startswith("{:.1f},{:.1f} ".format(*lowest.best))
-    assert " {:.1f},{:.1f} ".format(*highest.best) in highest.points
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "most", "expected"),
-    [
-        (0, 1, 5, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (1, 12, 6, [2, 4, 6, 8, 10, 12]),
-        (70.3, 91.2, 4, [80, 90]),
-        (5, 5, 4, [5]),
-    ],
-)
-def test_ticks(low: float, high: float, most: int, expected: list[float]) -> None:
-    assert ticks(low, high, most) == pytest.approx(expected)
-
-
-def test_figures_in_words() -> None:
-    assert [duration(s) for s in (0.42, 42.4, 59.7, 185, 7439)] == [
-        *("0.4 s", "42 s", "1 min 0 s", "3 min 5 s", "2 h 4 min")
-    ]
-    assert [signed(v) for v in (1.24, -0.41, -0.04, None)] == ["+1.2", "−0.4", "0.0", "–"]
-    assert [fixed(-1.0), fixed(None), fixed(0.125, 2)] == ["−1.0", "–", "0.12"]
-
-
-def test_what_the_local_branch_does_alone_is_told_against_the_best_baseline() -> None:
-    rows = {"zero_shot": (60.3, 70.8), "synonym_average": (59.7, 71.0), "tuned": (63.5, 74.0)}
-    maps = {method: {"fused": fused, "local": local} for method, (fused, local) in rows.items()}
-    assert "synonym_average reaches 71.0, tuned 74.0." in local_caveat({"map": maps})
-    maps["tuned"] = {"fused": 80.0, "local": 74.0}
-    assert local_caveat({"map": maps}) == ""
-
-
-def evaluated(classes: int = 44, tuned: float = 63.1) -> EvaluationData:
-    """A plausible evaluation; nothing shows the last class."""
-    metrics = fake(classes, seeds=3, tuned=tuned).metrics
-    assert metrics is not None
-    *shown, last = metrics["ap"]["tuned"]
-    for by_branch in metrics["ap"].values():
-        by_branch[last] = None
-    fused = {method: row["fused"] for method, row in metrics["map"].items()}
-    intervals = {method: [score - 2, score + 2] for method, score in fused.items()}
-    for method in UNTUNED:
-        gap = tuned - fused[method]
-        intervals[f"tuned - {method}"] = [gap - 1.5, gap + 1.5]
-    rates = {"precision": 41.0, "recall": 82.5, "f1": 54.8}
-    metrics |= {
-        "dataset": "voc2007",
-        "images": 4952,
-        "ci": intervals,
-        "map_11_points": {method: score - 0.5 for method, score in fused.items()},
-        "positives": {**dict.fromkeys(shown, 1234), last: 0},
-        "f1_at_top_k": {"k": 3, "tuned": {"micro": rates, "macro": {**rates, "f1": 51.2}}},
-        "coverage_error": {"tuned": 4.25},
-        "calibration": {
-            "ece": 2.34,
-            "at_thresholds": {"micro": {**rates, "f1": 55.5}, "macro": rates},
-            "best_f1": {"micro": 66.6, "macro": 61.0},
-        },
-    }
-    falling = [(i / 9, 1 - i / 15) for i in range(10)]
-    return EvaluationData(
-        run="my-run",
-        vlm="embedded efficientnet-lite2+minilm",
-        embedded=True,
-        metrics=metrics,
-        curves={name: (falling, [(r, p / 2) for r, p in falling]) for name in shown},
-        mistakes=[
-            Mistake(jpeg(i), name, 3.2 - i / 10, shown[i + 1 : i + i])
-            for i, name in enumerate(shown[:8])
-        ],
-    )
-
-
-def test_the_evaluation_page_has_its_sections_and_loads_nothing() -> None:
-    html = render_evaluation(evaluated())
-    page = Page(html)
-    assert not page.open
-    sections = [str(attrs["id"]) for tag, attrs in page.tags if tag == "section"]
-    assert sections == ["result", "classes", "changes", "curves", "mistakes", "protocol"]
-    assert [a["href"] for tag, a in page.tags if tag == "a"] == ["#" + s for s in sections]
-    assert len(page.ids()) == len(set(page.ids()))
-    images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(images) == 8
-    assert all(str(i["src"]).startswith("data:image/jpeg;base64,") and i["alt"] for i in images)
-    assert not re.search(r"https?://|@import|url\(", html)
-    assert page.count("caption") == page.count("table")
-    drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
-    assert all("aria-hidden" in a or (a.get("role") == "img" and a["aria-label"]) for a in drawings)
-    assert NOTE in page.text
-    assert "average precision all points" in page.text  # the protocol
-
-
-def test_figures_of_the_evaluation_page() -> None:
-    page = Page(render_evaluation(evaluated()))
-    methods = {row[0]: row[1:] for row in page.tables[0]}
-    assert methods["caption_average"] == [
-        *("59.5", "56.2", "60.7", "58.7 to 62.7"),
-        *("+2.4 +0.9 to +3.9", "60.2"),
-    ]
-    assert methods["tuned"][-3:] == ["61.1 to 65.1", "", "62.6"]
-    assert page.tables[1][1:] == [
-        ["micro", "41.0", "82.5", "54.8"],
-        ["macro", "41.0", "82.5", "51.2"],
-    ]
-    assert "An image needs 4.2 tags" in page.text
-    assert "off by 2.3 points on average" in page.text
-    assert page.tables[2][1:] == [
-        ["micro", "41.0", "82.5", "55.5", "66.6"],
-        ["macro", "41.0", "82.5", "54.8", "61.0"],
-    ]
-    classes = page.tables[3]
-    assert classes[0][:5] == ["Class", "Tuned", "Untuned", "Diff.", "Positives"]
-    assert float(classes[1][1]) <= float(classes[2][1])
-    assert classes[1][4] == "1,234"
-    assert classes[-1][1:5] == ["–", "–", "–", "0"]
-    assert len(classes) == 45
-    assert "1 class has no positive image" in page.text
-
-
-def test_hostile_text_is_inert_in_an_evaluation() -> None:
-    data = evaluated()
-    for of_class in (*data.metrics["ap"].values(), data.metrics["positives"]):
-        of_class[HOSTILE] = 1
-    data.metrics["protocol"][HOSTILE] = HOSTILE
-    data.metrics["against"] = {
-        "run": HOSTILE,
-        "classes": 2,
-        "map": {"this": 50.0, "other": 48.0},
-        "difference": {"mean": 2.0, "low": -1.0, "high": 5.0},
-    }
-    curves = {**data.curves, HOSTILE: next(iter(data.curves.values()))}
-    mistakes = [Mistake(jpeg(0), HOSTILE, 2.0, [HOSTILE, '" onerror="alert(1)'])]
-    page = Page(
-        render_evaluation(replace(data, run=HOSTILE, curves=curves, mistakes=mistakes, vlm=HOSTILE))
-    )
-    assert page.count("script") == page.count("img") == 1
-    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
-    assert page.text.count("alert(1)") > 8
-    assert (
-        "50.0 and 48.0 mAP (tuned, fused), a difference of +2.0 (95 % interval −1.0 to +5.0)"
-        in (page.text)
-    )
-
-
-@pytest.mark.parametrize(
-    ("tuned", "said"),
-    [
-        (63.1, "a difference of +2.4 (95 % interval +0.9 to +3.9)."),
-        (61.7, "(95 % interval −0.5 to +2.5). The interval includes zero, so this may be chance."),
-        (58.1, "a difference of −2.6 (95 % interval −4.1 to −1.1). Tuning did harm here."),
-    ],
-)
-def test_the_lead_is_told_with_its_doubt(tuned: float, said: str) -> None:
-    sentence = lead(evaluated(tuned=tuned).metrics)
-    assert sentence.startswith(
-        f"On 4,952 images of voc2007, the prompts tuned on text alone reach {tuned} mAP "
-        "(mean of 3 seeds), and the best baseline (caption_average) 60.7: "
-    )
-    assert sentence.endswith(said)
-
-
-def test_changes_are_against_zero_shot_and_largest_first() -> None:
-    labels = names(30)
-    before: dict[str, float | None] = dict.fromkeys(labels, 50.0)
-    after = {name: 50.0 + i - 15 for i, name in enumerate(labels)}
-    better = dict.fromkeys(labels, 90.0)
-    ap = {"zero_shot": before, "templates": better, "tuned": {**after, "unseen": None}}
-    gained, lost = changes(ap)
-    assert [row.name for row in gained] == labels[:19:-1]
-    assert [row.name for row in lost] == labels[:10]
-    assert (gained[0].difference, lost[0].difference) == (14.0, -15.0)
-
-
-@pytest.mark.parametrize("classes", [2, 30, 200])
-def test_curves_of_the_weakest_the_most_improved_and_the_rest(classes: int) -> None:
-    data = evaluated(classes)
-    rows = class_rows(data.metrics["ap"], "caption_average")
-    weakest, improved, rest = curve_charts(rows, data.curves)
-    order = [row.name for row in rows]
-    assert [chart.row.name for chart in weakest] == order[: min(12, classes - 1)]
-    assert len(improved) <= 12
-    gains = [chart.row.difference or 0.0 for chart in improved]
-    assert gains == sorted(gains, reverse=True)
-    if rest and len(improved) == 12:
-        assert gains[-1] >= max(chart.row.difference or 0.0 for chart in rest)
-    shown = [chart.row.name for chart in (*weakest, *improved, *rest)]
-    assert sorted(shown) == sorted(data.curves)
-    page = Page(render_evaluation(data))
-    assert sum(attrs.get("class") == "chart" for _, attrs in page.tags) == classes - 1
-    assert page.count("details") == bool(rest)
-
-
-def test_a_curve_goes_down_from_the_upper_left() -> None:
-    rows = class_rows({"tuned": {"dog": 50.0}}, None)
-    ((chart,), _, _) = curve_charts(rows, {"dog": ([(0.25, 1.0), (1.0, 0.5)], [(1.0, 0.25)])})
-    assert chart.tuned == "0.0,0.0 25.0,0.0 100.0,50.0"
-    assert chart.untuned == "0.0,75.0 100.0,75.0"
+    lowest, highest = learning_charts({0: rising})
+    at_lowest, at_highest = ("{:.1f},{:.1f} ".format(*c.marks[0].at) for c in (lowest, highest))
+    assert lowest.lines[0][1].startswith(at_lowest)
+    assert f" {at_highest}" in highest.lines[0][1]

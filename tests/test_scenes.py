@@ -11,16 +11,14 @@ import yaml
 from PIL import Image
 
 from prompt_tuning.categories import BUILT_IN, Category, CategoryList, built_in_text
-from prompt_tuning.datasets import read_scenes, scenes
 from prompt_tuning.datasets.scenes import (
+    LABELS_PER_SCENE,
     SceneSettings,
-    StampsUnavailable,
     compose_scenes,
-    fetch_stamps,
     plan_scenes,
-    stamp_files,
-    stamps_hash,
+    read_scenes,
 )
+from prompt_tuning.datasets.stamps import stamp_files
 
 ROOT = Path(__file__).parent.parent
 GROUPS = {
@@ -72,13 +70,6 @@ def test_groups_cover_every_category_once(name: str) -> None:
     assert (len(members), len(fine), len(coarse)) == SHAPES[name]
 
 
-def test_every_category_has_its_own_stamps() -> None:
-    assert tuple(stamp_files()) == built_in("scenes").names
-    files = [file for some in stamp_files().values() for file in some]
-    assert all(stamp_files().values())
-    assert len(set(files)) == len(files)
-
-
 def test_plan_is_balanced_and_has_1_to_4_different_labels() -> None:
     plan = plan_scenes(tuple(stamp_files()), SceneSettings())
     assert all(1 <= len(labels) <= 4 and len(set(labels)) == len(labels) for labels in plan)
@@ -87,7 +78,7 @@ def test_plan_is_balanced_and_has_1_to_4_different_labels() -> None:
     assert max(counts.values()) - min(counts.values()) <= 2
     shares = Counter(len(labels) for labels in plan)
     assert [shares[n] / len(plan) for n in (1, 2, 3, 4)] == pytest.approx(
-        scenes.LABELS_PER_SCENE, abs=0.08
+        LABELS_PER_SCENE, abs=0.08
     )
 
 
@@ -130,30 +121,3 @@ def test_labels_say_what_was_drawn_and_where(stamps: Path, tmp_path: Path) -> No
             x0, y0, x1, y1 = thing["box"]
             assert 0 <= x0 < x1 <= 128
             assert 0 <= y0 < y1 <= 128
-
-
-def test_changed_stamps_hash_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scenes, "stamp_files", lambda: {"dog": ("dog.png",)})
-    with pytest.raises(StampsUnavailable, match=r"dog\.png"):
-        stamps_hash(tmp_path)
-    (tmp_path / "dog.png").write_bytes(b"one")
-    first = stamps_hash(tmp_path)
-    (tmp_path / "dog.png").write_bytes(b"two")
-    assert len(first) == 64
-    assert stamps_hash(tmp_path) != first
-
-
-def test_fetching_without_apt_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StampsUnavailable, match=r"^no apt-get on this machine$"):
-        fetch_stamps(tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-def test_a_failing_apt_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = tmp_path / "apt-get"
-    fake.write_text("#!/bin/sh\necho 'W: first' >&2\necho 'E: no network' >&2\nexit 100\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StampsUnavailable, match=r"^apt-get update failed: E: no network$"):
-        fetch_stamps(tmp_path / "cache")

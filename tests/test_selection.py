@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.datasets import LabelledImages
+from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.evaluation.selection import (
     SelectingHalf,

@@ -28,7 +28,7 @@ from prompt_tuning import Tagger, tune
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.storage import MANIFEST, publishing
 from workers.serving.app import build_app
-from workers.serving.requests import Limits
+from workers.serving.limits import Limits
 
 
 @pytest.fixture(scope="module")
@@ -389,13 +389,13 @@ def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
     ("arguments", "told"),
     [
         (["nowhere"], "nowhere: no artifact"),
-        (["{all}", "{all}"], "a second artifact named all; name it: NAME="),
+        (["{all}", "{all}"], "another artifact is already named all; choose a name: NAME="),
         (["{all}", "--host", "0.0.0.0"], "--host: 0.0.0.0 can be reached from other machines"),
         (
             ["{all}", "--host", "no.such.host", "--token", "t"],
-            "--port: cannot listen at no.such.host",
+            "--port: cannot listen on no.such.host",
         ),
-        (["{all}", "--port", "{taken}"], "--port: cannot listen at 127.0.0.1:"),
+        (["{all}", "--port", "{taken}"], "--port: cannot listen on 127.0.0.1:"),
         (["{all}", "--port", "70000"], "--port: 70000 is no port"),
         (["{all}", "--replicas", "0"], "--replicas: 0 is too few"),
         (["{all}", "--replicas", "4000"], "--replicas: 4000 with 1 CPUs and"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +24,16 @@ from rich.console import Console
 from orchestrator.cluster.placement import Node, Resources
 from orchestrator.errors import InputError
 from orchestrator.tagging import serve as serve_job
-from orchestrator.tagging.serve import ServeOptions, serve
+from orchestrator.tagging.serve import serve_artifacts
 from workers import waiting
 from workers.failure import DescribedFailure, describe
 from workers.serving.app import APPLICATION, MODEL
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> ServeOptions:
-    return ServeOptions([], "127.0.0.1", 0, None, None, tmp_path)
+def serve(tmp_path: Path) -> Callable[[Console], None]:
+    """Serves no artifact, at a port that is free."""
+    return lambda console: serve_artifacts([], cache=tmp_path, console=console, port=0)
 
 
 @pytest.fixture
@@ -57,8 +58,8 @@ def statuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServeStatus | Bas
     monkeypatch.setattr(serve_job, "connect", nothing)
     monkeypatch.setattr(serve_job, "disconnect", nothing)
     monkeypatch.setattr(serve_job, "Lifeline", SimpleNamespace(remote=nothing))
-    monkeypatch.setattr(serve_job, "_LOOK_EACH_S", 0)
-    monkeypatch.setattr(serve_job, "_SPEAK_EACH_S", -1)
+    monkeypatch.setattr(serve_job, "_POLL_S", 0)
+    monkeypatch.setattr(serve_job, "_SECONDS_BETWEEN_REPORTS", -1)
     yield told
     assert not told
 
@@ -80,59 +81,62 @@ READY = service(ApplicationStatus.RUNNING, 2)
 
 
 def test_a_head_without_cpus_is_refused(
-    options: ServeOptions, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[[Console], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serve_job, "find_resources", lambda: Resources((Node(0, 0),)))
     with pytest.raises(InputError, match=r"--replicas: 1 with 1 CPUs .* can never be scheduled"):
-        serve(options, Console())
+        serve(Console())
 
 
 @pytest.mark.parametrize(
     ("end", "words"),
     [
-        (ServeStatus(), "failed: the service was ended from outside, as by `serve shutdown`"),
+        (
+            ServeStatus(),
+            "failed: the service was stopped by another process, such as `serve shutdown`",
+        ),
         (
             service(ApplicationStatus.DEPLOY_FAILED, 0, "no\nmemory"),
-            "failed: the service ended: no memory",
+            "failed: Ray Serve could not start the models: no memory",
         ),
     ],
 )
 @pytest.mark.parametrize("before", [[], [READY]])
 def test_a_service_that_ends_without_this_command_is_told_in_a_line(
     statuses: list[ServeStatus | BaseException],
-    options: ServeOptions,
+    serve: Callable[[Console], None],
     before: list[ServeStatus],
     end: ServeStatus,
     words: str,
 ) -> None:
     statuses += [ServeStatus(), *before, end]
     with pytest.raises(DescribedFailure) as failure:
-        serve(options, Console(quiet=True))
+        serve(Console(quiet=True))
     assert describe(failure.value) == words
 
 
 def test_what_the_models_wait_for_is_told_and_not_for_ever(
     statuses: list[ServeStatus | BaseException],
-    options: ServeOptions,
+    serve: Callable[[Console], None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     statuses += [ServeStatus(), LOADING, KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
-        serve(options, Console(width=200))
+        serve(Console(width=200))
     told = capsys.readouterr().out
     assert "serve: 0 of 2 replicas are ready after 0 s; each needs 1 CPU; free are 0 CPU" in told
     statuses += [ServeStatus(), LOADING]
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
     monkeypatch.setattr(waiting, "_SECONDS_NOWHERE", 0)
     with pytest.raises(DescribedFailure, match=r"gave up .*serve: 0 of 2 .*; each needs 1 CPU of"):
-        serve(options, Console(quiet=True))
+        serve(Console(quiet=True))
 
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_requests_have_time_to_end_only_once_there_can_be_some(
     statuses: list[ServeStatus | BaseException],
-    options: ServeOptions,
+    serve: Callable[[Console], None],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     loaded: bool,
@@ -145,5 +149,5 @@ def test_requests_have_time_to_end_only_once_there_can_be_some(
     monkeypatch.setattr(ray_serve, "run_many", lambda *_, **__: [front])
     statuses += [ServeStatus(), *([READY] * loaded), KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
-        serve(options, Console())
-    assert ("Ending: requests under way" in capsys.readouterr().out) == loaded
+        serve(Console())
+    assert ("Stopping: requests under way" in capsys.readouterr().out) == loaded

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from workers.serving.limits import Limits
 from workers.serving.metrics import Measures
-from workers.serving.requests import Limits
 from workers.serving.traffic import Traffic
 
 LIMITS = Limits(request_bytes=100, all_bytes=250)

@@ -13,20 +13,17 @@ from typing import Any
 import pytest
 from test_run_page import HOSTILE, NOTE, Page
 
-from orchestrator.pages.run_page import FRAME
-from orchestrator.pages.sweep_drawings import (
-    axis,
-    heights,
-    heights_of_curves,
-    learning,
-    parallel,
-    plots,
-    scatter,
-    spread_out,
+from orchestrator.pages.sweep_page import (
+    caution,
+    lead,
+    learning_chart,
+    render_sweep,
+    saved,
+    scatter_chart,
+    stops,
+    text_verdict,
 )
-from orchestrator.pages.sweep_page import render_sweep
-from orchestrator.pages.sweep_words import caution, lead, saved, stops
-from orchestrator.sweep.swept_points import Compared, SweepData, SweptPoint, word
+from orchestrator.sweep.swept_points import Compared, SweepData, SweptPoint
 
 AXES: dict[str, Callable[[random.Random], Any]] = {
     "tuning.lr": lambda draw: 10 ** draw.uniform(-4, -1),
@@ -43,10 +40,10 @@ AXES: dict[str, Callable[[random.Random], Any]] = {
     ),
 }
 DEFAULT = [0.002, "auto", 3, 0.2, 0.1, 0.02, ["shared", "fine", "coarse", "category"], [16, 32]]
-SCENES = "200 composed scenes (not the 200 that selected)"
+SCENES = "200 composed scenes (without the 200 used for selection)"
 
 
-def fake(points: int = 30, axes: int = 3, halving: bool = True, images: bool = True) -> SweepData:
+def fake(points: int = 30, axes: int = 3, asha: bool = True, images: bool = True) -> SweepData:
     """A plausible sweep of three seeds, best near a learning rate of 0.005; point 5 failed."""
     draw = random.Random(points)
     names = list(AXES)[:axes]
@@ -61,7 +58,7 @@ def fake(points: int = 30, axes: int = 3, halving: bool = True, images: bool = T
         status, epochs, reason = "finished", 12, ""
         if number == 5:
             status, epochs, reason = "failed", 0, "CUDA out of memory: tried to get 2.00 GiB"
-        elif halving and number and reached < 61 + draw.gauss(0, 1):
+        elif asha and number and reached < 61 + draw.gauss(0, 1):
             status, epochs = "stopped", draw.choice([2, 2, 2, 6])
         curves = [
             [reached - 12 * math.exp(-e / 3) + draw.gauss(0, 0.2) for e in range(1, epochs + 1)]
@@ -87,15 +84,14 @@ def fake(points: int = 30, axes: int = 3, halving: bool = True, images: bool = T
     return SweepData(
         name="quickstart-sweep",
         axes=names,
-        log_axes=["tuning.lr"],
-        objective="mAP on the half of the images that selects"
+        objective="mAP on the selection half of the images"
         if images
         else "mAP on held-out captions",
         points=swept,
         best=best.number,
         compared=Compared(64.1, 62.3, (1.8, 0.7, 2.9), (61.9, 66.2), (60.2, 64.4), SCENES),
         epochs=12,
-        halving="ASHA, a third goes on after 2 and 6 epochs" if halving else "",
+        asha="a third goes on after 2 and 6 epochs" if asha else "",
         seconds={
             "tuning_now": 1500.0,
             "tuning": 1500.0,
@@ -115,9 +111,7 @@ def test_every_section_is_there_and_it_loads_nothing() -> None:
     page = Page(html)
     assert not page.open, "unclosed elements"
     sections = [str(attrs["id"]) for tag, attrs in page.tags if tag == "section"]
-    assert sections == [
-        *("result", "fields", "together", "learning", "text", "points", "cost", "setup")
-    ]
+    assert sections == [*("result", "learning", "text", "points", "cost", "setup")]
     assert [a["href"] for tag, a in page.tags if tag == "a"] == ["#" + s for s in sections]
     assert len(page.ids()) == len(set(page.ids()))
     assert not re.search(r"https?://|@import|url\(", html)
@@ -149,7 +143,7 @@ def test_hostile_text_is_inert() -> None:
         render_sweep(
             replace(
                 data,
-                **dict.fromkeys(("name", "halving", "vlm", "config_yaml", "best_yaml"), HOSTILE),
+                **dict.fromkeys(("name", "asha", "vlm", "config_yaml", "best_yaml"), HOSTILE),
                 objective=HOSTILE,
                 axes=names,
                 points=points,
@@ -171,23 +165,23 @@ def test_hostile_text_is_inert() -> None:
         ((-0.9, -1.5, -0.3), "It does worse there than the default, so keep the default."),
     ],
 )
-def test_the_lead_is_told_with_its_doubt(difference: tuple[float, float, float], said: str) -> None:
+def test_the_lead_says_how_sure_it_is(difference: tuple[float, float, float], said: str) -> None:
     data = fake()
     assert data.compared is not None
     data = replace(data, compared=replace(data.compared, difference=difference))
-    told = lead(data)
-    assert told.startswith(f"Of 30 points, point {data.best} (tuning.lr = 0.0")
-    assert f"On {SCENES} it reaches 64.1 mAP and the default 62.3" in told
-    assert said in told
-    assert told in Page(render_sweep(data)).text
+    sentence = lead(data)
+    assert sentence.startswith(f"Of 30 points, point {data.best} (tuning.lr = 0.0")
+    assert f"On {SCENES} it reaches 64.1 mAP and the default 62.3" in sentence
+    assert said in sentence
+    assert sentence in Page(render_sweep(data)).text
 
 
 def test_the_lead_where_nothing_is_better_or_nothing_was_measured() -> None:
     data = fake()
     at_default = replace(data, best=0)
-    assert "none is better than the default, the config as written" in lead(at_default)
+    assert "none is better than the default (the config as written)" in lead(at_default)
     page = Page(render_sweep(at_default))
-    assert "the tuned prompts of the default" in page.text
+    assert "is the artifact of the default: its tuned prompts" in page.text
     assert "paste them" not in page.text
     assert "0 ★ best ☐ default" in [row[0] for row in page.tables[-1]]
     unmeasured = replace(data, compared=None)
@@ -195,10 +189,10 @@ def test_the_lead_where_nothing_is_better_or_nothing_was_measured() -> None:
     of_default = replace(data.points[0], status="failed", objective=[])
     failed = replace(unmeasured, points=[of_default, *data.points[1:]])
     assert lead(failed).endswith("How much it gains is not known: the default could not be tuned.")
-    assert "What did not" not in Page(render_sweep(unmeasured)).text
+    assert "Measured" not in Page(render_sweep(unmeasured)).text
 
 
-def test_few_finished_points_are_told() -> None:
+def test_the_page_warns_where_few_points_finished() -> None:
     data = fake()
     failed = [replace(point, status="failed", objective=[]) for point in data.points[1:]]
     mostly = replace(data, best=0, points=[data.points[0], *failed])
@@ -206,7 +200,7 @@ def test_few_finished_points_are_told() -> None:
     stopped = data.count("stopped")
     assert stopped > 15
     assert f"of 30 points, {stopped} were stopped early and 1 failed" in caution(data)
-    assert caution(fake(halving=False)) == ""
+    assert caution(fake(asha=False)) == ""
     nothing = replace(data, best=0, compared=None, points=failed)
     assert "None of the 29 points finished" in (text := Page(render_sweep(nothing)).text)
     assert "artifact" not in text
@@ -246,98 +240,19 @@ def test_sizes(points: int, axes: int) -> None:
     page = Page(html)
     assert len(page.tables[-1]) == points + 1
     assert not re.search(r"\bnan\b|\binf\b", html)
-    if len(data.finished) > 1:
-        lines = [a for tag, a in page.tags if tag == "polyline-part" and "l-fifth" in str(a)]
-        assert len(lines) == sum(data.role(p) == "finished" for p in data.finished)
-        assert len(str(lines[0]["points"]).split()) == axes + 1 if lines else True
-    for drawing in plots(data, heights(data, room=3)):
-        assert all(FRAME["left"] <= mark.x <= FRAME["right"] for mark in drawing.marks)
-        assert all(FRAME["top"] <= mark.y <= FRAME["bottom"] for mark in drawing.marks)
+    chart = learning_chart(data)
+    assert chart is not None
+    assert len(chart.lines) == sum(len(point.curves) for point in data.points)
 
 
-def test_best_default_and_stopped_are_marked_in_every_plot() -> None:
-    data = fake()
-    for drawing in plots(data, heights(data, room=3)):
-        roles = [mark.role for mark in drawing.marks]
-        assert roles.count("best") == roles.count("default") == 1
-        assert roles[-1] == "best", "drawn last"
-        assert roles.count("stopped") + roles.count("below") == data.count("stopped")
-        assert len(roles) == 29, "the failed one has no figure"
-        best = drawing.marks[-1]
-        assert best.whisker is not None
-        assert best.whisker[0] >= best.y >= best.whisker[1]
-        assert best.y == min(mark.y for mark in drawing.marks)
-
-
-def test_a_few_hopeless_points_do_not_squash_the_rest() -> None:
-    data = fake(halving=False)
-    hopeless = replace(data.points[7], objective=[3.0, 4.0, 5.0])
-    points = [*data.points[:7], hopeless, *data.points[8:]]
-    shown = heights(replace(data, points=points), room=3)
-    assert shown.low > 20
-    marks = plots(replace(data, points=points), shown)[0].marks
-    assert [mark.label for mark in marks if mark.role == "below"] == [
-        next(mark.label for mark in marks if mark.label.startswith("Point 7 "))
-    ]
-    assert "1 point lies below the range" in Page(render_sweep(replace(data, points=points))).text
-
-
-def test_a_logarithmic_axis_has_equal_steps_for_equal_factors() -> None:
-    line = axis({0: 1e-4, 1: 1e-3, 2: 1e-2, 3: 0.0}, logarithmic=True)
-    assert line.at[1] - line.at[0] == pytest.approx(line.at[2] - line.at[1])
-    assert line.at[3] < line.at[0], "zero has no logarithm and stands in a column"
-    assert [label for _, label in line.ticks] == [
-        *("0", "0.0001", "0.0003", "0.001", "0.003", "0.01")
-    ]
-    even = axis({0: 1, 1: 2, 2: 3}, logarithmic=False)
-    assert even.at[1] == pytest.approx((even.at[0] + even.at[2]) / 2)
-
-
-def test_words_stand_in_columns_before_the_numbers() -> None:
-    line = axis({0: "auto", 1: None, 2: True, 3: 8, 4: 16}, logarithmic=False)
-    assert [label for _, label in line.ticks[: line.columns]] == ["auto", "null", "true"]
-    assert max(line.at[n] for n in (0, 1, 2)) < line.at[3] < line.at[4]
-    same = spread_out({0: 0.5, 1: 0.5, 2: 0.5, 3: 0.9}, most=0.1)
-    assert same[0] == 0.5
-    assert len(set(same.values())) == 4
-    assert all(abs(same[n] - 0.5) <= 0.1 for n in range(3))
-    assert same == spread_out({0: 0.5, 1: 0.5, 2: 0.5, 3: 0.9}, most=0.1)
-
-
-def test_labels_that_do_not_fit_are_letters_with_a_legend() -> None:
-    data = fake(60, 8)
-    drawing = plots(data, heights(data, room=3))[6]
-    assert [label for _, label in drawing.x_ticks] == ["A", "B"]
-    assert dict(drawing.letters)["A"] == "[shared, coarse, fine, category]"
-    assert "A [shared, coarse, fine, category]" in Page(render_sweep(data)).text
-
-
-def test_values_are_written_as_in_a_config() -> None:
-    values = [0.000012345, 1e-05, 20.0, 3, True, None, "auto", [4, 8], {"std": 0.1}, [[1], ["a"]]]
-    assert [word(value) for value in values] == [
-        *("1.234e-5", "1e-5", "20", "3", "true", "null", "auto", "[4, 8]", "{std: 0.1}"),
-        "[[1], [a]]",
-    ]
-
-
-def test_the_best_line_ends_highest_and_colours_follow_the_rank() -> None:
-    drawn = parallel(fake(60, 3))
-    assert [path.role for path in drawn.paths[-2:]] == ["default", "best"]
-    ends = [path.end[1] for path in drawn.paths if path.role == "finished"]
-    assert ends == sorted(ends, reverse=True), "the worst is drawn first"
-    fifths = [path.fifth for path in drawn.paths if path.role == "finished"]
-    assert fifths == sorted(fifths)
-    assert set(fifths) == {0, 1, 2, 3, 4}
-
-
-def test_stops_are_counted_by_epoch_and_saved_epochs_told() -> None:
+def test_stops_are_counted_by_epoch_and_so_are_saved_epochs() -> None:
     data = fake()
     early = sum(point.epochs == 2 for point in data.points)
     assert stops(data) == (
         f"ASHA stopped {data.count('stopped')} of 30 points: {early} after epoch 2, "
         f"{data.count('stopped') - early} after epoch 6."
     )
-    assert stops(fake(halving=False)) == "No point was stopped early."
+    assert stops(fake(asha=False)) == "No point was stopped early."
     spared = sum(12 - point.epochs for point in data.points if point.status == "stopped")
     assert saved(data) == pytest.approx(spared / (30 * 12))
     text = Page(render_sweep(data)).text
@@ -349,31 +264,39 @@ def test_stopped_lines_end_where_they_were_stopped() -> None:
     data = fake()
     failed = replace(data.points[5], curves=[[60.0, 61.0]])
     data = replace(data, points=[*data.points[:5], failed, *data.points[6:]])
-    shown = heights(data, room=3)
-    paths = learning(data, heights_of_curves(data, shown))
-    assert len(paths) == 3 * 29
-    at = {path.end[0] for path in paths if path.role == "stopped"}
-    finished = {path.end[0] for path in paths if path.role == "finished"}
-    assert len(at) == 2
-    assert len(finished) == 1
-    assert max(at) < min(finished)
-    one = replace(data.points[1], status="stopped", objective=[], epochs=1, curves=[[50.0]])
-    (path,) = learning(replace(data, points=[one]), shown)
-    assert len(path.points.split()) == 2, "a single epoch is a dot"
+    chart = learning_chart(data)
+    assert chart is not None
+    assert len(chart.lines) == 3 * 29
+    ends = {
+        style: {points.split()[-1].split(",")[0] for at, points, _ in chart.lines if at == style}
+        for style in ("l-stopped", "l-finished")
+    }
+    assert len(ends["l-stopped"]) == 2
+    assert len(ends["l-finished"]) == 1
+    assert max(map(float, ends["l-stopped"])) < min(map(float, ends["l-finished"]))
+    assert chart.lines[-1][0] == "l-best", "drawn last"
+    assert {mark.style for mark in chart.marks} == {"m-stopped", "m-default", "m-best"}
+
+
+def test_a_few_hopeless_points_do_not_squash_the_learning_curves() -> None:
+    data = fake(asha=False)
+    hopeless = replace(data.points[7], curves=[[3.0] * 4])
+    points = [*data.points[:7], hopeless, *data.points[8:]]
+    chart = learning_chart(replace(data, points=points))
+    assert chart is not None
+    assert min(float(text) for _, text in chart.y_ticks) > 40
 
 
 def correlated(text: list[float], images: list[float]) -> str:
-    """The words about points with these figures on text and images."""
+    """The verdict on points with these figures on text and images."""
     points = [
         SweptPoint(i, {"a": i}, "finished", "", 2, [y], [x], [y], [[y, y]], 1.0)
         for i, (x, y) in enumerate(zip(text, images, strict=True))
     ]
-    drawn = scatter(replace(fake(), axes=["a"], log_axes=[], points=points, best=0))
-    assert drawn is not None
-    return drawn.words
+    return text_verdict(replace(fake(), axes=["a"], points=points, best=0))
 
 
-def test_how_text_predicts_images_is_told() -> None:
+def test_the_page_says_how_well_text_predicts_images() -> None:
     rising = [float(i) for i in range(10)]
     assert "correlation is 1.00 over 10 points: text ranks the settings much as" in correlated(
         rising, rising
@@ -392,7 +315,7 @@ def test_how_text_predicts_images_is_told() -> None:
 def test_without_images_nothing_is_said_about_them() -> None:
     data = fake(images=False)
     page = Page(render_sweep(data))
-    assert scatter(data) is None
+    assert scatter_chart(data) is None
     assert "text" not in page.ids()
     assert "Text" not in page.tables[-1][0]
 

@@ -25,8 +25,8 @@ from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from workers.stage import Stage
+from workers.tuning.job import DistributedTuningSettings, TuningJob
 from workers.tuning.trials import Halving, OnEpoch, OnWaiting, Outcome, Trial, run_trials
-from workers.tuning.worker import DistributedTuningSettings, TuningJob
 
 EPOCHS = 6
 

@@ -136,8 +136,8 @@ def test_what_was_made_with_something_else_is_refused(tag: Callable[..., Done]) 
     assert tag("photos", "--out", "tags.jsonl").code == 0
     before = Path("tags.jsonl").read_bytes()
     for options, named in (
-        (("--threshold", 0.5), "other threshold;"),
-        (("--top", 1, "--labels", "dog,car"), "other labels, top;"),
+        (("--threshold", 0.5), "different threshold;"),
+        (("--top", 1, "--labels", "dog,car"), "different labels, top;"),
     ):
         done = tag("photos", "--out", "tags.jsonl", *options)
         assert done.code == 2
@@ -145,10 +145,10 @@ def test_what_was_made_with_something_else_is_refused(tag: Callable[..., Done]) 
         assert done.err.count("\n") == 1
     Image.new("RGB", (9, 9)).save("photos/more.png")
     done = tag("photos", "--out", "tags.jsonl")
-    assert (done.code, "other images;" in done.err) == (2, True)
+    assert (done.code, "different images;" in done.err) == (2, True)
     Path("notes.jsonl").write_text("mine\n")
     done = tag("photos", "--out", "notes.jsonl")
-    assert (done.code, "no file of tags" in done.err) == (2, True)
+    assert (done.code, "not a file of tags" in done.err) == (2, True)
     assert Path("tags.jsonl").read_bytes() == before
     assert Path("notes.jsonl").read_text() == "mine\n"
 
@@ -221,7 +221,7 @@ def hostile_images(folder: Path) -> None:
             bomb += struct.pack(">I", len(body)) + kind + body + check
         (folder / f"bad-bomb-{side}.png").write_bytes(bomb)
 
-    (folder / "notes.txt").write_text("passed over")
+    (folder / "notes.txt").write_text("skipped")
     (folder / ".hidden.png").write_bytes(whole)
     (folder / "folder-link").symlink_to(folder)
 
@@ -245,7 +245,7 @@ def test_hostile_files_are_tagged_or_named_with_a_reason(tag: Callable[..., Done
     page = Path("page.html").read_text("utf-8")
     assert page.count("<img ") == sum(name.startswith("ok-") for name in names)
     assert "ok-inside.png" in names
-    assert "3 passed over" in done.err
+    assert "3 skipped" in done.err
     # Turned upright, images differ; of 16 bits, not all above 255 is white.
     assert open_image(Path("odd/ok-turned-6.jpg")).size == (40, 60)
     assert open_image(Path("odd/ok-turned-3.jpg")).size == (60, 40)
@@ -421,7 +421,7 @@ def test_killed_it_goes_on_without_ray_and_tags_nothing_twice(
     assert len(kept) == 1
     assert not Path("killed.jsonl").exists()
     done = tag("photos", "--out", "killed.jsonl", "--top", 1)
-    assert (done.code, "other top;" in done.err) == (2, True)
+    assert (done.code, "different top;" in done.err) == (2, True)
     # What is kept is taken as it is: a mark in it comes through.
     rows = kept[0].read_bytes()
     kept[0].write_bytes(rows.replace(b"photos/000.png", b"photos/mark.png"))

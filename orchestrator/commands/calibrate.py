@@ -34,16 +34,14 @@ def calibrate(
         )
     if (dataset or split) and not root:
         raise InputError(f"--{'dataset' if dataset else 'split'}: only goes with --root")
-    from orchestrator.tagging.calibrate import CalibrateOptions
-    from orchestrator.tagging.calibrate import calibrate as calibrate_artifact
+    from orchestrator.tagging.calibrate import calibrate_artifact
 
-    given = {"root": root, "split": split}
-    labelled = {"dataset": dataset or "folder", **{k: v for k, v in given.items() if v}}
-    options = CalibrateOptions(
-        artifact=artifact,
-        out=out,
-        labelled=labelled if root else {},
-        photos=photos,
+    given = {"dataset": dataset or "folder", "root": root, "split": split}
+    calibrate_artifact(
+        artifact,
+        out,
         cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+        console=Console(stderr=True),
+        photos=photos,
+        labelled={name: value for name, value in given.items() if value} if root else None,
     )
-    calibrate_artifact(options, Console(stderr=True))

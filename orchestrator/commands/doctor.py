@@ -20,8 +20,8 @@ from rich.console import Console
 
 from orchestrator.cluster.placement import Node, check_folder, local_node, visible_gpus
 from orchestrator.errors import InputError
-from prompt_tuning.datasets.scenes import PACKAGE as STAMPS_PACKAGE
-from prompt_tuning.datasets.scenes import stamps_source
+from prompt_tuning.datasets.stamps import PACKAGE as STAMPS_PACKAGE
+from prompt_tuning.datasets.stamps import stamps_source
 from prompt_tuning.install_hints import SOURCE, install_set, pip_install
 from workers.knowledge import embedded_llm
 from workers.knowledge.engine import EngineSettings, chosen_dtype

@@ -30,15 +30,14 @@ def serve(
     token = token or os.environ.get("DATAFREE_TOKEN")
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise InputError("--token: letters, digits and signs of ASCII without spaces are wanted")
-    from orchestrator.tagging.serve import ServeOptions
-    from orchestrator.tagging.serve import serve as serve_artifacts
+    from orchestrator.tagging.serve import serve_artifacts
 
-    options = ServeOptions(
-        artifacts=artifacts,
+    serve_artifacts(
+        artifacts,
+        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+        console=Console(stderr=True),
         host=host,
         port=port,
         token=token,
         replicas=replicas,
-        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
     )
-    serve_artifacts(options, Console(stderr=True))

@@ -32,10 +32,8 @@ def tag(
         say_if_stopped("Stopped. With --out the same command would go on from what is tagged.")
     quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # of an image that is odd but can be read
-    from orchestrator.tagging.job import TagOptions
-    from orchestrator.tagging.job import tag as tag_images
+    from orchestrator.tagging.job import tag_images
     from orchestrator.tagging.tags_file import SUFFIXES
-    from prompt_tuning.tagging.tag_stream import TagRule
 
     if threshold is not None and not 0 <= threshold <= 1:
         shown = "nan" if math.isnan(threshold) else threshold
@@ -50,15 +48,16 @@ def tag(
             raise InputError(f"{option}: {file} is a folder")
         if file:
             check_folder(str(file.absolute().parent), option)
-    options = TagOptions(
-        artifact=artifact,
-        names=images,
+    if not tag_images(
+        artifact,
+        images,
+        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+        console=Console(stderr=True),
+        threshold=threshold,
+        top=top,
+        labels=None if labels is None else [label.strip() for label in labels.split(",")],
         out=out,
         sheet=sheet,
-        rule=TagRule(threshold, top),
-        labels=None if labels is None else [label.strip() for label in labels.split(",")],
         workers=workers,
-        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
-    )
-    if not tag_images(options, Console(stderr=True)):
+    ):
         raise typer.Exit(1)

@@ -20,8 +20,9 @@ from orchestrator.errors import InputError
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
-from prompt_tuning.datasets import WHERE_TO_GET, DatasetSettings
-from prompt_tuning.datasets.scenes import SceneSettings, stamp_files
+from prompt_tuning.datasets.registry import DATASETS, DatasetSettings
+from prompt_tuning.datasets.scenes import SceneSettings
+from prompt_tuning.datasets.stamps import stamp_files
 from prompt_tuning.hierarchy import Hierarchy, HierarchySettings, parse_groups
 from prompt_tuning.knowledge.questions import QuestionSettings
 from prompt_tuning.knowledge.templates import Template, built_in_templates
@@ -30,7 +31,7 @@ from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from workers.knowledge.engine import EngineSettings, SamplingSettings
-from workers.tuning.worker import DistributedTuningSettings
+from workers.tuning.job import DistributedTuningSettings
 
 Model = TypeVar("Model", bound=BaseModel)
 Seed = Annotated[int, Field(ge=0, le=2**31)]
@@ -311,7 +312,8 @@ def _with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         try:
             root = _existing(config.evaluation.root, base, "evaluation.root", folder=True)
         except InputError as error:
-            raise InputError(f"{error}; {WHERE_TO_GET[config.evaluation.dataset]}") from None
+            where = DATASETS[config.evaluation.dataset].where_to_get
+            raise InputError(f"{error}; {where}") from None
         updates["evaluation"] = config.evaluation.model_copy(update={"root": root, **photos})
     llm, questions = config.knowledge.llm, config.knowledge.questions
     llm_folder = base / os.path.expanduser(llm.model)

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.config.models import EvaluationSettings, validate
 from orchestrator.errors import InputError
-from prompt_tuning.datasets import WHERE_TO_GET
+from prompt_tuning.datasets.registry import DATASETS
 from prompt_tuning.storage import digest
 
 
@@ -34,7 +34,7 @@ def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> Evaluat
     if settings.dataset == "none":
         raise InputError(
             "--dataset: is missing, and the run's own evaluation is of no images; there are: "
-            + ", ".join((*WHERE_TO_GET, "scenes"))
+            + ", ".join((*DATASETS, "scenes"))
         )
     if scenes and settings.dataset != "scenes":
         raise InputError(f"--scenes-{next(iter(scenes))}: only goes with dataset: scenes")
@@ -43,7 +43,8 @@ def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> Evaluat
     except ValueError as error:
         raise InputError(f"--{error}") from None
     if settings.root is not None and not Path(settings.root).is_dir():
-        raise InputError(f"--root: {settings.root} is no folder; {WHERE_TO_GET[settings.dataset]}")
+        where = DATASETS[settings.dataset].where_to_get
+        raise InputError(f"--root: {settings.root} is no folder; {where}")
     return settings
 
 

@@ -32,7 +32,8 @@ from orchestrator.pages.evaluation_page import (
     lead,
     render_evaluation,
 )
-from orchestrator.pages.run_page import EXAMPLE_SIDE, best_baseline, between, evaluated_on
+from orchestrator.pages.html import EXAMPLE_SIDE, between
+from orchestrator.pages.metrics_summary import best_baseline, evaluated_on
 from orchestrator.plan.run import ImagesPlan, plan_images, text_side
 from orchestrator.runs.finished_run import FinishedRun, read_run
 from orchestrator.runs.results import write_metrics
@@ -44,8 +45,8 @@ from orchestrator.stages.evaluation import (
 )
 from orchestrator.stages.tuning import FEATURES
 from prompt_tuning.backbones.base import fetch_weights, load_vlm
-from prompt_tuning.datasets import LabelledImages
-from prompt_tuning.datasets.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from prompt_tuning.datasets.labelled_images import LabelledImages
+from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import (
     BRANCHES,
     RESAMPLES,

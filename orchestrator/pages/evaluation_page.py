@@ -6,26 +6,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.pages.run_page import (
-    METHODS,
+from orchestrator.pages.charts import Point, polyline
+from orchestrator.pages.html import between, data_uri, fixed, page_template, signed
+from orchestrator.pages.metrics_summary import (
     ClassRow,
     best_baseline,
-    between,
     class_rows,
-    data_uri,
     evaluated_on,
-    fixed,
+    fused_scores,
+    in_order,
     local_caveat,
-    page_template,
-    signed,
 )
 
-_CURVES_PER_KIND = 12
+_CURVES_PER_SECTION = 12
 _CHANGES_SHOWN = 10
-# The square in which a precision-recall curve is drawn, in SVG units.
-CURVE_SIDE = 100
+# The side of the square in which a precision-recall curve is drawn, in SVG units.
+_CURVE_SIDE = 100
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[Point]
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,8 @@ class Mistake:
 class EvaluationData:
     """All that the page shows; `metrics` is the metrics file.
 
-    `curves`: of each class that has positives, (recall, precision) in [0, 1] of the artifact's
-    prompts and of the best baseline. `mistakes`: highest score first.
+    `curves`: for each class that has positives, the (recall, precision) pairs in [0, 1] of the
+    artifact's prompts and of the best baseline. `mistakes`: highest score first.
     """
 
     run: str
@@ -60,7 +58,7 @@ class EvaluationData:
 
 
 class CurveChart(NamedTuple):
-    """Precision over recall of one class: two polylines in a square of `CURVE_SIDE`."""
+    """Precision over recall of one class: two polylines in a square of `_CURVE_SIDE`."""
 
     row: ClassRow
     tuned: str
@@ -69,36 +67,35 @@ class CurveChart(NamedTuple):
 
 def lead(metrics: dict[str, Any]) -> str:
     """What tuning gained on these images, in a sentence that says where this may be chance."""
-    fused = {method: row["fused"] for method, row in metrics["map"].items()}
-    other = best_baseline(fused)
-    assert other is not None
-    ends = metrics["ci"].get(f"tuned - {other}")
+    fused = fused_scores(metrics)
+    baseline = best_baseline(fused)
+    assert baseline is not None
+    interval = metrics["ci"].get(f"tuned - {baseline}")
     seeds = len(metrics["map_by_seed"]["tuned"]["fused"])
     mean = f" (mean of {seeds} seeds)" if seeds > 1 else ""
-    gap = fused["tuned"] - fused[other]
-    told = (
+    text = (
         f"On {evaluated_on(metrics)}, the prompts tuned on text alone reach "
-        f"{fixed(fused['tuned'])} mAP{mean}, and the best baseline ({other}) "
-        f"{fixed(fused[other])}: a difference of {signed(gap)}"
+        f"{fixed(fused['tuned'])} mAP{mean}, and the best baseline ({baseline}) "
+        f"{fixed(fused[baseline])}: a difference of {signed(fused['tuned'] - fused[baseline])}"
     )
-    if ends is None:
-        return f"{told}."
-    told += f" (95 % interval {between(ends, signed)})"
-    low, high = ends
+    if interval is None:
+        return f"{text}."
+    text += f" (95 % interval {between(interval, signed)})."
+    low, high = interval
     if low > 0:
-        return f"{told}."
+        return text
     if high < 0:
-        return f"{told}. Tuning did harm here."
-    return f"{told}. The interval includes zero, so this may be chance."
+        return f"{text} Tuning did harm here."
+    return f"{text} The interval includes zero, so this may be chance."
 
 
 def against_line(against: dict[str, Any]) -> str:
-    """How the run stands against another one, in a sentence."""
+    """How the run compares with another one, in a sentence."""
     difference = against["difference"]
     ends = (difference["low"], difference["high"])
     return (
-        f"Against {against['run']}, over the {against['classes']} classes with positives that "
-        f"both have: {fixed(against['map']['this'])} and {fixed(against['map']['other'])} mAP "
+        f"Compared with {against['run']}, over the {against['classes']} classes with positives "
+        f"that both have: {fixed(against['map']['this'])} and {fixed(against['map']['other'])} mAP "
         f"(tuned, fused), a difference of {signed(difference['mean'])}"
         + ("." if ends[0] is None else f" (95 % interval {between(ends, signed)}).")
     )
@@ -107,18 +104,11 @@ def against_line(against: dict[str, Any]) -> str:
 def changes(
     ap: dict[str, dict[str, float | None]],
 ) -> tuple[list[ClassRow], list[ClassRow]]:
-    """The classes that gained most over zero-shot, and those that lost most, ten each at most."""
-    compared = [
-        (row.difference, row)
-        for row in class_rows(ap, "zero_shot")
-        if row.difference is not None and row.difference != 0
-    ]
-    gained = sorted((pair for pair in compared if pair[0] > 0), reverse=True)
-    lost = sorted(pair for pair in compared if pair[0] < 0)
-    return (
-        [row for _, row in gained[:_CHANGES_SHOWN]],
-        [row for _, row in lost[:_CHANGES_SHOWN]],
-    )
+    """The (at most ten) classes that gained most over zero_shot, and those that lost most."""
+    rows = sorted(class_rows(ap, "zero_shot"), key=lambda row: (row.difference or 0.0, row))
+    gained = [row for row in reversed(rows) if (row.difference or 0.0) > 0]
+    lost = [row for row in rows if (row.difference or 0.0) < 0]
+    return gained[:_CHANGES_SHOWN], lost[:_CHANGES_SHOWN]
 
 
 def curve_charts(
@@ -126,30 +116,28 @@ def curve_charts(
 ) -> tuple[list[CurveChart], list[CurveChart], list[CurveChart]]:
     """The charts of the weakest classes, of the most improved others, and of the rest."""
     charts = [
-        CurveChart(row, *(_polyline(points) for points in curves[row.name]))
+        CurveChart(row, *(_curve(points) for points in curves[row.name]))
         for row in rows
         if row.name in curves
     ]
-    weakest, others = charts[:_CURVES_PER_KIND], charts[_CURVES_PER_KIND:]
+    weakest, others = charts[:_CURVES_PER_SECTION], charts[_CURVES_PER_SECTION:]
     improved = sorted(
         (chart for chart in others if (chart.row.difference or 0.0) > 0),
         key=lambda chart: -(chart.row.difference or 0.0),
-    )[:_CURVES_PER_KIND]
+    )[:_CURVES_PER_SECTION]
     return weakest, improved, [chart for chart in others if chart not in improved]
 
 
-def _polyline(points: Points) -> str:
-    """From recall 0 on, so that the curve of a single positive is seen too."""
-    return " ".join(
-        f"{CURVE_SIDE * recall:.1f},{CURVE_SIDE * (1 - precision):.1f}"
-        for recall, precision in ((0.0, points[0][1]), *points)
-    )
+def _curve(points: Points) -> str:
+    """From recall 0 on, so that the curve of a single positive is visible too."""
+    from_zero = ((0.0, points[0][1]), *points)
+    return polyline([(_CURVE_SIDE * recall, _CURVE_SIDE * (1 - p)) for recall, p in from_zero])
 
 
 def render_evaluation(data: EvaluationData) -> str:
     """The page as one HTML file."""
     metrics = data.metrics
-    fused = {method: row["fused"] for method, row in metrics["map"].items()}
+    fused = fused_scores(metrics)
     untuned = best_baseline(fused)
     rows = class_rows(metrics["ap"], untuned)
     weakest, improved, rest = curve_charts(rows, data.curves)
@@ -159,7 +147,7 @@ def render_evaluation(data: EvaluationData) -> str:
         data=data,
         metrics=metrics,
         fused=fused,
-        methods=sorted(fused, key=lambda method: [*METHODS, method].index(method)),
+        methods=in_order(fused),
         untuned=untuned,
         summary=lead(metrics),
         against=against_line(against) if against else "",
@@ -171,7 +159,7 @@ def render_evaluation(data: EvaluationData) -> str:
             ("Most improved of the others", improved),
             ("All others", rest),
         ],
-        side=CURVE_SIDE,
+        side=_CURVE_SIDE,
         gained=gained,
         lost=lost,
     )

@@ -14,8 +14,8 @@ from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
 from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
-from prompt_tuning.datasets import read_photos
-from prompt_tuning.datasets.scenes import stamps_hash
+from prompt_tuning.datasets.registry import read_photos
+from prompt_tuning.datasets.stamps import stamps_hash
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.images import readable_formats
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
@@ -46,6 +46,8 @@ _TUNING_MODULES = (
     "prompt_tuning.tuning.prompts",
     "prompt_tuning.tuning.scoring",
     "prompt_tuning.tuning.trainer",
+    "workers.tuning.driver",
+    "workers.tuning.job",
     "workers.tuning.worker",
 )
 

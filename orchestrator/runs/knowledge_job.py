@@ -15,7 +15,7 @@ from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.placement import find_resources
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
-from orchestrator.pages.run_page import caption_notes
+from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.run_lock import only_driver
 from prompt_tuning.captions import read_captions

@@ -10,7 +10,8 @@ from typing import Any
 from orchestrator.config.models import RunConfig, validate
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import InputError
-from orchestrator.pages.run_page import METHODS, between, caption_notes, evaluated_on, fixed
+from orchestrator.pages.html import between, fixed
+from orchestrator.pages.metrics_summary import METHODS, caption_notes, evaluated_on
 from orchestrator.stages.evaluation import SELECTION, read_selection
 from prompt_tuning.evaluation.baselines import BRANCHES
 from prompt_tuning.storage import find_damage, publishing

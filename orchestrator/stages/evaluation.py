@@ -18,7 +18,9 @@ from orchestrator.console import StageProgress
 from orchestrator.errors import InputError
 from orchestrator.plan.run import ImagesPlan, Plan
 from orchestrator.stages.tuning import FEATURES, caption_coverage, read_caption_sets
-from prompt_tuning.datasets import LabelledImages, read_photos, read_scenes, readable
+from prompt_tuning.datasets.labelled_images import LabelledImages, readable
+from prompt_tuning.datasets.registry import read_photos
+from prompt_tuning.datasets.scenes import compose_scenes, read_scenes
 from prompt_tuning.evaluation.baselines import (
     MethodFeatures,
     MethodScores,
@@ -31,8 +33,8 @@ from prompt_tuning.evaluation.baselines import (
 from prompt_tuning.evaluation.selection import SelectingHalf, Selection, images_at, select_on_half
 from prompt_tuning.features import Features, load_features, save_features
 from prompt_tuning.storage import canonical_json
-from prompt_tuning.tagging.calibration import calibrate, calibration_quality
-from workers.tuning.worker import read_classes, read_history
+from prompt_tuning.tagging.calibration import calibrate_on_captions, calibration_quality
+from workers.tuning.job import read_classes, read_history
 
 METRICS = "metrics.json"
 CLASS_FEATURES = "class_features.safetensors"
@@ -55,8 +57,6 @@ def write_images(plan: ImagesPlan, stamps: Path | None, staging: Path) -> None:
 
     Photos that cannot be read are left out, and listed with the reason.
     """
-    from prompt_tuning.datasets.scenes import compose_scenes
-
     if plan.config.evaluation.dataset == "scenes":
         assert stamps is not None
         compose_scenes(stamps, plan.config.evaluation.scenes, staging)
@@ -147,7 +147,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         **make_metrics(plan, scores, labels, ignored, list(tuned), told, left_out),
         "captions": asdict(caption_coverage(plan)),
     }
-    calibration = calibrate(tuned[chosen], held_out, geometry)
+    calibration = calibrate_on_captions(tuned[chosen], held_out, geometry)
     (staging / CALIBRATION).write_text(canonical_json(calibration.to_json()), "utf-8")
     if plan.images:
         raw = method_scores(items, tuned[chosen], geometry, "mean")["fused"]

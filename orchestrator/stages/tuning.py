@@ -26,7 +26,8 @@ from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import canonical_json
 from prompt_tuning.tuning.prompts import anchor_features
 from prompt_tuning.tuning.trainer import CaptionSet, load_caption_sets
-from workers.tuning.worker import Lack, Tuned, TuningJob, read_history, tune
+from workers.tuning.driver import tune
+from workers.tuning.job import Lack, Tuned, TuningJob, read_history
 
 FEATURES = "features.safetensors"
 GROUPS = "hierarchy.json"

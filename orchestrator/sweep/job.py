@@ -17,7 +17,7 @@ from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.placement import find_resources
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import build_config
-from orchestrator.pages.run_page import signed_between
+from orchestrator.pages.html import signed_between
 from orchestrator.run_lock import only_driver
 from orchestrator.runs.pipeline import (
     fetch_scenes,

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from orchestrator.config.models import set_field
-from orchestrator.pages.run_page import evaluated_on
+from orchestrator.pages.metrics_summary import evaluated_on
 from orchestrator.pages.sweep_page import render_sweep
 from orchestrator.plan.run import Plan
 from orchestrator.runs.results import write_results
@@ -40,8 +40,8 @@ from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.storage import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
 from workers.stage import Stage
+from workers.tuning.job import read_classes
 from workers.tuning.trials import Entry, Outcome, curve, objective
-from workers.tuning.worker import read_classes
 
 BEST = "best"
 BEST_RUN = "best-run"
@@ -235,11 +235,8 @@ def _report_data(
     return SweepData(
         name=config.name,
         axes=list(settings.space),
-        log_axes=[key for key, axis in settings.space.items() if axis.loguniform],
         objective=(
-            "mAP on the half of the images that selects"
-            if on_images
-            else "mAP on held-out captions"
+            "mAP on the selection half of the images" if on_images else "mAP on held-out captions"
         ),
         points=[
             SweptPoint(
@@ -259,7 +256,7 @@ def _report_data(
         best=best.point.number,
         compared=compared,
         epochs=max(result.point.plan.config.tuning.epochs for result in results),
-        halving=(
+        asha=(
             f"after {halving.grace} epochs, and each {halving.reduction:g} times as many, a point "
             f"goes on only if it is in the best 1/{halving.reduction:g} of those so far"
             if halving

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
-
-import yaml
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Compared:
     difference: tuple[float, float, float]  # mean, low, high (paired, 95 %); NaN of few images
     best_ci: Sequence[float] | None
     default_ci: Sequence[float] | None
-    where: str  # e.g. "200 composed scenes (not the 200 that selected)"
+    where: str  # e.g. "200 composed scenes (without the 200 used for selection)"
 
 
 @dataclass(frozen=True)
@@ -59,13 +56,12 @@ class SweepData:
 
     name: str
     axes: list[str]  # dotted field names, several with commas between
-    log_axes: list[str]  # those to be drawn on a logarithmic scale
-    objective: str  # "mAP on the half of the images that selects" | "mAP on held-out captions"
+    objective: str  # "mAP on the selection half of the images" | "mAP on held-out captions"
     points: list[SweptPoint]
     best: int  # number; 0 when nothing is better than the default
     compared: Compared | None  # None without images, or where the default could not be tuned
     epochs: int  # of a full tuning
-    halving: str  # what ASHA was told, in words, or ""
+    asha: str  # when ASHA stops a point, in words, or ""
     seconds: dict[str, float]  # cost: "tuning" (sum over trials), "wall", "trials", "slots"
     config_yaml: str
     best_yaml: str  # only the swept fields of the best point, as YAML to paste
@@ -89,25 +85,6 @@ class SweepData:
         return "default" if point.number == 0 else point.status
 
 
-def word(value: Any) -> str:
-    """A value as a config writes it, numbers with four digits."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float):
-        return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e")
-    return str(yaml.safe_dump(value, default_flow_style=True, width=math.inf)).split("\n")[0]
-
-
-def settings(point: SweptPoint, axes: Sequence[str]) -> str:
-    """A point's fields in one line."""
-    return ", ".join(f"{axis} = {word(point.fields[axis])}" for axis in axes)
-
-
 def finite(values: Sequence[float]) -> list[float]:
     """Those that are numbers."""
     return [value for value in values if math.isfinite(value)]
-
-
-def several(count: int, what: str) -> str:
-    """A count with its noun: 1 point, 2 points."""
-    return f"{count:,} {what}" + ("s" if count != 1 else "")

@@ -1,9 +1,9 @@
-"""`calibrate`: score a person's photos, fit sigmoids and thresholds, save a new artifact."""
+"""`datafree calibrate`: score photos, fit sigmoids and thresholds to them, save a new artifact."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,59 +24,75 @@ from prompt_tuning.tagging.photo_calibration import cross_validated, fit_labelle
 from prompt_tuning.tagging.tag_stream import score_files
 from prompt_tuning.tagging.tagger import Tagger
 
-_LEAST_LABELLED = 10
+_MIN_LABELLED = 10
 _FEW_UNLABELLED = 50
 
 
-@dataclass(frozen=True)
-class CalibrateOptions:
-    """What is asked. Either `labelled`, fields of DatasetSettings, or names of `photos`."""
+def calibrate_artifact(
+    folder: Path,
+    out: Path,
+    *,
+    cache: Path,
+    console: Console,
+    photos: list[str] | None = None,
+    labelled: dict[str, str] | None = None,
+) -> None:
+    """Save a copy of an artifact that differs in its calibration only.
 
-    artifact: Path
-    out: Path
-    labelled: dict[str, str]
-    photos: list[str]
-    cache: Path
-
-
-def calibrate(options: CalibrateOptions, console: Console) -> None:
-    """Leave an artifact at `options.out` that differs in its calibration only.
+    Args:
+        folder: the artifact.
+        out: folder of the copy.
+        cache: folder where the model keeps what it computes from its weights.
+        photos: files, folders and patterns of photos without labels.
+        labelled: instead, fields of `DatasetSettings` for labelled photos.
 
     Raises:
-        InputError: for what a person has to change.
+        InputError: for a mistake in the arguments.
     """
-    if options.out.exists():
-        raise InputError(f"--out: {options.out} is there already; choose another name")
-    artifact = _load(options.artifact)
-    if " labelled photos" in artifact.calibration.source:
+    if out.exists():
+        raise InputError(f"--out: {out} exists already; choose another name")
+    try:
+        artifact = Artifact.load(folder)
+    except ValueError as error:
+        raise InputError(" ".join(str(error).split())) from None
+    if artifact.calibration.labelled_photos:
         raise InputError(
-            f"{options.artifact}: was calibrated on labelled photos before, which would count "
-            "twice; start from the artifact that it was made of"
+            f"{folder}: was calibrated on labelled photos before, which would count twice; "
+            "start from the artifact before that calibration"
         )
-    if options.labelled:
-        calibration = _with_labels(options, artifact, console)
+    if labelled:
+        images = _read_labelled(labelled, artifact.categories)
+        raw, rows = _raw_scores(folder, images.files, cache, console)
+        calibration = _fit_labelled(artifact, images, raw, rows, console)
     else:
-        calibration = _without_labels(options, artifact, console)
-    replace(artifact, calibration=calibration).save(options.out)
-    console.print(f"{options.out}  (calibrated on {calibration.source})", soft_wrap=True)
+        names = photos or []
+        raw, rows = _raw_scores(folder, list(ImageListing(names)), cache, console)
+        if not len(rows):
+            raise InputError(f"{', '.join(names)}: no readable images found")
+        if len(rows) < _FEW_UNLABELLED:
+            console.print(f"{len(rows)} photos are few; use {_FEW_UNLABELLED} or more.")
+        calibration = fit_unlabelled(artifact.calibration, raw)
+    replace(artifact, calibration=calibration).save(out)
+    console.print(f"{out}  (calibrated on {calibration.source})", soft_wrap=True)
 
 
-def _with_labels(options: CalibrateOptions, artifact: Artifact, console: Console) -> Calibration:
-    photos = _labelled(options.labelled, artifact.categories)
-    raw, rows = _raw_scores(options, photos.files, console)
-    if len(rows) < _LEAST_LABELLED:
+def _fit_labelled(
+    artifact: Artifact, images: LabelledImages, raw: np.ndarray, rows: np.ndarray, console: Console
+) -> Calibration:
+    """Fit on the images of these rows, which could be read, and print what that changes."""
+    if len(rows) < _MIN_LABELLED:
         raise InputError(
-            f"--root: {len(rows)} photos that can be read are too few; {_LEAST_LABELLED} are the "
-            "least, 20 to 100 do much"
+            f"--root: at least {_MIN_LABELLED} readable photos are required (got {len(rows)}); "
+            "20 to 100 work well"
         )
-    if photos.other_classes:
-        console.print(photos.describe_other_classes(), soft_wrap=True, markup=False)
-    labels = photos.labels[rows]
-    ignored = np.zeros_like(labels) if photos.ignored is None else photos.ignored[rows]
+    if images.other_classes:
+        console.print(images.describe_other_classes(), soft_wrap=True, markup=False)
+    labels = images.labels[rows]
+    ignored = np.zeros_like(labels) if images.ignored is None else images.ignored[rows]
     ignored = ignored | _always_shown(labels, ignored, artifact.categories, console)
     before, after = cross_validated(artifact.calibration, raw, labels, ignored)
     console.print(
-        f"On photos that a fit has not seen (five folds of {len(rows)}): F1 at thresholds "
+        f"On photos held out from the fit (five folds of {len(rows)}): F1 at thresholds "
         f"{before.micro_f1:.1f} before, {after.micro_f1:.1f} after; mean over labels "
         f"{before.macro_f1:.1f}, {after.macro_f1:.1f}; calibration error {before.ece:.1f}, "
         f"{after.ece:.1f}",
@@ -89,7 +105,7 @@ def _with_labels(options: CalibrateOptions, artifact: Artifact, console: Console
 def _always_shown(
     labels: np.ndarray, ignored: np.ndarray, categories: CategoryList, console: Console
 ) -> np.ndarray:
-    """Labels `(classes,)`, bool, that all photos show: when to leave them away cannot be fitted.
+    """Labels `(classes,)`, bool, that all photos show, so that no threshold can be fitted.
 
     Raises:
         InputError: when there is no label that some photos show and others do not.
@@ -99,13 +115,13 @@ def _always_shown(
     listed = ", ".join(np.array(categories.names)[always])
     if not fitted.any():
         raise InputError(
-            "--root: some photos must show a label that others do not, or nothing can be fitted "
-            f"(all show: {listed or 'none'})"
+            "--root: at least one label must be on some photos and not on others, or nothing can "
+            f"be fitted (on all photos: {listed or 'none'})"
         )
     if always.any():
         console.print(
-            f"All photos show {listed}: the figures are without this, and its calibration moves "
-            "only as that of all labels does. Photos that do not show it would fit it.",
+            f"All photos show {listed}: the figures leave this out, and its calibration only "
+            "follows that of all labels. Add photos that do not show it.",
             soft_wrap=True,
             highlight=False,
             markup=False,
@@ -113,24 +129,7 @@ def _always_shown(
     return np.asarray(always)
 
 
-def _without_labels(options: CalibrateOptions, artifact: Artifact, console: Console) -> Calibration:
-    files = list(ImageListing(options.photos))
-    raw, rows = _raw_scores(options, files, console)
-    if not len(rows):
-        raise InputError(f"{', '.join(options.photos)}: no images there that can be read")
-    if len(rows) < _FEW_UNLABELLED:
-        console.print(f"{len(rows)} photos say little; {_FEW_UNLABELLED} or more say enough.")
-    return fit_unlabelled(artifact.calibration, raw)
-
-
-def _load(folder: Path) -> Artifact:
-    try:
-        return Artifact.load(folder)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-
-
-def _labelled(fields: dict[str, str], categories: CategoryList) -> LabelledImages:
+def _read_labelled(fields: dict[str, str], categories: CategoryList) -> LabelledImages:
     try:
         return read_photos(DatasetSettings.model_validate(fields), categories)
     except ValidationError as error:
@@ -141,13 +140,13 @@ def _labelled(fields: dict[str, str], categories: CategoryList) -> LabelledImage
 
 
 def _raw_scores(
-    options: CalibrateOptions, files: Sequence[Path], console: Console
+    artifact: Path, files: Sequence[Path], cache: Path, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Raw scores `(photos, classes)` of what can be read, and which of the files these are."""
+    """Raw scores `(photos, classes)` of the files that can be read, and these files' indices."""
     try:
-        tagger = Tagger.load(options.artifact, cache=options.cache)
+        tagger = Tagger.load(artifact, cache=cache)
     except ValueError as error:
-        raise InputError(f"{options.artifact}: {error}") from None
+        raise InputError(f"{artifact}: {error}") from None
     scores, rows = [np.zeros((0, len(tagger.names)))], []
     with StageProgress(console, "scoring", len(files)) as progress:
         for row, scored in enumerate(score_files(tagger, files, local_node().cpus)):

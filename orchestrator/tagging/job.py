@@ -1,8 +1,8 @@
-"""`tag`: list images, tag those that are not tagged yet, write a row for each, summarise.
+"""`datafree tag`: list images, tag those that are not tagged yet, write a row for each, summarise.
 
-Nothing is held but what is under way: a million images need no more memory than a thousand. With
-an output file, rows are kept in parts beside it until all are there, so a job that was killed goes
-on where it was; the file itself appears at the end, whole. Ray is touched only for `workers`.
+Memory does not grow with the number of images. With an output file, finished rows are kept in part
+files beside it, so a job that was killed resumes where it stopped; the output file appears at the
+end, complete. Ray starts only with `workers`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,10 +38,10 @@ from orchestrator.tagging.tags_file import (
 from prompt_tuning.storage import (
     MANIFEST,
     canonical_json,
-    copy_atomic,
     digest,
     file_digest,
     naming,
+    replacing,
     write_atomic,
 )
 from prompt_tuning.tagging.artifact import Artifact
@@ -48,30 +49,19 @@ from prompt_tuning.tagging.new_labels import meant_labels
 from prompt_tuning.tagging.tag_stream import Tagged, TagRule, chunks, tag_files
 from prompt_tuning.tagging.tagger import Tagger
 
-# What a kill loses at most; a multiple of every batch, so that batches begin anew with each part.
+# A kill loses at most this many. A multiple of every batch size, so that parts hold whole batches.
 _IMAGES_PER_PART = 128
 _MADE_WITH = "made_with.json"
-_ERRORS_TOLD = 3
-_LABELS_TOLD = 8
+_ERRORS_SHOWN = 3
+_LABELS_SHOWN = 8
 
-
-@dataclass(frozen=True)
-class TagOptions:
-    """What is asked. `labels`: other labels than the artifact's; `workers`: on Ray, that many."""
-
-    artifact: Path
-    names: list[str]
-    out: Path | None
-    sheet: Path | None
-    rule: TagRule
-    labels: list[str] | None
-    workers: int | None
-    cache: Path
+# Tags files, in order. The second argument is how many there are, which only workers need.
+TagFiles = Callable[[Iterable[Path], int], Iterator[Tagged]]
 
 
 @dataclass
 class Tally:
-    """What is told at the end; `first` are the rows that the sheet shows."""
+    """Counts for the summary, and the first rows, which the sheet shows."""
 
     tagged: int = 0
     without: int = 0
@@ -84,7 +74,7 @@ class Tally:
         """Count an image."""
         if "error" in row:
             self.unreadable += 1
-            self.errors += [row] if len(self.errors) < _ERRORS_TOLD else []
+            self.errors += [row] if len(self.errors) < _ERRORS_SHOWN else []
         else:
             self.tagged += 1
             self.without += not row["tags"]
@@ -93,111 +83,133 @@ class Tally:
 
 
 class Part(NamedTuple):
-    """Images whose rows are kept together, in a file that says by its name of which they are."""
+    """Images whose rows are kept together, in a file that is named by a digest of the images."""
 
     files: list[Path]
     kept: Path
     done: bool
 
 
-def tag(options: TagOptions, console: Console) -> bool:
-    """Tag images; whether any could be.
+def tag_images(
+    artifact: Path,
+    images: list[str],
+    *,
+    cache: Path,
+    console: Console,
+    threshold: float | None = None,
+    top: int | None = None,
+    labels: list[str] | None = None,
+    out: Path | None = None,
+    sheet: Path | None = None,
+    workers: int | None = None,
+) -> bool:
+    """Tag images and return whether any image could be read.
+
+    Args:
+        artifact: folder of the artifact.
+        images: files, folders and patterns.
+        cache: folder where the model keeps what it computes from its weights.
+        threshold: lowest score of a tag, in [0, 1]; by default each label has its own.
+        top: at most this many tags per image.
+        labels: labels to use instead of the artifact's.
+        out: file of tags; by default lines go to the standard output.
+        sheet: HTML page of the first images with their tags.
+        workers: number of Ray actors; by default the images are tagged in this process.
 
     Raises:
-        InputError: for what a person has to change.
+        InputError: for a mistake in the arguments.
     """
-    listing = ImageListing(options.names)
+    listing = ImageListing(images)
     if not any(True for _ in listing):
-        raise InputError(f"{', '.join(options.names)}: no images there")
-    options = _with_meant_labels(options)
-    made_with = _made_with(options)
+        raise InputError(f"{', '.join(images)}: no images found")
+    labels = _resolved_labels(artifact, labels)
+    rule = TagRule(threshold, top)
+    tagged: TagFiles = partial(_tagged_here, artifact, labels, cache, rule)
+    if workers is not None:
+        tagged = partial(_tagged_on_workers, artifact, labels, cache, rule, workers)
+    made_with = {
+        "artifact": file_digest(artifact / MANIFEST),  # the manifest has all files' digests
+        "labels": labels,
+        "threshold": threshold,
+        "top": top,
+    }
     tally = Tally()
-    if options.out:
-        _fill(options, options.out, listing, made_with, tally, console)
+    if out:
+        _fill(out, listing, made_with, tagged, tally, console)
     else:
-        for row in _rows(options, listing):
+        count = sum(1 for _ in listing) if workers else 0
+        for row in _rows(listing, tagged, count):
             with naming("standard output"):
                 print(line_of(row), flush=True)
             tally.add(row)
-    if options.sheet:
-        write_sheet(options.sheet, tally.first, tally.tagged + tally.unreadable)
-    _tell(options, listing, tally, console)
+    if sheet:
+        write_sheet(sheet, tally.first, tally.tagged + tally.unreadable)
+    for line in [*_summary(listing, tally), *(str(file) for file in (out, sheet) if file)]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     return tally.tagged > 0
 
 
-def _with_meant_labels(options: TagOptions) -> TagOptions:
-    """With the labels as the artifact names them. Raises InputError for either that won't do."""
+def _resolved_labels(artifact: Path, labels: list[str] | None) -> list[str] | None:
+    """The labels as the artifact spells them. Raises InputError for a bad artifact or label."""
     try:
-        categories = Artifact.load(options.artifact).categories
+        categories = Artifact.load(artifact).categories
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from None
-    if options.labels is None:
-        return options
     try:
-        return replace(options, labels=list(meant_labels(options.labels, categories)))
+        return None if labels is None else list(meant_labels(labels, categories))
     except ValueError as error:
         raise InputError(f"--labels: {error}") from None
 
 
-def _made_with(options: TagOptions) -> dict[str, Any]:
-    """What decides an image's tags."""
-    return {
-        "artifact": file_digest(options.artifact / MANIFEST),  # which has all its files' digests
-        "labels": options.labels,
-        "threshold": options.rule.threshold,
-        "top": options.rule.top,
-    }
-
-
 def _fill(
-    options: TagOptions,
     out: Path,
     listing: ImageListing,
     made_with: dict[str, Any],
+    tagged: TagFiles,
     tally: Tally,
     console: Console,
 ) -> None:
-    """Leave the whole file, or parts of it for the next time. Raises InputError."""
+    """Write the whole file, or leave finished parts for the next start. Raises InputError."""
     folder = out.with_name(f".{out.name}.parts")
     with only_driver(folder, "--out"):
         total, missing, images = _listed(listing, folder)
+        described = {**made_with, "images": images}
         if out.exists():
-            _check_same(out, read_made_with(out), {**made_with, "images": images})
+            _check_same(out, read_made_with(out), described)
             for row in read_tags(out):
                 tally.add(row)
-            console.print(f"Nothing to do: {out} is there.", soft_wrap=True, markup=False)
+            console.print(f"Nothing to do: {out} is complete.", soft_wrap=True, markup=False)
         else:
             begun = folder / _MADE_WITH
-            if begun.exists() and any(folder.glob("*.jsonl")):  # else nothing would be lost
+            if begun.exists() and any(folder.glob("*.jsonl")):  # else no row would be lost
                 _check_same(folder, json.loads(begun.read_bytes()), made_with)
             write_atomic(begun, canonical_json(made_with).encode())
-            whole = folder / "whole"
             with (
+                replacing(out, folder / "whole") as whole,
                 StageProgress(console, "tagging", total) as progress,
-                tags_writer(whole, {**made_with, "images": images}, out.suffix) as write,
+                tags_writer(whole, described, out.suffix) as write,
             ):
-                for row in _kept_rows(options, listing, folder, missing):
+                for row in _kept_rows(listing, tagged, folder, missing):
                     write(row)
                     tally.add(row)
                     progress.advance(1)
-            copy_atomic(whole, out)
         shutil.rmtree(folder)
 
 
-def _check_same(place: Path, found: dict[str, Any] | None, wanted: dict[str, Any]) -> None:
-    """Raises InputError when what is there was made with something else."""
+def _check_same(place: Path, found: dict[str, Any] | None, expected: dict[str, Any]) -> None:
+    """Raises InputError when the rows in a place were made with something else."""
     if found is None:
-        raise InputError(f"--out: {place} is there and no file of tags; choose another name")
-    differing = [name for name in wanted if found.get(name) != wanted[name]]
+        raise InputError(f"--out: {place} exists and is not a file of tags; choose another name")
+    differing = [name for name in expected if found.get(name) != expected[name]]
     if differing:
         raise InputError(
-            f"--out: {place} was made with other {', '.join(differing)}; "
+            f"--out: {place} was made with different {', '.join(differing)}; "
             "remove it, or choose another name"
         )
 
 
 def _listed(listing: ImageListing, folder: Path) -> tuple[int, int, str]:
-    """How many images there are, how many are not tagged yet, and a digest of which."""
+    """How many images there are, how many are not tagged yet, and a digest of the list."""
     total, missing, keys = 0, 0, []
     for part in _parts(listing, folder):
         total += len(part.files)
@@ -214,7 +226,7 @@ def _parts(listing: ImageListing, folder: Path) -> Iterator[Part]:
 
 
 def _size_and_time(file: Path) -> tuple[int, ...]:
-    """What shows that a file was changed."""
+    """Size in bytes and time of the last change in ns, which differ once a file was changed."""
     try:
         status = file.stat()
     except OSError:
@@ -223,13 +235,13 @@ def _size_and_time(file: Path) -> tuple[int, ...]:
 
 
 def _kept_rows(
-    options: TagOptions, listing: ImageListing, folder: Path, missing: int
+    listing: ImageListing, tagged: TagFiles, folder: Path, missing: int
 ) -> Iterator[Row]:
-    """Each image's row, in order; those of a part are kept as soon as it is done."""
-    # The copy runs ahead by what is read ahead, and past parts that were done before.
+    """Each image's row, in order; the rows of a part are on disk before the first is given."""
+    # The second iterator runs ahead: by the images that are read ahead, and past finished parts.
     parts, ahead = tee(_parts(listing, folder))
     todo = (file for part in ahead if not part.done for file in part.files)
-    fresh = _tagged(options, todo, missing)
+    fresh = tagged(todo, missing)
     for part in parts:
         if not part.done:
             rows = [row_of(*pair) for pair in zip(part.files, fresh, strict=False)]
@@ -238,37 +250,45 @@ def _kept_rows(
             yield from map(json.loads, stream)
 
 
-def _rows(options: TagOptions, listing: ImageListing) -> Iterator[Row]:
+def _rows(listing: ImageListing, tagged: TagFiles, count: int) -> Iterator[Row]:
     """Each image's row, in order."""
     files, ahead = tee(listing)
-    count = sum(1 for _ in listing) if options.workers else 0
-    for pair in zip(files, _tagged(options, ahead, count), strict=True):
+    for pair in zip(files, tagged(ahead, count), strict=True):
         yield row_of(*pair)
 
 
-def _tagged(options: TagOptions, files: Iterable[Path], count: int) -> Iterator[Tagged]:
-    """What became of each file, in order. The model is loaded for the first one.
-
-    `count`: how many files, which only workers need to know.
+def _tagged_here(
+    artifact: Path,
+    labels: list[str] | None,
+    cache: Path,
+    rule: TagRule,
+    files: Iterable[Path],
+    _: int,
+) -> Iterator[Tagged]:
+    """Tag files in this process. The model is loaded for the first one.
 
     Raises:
-        InputError: when the model cannot be had, or when there is no room for so many workers.
+        InputError: when the model is not available.
     """
-    if options.workers is not None:
-        yield from _tagged_on_workers(options, options.workers, files, count)
-        return
     try:
-        tagger = Tagger.load(options.artifact, cache=options.cache)
+        tagger = Tagger.load(artifact, cache=cache)
     except ValueError as error:
-        raise InputError(f"{options.artifact}: {error}") from None
-    if options.labels:
-        tagger = tagger.with_labels(options.labels)
-    yield from tag_files(tagger, files, options.rule, local_node().cpus)
+        raise InputError(f"{artifact}: {error}") from None
+    if labels:
+        tagger = tagger.with_labels(labels)
+    yield from tag_files(tagger, files, rule, local_node().cpus)
 
 
 def _tagged_on_workers(
-    options: TagOptions, workers: int, files: Iterable[Path], count: int
+    artifact: Path,
+    labels: list[str] | None,
+    cache: Path,
+    rule: TagRule,
+    workers: int,
+    files: Iterable[Path],
+    count: int,
 ) -> Iterator[Tagged]:
+    """Tag files on Ray. Raises InputError when the cluster has no room for so many workers."""
     from orchestrator.cluster.connect import connect, disconnect
     from workers.batch_tagging import tag_on_workers
 
@@ -278,12 +298,12 @@ def _tagged_on_workers(
         cpus = int(place(workers, gpus, resources, "--workers"))
         connect(resources.cpus, resources.gpus)
         yield from tag_on_workers(
-            options.artifact.absolute(),
-            options.labels,
-            options.cache,
-            (file.absolute() for file in files),  # workers may have another folder
+            artifact.absolute(),
+            labels,
+            cache,
+            (file.absolute() for file in files),  # workers may run in another folder
             count,
-            options.rule,
+            rule,
             workers,
             cpus,
             gpus,
@@ -292,19 +312,17 @@ def _tagged_on_workers(
         disconnect()
 
 
-def _tell(options: TagOptions, listing: ImageListing, tally: Tally, console: Console) -> None:
-    told = [f"{tally.tagged:,} tagged, {tally.without:,} of them without a tag"]
+def _summary(listing: ImageListing, tally: Tally) -> Iterator[str]:
+    """Lines for people."""
+    yield f"{tally.tagged:,} tagged, {tally.without:,} of them without a tag"
     if tally.labels:
-        often = tally.labels.most_common(_LABELS_TOLD)
-        told.append("Most often: " + ", ".join(f"{name} {count:,}" for name, count in often))
+        frequent = tally.labels.most_common(_LABELS_SHOWN)
+        yield "Most frequent: " + ", ".join(f"{name} {count:,}" for name, count in frequent)
     if tally.unreadable:
-        told.append(f"{tally.unreadable:,} could not be read, such as:")
-        told += ["  " + line_of(row).replace("\t", ": ") for row in tally.errors]
-    if listing.passed_over:
-        told.append(
-            f"{listing.passed_over:,} passed over that are hidden, links to folders, or not named "
-            f"like images, such as {listing.passed_over_example}"
+        yield f"{tally.unreadable:,} could not be read, such as:"
+        yield from ("  " + line_of(row).replace("\t", ": ") for row in tally.errors)
+    if listing.skipped:
+        yield (
+            f"{listing.skipped:,} skipped (hidden, links to folders, or not named like images), "
+            f"such as {listing.skipped_example}"
         )
-    told += [str(file) for file in (options.out, options.sheet) if file]
-    for line in told:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)

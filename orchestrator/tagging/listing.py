@@ -14,24 +14,24 @@ from prompt_tuning.images import image_suffixes
 class ImageListing:
     """Iterates over images, the same ones in the same order each time.
 
-    Arguments come in their order; what is below a folder, and what matches a pattern, is sorted. Of
-    a folder everything is taken that is named like an image, at any depth; hidden names and
-    links to folders are passed over. A file that is named itself is taken whatever its name is.
-    In memory is the list of one folder (and of those above it), never that of all images.
+    Names keep their order; the files below a folder and the matches of a pattern are sorted.
+    Folders are searched at any depth for files that are named like images; hidden files, and links
+    to folders, are skipped. A file that is named itself is taken whatever its name is. Memory holds
+    the list of one folder (and of those above it), never the list of all images.
     """
 
     def __init__(self, names: list[str]) -> None:
-        """Raises InputError for a name that stands for nothing."""
+        """Raises InputError for a name that matches nothing."""
         for name in names:
             if not os.path.lexists(name) and not glob(name, recursive=True):
-                raise InputError(f"{name}: no such file or folder, and no pattern that matches any")
+                raise InputError(f"{name}: no such file or folder, and no pattern with a match")
         self._names = names
         self._suffixes = image_suffixes()
-        self.passed_over = 0
-        self.passed_over_example = ""
+        self.skipped = 0
+        self.skipped_example = ""
 
     def __iter__(self) -> Iterator[Path]:
-        self.passed_over = 0
+        self.skipped = 0
         for name in self._names:
             for path in [name] if os.path.lexists(name) else sorted(glob(name, recursive=True)):
                 if os.path.isdir(path):
@@ -43,7 +43,7 @@ class ImageListing:
         try:
             names = sorted(os.listdir(folder))
         except OSError:
-            yield Path(folder)  # and reading it will tell why not
+            yield Path(folder)  # reading it as an image gives the reason
             return
         for name in names:
             path = os.path.join(folder, name)
@@ -51,7 +51,7 @@ class ImageListing:
             if is_folder and not hidden and not os.path.islink(path):
                 yield from self._below(path)
             elif is_folder or hidden or not name.lower().endswith(self._suffixes):
-                self.passed_over += 1
-                self.passed_over_example = self.passed_over_example or path
+                self.skipped += 1
+                self.skipped_example = self.skipped_example or path
             else:
                 yield Path(path)

@@ -1,4 +1,4 @@
-"""`serve`: check what is asked, start Ray Serve, say where, stay until stopped."""
+"""`datafree serve`: tags over HTTP, by Ray Serve, until the command is stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +20,55 @@ from rich.console import Console
 from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.placement import find_resources, place
 from orchestrator.errors import InputError
-from orchestrator.pages.run_page import page_template
+from orchestrator.pages.html import page_template
 from prompt_tuning.backbones.base import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
 from workers.failure import DescribedFailure
 from workers.serving.app import APPLICATION, MODEL, Lifeline, application
-from workers.serving.requests import Limits
+from workers.serving.limits import Limits
 from workers.waiting import Waiting
 
-_LOOK_EACH_S = 0.5
-_SPEAK_EACH_S = 30.0
-# With what follows, well within the 30 s after which Kubernetes kills.
+_POLL_S = 0.5
+_SECONDS_BETWEEN_REPORTS = 30.0
+# Together with the shutdown after them, well within the 30 s after which Kubernetes kills.
 _DRAIN_S = 15.0
-_PASS_ON_S = 1.0
+_LAST_ANSWERS_S = 1.0
 
 
-@dataclass(frozen=True)
-class ServeOptions:
-    """What is asked. `artifacts`: folders, or NAME=FOLDER; `replicas`: of the model."""
+def serve_artifacts(
+    artifacts: list[str],
+    *,
+    cache: Path,
+    console: Console,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    token: str | None = None,
+    replicas: int | None = None,
+    limits: Limits = Limits(),
+) -> None:
+    """Check the arguments, start Ray Serve, print the address, and serve until KeyboardInterrupt.
 
-    artifacts: list[str]
-    host: str
-    port: int
-    token: str | None
-    replicas: int | None
-    cache: Path
-    limits: Limits = field(default_factory=Limits)
-
-
-def serve(options: ServeOptions, console: Console) -> None:
-    """Serve artifacts until KeyboardInterrupt.
+    Args:
+        artifacts: folders, or NAME=FOLDER.
+        cache: folder where models keep what they compute from their weights.
+        token: bearer token that requests must send; required unless `host` is this machine.
+        replicas: copies of the models; by default one per GPU, or two on CPUs.
+        limits: see `Limits`.
 
     Raises:
-        InputError: for what a person has to change.
-        DescribedFailure: when the service does not start, or ends without this command.
+        InputError: for a mistake in the arguments.
+        DescribedFailure: when the service does not start, or ends on its own.
         KeyboardInterrupt: when it is stopped, after the requests under way.
     """
-    folders = named_folders(options.artifacts)
+    folders = named_folders(artifacts)
     for folder in folders.values():
         _check_artifact(folder)
-    hosts = _hosts(options)
-    _check_port(options)
+    hosts = _allowed_hosts(host, token)
+    _check_port(host, port)
     resources = find_resources()
     gpus = 1 if resources.gpus else 0
-    # Two on CPUs, for one that dies.
-    replicas = options.replicas or resources.gpus or min(2, max(1, resources.cpus))
+    # Two on CPUs, so that one answers while the other restarts.
+    replicas = replicas or resources.gpus or min(2, max(1, resources.cpus))
     cpus = int(place(replicas, gpus, resources, "--replicas"))
     front: DeploymentHandle | None = None
     started = False
@@ -74,29 +77,21 @@ def serve(options: ServeOptions, console: Console) -> None:
         connect(resources.cpus, resources.gpus)
         if ray_serve.status().proxies:
             raise InputError(
-                "RAY_ADDRESS: Ray Serve runs on this cluster already, at a port of its own; "
-                "end it with Ray's `serve shutdown --yes` on the head node, or name another cluster"
+                "RAY_ADDRESS: Ray Serve already runs on this cluster, on its own port; stop it "
+                "with `serve shutdown --yes` on the head node, or use another cluster"
             )
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
         started = True
         ray_serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": options.host, "port": options.port},
+            http_options={"host": host, "port": port},
             logging_config=quiet,
         )
         lifeline: Any = Lifeline
+        page = page_template("service.html.j2").render(image_bytes=limits.image_bytes)
         service = application(
-            folders,
-            options.cache,
-            page_template("service.html.j2").render(image_bytes=options.limits.image_bytes),
-            options.token,
-            hosts,
-            replicas,
-            cpus,
-            gpus,
-            options.limits,
-            lifeline.remote(),
+            folders, cache, page, token, hosts, replicas, cpus, gpus, limits, lifeline.remote()
         )
         each = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus} GPU" if gpus else "")
         console.print(f"Loading the models: {replicas} replicas with {each} each")
@@ -106,10 +101,10 @@ def serve(options: ServeOptions, console: Console) -> None:
         )
         _wait_until_ready(replicas, Waiting("serve", {"CPU": cpus, "GPU": gpus}), console)
         front = handle
-        where = f"http://{_in_url(options.host)}:{options.port}"
-        console.print(f"Serving {', '.join(folders)} at {where} · Ctrl-C ends it", soft_wrap=True)
+        url = f"http://{_in_url(host)}:{port}"
+        console.print(f"Serving {', '.join(folders)} at {url} (Ctrl-C stops)", soft_wrap=True)
         while True:
-            time.sleep(_LOOK_EACH_S)
+            time.sleep(_POLL_S)
             _status()
     except KeyboardInterrupt:
         if front:
@@ -122,19 +117,21 @@ def serve(options: ServeOptions, console: Console) -> None:
 
 
 def named_folders(artifacts: list[str]) -> dict[str, Path]:
-    """The artifacts' folders by the names that requests have for them, in order.
+    """The artifacts' folders by the names that requests use, in order.
 
-    A name is what stands before `=`, else the folder's own; the run's, where the folder is named
-    `artifact`, as runs leave it.
+    The name is the part before `=`, else the folder's own name, or the run's name where the folder
+    is called `artifact`, as in runs.
 
     Raises:
-        InputError: for two of one name.
+        InputError: for two artifacts with the same name.
     """
     folders: dict[str, Path] = {}
     for given in artifacts:
         name, folder = _named(given)
         if name in folders:
-            raise InputError(f"{given}: a second artifact named {name}; name it: NAME={folder}")
+            raise InputError(
+                f"{given}: another artifact is already named {name}; choose a name: NAME={folder}"
+            )
         folders[name] = folder
     return folders
 
@@ -148,21 +145,21 @@ def _named(given: str) -> tuple[str, Path]:
 
 
 def _check_artifact(folder: Path) -> None:
-    """Raises InputError for one that is none, or whose model cannot be had."""
+    """Raises InputError when a folder holds no artifact, or its model is not available."""
     try:
         fetch_weights(Artifact.load(folder).vlm_settings)
     except ValueError as error:
         raise InputError(" ".join(str(error).split())) from None
 
 
-def _hosts(options: ServeOptions) -> list[str]:
-    """What browsers may call the service by. Raises InputError when it wants a token first."""
-    if _is_local(options.host):
-        return ["localhost", "127.0.0.1", _in_url(options.host)]
-    if not options.token:
+def _allowed_hosts(host: str, token: str | None) -> list[str]:
+    """Host names that requests may use. Raises InputError when a token is required and missing."""
+    if _is_local(host):
+        return ["localhost", "127.0.0.1", _in_url(host)]
+    if not token:
         raise InputError(
-            f"--host: {options.host} can be reached from other machines; give a token in "
-            "DATAFREE_TOKEN or with --token, which requests then have to send"
+            f"--host: {host} can be reached from other machines, which requires a token; set "
+            "DATAFREE_TOKEN or --token"
         )
     return ["*"]
 
@@ -174,18 +171,16 @@ def _is_local(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_port(options: ServeOptions) -> None:
-    """Raises InputError when nobody can listen there; Ray would tell it minutes later."""
+def _check_port(host: str, port: int) -> None:
+    """Raises InputError when the port cannot be listened on; Ray would say so minutes later."""
     try:
-        family, *_, address = socket.getaddrinfo(
-            options.host, options.port, type=socket.SOCK_STREAM
-        )[0]
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as one:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             one.bind(address)
     except OSError as error:
         raise InputError(
-            f"--port: cannot listen at {options.host}:{options.port} ({error.strerror}); "
+            f"--port: cannot listen on {host}:{port} ({error.strerror}); "
             "choose another port or host"
         ) from None
 
@@ -195,46 +190,50 @@ def _in_url(host: str) -> str:
 
 
 def _status() -> ApplicationStatusOverview:
-    """How the service is. Raises DescribedFailure when it has ended."""
+    """The state of the service. Raises DescribedFailure when it has ended."""
     status = ray_serve.status().applications.get(APPLICATION)
     if status is None:
-        raise DescribedFailure("the service was ended from outside, as by `serve shutdown`")
+        raise DescribedFailure(
+            "the service was stopped by another process, such as `serve shutdown`"
+        )
     if status.status == ApplicationStatus.DEPLOY_FAILED:
-        raise DescribedFailure(f"the service ended: {' '.join(status.message.split())}")
+        raise DescribedFailure(
+            f"Ray Serve could not start the models: {' '.join(status.message.split())}"
+        )
     return status
 
 
 def _wait_until_ready(replicas: int, waiting: Waiting, console: Console) -> None:
-    """Say how far the models are until all answer, and what they wait for.
+    """Print how many models are ready, and what the others wait for, until all are.
 
     Raises:
-        DescribedFailure: when the service has ended, or no further model comes.
+        DescribedFailure: when the service has ended, or no further model becomes ready.
     """
-    begun = came = spoke = time.monotonic()
+    begun = last_ready = reported = time.monotonic()
     ready = 0
     while (status := _status()).status != ApplicationStatus.RUNNING:
         states = status.deployments[MODEL].replica_states
         running = sum(count for state, count in states.items() if state == "RUNNING")
         now = time.monotonic()
-        told = f"{running} of {replicas} replicas are ready after {now - begun:.0f} s"
+        line = f"{running} of {replicas} replicas are ready after {now - begun:.0f} s"
         if running > ready:
-            console.print(told)
-            ready, came, spoke = running, now, now
-        elif now - spoke > _SPEAK_EACH_S:
-            console.print(waiting.describe(now - came, f"{told}; {{}}".format))
-            spoke = now
-        time.sleep(_LOOK_EACH_S)
+            console.print(line)
+            ready, last_ready, reported = running, now, now
+        elif now - reported > _SECONDS_BETWEEN_REPORTS:
+            console.print(waiting.describe(now - last_ready, f"{line}; {{}}".format))
+            reported = now
+        time.sleep(_POLL_S)
     seconds = time.monotonic() - begun
     console.print(f"{replicas} of {replicas} replicas are ready after {seconds:.0f} s")
 
 
 def _drain(front: DeploymentHandle, console: Console) -> None:
-    """Let requests under way end; whoever comes now is refused."""
-    console.print(f"Ending: requests under way have {_DRAIN_S:g} s")
+    """Let the requests under way finish, and refuse new ones."""
+    console.print(f"Stopping: requests under way have {_DRAIN_S:g} s to finish")
     try:
         front.drain.remote().result(timeout_s=_DRAIN_S)
-        time.sleep(_PASS_ON_S)  # Ray Serve's proxy has the last answers yet to send
+        time.sleep(_LAST_ANSWERS_S)  # Ray Serve's proxy still has to send them
     except TimeoutError:
-        console.print(f"Requests that took longer than {_DRAIN_S:g} s are cut")
+        console.print(f"Requests that took longer than {_DRAIN_S:g} s are cut off")
     except (RayActorError, RayServeException):
-        pass  # the front is gone, and what it had with it
+        pass  # the front is gone, and its requests with it

@@ -1,9 +1,10 @@
-"""The file of tags: JSON lines, CSV or Parquet; what it was made with, then a row for each image.
+"""The file of tags, as JSON lines, CSV or Parquet: what it was made with, then a row per image.
 
 A row is `{"file", "tags": [{"name", "score"}]}`, with `"error"` for an image that cannot be read.
-In CSV the tags are `name;name` and the scores `0.91;0.4` in a column of their own. What it was made
-with is the first line of JSON lines (`{"made_with": {…}}`), a first line after `#` in CSV, and the
-schema's metadata in Parquet. The same rows give the same bytes.
+In CSV the tags are `name;name` and the scores `0.91;0.4` in a column of their own. What the file
+was made with (artifact, options, images) is the first line of JSON lines (`{"made_with": {…}}`), a
+comment in the first line of CSV, and metadata of the schema in Parquet. The same rows give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.storage import canonical_json, naming
+from prompt_tuning.storage import canonical_json
 from prompt_tuning.tagging.tag_stream import Tagged
 
 SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -35,10 +36,10 @@ def row_of(file: Path, tagged: Tagged) -> Row:
 
 
 def plain(text: str) -> str:
-    r"""Text that UTF-8 can hold: a file's name may be any bytes.
+    r"""Text that can be written as UTF-8: the name of a file may be any bytes.
 
-    A byte that is no UTF-8 becomes `\udc80` to `\udcff`; a backslash that would be read as the
-    beginning of one, `\udc5c`. `file_of` undoes it.
+    A byte that is not valid UTF-8 becomes `\udc80` to `\udcff`; a backslash that would be read as
+    the start of such an escape becomes `\udc5c`. `file_of` undoes both.
     """
     escaped = re.sub(r"\\(?=udc[0-9a-f]{2})", r"\\udc5c", text)
     return escaped.encode("utf-8", "backslashreplace").decode()
@@ -54,12 +55,12 @@ def file_of(row: Row) -> Path:
 
 
 def line_of(row: Row) -> str:
-    """A row as a line for people: file, tab, tags with scores; what a terminal obeys is escaped."""
+    """A row as a line for people: file, tab, tags with scores; control characters are escaped."""
     tags = ", ".join(f"{tag['name']} {tag['score']:.2f}" for tag in row["tags"])
-    told = f"error: {row['error']}" if "error" in row else tags
+    result = f"error: {row['error']}" if "error" in row else tags
     return "\t".join(
         "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part)
-        for part in (row["file"], told)
+        for part in (row["file"], result)
     )
 
 
@@ -72,7 +73,7 @@ def json_line(value: Any) -> str:
 def tags_writer(
     path: Path, made_with: dict[str, Any], suffix: str
 ) -> Iterator[Callable[[Row], object]]:
-    """A function that adds a row to a new file of the kind that `suffix` says."""
+    """Give a function that adds a row to a new file, in the format that `suffix` names."""
     if suffix == ".parquet":
         import pyarrow as pa
 
@@ -81,17 +82,17 @@ def tags_writer(
         tag = pa.struct([("name", pa.string()), ("score", pa.float64())])
         columns = [("file", pa.string()), ("tags", pa.list_(tag)), ("error", pa.string())]
         schema = pa.schema(columns, metadata={_KEY: canonical_json(made_with)})
-        with naming(path), RowWriter(path, schema) as parquet:
+        with RowWriter(path, schema) as parquet:
             yield lambda row: parquet.write(**row)
         return
-    with naming(path), path.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         if suffix == ".jsonl":
             stream.write(json_line({_KEY: made_with}))
             yield lambda row: stream.write(json_line(row))
         else:
             stream.write(f"# {canonical_json({_KEY: made_with})}\n")
             table = csv.writer(stream, lineterminator="\n")
-            # By itself the writer leaves a carriage return bare, which ends a row for all readers.
+            # Default quoting leaves a carriage return bare, and every reader ends the row there.
             quoting = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
             table.writerow(_COLUMNS)
 
@@ -103,7 +104,7 @@ def tags_writer(
 
 
 def read_made_with(path: Path) -> dict[str, Any] | None:
-    """What a file of tags was made with, None for a file that is none."""
+    """What a file of tags was made with; None for any other file."""
     try:
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq

@@ -34,7 +34,7 @@ Row = tuple[int, list[str]]  # its number in the table, and its cells
 Find = Callable[[str], int | None]  # the category that a label means
 
 
-def read_folder(folder: Path, categories: CategoryList) -> LabelledImages:
+def read_folder(categories: CategoryList, folder: Path) -> LabelledImages:
     """One's own photos: `labels.csv` in their folder. A label is a category's name or synonym.
 
     A row is the path of an image and its labels, in one column with `;`, `|` or `,` between them

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.datasets import LabelledImages
+from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.evaluation.baselines import ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features, load_features

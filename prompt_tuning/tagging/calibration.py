@@ -45,13 +45,15 @@ class Calibration:
     """What makes raw scores calibrated ones; every array is `(classes,)`.
 
     `thresholds` are calibrated scores. `shared`: slope, offset and threshold for a label that
-    nothing is known of. `source`: what all this was found on, for people.
+    nothing is known of. `labelled_photos`: how many it was fitted on. `source`: what all this was
+    found on, for people.
     """
 
     slopes: np.ndarray
     offsets: np.ndarray
     thresholds: np.ndarray
     shared: tuple[float, float, float]
+    labelled_photos: int = 0
     source: str = "held-out sentences"
 
     def scores(self, raw: np.ndarray) -> np.ndarray:
@@ -74,15 +76,13 @@ class Calibration:
     def to_json(self) -> dict[str, Any]:
         """As JSON values, which keep every bit."""
         arrays = {name: getattr(self, name).tolist() for name in _ARRAYS}
-        return {**arrays, "shared": list(self.shared), "source": self.source}
+        return {**vars(self), **arrays, "shared": list(self.shared)}
 
     @classmethod
     def from_json(cls, described: dict[str, Any]) -> Calibration:
         """Read what `to_json` gave, which `CalibrationValues` checks."""
-        slopes, offsets, thresholds = (np.array(described[name]) for name in _ARRAYS)
-        slope, offset, threshold = described["shared"]
-        shared = (slope, offset, threshold)
-        return cls(slopes, offsets, thresholds, shared, described["source"])
+        arrays = {name: np.array(described[name]) for name in _ARRAYS}
+        return cls(**described | arrays | {"shared": tuple(described["shared"])})
 
 
 _ARRAYS = ("slopes", "offsets", "thresholds")
@@ -95,6 +95,7 @@ class CalibrationValues(Settings):
     offsets: tuple[float, ...]
     thresholds: tuple[float, ...]
     shared: tuple[float, float, float]
+    labelled_photos: int = 0
     source: str
 
 
@@ -159,7 +160,7 @@ def f1_thresholds(scores: np.ndarray) -> np.ndarray:
     return np.asarray(expected.max(0) / 2)
 
 
-def calibrate(
+def calibrate_on_captions(
     classes: ClassFeatures, held_out: CaptionSet, geometry: Geometry, seed: int = 0
 ) -> Calibration:
     """Calibrate the weighted mean of both branches' raw scores on held-out captions.

@@ -99,6 +99,7 @@ def fit_labelled(
             float(slopes[-1] * before_offset + offsets[-1]),
             threshold,
         ),
+        labelled_photos=len(raw),
         source=f"{calibration.source} and {len(raw)} labelled photos",
     )
 

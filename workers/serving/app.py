@@ -25,10 +25,10 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prompt_tuning.tagging.tag_stream import TagRule
 from workers.serving.client import ModelCalls
+from workers.serving.limits import Limits
 from workers.serving.metrics import Measures
 from workers.serving.model import Refusal, TaggingModel
 from workers.serving.requests import (
-    Limits,
     body_schema,
     first_error,
     read_images,

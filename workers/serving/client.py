@@ -11,9 +11,10 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from workers.serving.limits import Limits
 from workers.serving.metrics import Measures
 from workers.serving.model import ArtifactState
-from workers.serving.requests import Limits, RequestImage, refuse
+from workers.serving.requests import RequestImage, refuse
 
 _HEALTH_S = 5.0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 from fastapi import HTTPException, Request
@@ -12,25 +11,11 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import Message, Receive
 
+from workers.serving.limits import Limits
+
 # What a person's image is named where the request does not say.
 _NAMELESS = "image {number}"
 _MOST_IN_A_BODY = 1000  # above every limit on images; it bounds what reading a body takes
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is refused: above so many bytes, pixels and images of a request with 413, above so
-    many bytes (`all_bytes`) and `waiting` images of all requests with 429, after so many seconds
-    with 504.
-    """
-
-    request_bytes: int = 100_000_000
-    all_bytes: int = 1_000_000_000
-    image_bytes: int = 20_000_000
-    pixels: int = 50_000_000
-    images: int = 32
-    waiting: int = 128
-    seconds: float = 60
 
 
 class ImageIn(BaseModel):

@@ -11,8 +11,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from workers.serving.limits import Limits
 from workers.serving.metrics import Measures
-from workers.serving.requests import Limits, declared_bytes
+from workers.serving.requests import declared_bytes
 
 _WITH_BODIES = ("/tag", "/regions")
 _HUNG_UP = 499  # as nginx has it: the client did not wait for the answer
