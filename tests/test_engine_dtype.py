@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.placement import Node, Resources
+from orchestrator.cluster.resources import Node, Resources
 from orchestrator.commands.doctor import doctor
 from orchestrator.config.models import load_config
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge

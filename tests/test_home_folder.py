@@ -10,7 +10,7 @@ from command_line import run_datafree
 from PIL import Image
 
 from orchestrator.cli import _home_expanded
-from orchestrator.cluster.placement import Node, Resources
+from orchestrator.cluster.resources import Node, Resources
 from orchestrator.config.models import load_config
 from orchestrator.plan.knowledge import plan_knowledge
 

@@ -174,9 +174,10 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Path, tmp_path: P
 # As Ray does, sets handlers of its own; leaves its work so slowly that nobody waits for it.
 STUBBORN = """
 import signal, subprocess, sys, time
-from orchestrator.interruption import handlers_kept, interruptible
+from orchestrator.cluster.connect import _signal_handlers_kept
+from orchestrator.interruption import interruptible
 with interruptible():
-    with handlers_kept():
+    with _signal_handlers_kept():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     below = subprocess.Popen(["sleep", "600"], start_new_session=True)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from without_packages import datafree_without
 
-from orchestrator.cluster.placement import Node, Resources
+from orchestrator.cluster.resources import Node, Resources
 from orchestrator.config.models import RunConfig, load_config
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan, describe_engines, plan_knowledge

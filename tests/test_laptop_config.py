@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.placement import Node, Resources
+from orchestrator.cluster.resources import Node, Resources
 from orchestrator.config.models import RunConfig, load_config
 from orchestrator.errors import InputError
 from orchestrator.plan.run import make_plan

@@ -26,7 +26,7 @@ from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
 from orchestrator.cluster.jobs import JobServer, outcome, prepare_job
-from orchestrator.cluster.placement import Node, Resources
+from orchestrator.cluster.resources import Node, Resources
 from orchestrator.errors import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -18,8 +18,9 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from orchestrator.cluster.placement import Node, check_folder, local_node, visible_gpus
+from orchestrator.cluster.resources import Node, local_node, visible_gpus
 from orchestrator.errors import InputError
+from orchestrator.paths import check_folder
 from prompt_tuning.datasets.stamps import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.datasets.stamps import stamps_source
 from prompt_tuning.install_hints import SOURCE, install_set, pip_install

@@ -39,8 +39,7 @@ def submit(
     command = second or "run"
     if command not in _COMMANDS:
         raise InputError(f"submit {first} {command}: must be one of {', '.join(_COMMANDS)}")
-    from orchestrator.cluster.jobs import JobServer, prepare_job
-    from orchestrator.cluster.placement import check_room
+    from orchestrator.cluster.jobs import JobServer, check_room, prepare_job
 
     job = prepare_job(Path(first), command, overrides, cache, runs)
     server = JobServer(address)

@@ -10,10 +10,10 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from orchestrator.cluster.placement import check_folder
 from orchestrator.console import quieten_libraries
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
+from orchestrator.paths import check_folder
 
 
 def tag(

@@ -12,11 +12,11 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, to_json
 
-from orchestrator.cluster.placement import check_absolute
 from orchestrator.config.label_list import read_label_list
 from orchestrator.config.renamed_fields import renamed
 from orchestrator.config.yaml import parse_yaml, read_yaml
 from orchestrator.errors import InputError
+from orchestrator.paths import check_absolute
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text

@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.placement import check_folder, find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.config.models import EvaluationSettings, RunConfig
 from orchestrator.errors import InputError
+from orchestrator.paths import check_folder
 from orchestrator.plan.run import plan_images, text_side
 from orchestrator.stages.evaluation import read_images, write_image_features, write_images
 from orchestrator.stages.tuning import FEATURES

@@ -7,7 +7,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.cluster.placement import Resources, WorkerShare, place_workers
+from orchestrator.cluster.placement import WorkerShare, place_workers
+from orchestrator.cluster.resources import Resources
 from orchestrator.config.models import RunConfig, load_groups
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
@@ -180,7 +181,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         check_prompt_length(config.vlm, config.prompts.context_tokens, list(categories.names))
     except ValueError as error:
         raise InputError(str(error)) from None
-    share = place_workers(config, resources)
+    share = place_workers(config.tuning, resources)
     tuning_stage = partial(
         plan_stage,
         inputs.cache,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.placement import Resources
+from orchestrator.cluster.resources import Resources
 from orchestrator.config.models import RunConfig, validate
 from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING, Plan, make_plan, retune
@@ -59,7 +59,7 @@ class SweepPlan:
     def slots(self) -> int:
         """How many trials fit at once; all are of one size."""
         share = self.default.plan.share
-        nodes = self.resources.of_pool(share.pool, "tuning.pool")
+        nodes = self.resources.in_pool(share.pool, "tuning.pool")
         return nodes.holds(share.cpus, share.gpus) // self.default.plan.config.tuning.workers
 
     @property
