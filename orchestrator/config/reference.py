@@ -21,9 +21,9 @@ _PREFACE = """# Configuration reference
 
 After reading this page you know every field of a config, its type and its default.
 
-A config is a YAML file; `configs/` has some to start from. `--set knowledge.llm.engines=2` overrides
-a field by its dotted name. Files named in a config are relative to it. An unknown field, or a value
-of the wrong type, is refused with a message that says what would be right.
+A config is a YAML file; `configs/` has some to start from. `--set knowledge.llm.engines=2`
+overrides a field by its dotted name. Files named in a config are relative to it. An unknown field,
+or a value of the wrong type, is refused with a message that says what would be right.
 
 This page is generated: `python -m orchestrator.config.reference > docs/config.md`."""
 

@@ -29,9 +29,9 @@ EMBEDDED_MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 class VLMSettings(Settings):
     """Which vision-language model encodes texts and images.
 
-    `embedded` models come from packages (docs/embedded-model.md). `open_clip` takes a CLIP or SigLIP of open_clip's
-    with `pretrained`: a tag that open_clip downloads from its hub, or the path of a checkpoint. A
-    local checkpoint says whether it was trained with QuickGELU, because nothing in the file does.
+    `embedded` models come from packages (docs/embedded-model.md). `open_clip` takes a CLIP or
+    SigLIP model of open_clip with `pretrained`: a tag that open_clip downloads from its hub, or the
+    path of a checkpoint. For a local checkpoint, set `quick_gelu`: the file does not say it.
     SigLIP's tokenizers come from Hugging Face's hub too; its models read one resolution only.
     """
 
