@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 
 from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.resources import find_resources
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.stages.evaluation import read_images, write_image_features, write_images
 from orchestrator.stages.knowledge import CAPTIONS, write_knowledge

@@ -54,9 +54,11 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
     )
     categories = CategoryList(categories=tuple(Category(name=name) for name in CLASSES))
     resources = find_resources()
-    plan = plan_images(
-        config, resources, check_folder(cache, "cache"), categories, None, text_side(vlm, resources)
-    )
+    folder, vlm_text = check_folder(cache, "cache"), text_side(vlm, resources)
+    try:
+        plan = plan_images(config, resources, folder, categories, None, vlm_text)
+    except InputError as error:
+        raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
     assert plan.images and plan.image_features
     try:
         fetch_weights(vlm)

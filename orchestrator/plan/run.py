@@ -9,7 +9,8 @@ from pathlib import Path
 
 from orchestrator.cluster.placement import WorkerShare, place_workers
 from orchestrator.cluster.resources import Resources
-from orchestrator.config.models import RunConfig, load_groups
+from orchestrator.config.inputs import load_groups
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
 from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.resources import Resources
-from orchestrator.config.models import RunConfig, validate
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING, Plan, make_plan, retune
 from orchestrator.sweep.space import Fields, SweepSettings, config_at, points, split_names, told

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from orchestrator.config.models import set_field
+from orchestrator.config.load import set_field
 from orchestrator.pages.metrics_summary import evaluated_on
 from orchestrator.pages.sweep_page import render_sweep
 from orchestrator.plan.run import Plan
