@@ -16,14 +16,11 @@ import pytest
 import typer
 import yaml
 
-<<<<<<< HEAD
 from orchestrator.cli import app
-from orchestrator.config.models import load_categories, load_config, validate
-from orchestrator.sweep.space import SweepSettings
-=======
 from orchestrator.config.inputs import load_categories
 from orchestrator.config.load import load_config
->>>>>>> main
+from orchestrator.config.messages import validate
+from orchestrator.sweep.space import SweepSettings
 from prompt_tuning.captions import read_caption_file
 
 ROOT = Path(__file__).parent.parent
