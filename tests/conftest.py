@@ -10,7 +10,8 @@ import torch
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from prompt_tuning import tune
-from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 
 # Tensors here are small: threads that wait for each other on a busy machine cost most of the time.

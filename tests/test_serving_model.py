@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from prompt_tuning import Artifact
-from prompt_tuning.backbones.base import VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.storage import MANIFEST
 from workers.serving.model import _Artifacts
 

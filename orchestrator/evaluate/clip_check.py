@@ -23,7 +23,8 @@ from orchestrator.paths import check_folder
 from orchestrator.plan.run import plan_images, text_side
 from orchestrator.stages.evaluation import read_images, write_image_features, write_images
 from orchestrator.stages.tuning import FEATURES
-from prompt_tuning.backbones.base import VLMSettings, fetch_weights, load_vlm
+from prompt_tuning.backbones import fetch_weights, load_vlm
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.voc import CLASSES
 from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores

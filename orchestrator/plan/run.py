@@ -13,7 +13,8 @@ from orchestrator.config.inputs import load_groups
 from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
-from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones import check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.registry import read_photos
@@ -25,6 +26,7 @@ from prompt_tuning.storage import file_digest
 from workers.stage import Stage, plan_stage
 
 _VLM_MODULES = (
+    "prompt_tuning.backbones",
     "prompt_tuning.backbones.imagenet_bridge",
     "prompt_tuning.features",
     "prompt_tuning.images",

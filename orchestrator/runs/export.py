@@ -8,7 +8,7 @@ from pathlib import Path
 from orchestrator.errors import InputError
 from orchestrator.paths import cache_folder
 from orchestrator.runs.model_card import export_folder
-from prompt_tuning.backbones.base import fetch_weights, load_vlm
+from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.onnx_export import check_packages, export_onnx
 

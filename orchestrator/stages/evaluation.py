@@ -111,7 +111,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
 
     Where a half of the images selects, the others are all that is compared on.
     """
-    from prompt_tuning.backbones.base import load_vlm
+    from prompt_tuning.backbones import load_vlm
 
     config = plan.config
     vlm = load_vlm(config.vlm, cache=plan.cache)

@@ -59,7 +59,7 @@ def write_hierarchy(plan: Plan, staging: Path) -> None:
         facts = read_category_facts_file(plan.knowledge)
         hierarchy = group_by_answers(facts, plan.categories, settings.coarse, settings.fine)
     elif hierarchy is None:
-        from prompt_tuning.backbones.base import load_vlm
+        from prompt_tuning.backbones import load_vlm
 
         vlm = load_vlm(plan.config.vlm, cache=plan.cache)
         texts = anchor_features(vlm, plan.categories)

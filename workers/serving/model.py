@@ -22,7 +22,8 @@ from PIL.Image import Image
 from ray import serve
 from torch import Tensor
 
-from prompt_tuning.backbones.base import VLM, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.images import TooManyPixelsError, UnknownFormatError, read_image
 from prompt_tuning.label_names import LabelNames
 from prompt_tuning.storage import MANIFEST, file_digest

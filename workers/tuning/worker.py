@@ -15,7 +15,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from prompt_tuning.backbones.base import VLM, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.storage import canonical_json, naming, write_atomic
 from prompt_tuning.tuning.trainer import (
