@@ -31,8 +31,8 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.placement import find_resources
-from orchestrator.config.models import load_config
+from orchestrator.cluster.resources import find_resources
+from orchestrator.config.load import load_config
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.stages.evaluation import read_images, write_image_features, write_images
 from orchestrator.stages.knowledge import CAPTIONS, write_knowledge
@@ -43,7 +43,8 @@ from orchestrator.stages.tuning import (
     write_caption_features,
     write_hierarchy,
 )
-from prompt_tuning.backbones.base import VLM, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
@@ -61,7 +62,7 @@ from prompt_tuning.images import open_image
 from prompt_tuning.storage import digest, is_published, publishing
 from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
 from workers.stage import Stage, run_stage
-from workers.tuning.worker import CLASSES, read_classes
+from workers.tuning.job import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 BRANCH_FIELDS = ("prompts.global_branch", "prompts.local_branch")

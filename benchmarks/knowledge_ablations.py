@@ -51,7 +51,7 @@ from torch import Tensor
 from orchestrator.plan.run import Plan
 from orchestrator.stages.knowledge import CAPTIONS, question_writer, read_category_facts_file
 from orchestrator.stages.tuning import read_caption_sets
-from prompt_tuning.backbones.base import load_vlm
+from prompt_tuning.backbones import load_vlm
 from prompt_tuning.tuning.trainer import CaptionSet
 
 KINDS = ("agnostic", "specific", "relationship")

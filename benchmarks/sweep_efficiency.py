@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.cluster.connect import connect, disconnect
-from orchestrator.cluster.placement import find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.console import quieten_libraries
 from orchestrator.runs.pipeline import stage_work
 from orchestrator.sweep.plan import SweepPlan, plan_sweep

@@ -24,15 +24,15 @@ from rich.console import Console
 from sweep_efficiency import sweep_config
 
 from orchestrator.cluster.connect import connect, disconnect
-from orchestrator.cluster.placement import find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.console import quieten_libraries
 from orchestrator.runs.pipeline import stage_work
 from orchestrator.sweep.plan import plan_sweep
 from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.rounds import run_rounds
 from workers.stage import run_stage
+from workers.tuning.job import HISTORY
 from workers.tuning.trials import OnEpoch, OnWaiting, Trial, Work, tune_prompts
-from workers.tuning.worker import HISTORY
 
 
 def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:

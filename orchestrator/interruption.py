@@ -79,17 +79,6 @@ def _leave_to_child() -> None:
 os.register_at_fork(after_in_child=_leave_to_child)
 
 
-@contextmanager
-def handlers_kept() -> Iterator[None]:
-    """Put back the handlers of both signals after the block, in which Ray sets its own."""
-    handlers = [signal.getsignal(number) for number in _SIGNALS]
-    try:
-        yield
-    finally:
-        for number, handler in zip(_SIGNALS, handlers, strict=True):
-            signal.signal(number, handler)
-
-
 class _Interruption:
     """`number`: of the first signal, None before. `wakeup`: where Python writes each signal."""
 

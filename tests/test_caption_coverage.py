@@ -12,8 +12,8 @@ import ray
 import yaml
 from command_line import Done, run_datafree
 
-from orchestrator.cluster.placement import find_resources
-from orchestrator.config.models import load_config
+from orchestrator.cluster.resources import find_resources
+from orchestrator.config.load import load_config
 from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan, make_plan

@@ -15,7 +15,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from orchestrator.cluster.check import _check_node, check_cluster
-from orchestrator.cluster.placement import find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.config.models import Paths
 from orchestrator.errors import InputError
 from workers import cluster_probe

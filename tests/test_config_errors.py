@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 
 from orchestrator.cli import main
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.config.yaml import parse_yaml
 
 # What is wrongly accepted would run for minutes: the commands here are no dry runs.

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.cluster.placement import Node, Resources
-from orchestrator.config.models import load_config
+from orchestrator.cluster.resources import Node, Resources
+from orchestrator.config.load import load_config
 from orchestrator.errors import InputError
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.stages.evaluation import UNREADABLE, read_images, write_images

@@ -10,8 +10,8 @@ from command_line import run_datafree
 from PIL import Image
 
 from orchestrator.cli import _home_expanded
-from orchestrator.cluster.placement import Node, Resources
-from orchestrator.config.models import load_config
+from orchestrator.cluster.resources import Node, Resources
+from orchestrator.config.load import load_config
 from orchestrator.plan.knowledge import plan_knowledge
 
 CONFIG = """

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from orchestrator.cluster.connect import connect, disconnect
-from orchestrator.cluster.placement import find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.errors import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -7,15 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.placement import (
-    Node,
-    Resources,
-    WorkerShare,
-    place,
-    place_engines,
-    place_workers,
-)
-from orchestrator.config.models import RunConfig, load_config
+from orchestrator.cluster.placement import WorkerShare, place, place_engines, place_workers
+from orchestrator.cluster.resources import Node, Resources
+from orchestrator.config.load import load_config
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.run import Plan, make_plan
 from workers.knowledge.pool import Placement
@@ -37,10 +32,10 @@ def config(folder: Path, *overrides: str) -> RunConfig:
 
 
 def test_only_nodes_of_the_pool_are_counted(tmp_path: Path) -> None:
-    assert place_engines(config(tmp_path), CLUSTER) == Placement(5, 1, 1)
+    assert place_engines(config(tmp_path).knowledge.llm, CLUSTER) == Placement(5, 1, 1)
     pooled = config(tmp_path, "knowledge.llm.pool=engines", "tuning.pool=training")
-    assert place_engines(pooled, CLUSTER) == Placement(4, 1, 1, "engines")
-    assert place_workers(pooled, CLUSTER) == WorkerShare(1, 1, "training")
+    assert place_engines(pooled.knowledge.llm, CLUSTER) == Placement(4, 1, 1, "engines")
+    assert place_workers(pooled.tuning, CLUSTER) == WorkerShare(1, 1, "training")
 
 
 @pytest.mark.parametrize(
@@ -49,13 +44,15 @@ def test_only_nodes_of_the_pool_are_counted(tmp_path: Path) -> None:
         ("knowledge.llm.engines=5", "knowledge.llm.engines: 5 .* never be scheduled: there are 16"),
         (
             "knowledge.llm.tensor_parallel=3",
-            "3 GPUs of one machine an engine, but there are 16 CPU",
+            "3 GPUs of one node per engine can never be scheduled: there are 16 CPU",
         ),
     ],
 )
 def test_engines_that_do_not_fit_in_their_pool(tmp_path: Path, override: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        place_engines(config(tmp_path, "knowledge.llm.pool=engines", override), CLUSTER)
+        place_engines(
+            config(tmp_path, "knowledge.llm.pool=engines", override).knowledge.llm, CLUSTER
+        )
 
 
 def test_workers_that_do_not_fit_in_their_pool(tmp_path: Path) -> None:
@@ -63,7 +60,7 @@ def test_workers_that_do_not_fit_in_their_pool(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"workers: 2 with 0.25 CPUs and 1 GPUs each can never .* 1 would fit"
     ):
-        place_workers(config(tmp_path, *overrides), CLUSTER)
+        place_workers(config(tmp_path, *overrides).tuning, CLUSTER)
 
 
 UNEVEN = Resources((Node(1, 0), Node(7, 0)))
@@ -89,10 +86,10 @@ def test_each_gets_the_most_with_which_all_fit_on_uneven_nodes(
 
 
 def test_engines_and_workers_fit_on_uneven_nodes(tmp_path: Path) -> None:
-    engines = place_engines(config(tmp_path, "knowledge.llm.engines=2"), UNEVEN)
+    engines = place_engines(config(tmp_path, "knowledge.llm.engines=2").knowledge.llm, UNEVEN)
     assert engines == Placement(2, 3, 0)
     thin = Resources((Node(1, 0), Node(2, 0)))
-    workers = place_workers(config(tmp_path, "tuning.workers=4"), thin)
+    workers = place_workers(config(tmp_path, "tuning.workers=4").tuning, thin)
     assert workers == WorkerShare(2 / 3, 0)
 
 
@@ -105,7 +102,7 @@ def test_what_can_never_fit_is_refused_with_what_would() -> None:
 
 @pytest.mark.parametrize("field", ["knowledge.llm.pool", "tuning.pool"])
 def test_an_unknown_pool_is_told_with_those_that_there_are(tmp_path: Path, field: str) -> None:
-    words = f"{field}: no node advertises the custom resource 'egines'; there are: "
+    words = f"{field}: no node advertises the custom resource 'egines'; the nodes advertise: "
     wrong = config(tmp_path, f"{field}=egines")
     with pytest.raises(InputError, match=words + "engines, spare, training"):
         make_plan(wrong, CLUSTER, None)
@@ -115,8 +112,8 @@ def test_an_unknown_pool_is_told_with_those_that_there_are(tmp_path: Path, field
 
 @pytest.mark.parametrize("override", ["tuning.workers=1", "tuning.pool=training"])
 def test_a_cluster_of_which_no_node_is_up(tmp_path: Path, override: str) -> None:
-    with pytest.raises(InputError, match=r"^tuning\.pool: the cluster has no node that is up$"):
-        place_workers(config(tmp_path, override), Resources(()))
+    with pytest.raises(InputError, match=r"^tuning\.pool: no node of the cluster is up$"):
+        place_workers(config(tmp_path, override).tuning, Resources(()))
 
 
 def test_a_pool_is_in_no_key(tmp_path: Path) -> None:

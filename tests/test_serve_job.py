@@ -21,7 +21,7 @@ from ray.serve.schema import (
 )
 from rich.console import Console
 
-from orchestrator.cluster.placement import Node, Resources
+from orchestrator.cluster.resources import Node, Resources
 from orchestrator.errors import InputError
 from orchestrator.tagging import serve as serve_job
 from orchestrator.tagging.serve import serve_artifacts

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster.placement import Node, Resources
+from orchestrator.cluster.resources import Node, Resources
 from orchestrator.errors import InputError
 from orchestrator.plan.run import make_plan
 from orchestrator.sweep.plan import SweepPlan, plan_sweep

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.models import validate
+from orchestrator.config.messages import validate
 from orchestrator.errors import InputError
 from orchestrator.sweep.space import Axis, SweepSettings, config_at, points, told
 

@@ -15,7 +15,7 @@ import ray
 import ray.cloudpickle
 from ray.tune.search import Searcher
 
-from orchestrator.config.models import validate
+from orchestrator.config.messages import validate
 from orchestrator.sweep.proposals import ProposedTrials
 from orchestrator.sweep.space import Fields, SweepSettings
 from prompt_tuning.backbones.base import VLMSettings
@@ -25,8 +25,8 @@ from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from workers.stage import Stage
+from workers.tuning.job import DistributedTuningSettings, TuningJob
 from workers.tuning.trials import Halving, OnEpoch, OnWaiting, Outcome, Trial, run_trials
-from workers.tuning.worker import DistributedTuningSettings, TuningJob
 
 EPOCHS = 6
 
@@ -35,7 +35,7 @@ EPOCHS = 6
 def cluster() -> Iterator[None]:
     # Processes of Ray cannot import this file: its functions travel whole.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -28,8 +28,9 @@ from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from prompt_tuning.tuning.trainer import caption_labels
-from workers.tuning import worker as tuning_worker
-from workers.tuning.worker import DistributedTuningSettings, Lack, Tuned, TuningJob, tune
+from workers.tuning import driver
+from workers.tuning.driver import tune
+from workers.tuning.job import DistributedTuningSettings, Lack, Tuned, TuningJob
 
 NAMES = ("dog", "bicycle", "violin", "lemon", "car")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -169,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
 def test_waiting_names_what_is_lacking(
     job: TuningJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning_worker, "SECONDS_BETWEEN_WAITS", 0.5)
+    monkeypatch.setattr(driver, "SECONDS_BETWEEN_WAITS", 0.5)
     taken = placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
     ray.get(taken.ready())
     lacking: list[Lack] = []

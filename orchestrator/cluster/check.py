@@ -7,9 +7,9 @@ import platform
 import uuid
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster.placement import check_folder
 from orchestrator.config.models import Paths
 from orchestrator.errors import InputError
+from orchestrator.paths import check_folder
 
 if TYPE_CHECKING:
     from workers.cluster_probe import NodeReport

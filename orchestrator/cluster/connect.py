@@ -1,45 +1,67 @@
-"""The Ray cluster of a run: the one that RAY_ADDRESS names, or one on this machine."""
+"""Connect to the Ray cluster at RAY_ADDRESS, or start Ray on this machine."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from orchestrator.cluster.local_ray import start_ray
-from orchestrator.interruption import handlers_kept
 
 
 def connect(cpus: int | None = None, gpus: int | None = None) -> None:
-    """Join the cluster, or start Ray here with what the plan counts on; once.
+    """Join the cluster at RAY_ADDRESS, or start Ray here with `cpus` and `gpus`; only once.
 
-    `RAY_ADDRESS` decides, and only that: a Ray that somebody left running here is not joined.
+    Without RAY_ADDRESS, a Ray that already runs on this machine is not joined.
     """
     import ray
 
     if ray.is_initialized():
         return
-    # Ray Train looks at its workers each 2 s: until then a checkpoint can be lost with its worker,
-    # and a finished seed waits.
+    # Ray Train polls its workers, by default every 2 s. Until a poll, a checkpoint can be lost
+    # with its worker, and a finished seed waits.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # A process less for each tuning: workers of a node that goes are started again anyway.
+    # Saves a process per tuning; workers of a preempted node are restarted anyway.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    # By default a task that Ray ends for lack of memory starts again without end.
+    # By default Ray retries a task that ran out of memory forever.
     os.environ.setdefault("RAY_task_oom_retries", "3")
     address = os.environ.get("RAY_ADDRESS")
-    with handlers_kept():
+    with _signal_handlers_kept():
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:  # many small processes start at once here, and that is meant
+        else:
+            # Many small workers start at once, also on few cores.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
             start_ray(cpus, gpus)
-    # Nor its pages about what it tries again.
+    # Hides Ray's long messages about retries.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
 
 
+def check_reachable(address: str) -> None:
+    """Raise OSError when nothing listens at host:port. Ray itself would retry for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
 def disconnect() -> None:
-    """Leave Ray if it was joined; a local cluster ends with it."""
+    """Disconnect from Ray if it was joined; a local Ray ends."""
     if "ray" in sys.modules:
         import ray
 
         ray.shutdown()
+
+
+@contextmanager
+def _signal_handlers_kept() -> Iterator[None]:
+    """Restore the handlers of SIGINT and SIGTERM after the block, in which Ray sets its own."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

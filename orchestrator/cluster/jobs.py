@@ -17,12 +17,18 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.cluster.placement import Resources, check_absolute, check_reachable, ray_node
+from orchestrator.cluster.connect import check_reachable
+from orchestrator.cluster.placement import place_engines, place_workers
+from orchestrator.cluster.resources import Resources, ray_node
 from orchestrator.cluster.token import find_token
 from orchestrator.cluster.working_directory import Parcel, pack
-from orchestrator.config.models import BUILT_IN, RunConfig, read_config, validate
+from orchestrator.config.load import read_config
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
+from orchestrator.paths import check_absolute
 from orchestrator.sweep.space import SweepSettings
+from prompt_tuning.categories import BUILT_IN
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -107,6 +113,14 @@ def _check_files(config: RunConfig, base: Path, here: Path) -> None:
                 f"{field}: {name!r} is not below the working directory {here}, which is what "
                 "travels; name it by an absolute path that every node sees"
             )
+
+
+def check_room(config: RunConfig, command: str, resources: Resources) -> None:
+    """Check that the cluster has room for the command's engines and workers. Raises InputError."""
+    if config.knowledge.questions.asks_something:
+        place_engines(config.knowledge.llm, resources)
+    if command != "knowledge":
+        place_workers(config.tuning, resources)
 
 
 def _own_packages(here: Path) -> list[str]:

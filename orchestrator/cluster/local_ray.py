@@ -1,4 +1,4 @@
-"""Ray on this machine, for commands to which RAY_ADDRESS names no cluster."""
+"""Start Ray on this machine, when RAY_ADDRESS names no cluster."""
 
 from __future__ import annotations
 
@@ -9,23 +9,46 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.errors import InputError
+from orchestrator.paths import check_folder
 from workers.failure import DescribedFailure
+
+# A socket's path has at most 107 bytes; this is the longest path of Ray's below its folder.
+_LONGEST_RAY_FOLDER = 107 - len(
+    "/ray/session_2026-11-27_20-23-59_272619_4194304/sockets/plasma_store"
+)
 
 
 def ray_folder() -> tuple[str, Path]:
-    """Where Ray puts its files, and the environment variable that chooses it."""
+    """The environment variable that chooses Ray's folder for temporary files, and the folder."""
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     return name, Path(os.environ.get(name, "/tmp"))
 
 
+def check_ray_folder() -> None:
+    """Check that Ray can start in its folder for temporary files.
+
+    Raises:
+        InputError: naming the environment variable that chooses it.
+    """
+    name, folder = ray_folder()
+    length = len(os.fsencode(folder))
+    if length > _LONGEST_RAY_FOLDER:
+        raise InputError(
+            f"{name}: must be at most {_LONGEST_RAY_FOLDER} bytes long, because Ray puts sockets "
+            f"below it (got {length}: {folder}); set {name}=/tmp, for example"
+        )
+    check_folder(str(folder), name)
+
+
 def start_ray(cpus: int | None, gpus: int | None) -> None:
-    """Start Ray here; once more if it does not come up, for the machine may have been busy.
+    """Start Ray on this machine, and retry once, because the machine may have been busy.
 
     Raises:
         OSError: when Ray cannot write its files.
-        DescribedFailure: when it comes up neither time.
+        DescribedFailure: when both attempts fail.
     """
-    # Else Ray would write one into the home folder, which may not be writable.
+    # Otherwise Ray writes a token into the home folder, which may not be writable.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     reason = _try_to_start(cpus, gpus) and _try_to_start(cpus, gpus)
@@ -33,14 +56,15 @@ def start_ray(cpus: int | None, gpus: int | None) -> None:
         return
     _, folder = ray_folder()
     raise DescribedFailure(
-        f"Ray did not start on this machine, twice: {reason} The load is {os.getloadavg()[0]:.0f} "
-        f"on {os.cpu_count()} CPUs, and {folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB "
-        f"free; Ray's logs are in {folder}/ray/session_latest/logs"
+        f"Ray did not start on this machine in two attempts: {reason} The load is "
+        f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs, and {folder} has "
+        f"{shutil.disk_usage(folder).free / 1e9:.1f} GB free; Ray's logs are in "
+        f"{folder}/ray/session_latest/logs"
     )
 
 
 def _try_to_start(cpus: int | None, gpus: int | None) -> str:
-    """Why Ray has not come up, empty if it has. Raises OSError when it cannot write its files."""
+    """Start Ray; return why it failed, or "". Raises OSError when it cannot write its files."""
     import psutil
     import ray
 
@@ -50,14 +74,15 @@ def _try_to_start(cpus: int | None, gpus: int | None) -> str:
             address="local",
             num_cpus=cpus,
             num_gpus=gpus,
-            # Quiet, for the run prints its own progress.
+            # Nobody looks at it here, and it takes 2 s to start; below a long folder, a minute.
+            include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
         return ""
     except OSError:
         raise
-    except Exception as error:  # Ray raises just that when a process of its own is late
+    except Exception as error:  # Ray raises a bare Exception when one of its processes is late
         ray.shutdown()
         for process in set(psutil.Process().children(recursive=True)) - others:
             with suppress(psutil.NoSuchProcess):

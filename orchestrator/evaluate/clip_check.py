@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.placement import check_folder, find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.config.models import EvaluationSettings, RunConfig
 from orchestrator.errors import InputError
+from orchestrator.paths import check_folder
 from orchestrator.plan.run import plan_images, text_side
 from orchestrator.stages.evaluation import read_images, write_image_features, write_images
 from orchestrator.stages.tuning import FEATURES
-from prompt_tuning.backbones.base import VLMSettings, fetch_weights, load_vlm
+from prompt_tuning.backbones import fetch_weights, load_vlm
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.voc import CLASSES
 from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
@@ -53,9 +55,11 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
     )
     categories = CategoryList(categories=tuple(Category(name=name) for name in CLASSES))
     resources = find_resources()
-    plan = plan_images(
-        config, resources, check_folder(cache, "cache"), categories, None, text_side(vlm, resources)
-    )
+    folder, vlm_text = check_folder(cache, "cache"), text_side(vlm, resources)
+    try:
+        plan = plan_images(config, resources, folder, categories, None, vlm_text)
+    except InputError as error:
+        raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
     assert plan.images and plan.image_features
     try:
         fetch_weights(vlm)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.placement import Resources, check_folder, find_resources
+from orchestrator.cluster.resources import Resources, find_resources
 from orchestrator.config.models import EvaluationSettings
 from orchestrator.console import status
 from orchestrator.errors import InputError
@@ -34,6 +34,7 @@ from orchestrator.pages.evaluation_page import (
 )
 from orchestrator.pages.html import EXAMPLE_SIDE, between
 from orchestrator.pages.metrics_summary import best_baseline, evaluated_on
+from orchestrator.paths import check_folder
 from orchestrator.plan.run import ImagesPlan, plan_images, text_side
 from orchestrator.runs.finished_run import FinishedRun, read_run
 from orchestrator.runs.results import write_metrics
@@ -44,7 +45,7 @@ from orchestrator.stages.evaluation import (
     write_images,
 )
 from orchestrator.stages.tuning import FEATURES
-from prompt_tuning.backbones.base import fetch_weights, load_vlm
+from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import (

@@ -10,9 +10,12 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.cluster.placement import Resources, check_folder, place_engines, visible_gpus
-from orchestrator.config.models import RunConfig, load_categories, load_templates
+from orchestrator.cluster.placement import place_engines
+from orchestrator.cluster.resources import Resources, visible_gpus
+from orchestrator.config.inputs import load_categories, load_templates
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
+from orchestrator.paths import check_folder
 from prompt_tuning.captions import Caption, given_captions, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.install_hints import install_set
@@ -105,13 +108,13 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     asks = config.knowledge.questions.asks_something
     if asks:
         _check_vllm()
-        on = resources.of_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
+        on = resources.in_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
         config = _with_model(config, on)
     categories = load_categories(config)
     templates = load_templates(config)
     if asks:
         _check_labels(categories)
-    engines = place_engines(config, resources) if asks else Placement(0, 0, 0)
+    engines = place_engines(config.knowledge.llm, resources) if asks else Placement(0, 0, 0)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
     llm_path: Path | str = ""

@@ -7,11 +7,14 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from orchestrator.cluster.placement import Resources, WorkerShare, place_workers
-from orchestrator.config.models import RunConfig, load_groups
+from orchestrator.cluster.placement import WorkerShare, place_workers
+from orchestrator.cluster.resources import Resources
+from orchestrator.config.inputs import load_groups
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
-from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones import check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.registry import read_photos
@@ -23,6 +26,7 @@ from prompt_tuning.storage import file_digest
 from workers.stage import Stage, plan_stage
 
 _VLM_MODULES = (
+    "prompt_tuning.backbones",
     "prompt_tuning.backbones.imagenet_bridge",
     "prompt_tuning.features",
     "prompt_tuning.images",
@@ -46,6 +50,8 @@ _TUNING_MODULES = (
     "prompt_tuning.tuning.prompts",
     "prompt_tuning.tuning.scoring",
     "prompt_tuning.tuning.trainer",
+    "workers.tuning.driver",
+    "workers.tuning.job",
     "workers.tuning.worker",
 )
 
@@ -178,7 +184,7 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         check_prompt_length(config.vlm, config.prompts.context_tokens, list(categories.names))
     except ValueError as error:
         raise InputError(str(error)) from None
-    share = place_workers(config, resources)
+    share = place_workers(config.tuning, resources)
     tuning_stage = partial(
         plan_stage,
         inputs.cache,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.placement import find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
 from orchestrator.pages.metrics_summary import caption_notes

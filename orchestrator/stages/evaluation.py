@@ -34,7 +34,7 @@ from prompt_tuning.evaluation.selection import SelectingHalf, Selection, images_
 from prompt_tuning.features import Features, load_features, save_features
 from prompt_tuning.storage import canonical_json
 from prompt_tuning.tagging.calibration import calibrate_on_captions, calibration_quality
-from workers.tuning.worker import read_classes, read_history
+from workers.tuning.job import read_classes, read_history
 
 METRICS = "metrics.json"
 CLASS_FEATURES = "class_features.safetensors"
@@ -111,7 +111,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
 
     Where a half of the images selects, the others are all that is compared on.
     """
-    from prompt_tuning.backbones.base import load_vlm
+    from prompt_tuning.backbones import load_vlm
 
     config = plan.config
     vlm = load_vlm(config.vlm, cache=plan.cache)

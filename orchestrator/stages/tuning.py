@@ -26,7 +26,8 @@ from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import canonical_json
 from prompt_tuning.tuning.prompts import anchor_features
 from prompt_tuning.tuning.trainer import CaptionSet, load_caption_sets
-from workers.tuning.worker import Lack, Tuned, TuningJob, read_history, tune
+from workers.tuning.driver import tune
+from workers.tuning.job import Lack, Tuned, TuningJob, read_history
 
 FEATURES = "features.safetensors"
 GROUPS = "hierarchy.json"
@@ -58,7 +59,7 @@ def write_hierarchy(plan: Plan, staging: Path) -> None:
         facts = read_category_facts_file(plan.knowledge)
         hierarchy = group_by_answers(facts, plan.categories, settings.coarse, settings.fine)
     elif hierarchy is None:
-        from prompt_tuning.backbones.base import load_vlm
+        from prompt_tuning.backbones import load_vlm
 
         vlm = load_vlm(plan.config.vlm, cache=plan.cache)
         texts = anchor_features(vlm, plan.categories)

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.placement import find_resources
+from orchestrator.cluster.resources import find_resources
 from orchestrator.config.label_list import show_labels
-from orchestrator.config.models import build_config
+from orchestrator.config.load import build_config
 from orchestrator.pages.html import signed_between
 from orchestrator.run_lock import only_driver
 from orchestrator.runs.pipeline import (

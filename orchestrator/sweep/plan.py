@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.placement import Resources
-from orchestrator.config.models import RunConfig, validate
+from orchestrator.cluster.resources import Resources
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING, Plan, make_plan, retune
 from orchestrator.sweep.space import Fields, SweepSettings, config_at, points, split_names, told
@@ -59,7 +60,7 @@ class SweepPlan:
     def slots(self) -> int:
         """How many trials fit at once; all are of one size."""
         share = self.default.plan.share
-        nodes = self.resources.of_pool(share.pool, "tuning.pool")
+        nodes = self.resources.in_pool(share.pool, "tuning.pool")
         return nodes.holds(share.cpus, share.gpus) // self.default.plan.config.tuning.workers
 
     @property

@@ -10,8 +10,8 @@ from typing import Any
 from orchestrator.sweep.space import Fields
 from prompt_tuning.storage import canonical_json, write_atomic
 from workers.stage import Stage
+from workers.tuning.job import read_history
 from workers.tuning.trials import Halving, Outcome
-from workers.tuning.worker import read_history
 
 
 class TrialRecords:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from orchestrator.config.models import set_field
+from orchestrator.config.load import set_field
 from orchestrator.pages.metrics_summary import evaluated_on
 from orchestrator.pages.sweep_page import render_sweep
 from orchestrator.plan.run import Plan
@@ -40,8 +40,8 @@ from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.storage import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
 from workers.stage import Stage
+from workers.tuning.job import read_classes
 from workers.tuning.trials import Entry, Outcome, curve, objective
-from workers.tuning.worker import read_classes
 
 BEST = "best"
 BEST_RUN = "best-run"

@@ -18,9 +18,11 @@ from orchestrator.sweep.plan import Point, SweepPlan
 from orchestrator.sweep.proposals import ProposedTrials
 from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.space import Fields
-from prompt_tuning.backbones.base import Geometry, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import Geometry, VLMSettings
 from prompt_tuning.evaluation.selection import SelectingHalf
 from workers.stage import Stage
+from workers.tuning.job import read_classes
 from workers.tuning.trials import (
     Outcome,
     Trial,
@@ -30,7 +32,6 @@ from workers.tuning.trials import (
     run_trials,
     tune_prompts,
 )
-from workers.tuning.worker import read_classes
 
 _TUNE_STORAGE = ".tune"
 

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.config.models import RunConfig, build_config, set_field
+from orchestrator.config.load import build_config, set_field
+from orchestrator.config.models import RunConfig
 from orchestrator.config.renamed_fields import renamed
 from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING

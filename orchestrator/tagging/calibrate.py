@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator.cluster.placement import local_node
+from orchestrator.cluster.resources import local_node
 from orchestrator.console import StageProgress
 from orchestrator.errors import InputError
 from orchestrator.tagging.listing import ImageListing

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from orchestrator.cluster.placement import find_resources, local_node, place
+from orchestrator.cluster.placement import place
+from orchestrator.cluster.resources import find_resources, local_node
 from orchestrator.console import StageProgress
 from orchestrator.errors import InputError
 from orchestrator.pages.tag_sheet import SHEET_IMAGES, write_sheet

@@ -18,10 +18,11 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, Loggi
 from rich.console import Console
 
 from orchestrator.cluster.connect import connect, disconnect
-from orchestrator.cluster.placement import find_resources, place
+from orchestrator.cluster.placement import place
+from orchestrator.cluster.resources import find_resources
 from orchestrator.errors import InputError
 from orchestrator.pages.html import page_template
-from prompt_tuning.backbones.base import fetch_weights
+from prompt_tuning.backbones import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
 from workers.failure import DescribedFailure
 from workers.serving.app import APPLICATION, MODEL, Lifeline, application

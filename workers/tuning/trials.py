@@ -27,16 +27,9 @@ from ray.tune.search import Searcher
 from prompt_tuning.settings import Settings
 from workers.failure import in_one_line
 from workers.stage import Stage, run_stage
+from workers.tuning.driver import SECONDS_BETWEEN_WAITS, tune
+from workers.tuning.job import Lack, OnEpoch, OnWaiting, TuningJob, read_history
 from workers.tuning.slots import Slots
-from workers.tuning.worker import (
-    SECONDS_BETWEEN_WAITS,
-    Lack,
-    OnEpoch,
-    OnWaiting,
-    TuningJob,
-    read_history,
-    tune,
-)
 
 Tracker = Literal["mlflow", "wandb"]
 Entry = dict[str, float]
