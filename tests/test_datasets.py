@@ -437,17 +437,19 @@ def test_what_coco_json_lists_twice_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "twice", "told"),
+    ("field", "twice", "message"),
     [
         ("images", {"id": 100, "file_name": "z.jpg"}, r"image id 100 stands for .*a.jpg' and .*z"),
         ("categories", {"id": 1, "name": "elk"}, "category id 1 stands for 'dog' and 'elk'"),
     ],
 )
-def test_an_id_of_two_things_is_refused(tmp_path: Path, field: str, twice: Any, told: str) -> None:
+def test_an_id_of_two_things_is_refused(
+    tmp_path: Path, field: str, twice: Any, message: str
+) -> None:
     described = coco_json({"a.jpg": [("dog", 0)]}, ("dog",))
     described[field].append(twice)
     write_text(tmp_path / "annotations.json", json.dumps(described))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read("coco_json", tmp_path, CATEGORIES)
 
 

@@ -134,25 +134,25 @@ def calm(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_answers_are_kept_and_repeat(tiny_llm: Path, calm: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, bool, int]] = []
+    calls: list[tuple[str, int, bool, int]] = []
 
     def on_shard(shard: Shard, given: list[Answer], fresh: bool, engines_alive: int) -> None:
-        told.append((shard.key, len(given), fresh, engines_alive))
+        calls.append((shard.key, len(given), fresh, engines_alive))
 
     # Another order of work: the last shard is asked first, and alone.
     with pool(tiny_llm, tmp_path) as engines:
         engines.answer(WORK[2:], on_shard)
         engines.answer(WORK[:2], on_shard)
-    assert told == [(shard.key, 40, True, 1) for shard in (WORK[2], WORK[0], WORK[1])]
+    assert calls == [(shard.key, 40, True, 1) for shard in (WORK[2], WORK[0], WORK[1])]
     given = answers(tmp_path, WORK)
     assert all(answer.tokens > 0 and answer.failure is None for answer in given)
     assert len({answer.text for answer in given}) > 110, "each question has a seed of its own"
     assert contents(tmp_path) == contents(calm)
 
-    told.clear()
+    calls.clear()
     with pool(tiny_llm, tmp_path) as engines:
         engines.answer(WORK, on_shard)
-    assert told == [(shard.key, 40, False, 0) for shard in WORK]
+    assert calls == [(shard.key, 40, False, 0) for shard in WORK]
 
 
 def test_two_engines_write_the_same_bytes_as_one(
@@ -224,7 +224,7 @@ def test_each_shard_finds_an_empty_prefix_cache(tiny_llm: Path, tmp_path: Path) 
     assert [answer.tokens for answer in answers(tmp_path, second)] == found
 
 
-def test_a_model_that_cannot_be_loaded_is_told_at_once(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}', "utf-8")
     with (
         pool(tmp_path, tmp_path / "ledger") as engines,

@@ -12,7 +12,9 @@ blocks of a few categories. So a new category, kind or template changes only its
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -192,12 +194,7 @@ class QuestionWriter:
             yield self._question(template, tuple(chosen), tuple(words), n, names=names)
 
     def _set_size(self, position: float) -> int:
-        total = 0.0
-        for size, share in enumerate(self._settings.set_shares, start=1):
-            total += share
-            if position < total:
-                return size
-        return len(self._settings.set_shares)
+        return 1 + bisect(list(accumulate(self._settings.set_shares[:-1])), position)
 
     def _companion(self, chosen: list[str], template: str, n: int, facts: CategoryFacts) -> str:
         """A category that the model has named with those chosen, or any if it has named none."""
