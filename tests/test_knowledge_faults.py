@@ -210,10 +210,10 @@ def test_a_question_that_kills_is_found_and_named(
     work = shards(4, 12, {5: "die"})
     with pool(model, tmp_path / "ledger", engines) as running:
         running.answer(work, no_matter)
-    others = [seed for seed in range(12) if seed != 5]
+    answerable = [seed for seed in range(12) if seed != 5]
     answers = Ledger(tmp_path / "ledger").read(work[0])
     assert answers[5] == Answer("", False, 0, failure="the engine died of it")
-    assert [answers[seed] for seed in others] == together(others), "one call without probes"
+    assert [answers[seed] for seed in answerable] == together(answerable), "one call without probes"
     assert_calm(tmp_path / "ledger", work[1:])
     # Of the others each was asked whole and no more than once: none was suspected.
     others = [seeds for seeds in diary(model, "asked") if seeds[0] >= 12]
@@ -233,12 +233,12 @@ def test_questions_that_raise_are_found_and_named(model: Path, tmp_path: Path) -
     with pool(model, tmp_path / "ledger", 2) as running:
         running.answer(work + alone, no_matter)
     for shard in work:
-        others = [seed for seed in seeds_of(shard) if seed not in failing]
+        answerable = [seed for seed in seeds_of(shard) if seed not in failing]
         named = {
             seed: Answer("", False, 0, failure=f"ValueError: question {seed} is too long")
             for seed in failing
         }
-        expected = named | dict(zip(others, together(others), strict=True))
+        expected = named | dict(zip(answerable, together(answerable), strict=True))
         answers = Ledger(tmp_path / "ledger").read(shard)
         assert answers == [expected[seed] for seed in seeds_of(shard)]
     assert Ledger(tmp_path / "ledger").read(alone[0]) == [named[17]]
