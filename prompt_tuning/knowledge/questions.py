@@ -43,8 +43,8 @@ class QuestionSettings(Settings):
 
     `attributes`: the maximum number of attributes. `per_category`: questions about each category,
     from each template of kind `specific`. `relationships`: questions about sets of categories, from
-    each template of kind `relationship`; each category starts the same number of sets, so the total
-    is rounded up, by about an eighth at most in long runs. `set_shares`: the shares of sets with 1
+    each template of kind `relationship`; each category starts an equal number of sets, rounded up
+    (to a whole number up to 15, by at most an eighth above). `set_shares`: the shares of sets with 1
     to 5 categories. `templates`: a YAML file of templates that replace the built-in ones of the
     same name or are asked in addition. `seed`: of all random draws.
     """
@@ -239,7 +239,7 @@ class QuestionWriter:
 
 
 def _round_up(share: float) -> int:
-    """Round up to a coarse grid, by an eighth at most (by less than 1 up to 15).
+    """Round up to a whole number up to 15, by at most an eighth above.
 
     So a longer category list rarely changes how many sets each category starts, and the shards of
     these questions stay valid.
