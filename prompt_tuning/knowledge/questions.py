@@ -44,8 +44,8 @@ class QuestionSettings(Settings):
     `attributes`: the maximum number of attributes. `per_category`: questions about each category,
     from each template of kind `specific`. `relationships`: questions about sets of categories, from
     each template of kind `relationship`; each category starts an equal number of sets, rounded up
-    (to a whole number up to 15, by at most an eighth above). `set_shares`: the shares of sets with 1
-    to 5 categories. `templates`: a YAML file of templates that replace the built-in ones of the
+    (to a whole number up to 15, by at most an eighth above). `set_shares`: the shares of sets with
+    1 to 5 categories. `templates`: a YAML file of templates that replace the built-in ones of the
     same name or are asked in addition. `seed`: of all random draws.
     """
 
