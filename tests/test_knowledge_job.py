@@ -99,6 +99,7 @@ def test_everything_asked_is_answered_and_accounted_for(folder: Path, calm: Path
     assert results(calm, "own") == before
 
 
+@pytest.mark.slow  # test_knowledge_faults kills one among engines that load at once
 def test_a_killed_driver_goes_on_to_the_same_bytes(
     folder: Path, calm: Path, tmp_path: Path
 ) -> None:
