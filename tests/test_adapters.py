@@ -92,8 +92,8 @@ def chosen(engine: Any, name: str, model: Path | str) -> str:
 
 def dtype(engine: Any) -> str:
     """In what its model computes."""
-    dtype = engine.__ray_call__.remote(lambda self: str(self._llm.llm_engine.model_config.dtype))
-    return str(ray.get(dtype)).removeprefix("torch.")
+    name = engine.__ray_call__.remote(lambda self: str(self._llm.llm_engine.model_config.dtype))
+    return str(ray.get(name)).removeprefix("torch.")
 
 
 def check_answers(engine: Any) -> list[Answer]:
