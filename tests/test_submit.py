@@ -262,7 +262,7 @@ def test_a_failure_exits_1(head: Head, project: Path) -> None:
 
 
 def test_the_plain_command_of_the_page_where_no_token_is(project: Path, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    page = (ROOT / "docs" / "clusters.md").read_text("utf-8")
     [command] = re.findall(r"^ray job submit .*$", page, re.M)
     with started_head(activated=True, token=False) as head:
         done = subprocess.run(
