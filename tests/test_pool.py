@@ -243,7 +243,7 @@ def test_each_shard_finds_an_empty_prefix_cache(tiny_llm: Path, tmp_path: Path) 
     assert [answer.tokens for answer in answers(tmp_path, second)] == found
 
 
-def test_a_model_that_cannot_be_loaded_is_told_at_once(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}', "utf-8")
     with (
         pool(tmp_path, tmp_path / "ledger") as engines,
