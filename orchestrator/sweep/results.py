@@ -34,8 +34,8 @@ from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.space import split_names
 from orchestrator.sweep.swept_points import Compared, SweepData, SweptPoint
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.evaluation.baselines import RESAMPLES, method_scores
 from prompt_tuning.evaluation.bootstrap import paired_difference
+from prompt_tuning.evaluation.compare import RESAMPLES, method_scores
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.storage import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.tagging.artifact import Artifact

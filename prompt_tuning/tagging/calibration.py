@@ -24,7 +24,8 @@ from scipy.special import expit
 from torch import Tensor
 
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.evaluation.baselines import ClassFeatures, method_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.evaluation.compare import method_scores
 from prompt_tuning.evaluation.metrics import (
     best_thresholds,
     expected_calibration_error,
@@ -32,7 +33,7 @@ from prompt_tuning.evaluation.metrics import (
     tags_at_thresholds,
 )
 from prompt_tuning.settings import Settings
-from prompt_tuning.tuning.trainer import CaptionSet
+from prompt_tuning.tuning.caption_set import CaptionSet
 
 _STAND_INS = 4000
 _CAPTIONS_EACH = 2
