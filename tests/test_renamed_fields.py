@@ -13,7 +13,7 @@ from orchestrator.config.messages import validate
 from orchestrator.config.models import RunConfig
 from orchestrator.config.renamed_fields import RENAMED
 from orchestrator.errors import InputError
-from orchestrator.sweep.space import SweepSettings
+from orchestrator.sweep.settings import SweepSettings
 
 BASE: dict[str, Any] = {"name": "check", "categories": ["cat", "dog", "bird"]}
 

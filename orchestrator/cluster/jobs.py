@@ -27,7 +27,7 @@ from orchestrator.config.messages import validate
 from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.paths import check_absolute
-from orchestrator.sweep.space import SweepSettings
+from orchestrator.sweep.settings import SweepSettings
 from prompt_tuning.categories import BUILT_IN
 
 if TYPE_CHECKING:
