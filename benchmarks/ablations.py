@@ -52,17 +52,15 @@ from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.registry import DatasetSettings, read_photos
 from prompt_tuning.datasets.stamps import fetch_stamps, stamps_source
-from prompt_tuning.evaluation.baselines import (
-    BRANCHES,
-    ClassFeatures,
-    method_scores,
-    untuned_baselines,
-)
+from prompt_tuning.evaluation.baselines import ClassFeatures, untuned_baselines
+from prompt_tuning.evaluation.compare import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import digest, is_published, publishing
-from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
+from prompt_tuning.tuning.caption_set import CaptionSet, load_caption_sets
+from prompt_tuning.tuning.class_prompts import ClassPrompts
+from prompt_tuning.tuning.trainer import TuningRun
 from workers.stage import Stage, run_stage
 from workers.tuning.job import CLASSES, read_classes
 
@@ -303,7 +301,7 @@ def measure(
         labels = images.labels[:, columns]
         ignored = None if images.ignored is None else images.ignored[:, columns]
         figures[name] = {
-            b: 100 * mean_average_precision(scores[b], labels, ignored) for b in BRANCHES
+            b: 100 * mean_average_precision(scores[b], labels, ignored) for b in SCORE_KINDS
         }
     return figures
 
@@ -342,12 +340,12 @@ def report(
     console: Console,
 ) -> None:
     """A table and the last line; an baseline has one figure and no deviation."""
-    table = Table("mAP", "captions", *(f"{data} {b}" for data in datasets for b in BRANCHES))
+    table = Table("mAP", "captions", *(f"{data} {b}" for data in datasets for b in SCORE_KINDS))
     result: dict[str, dict[str, list[float]]] = {}
     for method, of_seeds in methods.items():
         cells, result[method] = [str(captions.get(method, ""))], {}
         for data in datasets:
-            for branch in BRANCHES:
+            for branch in SCORE_KINDS:
                 values = [of_seed[data][branch] for of_seed in of_seeds]
                 mean = statistics.mean(values)
                 spread = statistics.stdev(values) if len(values) > 1 else None

@@ -52,7 +52,7 @@ from orchestrator.plan.run import Plan
 from orchestrator.stages.knowledge import CAPTIONS, question_writer, read_category_facts_file
 from orchestrator.stages.tuning import read_caption_sets
 from prompt_tuning.backbones import load_vlm
-from prompt_tuning.tuning.trainer import CaptionSet
+from prompt_tuning.tuning.caption_set import CaptionSet
 
 KINDS = ("agnostic", "specific", "relationship")
 A_CATEGORY = (4, 8, 16, 32)

@@ -30,7 +30,8 @@ from random_clip import (
     random_features,
 )
 
-from prompt_tuning.tuning.trainer import CaptionSet, TuningRun
+from prompt_tuning.tuning.caption_set import CaptionSet
+from prompt_tuning.tuning.trainer import TuningRun
 
 SIZES = (1000, 5000)
 

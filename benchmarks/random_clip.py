@@ -16,10 +16,11 @@ from prompt_tuning.backbones.clip import CLIP
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.features import Features
 from prompt_tuning.hierarchy import Hierarchy
+from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
-from prompt_tuning.tuning.trainer import ClassPrompts, NoiseSettings, TuningSettings
+from prompt_tuning.tuning.trainer import NoiseSettings, TuningSettings
 
 MODEL = "RN50-quickgelu"
 BATCH = 512

@@ -39,8 +39,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prompt_tuning.backbones.clip import CLIP
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.tuning.caption_set import CaptionSet
+from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.prompts import PromptBranch
-from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun
+from prompt_tuning.tuning.trainer import TuningRun
 
 CLASSES, FINE, COARSE = 80, 20, 9
 MOST_DIFFERENT = 1e-4

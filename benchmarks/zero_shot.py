@@ -21,7 +21,8 @@ from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.voc import read_voc
-from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.evaluation.compare import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import concatenate
 from prompt_tuning.tuning.prompts import anchor_features
@@ -62,9 +63,9 @@ def main() -> None:
         )
         texts = F.normalize(anchor_features(vlm, categories), dim=-1)
         scores = method_scores(features, ClassFeatures(texts, texts), vlm.geometry, "mean")
-        maps = {b: 100 * mean_average_precision(scores[b], photos.labels) for b in BRANCHES}
+        maps = {b: 100 * mean_average_precision(scores[b], photos.labels) for b in SCORE_KINDS}
         measured[f"{model}@{resolution}"] = {b: round(value, 2) for b, value in maps.items()}
-        distances = [abs(maps[b] - d) for b, d in zip(BRANCHES, described, strict=True)]
+        distances = [abs(maps[b] - d) for b, d in zip(SCORE_KINDS, described, strict=True)]
         farthest = max(farthest, *distances)
         print(f"{model}@{resolution}: {measured[f'{model}@{resolution}']} described {described}")
     print(

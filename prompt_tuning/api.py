@@ -15,16 +15,12 @@ from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import calibrate_on_captions
 from prompt_tuning.tagging.new_labels import TunedTokens
+from prompt_tuning.tuning.caption_set import CaptionSet, caption_labels
+from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings, anchor_features
 from prompt_tuning.tuning.scoring import ScoringSettings
-from prompt_tuning.tuning.trainer import (
-    CaptionSet,
-    ClassPrompts,
-    TuningRun,
-    TuningSettings,
-    caption_labels,
-)
+from prompt_tuning.tuning.trainer import TuningRun, TuningSettings
 
 
 def tune(

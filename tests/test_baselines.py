@@ -23,17 +23,19 @@ from prompt_tuning.evaluation.baselines import (
     UNTUNED,
     ClassFeatures,
     MethodFeatures,
+    untuned_baselines,
+)
+from prompt_tuning.evaluation.compare import (
     MethodScores,
     compare_methods,
     figures_without_meaning,
     method_scores,
     precision_recall,
     score_methods,
-    untuned_baselines,
 )
 from prompt_tuning.evaluation.metrics import average_precision
 from prompt_tuning.features import Features
-from prompt_tuning.tuning.trainer import CaptionSet
+from prompt_tuning.tuning.caption_set import CaptionSet
 
 GEOMETRY = Geometry(
     scale=4.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.25
@@ -194,9 +196,9 @@ def test_figures_that_mean_nothing_are_said(scores: MethodScores, labels: np.nda
     assert figures_without_meaning(labels, None, names, "images") == []
     one = labels[:1] | np.eye(len(names), dtype=bool)[:1]
     always, few = figures_without_meaning(one, None, names, "images")
-    assert always.startswith("All images (1) show every class that is measured (")
+    assert always.startswith("All images (1) show every measured class (")
     assert names[0] in always and always.endswith("so these mAPs mean nothing.")
-    assert few == "Too few images for intervals: 1; 10 are the least."
+    assert few == "Intervals need at least 10 images (got 1)."
     of_one = {
         method: [{b: s[:1] for b, s in of_set.items()} for of_set in sets]
         for method, sets in scores.items()

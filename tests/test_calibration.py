@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from scipy.special import expit
 
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.evaluation.baselines import ClassFeatures, method_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.evaluation.compare import method_scores
 from prompt_tuning.evaluation.metrics import best_thresholds
 from prompt_tuning.features import Features
 from prompt_tuning.tagging.calibration import (
@@ -21,7 +22,7 @@ from prompt_tuning.tagging.calibration import (
     fit_sigmoids,
     mixtures,
 )
-from prompt_tuning.tuning.trainer import CaptionSet
+from prompt_tuning.tuning.caption_set import CaptionSet
 
 SLOPES = np.array([3.0, 4.0, 5.0, 4.0])
 OFFSETS = np.array([-3.0, -6.0, -5.0, -8.0])

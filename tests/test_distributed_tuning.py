@@ -22,17 +22,12 @@ from prompt_tuning.backbones.base import VLM
 from prompt_tuning.captions import Caption
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.hierarchy import parse_groups
+from prompt_tuning.tuning.caption_set import CaptionSet, caption_labels
+from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
-from prompt_tuning.tuning.trainer import (
-    CaptionSet,
-    ClassPrompts,
-    NoiseSettings,
-    TuningRun,
-    TuningSettings,
-    caption_labels,
-)
+from prompt_tuning.tuning.trainer import NoiseSettings, TuningRun, TuningSettings
 
 NAMES = ("dog", "cat", "cow", "fire engine", "bus")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))

@@ -23,7 +23,8 @@ from orchestrator.evaluate.job import chosen_settings, evaluation_name
 from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.scenes import SceneSettings
-from prompt_tuning.evaluation.baselines import UNTUNED, ClassFeatures, MethodFeatures, method_scores
+from prompt_tuning.evaluation.baselines import UNTUNED, ClassFeatures, MethodFeatures
+from prompt_tuning.evaluation.compare import method_scores
 from prompt_tuning.evaluation.selection import Selection, split_halves
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact
@@ -236,7 +237,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     two = (*folder, "evaluation.select_on=evaluation", "evaluation.split_seed=2", "seeds=[0, 1]")
     out = datafree("run", "tiny.yaml", "--runs", "halves", *(f"--set={option}" for option in two))
     assert "mAP on 6 images of folder (without the 6 used for selection)" in out
-    assert "Too few images for intervals: 6; 10 are the least." in out
+    assert "Intervals need at least 10 images (got 6)." in out
     halves = Path("halves/tiny")
     half = json.loads((halves / "metrics.json").read_bytes())
     assert half.pop("captions")["held_out"] > 0
@@ -277,14 +278,14 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert report.count("data:image/jpeg;base64,") == 6
     assert "without the 6 used for selection" in report
     assert "6 of 12, drawn with seed 2" in report
-    assert "Too few images for intervals: 6" in report
+    assert "Intervals need at least 10 images (got 6)" in report
     out = datafree("evaluate", halves)
     assert "mAP on 6 images of folder (without the 6 used for selection)" in out
     assert "a difference of" in out and "interval " not in out
     assert json.loads((halves / "metrics/folder.json").read_bytes()) == half
     page = (halves / "evaluation-folder.html").read_text("utf-8")
     assert "6 of 12, drawn with seed 2" in page
-    assert "Too few images for intervals: 6" in page
+    assert "Intervals need at least 10 images (got 6)" in page
     assert "95 % interval" not in page
     # Held-out captions are equally content with both seeds and would take the first; photos do not.
     other_order = (*two[:-1], "seeds=[1, 0]")
@@ -325,11 +326,11 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert "(got 'car' in row 1)" in err
     # What can be measured, but means nothing.
     out = datafree(*on_photos)
-    said = "All images (1) show every class that is measured (car): any scores reach 100 mAP"
+    said = "All images (1) show every measured class (car): any scores reach 100 mAP"
     assert said in out and "100.0 to 100.0" not in out
     alone = json.loads(metrics_file.read_bytes())
     assert alone["ci"] == {}
-    assert [note[:16] for note in alone["notes"]] == [said[:16], "Too few images f"]
+    assert [note[:16] for note in alone["notes"]] == [said[:16], "Intervals need a"]
     assert said in page_file.read_text("utf-8")
     config = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
     config["vlm"]["resolution"] = 192

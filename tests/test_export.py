@@ -21,7 +21,8 @@ from test_onnx_export import artifact_for, needs_onnx, tiny_clip
 from orchestrator.pages.metrics_summary import caption_notes
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
-from prompt_tuning.evaluation.baselines import BRANCHES, UNTUNED, compare_methods
+from prompt_tuning.evaluation.baselines import UNTUNED
+from prompt_tuning.evaluation.compare import SCORE_KINDS, compare_methods
 from prompt_tuning.evaluation.selection import Selection
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.tagging.artifact import Artifact
@@ -61,7 +62,7 @@ def write_run(folder: Path, vlm: VLM, images: int = 40) -> dict[str, Any]:
     labels = drawn.random((40, 3)) < 0.4
 
     def some_scores() -> dict[str, np.ndarray]:
-        return {branch: drawn.random((40, 3)) + labels for branch in BRANCHES}
+        return {branch: drawn.random((40, 3)) + labels for branch in SCORE_KINDS}
 
     scores = {method: [some_scores()] for method in UNTUNED} | {
         "tuned": [some_scores(), some_scores()]
@@ -145,7 +146,7 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
     assert "mAP on 40 images of folder" in card
     for method, by_branch in metrics["map"].items():
         low, high = metrics["ci"][method]
-        figures = " | ".join(f"{by_branch[branch]:.1f}" for branch in BRANCHES)
+        figures = " | ".join(f"{by_branch[branch]:.1f}" for branch in SCORE_KINDS)
         assert f"| `{method}` | {figures} | {low:.1f} to {high:.1f} |" in card
     assert "- selected on: text: held-out captions" in card
     assert "- seeds: 3, 7" in card

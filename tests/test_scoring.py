@@ -17,6 +17,7 @@ from prompt_tuning.tuning.scoring import (
     branch_scores,
     fuse,
     pooled_scores,
+    raw_image_scores,
     region_scores,
 )
 
@@ -70,6 +71,18 @@ def test_scores_are_those_of_a_loop_over_items_and_classes(geometry: Geometry) -
             assert float(of_pooled[item, c]) == pytest.approx(geometry.scale * cosine)
             expected = naive_region_score(regions, class_local[c], geometry)
             assert float(of_regions[item, c]) == pytest.approx(expected)
+
+
+@both_geometries
+def test_raw_image_scores_are_the_mean_of_both_branches_scores(geometry: Geometry) -> None:
+    items, class_pooled, class_local = (
+        ragged([4, 4, 4]),
+        unit(CLASSES, DIM, seed=8),
+        unit(CLASSES, DIM, seed=9),
+    )
+    scores = raw_image_scores(items, class_pooled, class_local, geometry)
+    expected = fuse(*branch_scores(items, class_pooled, class_local, geometry), geometry)
+    torch.testing.assert_close(scores, expected, atol=1e-6, rtol=0)
 
 
 @both_geometries

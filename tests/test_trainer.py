@@ -18,18 +18,12 @@ from prompt_tuning.backbones.base import VLM
 from prompt_tuning.captions import Caption
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.hierarchy import parse_groups
+from prompt_tuning.tuning.caption_set import CaptionSet, caption_labels
+from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.losses import LossSettings, order_loss, ranking_loss
 from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings, branch_scores
-from prompt_tuning.tuning.trainer import (
-    CaptionSet,
-    ClassPrompts,
-    NoiseSettings,
-    NotFiniteError,
-    TuningRun,
-    TuningSettings,
-    caption_labels,
-)
+from prompt_tuning.tuning.trainer import NoiseSettings, NotFiniteError, TuningRun, TuningSettings
 
 NAMES = ("dog", "cat", "cow", "car", "bus")
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -355,10 +349,10 @@ def test_a_captions_noise_does_not_depend_on_the_others(embedded_vlm: VLM, data:
 def test_mixed_items_have_the_captions_that_they_are_made_of(embedded_vlm: VLM, data: Data) -> None:
     run = new_run(embedded_vlm, data, SETTINGS.model_copy(update={"captions_per_item": 3}))
     places = torch.tensor([5, 0, 3])
-    drawn = run._drawn(places, epoch=1)
+    drawn = run._draw_captions(places, epoch=1)
     assert drawn.shape == (3, 3)
     assert torch.equal(drawn[:, 0], places)
-    mixed, features = run._mixed(places, epoch=1), data.train.features
+    mixed, features = run._training_items(places, epoch=1), data.train.features
     starts = features.counts.cumsum(0) - features.counts
     place = 0
     for item, captions in enumerate(drawn.tolist()):
@@ -373,8 +367,8 @@ def test_mixed_items_have_the_captions_that_they_are_made_of(embedded_vlm: VLM, 
         assert torch.equal(actual, torch.stack(regions))
         place += len(regions)
     # Who draws does not matter, the epoch does.
-    assert torch.equal(run._drawn(places[1:], epoch=1), drawn[1:])
-    assert not torch.equal(run._drawn(places, epoch=2), drawn)
+    assert torch.equal(run._draw_captions(places[1:], epoch=1), drawn[1:])
+    assert not torch.equal(run._draw_captions(places, epoch=2), drawn)
 
 
 def test_splitting_keeps_each_caption_with_its_regions_and_labels(data: Data) -> None:

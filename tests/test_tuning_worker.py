@@ -24,10 +24,10 @@ from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.selection import SelectingHalf
 from prompt_tuning.features import load_features, save_features
 from prompt_tuning.hierarchy import parse_groups
+from prompt_tuning.tuning.caption_set import caption_labels
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
-from prompt_tuning.tuning.trainer import caption_labels
 from workers.tuning import driver
 from workers.tuning.driver import tune
 from workers.tuning.job import DistributedTuningSettings, Lack, Tuned, TuningJob

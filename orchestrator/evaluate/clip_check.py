@@ -27,7 +27,8 @@ from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.voc import CLASSES
-from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.evaluation.compare import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import load_features
 from prompt_tuning.tuning.prompts import anchor_features
@@ -75,7 +76,7 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
     labels = read_images(plan).labels
     items = load_features(plan.image_features.folder / FEATURES)
     scores = method_scores(items, ClassFeatures(texts, texts), model.geometry, "mean")
-    maps = {branch: 100 * mean_average_precision(scores[branch], labels) for branch in BRANCHES}
+    maps = {branch: 100 * mean_average_precision(scores[branch], labels) for branch in SCORE_KINDS}
     return _told(vlm, maps, len(labels), console)
 
 

@@ -48,15 +48,15 @@ from orchestrator.stages.tuning import FEATURES
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
-from prompt_tuning.evaluation.baselines import (
-    BRANCHES,
+from prompt_tuning.evaluation.bootstrap import paired_difference
+from prompt_tuning.evaluation.compare import (
     RESAMPLES,
+    SCORE_KINDS,
     MethodScores,
     method_scores,
     precision_recall,
     score_methods,
 )
-from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.features import Features, load_features
@@ -350,9 +350,9 @@ def _mistakes(
 def _print(
     run: FinishedRun, metrics: dict[str, Any], written: tuple[Path, ...], console: Console
 ) -> None:
-    table = Table("method", *BRANCHES, "95 %", title=f"mAP on {evaluated_on(metrics)}")
+    table = Table("method", *SCORE_KINDS, "95 %", title=f"mAP on {evaluated_on(metrics)}")
     for method, by_branch in metrics["map"].items():
-        figures = (f"{by_branch[branch]:.1f}" for branch in BRANCHES)
+        figures = (f"{by_branch[branch]:.1f}" for branch in SCORE_KINDS)
         table.add_row(method, *figures, between(metrics["ci"].get(method)))
     console.print(table)
     for note in metrics["notes"]:

@@ -14,7 +14,7 @@ from orchestrator.errors import InputError
 from orchestrator.pages.html import between, fixed
 from orchestrator.pages.metrics_summary import METHODS, caption_notes, evaluated_on
 from orchestrator.stages.evaluation import SELECTION, read_selection
-from prompt_tuning.evaluation.baselines import BRANCHES
+from prompt_tuning.evaluation.compare import SCORE_KINDS
 from prompt_tuning.storage import find_damage, publishing
 from prompt_tuning.tagging.artifact import FILES, Artifact, holds_something_else
 
@@ -162,11 +162,11 @@ def _figures(run: Path) -> str:
             f"mAP on {evaluated_on(metrics if images else None)}, {chance}"
             + ("." if images else "; such figures promise little for photos."),
             _table(
-                ["method", *BRANCHES, "fused, 95 %"],
+                ["method", *SCORE_KINDS, "fused, 95 %"],
                 [
                     [
                         f"`{method}`",
-                        *(fixed(metrics["map"][method][branch]) for branch in BRANCHES),
+                        *(fixed(metrics["map"][method][branch]) for branch in SCORE_KINDS),
                         between(metrics["ci"].get(method)),
                     ]
                     for method in METHODS

@@ -21,14 +21,13 @@ from orchestrator.stages.tuning import FEATURES, caption_coverage, read_caption_
 from prompt_tuning.datasets.labelled_images import LabelledImages, readable
 from prompt_tuning.datasets.registry import read_photos
 from prompt_tuning.datasets.scenes import compose_scenes, read_scenes
-from prompt_tuning.evaluation.baselines import (
-    MethodFeatures,
+from prompt_tuning.evaluation.baselines import MethodFeatures, untuned_baselines
+from prompt_tuning.evaluation.compare import (
     MethodScores,
     compare_methods,
     figures_without_meaning,
     method_scores,
     score_methods,
-    untuned_baselines,
 )
 from prompt_tuning.evaluation.selection import SelectingHalf, Selection, images_at, select_on_half
 from prompt_tuning.features import Features, load_features, save_features

@@ -24,8 +24,8 @@ from prompt_tuning.features import save_features
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import canonical_json
+from prompt_tuning.tuning.caption_set import CaptionSet, load_caption_sets
 from prompt_tuning.tuning.prompts import anchor_features
-from prompt_tuning.tuning.trainer import CaptionSet, load_caption_sets
 from workers.tuning.driver import tune
 from workers.tuning.job import Lack, Tuned, TuningJob, read_history
 

@@ -14,6 +14,7 @@ later: captions are no sample of anyone's images, so their silence says nothing.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,7 +25,8 @@ from scipy.special import expit
 from torch import Tensor
 
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.evaluation.baselines import ClassFeatures, method_scores
+from prompt_tuning.evaluation.baselines import ClassFeatures
+from prompt_tuning.evaluation.compare import method_scores
 from prompt_tuning.evaluation.metrics import (
     best_thresholds,
     expected_calibration_error,
@@ -32,10 +34,11 @@ from prompt_tuning.evaluation.metrics import (
     tags_at_thresholds,
 )
 from prompt_tuning.settings import Settings
-from prompt_tuning.tuning.trainer import CaptionSet
+from prompt_tuning.tuning.caption_set import CaptionSet
 
 _STAND_INS = 4000
 _CAPTIONS_EACH = 2
+# Of a class's normal priors around what all classes share, in logits.
 _OFFSET_STD = 1.0
 _SLOPE_STD = 0.25
 
@@ -112,41 +115,64 @@ def fit_sigmoids(
     # Standardised, so that priors mean the same whatever the scale of a backbone's scores is.
     mean, spread = float(raw.mean()), float(raw.std())
     scores = torch.from_numpy((raw - mean) / spread).double()
-    # Platt's targets, a little off 0 and 1: captions that are told apart without a mistake would
-    # make slopes endless.
+    # Platt's targets, a little off 0 and 1: separable captions would have infinite slopes.
     shown, hidden = weight * labels.sum(), weight * (~labels).sum()
-    targets = np.where(labels, (shown + 1) / (shown + 2), 1 / (hidden + 2))
-    wanted = torch.from_numpy(targets).double()
-    seen = torch.from_numpy(labels.any(0))
-    shared = torch.tensor([1.0, -3.0], dtype=torch.double, requires_grad=True)
-    own = torch.zeros(2, raw.shape[1], dtype=torch.double, requires_grad=True)
+    targets = torch.from_numpy(np.where(labels, (shown + 1) / (shown + 2), 1 / (hidden + 2)))
+    weights = weight * torch.from_numpy(labels.any(0)).double().expand_as(scores)
+    slopes, offsets = maximum_a_posteriori(scores, targets, weights, (1.0, -3.0), math.inf)
+    slopes /= spread
+    offsets -= slopes * mean
+    return slopes[:-1], offsets[:-1], float(slopes[-1]), float(offsets[-1])
+
+
+def maximum_a_posteriori(
+    scores: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    start: tuple[float, float],
+    shared_std: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fit `sigmoid(slope · score + offset)` of each class: slopes and offsets, `(classes + 1,)`.
+
+    The last of each is shared by all classes. The others have normal priors around it, in log
+    slopes and offsets.
+
+    Args:
+        scores: `(items, classes)`, double.
+        targets: `(items, classes)`, double, in [0, 1].
+        weights: `(items, classes)`, double, of each entry's loss.
+        start: the shared log slope and offset at the beginning.
+        shared_std: of the shared ones' normal priors around 0; infinite for none.
+    """
+    shared = torch.tensor(start, dtype=torch.double, requires_grad=True)
+    own = torch.zeros(2, scores.shape[1], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [shared, own], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
     )
 
     def parameters() -> tuple[Tensor, Tensor]:
         """Slopes, which stay positive, and offsets."""
-        return (shared[0] + own[0] * _SLOPE_STD).exp(), shared[1] + own[1] * _OFFSET_STD
+        deviations = F.pad(own, (0, 1))
+        return (
+            (shared[0] + _SLOPE_STD * deviations[0]).exp(),
+            shared[1] + _OFFSET_STD * deviations[1],
+        )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         slopes, offsets = parameters()
-        logits = slopes * scores + offsets
-        losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
-        total = weight * losses[:, seen].sum() + own.square().sum() / 2
+        losses = F.binary_cross_entropy_with_logits(
+            slopes[:-1] * scores + offsets[:-1], targets, reduction="none"
+        )
+        priors = own.square().sum() + (shared / shared_std).square().sum()
+        total = (weights * losses).sum() + priors / 2
         total.backward()
         return total
 
     optimizer.step(loss)
     with torch.no_grad():
-        slopes, offsets = (of_kind.numpy() / 1 for of_kind in parameters())
-        common_slope, common_offset = float(shared[0].exp()), float(shared[1])
-    return (
-        slopes / spread,
-        offsets - slopes * mean / spread,
-        common_slope / spread,
-        common_offset - common_slope * mean / spread,
-    )
+        slopes, offsets = parameters()
+    return slopes.numpy(), offsets.numpy()
 
 
 def f1_thresholds(scores: np.ndarray) -> np.ndarray:

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prompt_tuning.backbones.base import VLM, Geometry
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.install_hints import pip_install
 from prompt_tuning.storage import digest, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tuning.scoring import raw_image_scores
 
 OPSET = 18
 _PACKAGES = ("onnx", "onnxscript")
@@ -95,11 +96,7 @@ def _metadata(artifact: Artifact) -> dict[str, str]:
 
 
 class _Scorer(nn.Module):
-    """Pixels to calibrated scores, as `Tagger` computes them.
-
-    All images have as many regions here, so scores are aggregated without the scattering of
-    scoring.py, which ONNX has no like for.
-    """
+    """Pixels to calibrated scores, as `Tagger` computes them."""
 
     pooled: Tensor
     local: Tensor
@@ -119,19 +116,5 @@ class _Scorer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         features = self.vlm.encode_image(self.vlm.normalize(pixels))
-        geometry, batch = self.geometry, pixels.shape[0]
-        global_scores = geometry.scale * features.pooled @ self.pooled.T
-        regions = features.regions.reshape(batch, -1, features.regions.shape[-1])
-        local_scores = _aggregated(regions @ self.local.T, geometry)
-        weight = geometry.global_weight
-        raw = weight * global_scores + (1 - weight) * local_scores
+        raw = raw_image_scores(features, self.pooled, self.local, self.geometry)
         return torch.sigmoid(self.slopes * raw + self.offsets)
-
-
-def _aggregated(cosines: Tensor, geometry: Geometry) -> Tensor:
-    """`(batch, regions, classes)` to `(batch, classes)`, by the formulas of `Geometry`."""
-    sharpened = geometry.local_temperature * cosines
-    if geometry.aggregation == "softmax":
-        return geometry.scale * (sharpened.softmax(1) * cosines).sum(1)
-    mean = sharpened.logsumexp(1) - torch.tensor(float(cosines.shape[1])).log()
-    return geometry.scale * mean / geometry.local_temperature

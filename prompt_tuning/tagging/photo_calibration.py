@@ -11,22 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy.special import expit
-from torch import Tensor
 
 from prompt_tuning.evaluation.metrics import (
     expected_calibration_error,
     tag_quality,
     tags_at_thresholds,
 )
-from prompt_tuning.tagging.calibration import Calibration, f1_thresholds
+from prompt_tuning.tagging.calibration import Calibration, f1_thresholds, maximum_a_posteriori
 
-# Of normal priors around the captions' calibration, in logits: of what all categories share, and of
-# what a category has of its own. Twenty photos then move what is shared, and little else.
+# Of the normal prior, in logits, of what all categories share. Twenty photos move that, and little
+# else.
 _SHARED_STD = 1.0
-_OFFSET_STD = 1.0
-_SLOPE_STD = 0.25
 _FOLDS = 5
 
 
@@ -58,31 +54,7 @@ def fit_labelled(
     logits = torch.from_numpy(calibration.slopes * raw + calibration.offsets)
     wanted = torch.from_numpy(labels).double()
     counted = torch.ones_like(wanted) if ignored is None else torch.from_numpy(~ignored).double()
-    shared = torch.zeros(2, dtype=torch.double, requires_grad=True)
-    own = torch.zeros(2, raw.shape[1], dtype=torch.double, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [shared, own], max_iter=200, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
-    )
-
-    def parameters() -> tuple[Tensor, Tensor]:
-        """Slopes, which stay positive, and offsets, `(classes,)`; those shared come last."""
-        of_all = torch.cat([own, torch.zeros(2, 1)], dim=1)
-        log_slopes = _SHARED_STD * shared[0] + _SLOPE_STD * of_all[0]
-        return log_slopes.exp(), _SHARED_STD * shared[1] + _OFFSET_STD * of_all[1]
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        slopes, offsets = parameters()
-        losses = F.binary_cross_entropy_with_logits(
-            slopes[:-1] * logits + offsets[:-1], wanted, reduction="none"
-        )
-        total = (counted * losses).sum() + (own.square().sum() + shared.square().sum()) / 2
-        total.backward()
-        return total
-
-    optimizer.step(loss)
-    with torch.no_grad():
-        slopes, offsets = (of_kind.numpy() for of_kind in parameters())
+    slopes, offsets = maximum_a_posteriori(logits, wanted, counted, (0.0, 0.0), _SHARED_STD)
     before_slope, before_offset, _ = calibration.shared
     fitted = replace(
         calibration,

@@ -17,7 +17,7 @@ from prompt_tuning.backbones.base import VLM
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.new_labels import meant_labels
-from prompt_tuning.tuning.scoring import branch_scores, fuse, region_shares
+from prompt_tuning.tuning.scoring import raw_image_scores, region_shares
 
 _TOKENIZER = threading.Lock()  # tokenizers refuse two threads at once
 
@@ -114,12 +114,11 @@ class Tagger:
     @torch.no_grad()
     def score_pixels(self, pixels: Tensor) -> np.ndarray:
         """As `raw_scores`, of what `pixels` gave: `(batch, 3, resolution, resolution)`."""
-        geometry = self._artifact.geometry
-        # Convolutions are faster so on CPUs (see feature_workers.py).
+        # Convolutions are faster in this layout on CPUs.
         pixels = pixels.to(self._vlm.device, memory_format=torch.channels_last)
         features = self._vlm.encode_image(pixels).float()
-        scores = branch_scores(features, self._pooled, self._local, geometry)
-        return fuse(*scores, geometry).cpu().numpy()
+        geometry = self._artifact.geometry
+        return raw_image_scores(features, self._pooled, self._local, geometry).cpu().numpy()
 
     def tag(
         self, images: Sequence[ImageSource], threshold: float | None = None, top: int | None = None

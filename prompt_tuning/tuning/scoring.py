@@ -80,6 +80,27 @@ def branch_scores(
     )
 
 
+def raw_image_scores(
+    features: Features, class_pooled: Tensor, class_local: Tensor, geometry: Geometry
+) -> Tensor:
+    """The weighted mean of both branches' raw scores of images, `(batch, classes)`.
+
+    As `branch_scores` and `fuse`, but faster and without scattering, which ONNX lacks: all images
+    of a backbone have equally many regions.
+    """
+    regions = features.regions.reshape(features.pooled.shape[0], -1, features.regions.shape[-1])
+    cosines = regions @ class_local.T  # (batch, regions, classes)
+    sharpened = geometry.local_temperature * cosines
+    if geometry.aggregation == "softmax":
+        local = (sharpened.softmax(1) * cosines).sum(1)
+    else:
+        mean = sharpened.logsumexp(1) - torch.tensor(float(cosines.shape[1])).log()
+        local = mean / geometry.local_temperature
+    return fuse(
+        pooled_scores(features.pooled, class_pooled, geometry), geometry.scale * local, geometry
+    )
+
+
 def fuse(
     global_scores: Tensor, local_scores: Tensor, geometry: Geometry, fusion: str = "mean"
 ) -> Tensor:

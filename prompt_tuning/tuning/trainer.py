@@ -1,50 +1,39 @@
-"""Tuning prompts on captions that stand in for images: one process of possibly several.
+"""The tuning loop: prompts are tuned on captions in place of images, by one process or several.
 
-Every number that is drawn comes from the seed and the place in the global batch, never from the
-rank, and every loss is a mean over the global batch: however many processes there are, they tune
-the same prompts.
+Every random number depends on the seed and on the caption's position in the training set, never on
+the rank, and every loss is a mean over the global batch. So any number of processes tunes the same
+prompts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from prompt_tuning.backbones.base import VLM
-from prompt_tuning.captions import Caption, is_held_out, read_captions
-from prompt_tuning.categories import CategoryList
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import Features, load_features
-from prompt_tuning.hierarchy import Hierarchy
-from prompt_tuning.knowledge.caption_coverage import check_split
+from prompt_tuning.features import Features
 from prompt_tuning.settings import Settings
 from prompt_tuning.storage import digest
-from prompt_tuning.tuning.losses import LossSettings, order_loss
-from prompt_tuning.tuning.prompt_encoder import PromptEncoder, rank_and_world_size
-from prompt_tuning.tuning.prompts import (
-    FreeVectors,
-    PromptBranch,
-    PromptSettings,
-    anchor_features,
-    interpolate_with_anchor,
-)
-from prompt_tuning.tuning.scoring import ScoringSettings, branch_scores, fuse
+from prompt_tuning.tuning.caption_set import CaptionSet
+from prompt_tuning.tuning.class_prompts import ClassPrompts
+from prompt_tuning.tuning.prompt_encoder import rank_and_world_size
+from prompt_tuning.tuning.prompts import PromptBranch, interpolate_with_anchor
+from prompt_tuning.tuning.scoring import branch_scores, fuse
 
 Factor = Annotated[float, Field(ge=0, le=1)]
 
 
 class NoiseSettings(Settings):
-    """Gaussian noise on training features: by `std` per component (the released code) or by its
-    expected length `relative` to the unit length of a feature."""
+    """Gaussian noise on training features, whose length is 1.
+
+    `std`: standard deviation of each component (as in the released code). `relative`: expected
+    length of the noise vector.
+    """
 
     std: Annotated[float, Field(ge=0, le=10)] | None = None
     relative: Annotated[float, Field(ge=0, le=10)] | None = None
@@ -64,10 +53,10 @@ class NoiseSettings(Settings):
 
 
 class TuningSettings(Settings):
-    """The optimisation, with defaults for the embedded model; `momentum` goes with `sgd`.
+    """The optimiser and its schedule, with defaults for the embedded model.
 
-    `captions_per_item`: how many captions make up one training item, as an image shows several
-    things.
+    `momentum`: for `sgd` only. `captions_per_item`: the number of captions that are merged into one
+    training item, as an image shows several things.
     """
 
     optimizer: Literal["sgd", "adam"] = "adam"
@@ -82,131 +71,8 @@ class TuningSettings(Settings):
     captions_per_item: Annotated[int, Field(ge=1, le=8)] = 2
 
 
-@dataclass(frozen=True)
-class CaptionSet:
-    """Captions as tuning sees them: those `rows` of features, which may stay on disk
-    (memory-mapped), and of labels `(all captions, classes)`, bool."""
-
-    features: Features
-    labels: Tensor
-    rows: Tensor
-
-    @classmethod
-    def of_all(cls, features: Features, labels: Tensor) -> CaptionSet:
-        """The set of all captions."""
-        return cls(features, labels, torch.arange(len(labels)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, places: Tensor) -> CaptionSet:
-        """The captions at these places of the set, in memory, with their regions."""
-        rows = self.rows[places]
-        return CaptionSet.of_all(self.features.take(rows), self.labels[rows])
-
-    def load(self) -> CaptionSet:
-        """All captions of the set, in memory."""
-        return self.take(torch.arange(len(self)))
-
-    def split(self, held_out: Sequence[bool]) -> tuple[CaptionSet, CaptionSet]:
-        """Training captions and those that are held out.
-
-        Raises:
-            ValueError: when one of the two would be empty.
-        """
-        chosen = torch.tensor(held_out, dtype=torch.bool)
-        train, validation = (
-            CaptionSet(self.features, self.labels, self.rows[of_set])
-            for of_set in (~chosen, chosen)
-        )
-        check_split(len(train), len(validation))
-        return train, validation
-
-
-def caption_labels(captions: Sequence[Caption], classes: int) -> Tensor:
-    """Labels of captions as `(captions, classes)`, bool."""
-    labels = torch.zeros(len(captions), classes, dtype=torch.bool)
-    for row, caption in enumerate(captions):
-        labels[row, list(caption.labels)] = True
-    return labels
-
-
-def load_caption_sets(
-    captions: Path, features: Path, categories: CategoryList, held_out: float
-) -> tuple[CaptionSet, CaptionSet]:
-    """Training and held-out captions with their features, from the files of earlier stages.
-
-    Raises:
-        ValueError: as `CaptionSet.split` does.
-    """
-    listed = read_captions(captions, categories)
-    whole = CaptionSet.of_all(load_features(features), caption_labels(listed, len(categories)))
-    return whole.split([is_held_out(caption, held_out) for caption in listed])
-
-
-class ClassPrompts(nn.Module):
-    """The prompts of both branches and what the losses need; `forward` gives a batch's loss."""
-
-    anchor: Tensor
-
-    def __init__(
-        self,
-        vlm: VLM,
-        categories: CategoryList,
-        hierarchy: Hierarchy,
-        prompts: PromptSettings,
-        scoring: ScoringSettings,
-        losses: LossSettings,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.geometry = scoring.resolve(vlm.geometry)
-        self.fusion = scoring.fusion
-        self.losses = losses
-        self.prompt_settings = prompts
-        generator = torch.Generator().manual_seed(seed)
-        anchor = anchor_features(vlm, categories)
-        self.register_buffer("anchor", anchor, persistent=False)
-        self.branches = nn.ModuleDict()
-        self._encoded: list[Callable[[], Tensor]] = []
-        memory = prompts.memory_gib * 2**30 / 2
-        for name, settings in prompts.branches.items():
-            if settings.learn == "vectors":
-                vectors = FreeVectors(anchor, prompts.init_std, generator).to(vlm.device)
-                self.branches[name] = vectors
-                self._encoded.append(vectors)
-            else:
-                branch = PromptBranch(
-                    vlm, hierarchy, prompts.depth, settings, prompts.init_std, generator
-                ).to(vlm.device)
-                self.branches[name] = branch
-                # No module: the frozen tower is no part of the checkpoint.
-                self._encoded.append(PromptEncoder(vlm, branch, list(categories.names), memory))
-
-    def class_features(self) -> tuple[Tensor, Tensor]:
-        """Unit features of all classes, global and local, each `(classes, dim)`."""
-        pooled, local = (F.normalize(encoded() + self.anchor, dim=-1) for encoded in self._encoded)
-        return pooled, local
-
-    def forward(self, features: Features, labels: Tensor, batch: int) -> Tensor:
-        """This process's share of the loss over a global batch of `batch` captions.
-
-        DDP averages over processes, so the share is scaled for the average to be the whole.
-        """
-        _, world = rank_and_world_size()
-        class_global, class_local = self.class_features()
-        scores = branch_scores(features, class_global, class_local, self.geometry)
-        loss = world / batch * self.losses.ranking(*scores, labels)
-        reference = F.normalize(self.anchor, dim=-1)
-        for branch, tuned in (("global", class_global), ("local", class_local)):
-            if self.losses.order and branch in self.losses.order_on:
-                order = order_loss(tuned, reference, self.losses.order_temperature)
-                loss = loss + self.losses.order * order
-        return loss
-
-
 class NotFiniteError(FloatingPointError):
-    """A loss or gradient that is no number any more; `rows` of the captions that made it so."""
+    """A loss or gradient that is NaN or infinite; `rows`: the captions of the batch."""
 
     def __init__(self, what: str, epoch: int, step: int, rows: list[int]) -> None:
         super().__init__(f"{what} at epoch {epoch + 1}, step {step + 1}")
@@ -214,7 +80,7 @@ class NotFiniteError(FloatingPointError):
 
 
 class TuningRun:
-    """One seed's tuning: epochs over the captions, the state to resume from, the best prompts."""
+    """The tuning of one seed: its epochs, the state to resume from, and the best prompts."""
 
     def __init__(
         self,
@@ -252,18 +118,18 @@ class TuningRun:
         return len(self.history)
 
     def run_epoch(self) -> dict[str, float]:
-        """One pass over the training captions, then the held-out figures.
+        """Tune on all training captions once, then measure on the held-out captions.
 
         Returns:
-            epoch, loss, held_out_loss, held_out_map (0-100, captions in place of images).
+            `epoch`, `loss`, `held_out_loss` and `held_out_map` (0-100, of captions).
 
         Raises:
-            NotFiniteError: for a loss or a gradient that is not finite.
+            NotFiniteError: if a loss or a gradient is not finite.
         """
         epoch = self.epochs_done
         order = torch.randperm(len(self.train), generator=_generator(self.seed, epoch, -1))
         batches = order.split(self.settings.batch)
-        losses = [self._step(places, epoch, step) for step, places in enumerate(batches)]
+        losses = [self._step(positions, epoch, step) for step, positions in enumerate(batches)]
         self.scheduler.step()
         held_out_loss, held_out_map = self._validate()
         if not math.isfinite(held_out_loss):
@@ -280,58 +146,58 @@ class TuningRun:
         self.history.append(entry)
         return entry
 
-    def _step(self, places: Tensor, epoch: int, step: int) -> float:
+    def _step(self, positions: Tensor, epoch: int, step: int) -> float:
         rank, world = rank_and_world_size()
         device = self.prompts.anchor.device
-        share = places[rank::world]
-        captions = self._mixed(share, epoch)
+        share = positions[rank::world]
+        captions = self._training_items(share, epoch)
         noisy = self._add_noise(captions.features, share, epoch)
-        loss = self.model(noisy.to(device), captions.labels.to(device), len(places))
+        loss = self.model(noisy.to(device), captions.labels.to(device), len(positions))
         self.optimizer.zero_grad()
         loss.backward()
         total = loss.detach().clone()
         if world > 1:
             dist.all_reduce(total)
         mean = float(total) / world
-        # Before the step, which would spoil the prompts. DDP has made gradients equal everywhere.
+        # Before the step, which would spoil the prompts. DDP made gradients equal on all ranks.
         gradients = [p.grad for p in self.prompts.parameters() if p.grad is not None]
         if not math.isfinite(mean) or not all(g.isfinite().all() for g in gradients):
             what = f"the loss is {mean}" if not math.isfinite(mean) else "a gradient is not finite"
-            rows = self.train.rows[self._drawn(places, epoch).flatten()]
+            rows = self.train.rows[self._draw_captions(positions, epoch).flatten()]
             raise NotFiniteError(what, epoch, step, rows.tolist())
         self.optimizer.step()
         return mean
 
-    def _drawn(self, places: Tensor, epoch: int) -> Tensor:
+    def _draw_captions(self, positions: Tensor, epoch: int) -> Tensor:
         """The captions of each item, its own first: `(items, captions_per_item)`."""
-        drawn = torch.empty(len(places), self.settings.captions_per_item, dtype=torch.long)
-        for item, place in zip(drawn, places.tolist(), strict=True):
-            generator = _generator(self.seed, epoch, place, self.settings.captions_per_item)
+        drawn = torch.empty(len(positions), self.settings.captions_per_item, dtype=torch.long)
+        for item, position in zip(drawn, positions.tolist(), strict=True):
+            generator = _generator(self.seed, epoch, position, self.settings.captions_per_item)
             item.random_(len(self.train), generator=generator)
-            item[0] = place
+            item[0] = position
         return drawn
 
-    def _mixed(self, places: Tensor, epoch: int) -> CaptionSet:
-        """Training items, with the labels of all captions that are in them."""
-        if self.settings.captions_per_item == 1 or not len(places):
-            return self.train.take(places)
-        captions = self.train.take(self._drawn(places, epoch).flatten())
+    def _training_items(self, positions: Tensor, epoch: int) -> CaptionSet:
+        """The items at these positions, each merged from its captions, with the labels of all."""
+        if self.settings.captions_per_item == 1 or not len(positions):
+            return self.train.take(positions)
+        captions = self.train.take(self._draw_captions(positions, epoch).flatten())
         labels = captions.labels.unflatten(0, (-1, self.settings.captions_per_item)).any(1)
         return CaptionSet.of_all(captions.features.merge(self.settings.captions_per_item), labels)
 
-    def _add_noise(self, features: Features, places: Tensor, epoch: int) -> Features:
-        """Noise that depends on the caption and the epoch alone, not on who draws it."""
+    def _add_noise(self, features: Features, positions: Tensor, epoch: int) -> Features:
+        """Add noise that depends on the caption and the epoch only, not on the rank."""
         dim = features.pooled.shape[1]
         std = self.settings.noise.component_std(dim)
         noise = [
-            std * torch.randn(1 + count, dim, generator=_generator(self.seed, epoch, place))
-            for place, count in zip(places.tolist(), features.counts.tolist(), strict=True)
+            std * torch.randn(1 + count, dim, generator=_generator(self.seed, epoch, position))
+            for position, count in zip(positions.tolist(), features.counts.tolist(), strict=True)
         ]
-        if not noise:  # the last batch may leave a process no caption
+        if not noise:  # this process has no caption of a small last batch
             return features.float()
         return Features(
-            features.pooled + torch.stack([of_caption[0] for of_caption in noise]),
-            features.regions + torch.cat([of_caption[1:] for of_caption in noise]),
+            features.pooled + torch.stack([one[0] for one in noise]),
+            features.regions + torch.cat([one[1:] for one in noise]),
             features.counts,
         )
 
@@ -342,8 +208,8 @@ class TuningRun:
         device = class_global.device
         geometry, losses = self.prompts.geometry, self.prompts.losses
         total, fused, labels = 0.0, [], []
-        for places in torch.arange(len(self.held_out)).split(self.settings.batch):
-            part = self.held_out.take(places)
+        for positions in torch.arange(len(self.held_out)).split(self.settings.batch):
+            part = self.held_out.take(positions)
             features, positives = part.features.float().to(device), part.labels.to(device)
             scores = branch_scores(features, class_global, class_local, geometry)
             total += float(losses.ranking(*scores, positives))
@@ -353,9 +219,8 @@ class TuningRun:
         figures = torch.tensor(
             [total / len(self.held_out), 100 * held_out_map], dtype=torch.float64, device=device
         )
-        if (
-            rank_and_world_size()[1] > 1
-        ):  # processors may differ in the last bits, and so in the best
+        # Processors may differ in the last bits, and then in which epoch is best.
+        if rank_and_world_size()[1] > 1:
             dist.broadcast(figures, src=0)
         loss, percent = figures.tolist()
         return loss, percent
@@ -364,10 +229,9 @@ class TuningRun:
     def best_class_features(self) -> dict[str, Tensor]:
         """Class features of the epoch with the lowest held-out loss: "global" and "local".
 
-        Each branch's hand-crafted prompts have their share in them; the held-out figures are of
-        the prompts without it.
+        They are interpolated with the anchor; the held-out figures are measured without it.
         """
-        # Copies, because loading writes into the very tensors that `state_dict` gives.
+        # Copies, because loading writes into the tensors that `state_dict` returned.
         last = {k: v.clone() for k, v in self.prompts.state_dict().items()}
         self.prompts.load_state_dict(self.best)
         class_global, class_local = self.prompts.class_features()
@@ -381,19 +245,19 @@ class TuningRun:
     def best_tokens(self) -> dict[str, Tensor]:
         """The tokens behind `best_class_features`; a branch of free vectors has none.
 
-        Of a branch that has: "global.table", `(Σ groups · tokens, context_width)`, and
-        "global.rows", `(classes, tokens)`, the rows of the table that each class's prompt is of.
+        For each branch with tokens: "global.table", `(Σ groups · tokens, context_width)`, and
+        "global.rows", `(classes, tokens)`, the rows of the table that make up each class's prompt.
         """
         tokens = {}
         for name, branch in self.prompts.branches.items():
             if isinstance(branch, PromptBranch):
                 kept = [self.best[f"branches.{name}.tokens.{level}"] for level in branch.levels]
-                tokens[f"{name}.table"] = torch.cat([of_level.flatten(0, 1) for of_level in kept])
+                tokens[f"{name}.table"] = torch.cat([level.flatten(0, 1) for level in kept])
                 tokens[f"{name}.rows"] = branch.rows.cpu()
         return tokens
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on."""
+        """Everything that the next epoch depends on."""
         return {
             "prompts": self.prompts.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -403,12 +267,13 @@ class TuningRun:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Continue from what `state_dict` returned."""
         self.prompts.load_state_dict(state["prompts"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.best = state["history"], state["best"]
 
 
-def _generator(*place: int) -> torch.Generator:
-    return torch.Generator().manual_seed(int(digest(place)[:15], 16))
+def _generator(*key: int) -> torch.Generator:
+    """A generator whose seed is a hash of the key."""
+    return torch.Generator().manual_seed(int(digest(key)[:15], 16))

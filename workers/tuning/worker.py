@@ -19,12 +19,9 @@ from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.storage import canonical_json, naming, write_atomic
-from prompt_tuning.tuning.trainer import (
-    ClassPrompts,
-    NotFiniteError,
-    TuningRun,
-    load_caption_sets,
-)
+from prompt_tuning.tuning.caption_set import load_caption_sets
+from prompt_tuning.tuning.class_prompts import ClassPrompts
+from prompt_tuning.tuning.trainer import NotFiniteError, TuningRun
 from workers.tuning.job import TuningJob
 
 _STATE = "state.pt"
