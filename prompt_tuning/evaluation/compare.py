@@ -1,4 +1,4 @@
-"""The comparison of methods: their scores, and the figures of a metrics file (docs/evaluation.md)."""
+"""Comparison of methods: scores, and figures of the metrics file (docs/evaluation.md)."""
 
 from __future__ import annotations
 
