@@ -225,7 +225,7 @@ def make_metrics(
     selected_on: str,
     left_out: int,
 ) -> dict[str, Any]:
-    """The metrics file (DESIGN.md §2): the figures of all methods, and how they were obtained.
+    """The metrics file: the figures of all methods, and how they were obtained.
 
     `labels`, `ignored`: `(items, classes)`, bool; the items are the plan's images, or held-out
     captions where it has none. `seeds`: those of the tuned method. `selected_on`: what chose the
