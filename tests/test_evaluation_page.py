@@ -108,8 +108,8 @@ def test_figures_of_the_evaluation_page() -> None:
 
 def test_hostile_text_is_inert_in_an_evaluation() -> None:
     data = evaluated()
-    for of_class in (*data.metrics["ap"].values(), data.metrics["positives"]):
-        of_class[HOSTILE] = 1
+    for by_class in (*data.metrics["ap"].values(), data.metrics["positives"]):
+        by_class[HOSTILE] = 1
     data.metrics["protocol"][HOSTILE] = HOSTILE
     data.metrics["against"] = {
         "run": HOSTILE,

@@ -1,6 +1,6 @@
-"""A sweep through the command line: alone here, and on a cluster of three nodes that loses much.
+"""Sweeps through the command line, also on a cluster that loses a driver, a worker and a node.
 
-Each trial has two workers, and images select.
+Each trial has two workers, and points are ranked on images.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from prompt_tuning.tagging.artifact import Artifact
 CATEGORIES = ["dog", "bicycle", "violin", "lemon"]
 LOOKS = ["small", "large", "brown", "old", "bright", "strange", "new", "wet"]
 PLACES = ["in the park", "near a wall", "on the grass", "by the road"]
-# Stages that do not tune: what one sweep has, another may take.
+# The stages before tuning, which one sweep may copy from another.
 SHARED = (
     "caption_features",
     "hierarchy",
@@ -100,7 +100,7 @@ def run(config: Path, folder: Path, *options: str) -> str:
 def undisturbed(
     config: Path, new_cache: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
-    """The folder of a sweep that nothing befell, and what it printed."""
+    """The folder of a sweep without failures, and what it printed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     new_cache(folder / "cache")
     return folder, run(config, folder)
@@ -131,7 +131,7 @@ def test_a_sweep_leaves_a_table_a_page_and_the_best_artifact(
     assert list(artifact.categories.names) == CATEGORIES
     run_config = yaml.safe_load((left / "best-run" / "config.yaml").read_text("utf-8"))
     assert run_config["losses"]["order"] == best["losses.order"]
-    # What is reported is not what has selected.
+    # The reported images are not those that ranked the points.
     selection = json.loads((left / "best-run" / "selection.json").read_bytes())
     metrics = json.loads((left / "best-run" / "metrics.json").read_bytes())
     assert len(selection["selecting"]) == metrics["images"] == 20
@@ -206,8 +206,8 @@ def test_a_sweep_with_asha_that_loses_a_worker_ends_with_the_same_table(
     config: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     shared, _ = undisturbed
-    # On images of nothing tuning does harm: the second point is stopped at the only rung, and the
-    # last is as good as the first.
+    # Tuning does harm on these images: the second point is stopped at the only rung, and the last
+    # is as good as the first.
     space = "sweep.space={tuning.lr: {grid: [0.01, 1.1e-7]}}"
     asha = "sweep.asha={grace: 2, reduction: 20}"
     sets = ["--set", "tuning.lr=1e-7", "--set", space, "--set", asha]
@@ -218,7 +218,7 @@ def test_a_sweep_with_asha_that_loses_a_worker_ends_with_the_same_table(
     run(config, whole, *sets)
     assert [row["status"] for row in table(whole)] == ["finished", "stopped", "finished"]
     process = start(config, disturbed, *sets)
-    # Of the last trial, whose slot nobody else can take meanwhile.
+    # In the last trial, whose slot no other trial can take meanwhile.
     wait_for(lambda: epochs(disturbed) >= 30 + 2 + 5, process)
     a_worker().kill()
     printed, _ = process.communicate(timeout=500)

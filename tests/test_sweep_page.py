@@ -1,4 +1,4 @@
-"""The page of a sweep: what it says and draws, that it loads nothing and that text stays text."""
+"""The sweep page: what it says and draws, that it loads nothing, that hostile text stays text."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ def test_the_lead_where_nothing_is_better_or_nothing_was_measured() -> None:
     assert "0 ★ best ☐ default" in [row[0] for row in page.tables[-1]]
     unmeasured = replace(data, compared=None)
     assert lead(unmeasured).endswith("there were no images to compare it with the default on.")
-    of_default = ended(data.points[0], "failed")
-    failed = replace(unmeasured, points=[of_default, *data.points[1:]])
+    default = ended(data.points[0], "failed")
+    failed = replace(unmeasured, points=[default, *data.points[1:]])
     assert lead(failed).endswith("How much it gains is not known: the default could not be tuned.")
     assert "Measured" not in Page(render_sweep(unmeasured)).text
 

@@ -1,4 +1,4 @@
-"""What the points of a sweep share, and what is refused before anything starts."""
+"""What the points of a sweep share, and which mistakes are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def plan(raw: dict[str, Any], resources: Resources = TWO_CORES) -> SweepPlan:
     return plan_sweep(raw, Path("/nowhere/sweep.yaml"), resources, None)
 
 
-def test_points_that_only_tune_otherwise_share_all_that_comes_before(raw: dict[str, Any]) -> None:
+def test_points_that_differ_only_in_tuning_share_all_stages_before(raw: dict[str, Any]) -> None:
     raw["sweep"]["space"]["losses.order"] = {"grid": [0, 0.2]}
     planned = plan(raw)
     assert len(planned.points) == 6, "the default is one of them"
@@ -53,7 +53,7 @@ def test_a_point_has_the_stages_of_a_run_of_its_config(raw: dict[str, Any]) -> N
         assert point.plan.stages == alone.stages
 
 
-def test_what_differs_before_tuning_is_planned_apart(raw: dict[str, Any]) -> None:
+def test_points_that_differ_before_tuning_have_their_own_stages(raw: dict[str, Any]) -> None:
     raw["sweep"]["space"] = {"hierarchy.fine": {"grid": [2, 3]}}
     planned = plan(raw)
     names = [stage.name for stage in planned.shared()]
@@ -74,11 +74,11 @@ def test_seeds_are_those_of_the_sweep(raw: dict[str, Any]) -> None:
     assert plan(raw).seeds == (0, 1, 2)
 
 
-def test_trials_fit_beside_each_other(raw: dict[str, Any]) -> None:
+def test_slots_are_the_trials_that_fit_at_once(raw: dict[str, Any]) -> None:
     assert plan(raw).slots == 2
     raw["tuning"] = {"workers": 2}
     assert plan(raw).slots == 1
-    assert plan(raw, THREE_NODES).slots == 1, "three GPUs, two of them a trial"
+    assert plan(raw, THREE_NODES).slots == 1, "three GPUs, two per trial"
     raw["tuning"] = {"workers": 1, "gpus_per_worker": 0.5}
     assert plan(raw, THREE_NODES).slots == 6
 
@@ -98,7 +98,7 @@ def test_trials_fit_beside_each_other(raw: dict[str, Any]) -> None:
         ({"sedes": 3}, "sweep: sedes: unknown field; did you mean seeds"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_starts(
+def test_mistakes_are_refused_before_anything_starts(
     raw: dict[str, Any], change: dict[str, Any], message: str
 ) -> None:
     raw["sweep"].update(change)

@@ -1,4 +1,4 @@
-"""What a sweep remembers of its trials, and what it must not."""
+"""What a sweep remembers about its trials, and what it must not reuse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def fill(stage: Stage) -> None:
-    """As somebody does who tunes without looking at images."""
+    """As a run does that tunes without images."""
 
     def write(staging: Path) -> None:
         (staging / HISTORY).write_text(json.dumps([{"epoch": 1.0, "held_out_map": 40.0}]))
@@ -30,7 +30,7 @@ def fill(stage: Stage) -> None:
     run_stage(stage, write)
 
 
-def test_what_was_stopped_stays_so_until_something_else_stops(stage: Stage, tmp_path: Path) -> None:
+def test_a_stopped_trial_stays_stopped_until_the_rule_changes(stage: Stage, tmp_path: Path) -> None:
     stopped = Outcome("stopped", ENTRIES)
     TrialRecords(tmp_path, "half", RULE).add(stage, {"a": 1}, stopped)
     assert TrialRecords(tmp_path, "half", RULE).find(stage) == stopped
@@ -46,7 +46,7 @@ def test_a_failure_is_kept_and_tried_again(stage: Stage, tmp_path: Path) -> None
     assert records.failure(stage) == failed
 
 
-def test_figures_count_only_where_they_were_taken(stage: Stage, tmp_path: Path) -> None:
+def test_figures_count_only_for_the_images_they_came_from(stage: Stage, tmp_path: Path) -> None:
     """Another split of the images: the tuning is done, the mAP of the old half says nothing."""
     fill(stage)
     old = TrialRecords(tmp_path, "half of seed 0", RULE)
@@ -57,7 +57,7 @@ def test_figures_count_only_where_they_were_taken(stage: Stage, tmp_path: Path) 
     assert "selecting_map" not in found.entries[-1]
 
 
-def test_a_stage_that_somebody_else_has_filled_is_finished(stage: Stage, tmp_path: Path) -> None:
+def test_a_stage_that_another_command_filled_is_finished(stage: Stage, tmp_path: Path) -> None:
     records = TrialRecords(tmp_path, "text", RULE)
     records.add(stage, {}, Outcome("stopped", ENTRIES))
     fill(stage)

@@ -1,4 +1,4 @@
-"""The points of a sweep: grids, draws, and what a wider space leaves as it was."""
+"""The points of a sweep: grids, draws, and which points a wider space keeps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def settings(space: dict[str, Any], **others: Any) -> SweepSettings:
     return validate(SweepSettings, {"space": space, **others}, "sweep")
 
 
-def test_grids_are_crossed_and_draws_are_joined_to_each_combination() -> None:
+def test_every_combination_of_grids_gets_all_draws() -> None:
     space = {
         "prompts.depth": {"grid": [1, 4]},
         "losses.order": {"grid": [0, 0.2, 1]},
@@ -101,7 +101,7 @@ def test_a_point_is_the_config_with_its_values(tmp_path: Path) -> None:
     assert config_at(RAW, {}, tmp_path / "config.yaml").prompts.depth != 2, "RAW is as it was"
 
 
-def test_a_point_that_no_config_can_have_is_named(tmp_path: Path) -> None:
+def test_an_invalid_point_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"sweep.space: prompts.depth=9: .*prompts.depth"):
         config_at(RAW, {"prompts.depth": 9}, tmp_path / "config.yaml")
     with pytest.raises(InputError, match=r"did you mean losses.order"):

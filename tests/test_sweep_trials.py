@@ -1,4 +1,4 @@
-"""Trials on a real Ray Tune whose work is next to nothing: how each of them ends."""
+"""Trials on a real Ray Tune with stubs for work: how each of them ends."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def trial(number: int, folder: Path) -> Trial:
     return Trial({}, Stage("tuning", str(number), folder), job, folder, {"CPU": 1, "GPU": 0})
 
 
-def tell_epochs(trial: Trial, on_epoch: OnEpoch, pause: float = 0.0) -> None:
+def report_epochs(trial: Trial, on_epoch: OnEpoch, pause: float = 0.0) -> None:
     """The higher its number, the better a trial is, from its first epoch on."""
     for epoch in range(1, EPOCHS + 1):
         time.sleep(pause)
@@ -72,7 +72,7 @@ def tell_epochs(trial: Trial, on_epoch: OnEpoch, pause: float = 0.0) -> None:
 def fail_the_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     if trial.job.seed == 1:
         raise RuntimeError("tuning: the loss is nan at epoch 1, step 3")
-    tell_epochs(trial, on_epoch)
+    report_epochs(trial, on_epoch)
 
 
 def die_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
@@ -81,31 +81,31 @@ def die_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     if not died.exists():
         died.touch()
         os._exit(1)
-    tell_epochs(trial, on_epoch)
+    report_epochs(trial, on_epoch)
 
 
 def at_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
-    tell_epochs(trial, on_epoch)
+    report_epochs(trial, on_epoch)
 
 
 def slow_if_bad(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
     """The best comes first, so that ASHA has something to compare with.
 
-    Epochs are told by a thread, as in real trials: Tune cannot end the work by ending who tells.
+    A thread reports the epochs, as in real trials: Tune cannot end the work by ending that thread.
     """
     pause = 0.5 * (3 - trial.job.seed)
-    teller = threading.Thread(target=tell_epochs, args=(trial, on_epoch, pause), daemon=True)
-    teller.start()
+    reporter = threading.Thread(target=report_epochs, args=(trial, on_epoch, pause), daemon=True)
+    reporter.start()
     time.sleep((EPOCHS + 1) * pause)
-    teller.join()
+    reporter.join()
 
 
 def outcomes(trials: list[Trial] | Searcher, folder: Path, **options: object) -> dict[int, Outcome]:
-    told: dict[int, Outcome] = {}
+    ended: dict[int, Outcome] = {}
 
     def on_outcome(trial: Trial, outcome: Outcome) -> None:
-        assert trial.job.seed not in told, "each trial is told once"
-        told[trial.job.seed] = outcome
+        assert trial.job.seed not in ended, "each trial is reported once"
+        ended[trial.job.seed] = outcome
 
     run_trials(
         trials,
@@ -116,38 +116,38 @@ def outcomes(trials: list[Trial] | Searcher, folder: Path, **options: object) ->
         **options,  # type: ignore[arg-type]
     )
     assert not (folder / "tune").exists()
-    return told
+    return ended
 
 
 def test_a_trial_that_fails_is_reported_with_its_reason_and_ends_no_other(tmp_path: Path) -> None:
-    told = outcomes([trial(n, tmp_path) for n in range(3)], tmp_path, work=fail_the_second)
-    assert [told[n].status for n in range(3)] == ["finished", "failed", "finished"]
-    assert told[1].reason == "tuning: the loss is nan at epoch 1, step 3"
-    assert [entry["epoch"] for entry in told[2].entries] == list(range(1, EPOCHS + 1))
+    ended = outcomes([trial(n, tmp_path) for n in range(3)], tmp_path, work=fail_the_second)
+    assert [ended[n].status for n in range(3)] == ["finished", "failed", "finished"]
+    assert ended[1].reason == "tuning: the loss is nan at epoch 1, step 3"
+    assert [entry["epoch"] for entry in ended[2].entries] == list(range(1, EPOCHS + 1))
 
 
 def test_a_trial_whose_driver_dies_starts_again(tmp_path: Path) -> None:
-    told = outcomes([trial(n, tmp_path) for n in range(2)], tmp_path, work=die_once)
-    assert [told[n].status for n in range(2)] == ["finished", "finished"]
-    assert len(told[0].entries) == EPOCHS
+    ended = outcomes([trial(n, tmp_path) for n in range(2)], tmp_path, work=die_once)
+    assert [ended[n].status for n in range(2)] == ["finished", "finished"]
+    assert len(ended[0].entries) == EPOCHS
 
 
 def test_asha_stops_trials_that_fall_behind_those_it_has_seen(tmp_path: Path) -> None:
     asha = ASHA(grace=2, reduction=2)
     alone = outcomes([trial(2, tmp_path)], tmp_path, work=slow_if_bad, asha=asha)
-    assert alone[2].status == "finished", "nothing to fall behind of"
+    assert alone[2].status == "finished", "there is nothing to fall behind"
     known = [[30.0 + epoch for epoch in range(1, EPOCHS + 1)]]
     others = [trial(n, tmp_path) for n in (2, 1)]
-    told = outcomes(others, tmp_path, work=slow_if_bad, asha=asha, known=known)
-    assert [told[n].status for n in (2, 1)] == ["stopped", "stopped"]
-    assert all(len(outcome.entries) < EPOCHS for outcome in told.values())
-    # What was stopped has not taken the place of what comes next.
+    ended = outcomes(others, tmp_path, work=slow_if_bad, asha=asha, known=known)
+    assert [ended[n].status for n in (2, 1)] == ["stopped", "stopped"]
+    assert all(len(outcome.entries) < EPOCHS for outcome in ended.values())
+    # Stopped trials hold no slot that the next ones need.
     again = outcomes(others, tmp_path, work=at_once, asha=None)
     assert [again[n].status for n in (2, 1)] == ["finished", "finished"]
 
 
 @pytest.mark.slow
-def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> None:
+def test_optuna_proposes_points_after_the_results_of_others(tmp_path: Path) -> None:
     settings = validate(
         SweepSettings,
         {
@@ -174,20 +174,20 @@ def test_optuna_proposes_points_after_what_came_of_others(tmp_path: Path) -> Non
         searcher = ProposedTrials(settings, plan, known, earlier)
         return proposed, outcomes(searcher, tmp_path, work=at_once)
 
-    proposed, told = search([])
+    proposed, ended = search([])
     assert len(proposed) == 8
     assert all(
         set(fields) == set(settings.space) and 0.01 <= fields["tuning.lr"] <= 1
         for fields in proposed
     )
     ran = [n for n, fields in enumerate(proposed, start=1) if fields["prompts.depth"] != 0]
-    assert sorted(told) == ran, "what is known does not run"
-    assert {outcome.status for outcome in told.values()} == {"finished"}
-    # What was proposed to an earlier command counts, where the space has it and its end is known.
+    assert sorted(ended) == ran, "known points do not run"
+    assert {outcome.status for outcome in ended.values()} == {"finished"}
+    # Earlier proposals count if they lie in the space and their outcome is known.
     earlier = [
         {"prompts.depth": depth, "tuning.lr": rate}
         for depth, rate in ((0, 0.5), (0, 5.0), (2, 0.5))
     ]
-    proposed, told = search(earlier)
+    proposed, ended = search(earlier)
     assert proposed[:2] == [earlier[0], earlier[2]]
     assert len(proposed) == 2 + 7

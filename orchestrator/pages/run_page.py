@@ -84,7 +84,7 @@ def learning_charts(histories: dict[int, list[dict[str, Any]]]) -> list[Chart]:
     charts = []
     for key, title, best in _CURVES:
         series = {seed: _finite(history, key) for seed, history in sorted(histories.items())}
-        points = [point for of_seed in series.values() for point in of_seed]
+        points = [point for line in series.values() for point in line]
         if not points:
             continue
         epochs, values = zip(*points, strict=True)

@@ -52,14 +52,14 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
     rows = reported_rows(default, images, selection)
     reported, sides = images_at(images, rows), (_scores(best.plan, rows), _scores(default, rows))
     difference = paired_difference(*sides, reported.labels, RESAMPLES, 0, reported.ignored)
-    of_best, of_default = read_metrics(best.plan), read_metrics(default)
+    best_metrics, default_metrics = read_metrics(best.plan), read_metrics(default)
     return Compared(
-        best=of_best["map"]["tuned"]["fused"],
-        default=of_default["map"]["tuned"]["fused"],
+        best=best_metrics["map"]["tuned"]["fused"],
+        default=default_metrics["map"]["tuned"]["fused"],
         difference=(100 * difference.mean, 100 * difference.low, 100 * difference.high),
-        best_ci=of_best["ci"].get("tuned"),
-        default_ci=of_default["ci"].get("tuned"),
-        where=evaluated_on(of_best),
+        best_ci=best_metrics["ci"].get("tuned"),
+        default_ci=default_metrics["ci"].get("tuned"),
+        where=evaluated_on(best_metrics),
     )
 
 

@@ -61,6 +61,8 @@ def run_rounds(
 
 
 class _Rounds:
+    """Runs trials; keeps what they share, and which of them ran and failed."""
+
     def __init__(
         self, plan: SweepPlan, records: TrialRecords, console: Console, work: Work
     ) -> None:
@@ -79,7 +81,7 @@ class _Rounds:
         return outcome is not None and outcome.status == "finished"
 
     def failed(self, point: Point, seed: int) -> bool:
-        """Whether a seed of a point has failed in this command; the next command tries it again."""
+        """Whether a seed of a point has failed in this command (the next command tries again)."""
         return point.plan.tuning[seed] in self._failed
 
     def run(self, seeds: Iterable[tuple[Point, int]], early_stop: bool) -> None:

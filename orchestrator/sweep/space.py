@@ -55,4 +55,4 @@ def describe(point: Fields) -> str:
     """The values of the swept fields in one line."""
     shown = (f"{value:.4g}" if isinstance(value, float) else str(value) for value in point.values())
     pairs = zip((split_names(key)[0] for key in point), shown, strict=True)
-    return ", ".join(f"{name}={value}" for name, value in pairs) or "as the config says"
+    return ", ".join(f"{name}={value}" for name, value in pairs) or "the default"
