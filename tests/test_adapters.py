@@ -20,8 +20,9 @@ from tiny_llm import write_tiny_chat_llm, write_tiny_chatglm, write_tiny_llama, 
 from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.knowledge.adapters import ChatAdapter, ChatGLM3Adapter, choose_adapter
-from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
+from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
 from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.engine_errors import load_failure
 
 # Cold, for at 1 the dice outweigh what a tiny random model has read.
 SAMPLING = SamplingSettings(temperature=0.1, max_tokens=48)
@@ -209,7 +210,7 @@ def test_an_engine_that_has_lost_a_process_ends(checkpoints: dict[str, Path], vi
 def failure_to_load(engine: Any) -> RuntimeError:
     with pytest.raises(RayActorError) as raised:
         ray.get(engine.__ray_ready__.remote())
-    return load_failure(EngineSettings(model="its/name"), raised.value)
+    return load_failure("its/name", raised.value)
 
 
 @pytest.fixture(scope="module")
@@ -290,14 +291,18 @@ def test_a_failure_to_load_names_the_field(
     assert words in message
     assert "\n" not in message
     assert "errors.pydantic.dev" not in message
-    assert any("llm_engine.py" in note for note in failures[name].__notes__), "the whole traceback"
+    assert any("knowledge/engine.py" in note for note in failures[name].__notes__), (
+        "the whole traceback"
+    )
 
 
 @pytest.mark.slow
 def test_a_failure_in_another_process_names_the_field(long_checkpoint: Path) -> None:
     failure = failure_to_load(start(long_checkpoint, max_model_len=40_000, tensor_parallel=2))
     # Two share the cache of each token.
-    assert str(failure).startswith("knowledge.llm.max_model_len: memory is there for at most 327")
+    assert str(failure).startswith(
+        "knowledge.llm.max_model_len: the memory suffices for at most 327"
+    )
 
 
 @pytest.mark.parametrize(
@@ -336,13 +341,13 @@ def test_a_failure_in_another_process_names_the_field(long_checkpoint: Path) -> 
             "8.0. Your Tesla T4 GPU has compute capability 7.5. You can use float16 instead by "
             "explicitly setting the `dtype` flag in CLI, for example: --dtype=half.",
             "dtype",
-            "take float16, or float32, vLLM says: Bfloat16 is only",
+            "use float16 or float32, vLLM says: Bfloat16 is only",
         ),
         ("Something that nobody has seen", "model", "vLLM says: Something that nobody has seen"),
     ],
 )
 def test_what_only_gpus_and_the_hub_say_names_the_field(text: str, field: str, words: str) -> None:
-    failure = load_failure(EngineSettings(model="a/b"), RuntimeError(f"Traceback\n{text}"))
+    failure = load_failure("a/b", RuntimeError(f"Traceback\n{text}"))
     assert str(failure).startswith(f"knowledge.llm.{field}: ")
     assert words in str(failure)
     assert "[type=" not in str(failure)

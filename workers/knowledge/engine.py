@@ -1,17 +1,14 @@
-"""The actor that holds one vLLM engine and answers one shard of questions at a time."""
+"""One vLLM engine, which answers one shard of questions at a time."""
 
 from __future__ import annotations
 
 import multiprocessing.connection
 import os
-import re
 import sys
-import textwrap
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,17 +26,18 @@ GPU_DEFAULT = "zai-org/GLM-4-9B-0414"
 
 
 class EngineSettings(Settings):
-    """Which model answers, on how many engines.
+    """The language model and its engines.
 
-    `model`: the embedded one, a folder, or a name that vLLM can load; `auto` is GLM-4-9B-0414 on
-    GPUs and the embedded one without. `adapter`: `chat` asks by the model's own chat template,
-    `chatglm3` in ChatGLM3's token layout, `base` lets it complete patterns; `auto` goes by the
+    `model`: the embedded model, a folder, or a name that vLLM can load; `auto` is GLM-4-9B-0414 on
+    GPUs, else the embedded model. `adapter`: `chat` uses the model's chat template, `chatglm3` the
+    token layout of ChatGLM3, `base` lets the model complete a pattern; `auto` chooses by the
     checkpoint's architecture, then by whether its tokenizer has a chat template. `engines: auto`:
-    GPUs ÷ `tensor_parallel`, or one on the CPU. `cpus_per_engine: auto`: one beside a GPU, all of
-    a machine without. `dtype`: of weights and activations; `auto` is bfloat16 where the nodes that
-    engines may be on compute in it (CPUs with AVX512-BF16 or AMX, GPUs from compute capability
-    8.0), else float32 on CPUs and float16 on GPUs. `pool`: the custom Ray resource of those nodes.
-    `timeout_minutes`: the run is given up after so long in which no engine loads or answers.
+    GPUs ÷ `tensor_parallel`, or one engine on a CPU. `cpus_per_engine: auto`: one with a GPU, all
+    of a machine without GPUs. `dtype`: of weights and activations; `auto` is bfloat16 if the nodes
+    for engines support it natively (CPUs with AVX512-BF16 or AMX, GPUs from compute capability
+    8.0), else float32 on CPUs and float16 on GPUs. `pool`: custom Ray resource of the nodes that
+    may run engines. `timeout_minutes`: the run fails after this time without any engine that
+    loads or answers.
     """
 
     model: Annotated[str, Field(min_length=1)] = "auto"
@@ -56,18 +54,18 @@ class EngineSettings(Settings):
 
 
 def chosen_dtype(settings: EngineSettings, native: Dtype) -> Dtype:
-    """The type of number in which engines compute, given the one in which their nodes are fast."""
+    """The dtype of the engines, where `native` is the fast one of their nodes."""
     if settings.dtype != "auto":
         return settings.dtype
-    # These overflow in float16, and vLLM refuses them.
+    # These models overflow in float16, and vLLM refuses them.
     if native == "float16" and settings.model in (EMBEDDED_MODEL, GPU_DEFAULT):
         return "float32"
     return native
 
 
 class SamplingSettings(Settings):
-    """How answers are sampled. On a CPU `top_p` costs more time than the model itself, for it
-    sorts the whole vocabulary at each token; leave it out there."""
+    """How answers are sampled. Leave `top_p` out on a CPU: it sorts the whole vocabulary at each
+    token, which takes longer than the model itself."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -75,7 +73,7 @@ class SamplingSettings(Settings):
 
 
 class LLMEngine:
-    """One vLLM engine. Made a Ray actor by the pool; nothing here needs Ray."""
+    """One vLLM engine. The pool runs it as a Ray actor; nothing here needs Ray."""
 
     def __init__(self, settings: EngineSettings, model: Path | str, on_gpu: bool) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -87,7 +85,7 @@ class LLMEngine:
         if settings.model == EMBEDDED_MODEL:
             assemble(Path(model))
         self._adapter = choose_adapter(settings.adapter, model, settings.trust_remote_code)
-        with _causes_told():
+        with _output_as_note():
             from vllm import LLM
 
             self._llm = LLM(
@@ -107,13 +105,13 @@ class LLMEngine:
             threading.Thread(target=_end_with_children, daemon=True).start()
 
     def answer(self, questions: list[Question], sampling: SamplingSettings) -> list[Answer]:
-        """Answer a shard in one call, the same way whatever the engine has answered before.
+        """Answer a shard in one call; earlier calls do not change the answers.
 
-        Ends the process when the engine is dead, or failed midway: the pool replaces an actor that
-        has died, and vLLM would answer what is left of this shard together with the next.
+        Ends the process if the engine is dead or fails midway: the pool replaces dead actors, and
+        vLLM would otherwise answer the rest of this shard together with the next one.
 
         Raises:
-            VLLMValidationError: when vLLM refuses a question before it begins.
+            VLLMValidationError: if vLLM refuses a question before it begins.
         """
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -134,7 +132,7 @@ class LLMEngine:
     def _requests(
         self, questions: list[Question], sampling: SamplingSettings
     ) -> tuple[list[Any], list[Any]]:
-        """Prompts and sampling parameters, one of each a question, as `vllm.LLM.generate` wants."""
+        """A prompt and sampling parameters per question, for `vllm.LLM.generate`."""
         from vllm import SamplingParams
 
         prompts = [{"prompt_token_ids": self._adapter.prompt_ids(q)} for q in questions]
@@ -152,36 +150,36 @@ class LLMEngine:
 
 
 def _end_with_children() -> None:
-    """End this process as soon as one of the engine's own has ended: of one that was killed vLLM
-    tells nobody, and `generate` waits for ever."""
+    """End this process when a child process of the engine ends: vLLM does not report a killed one,
+    and `generate` would wait for ever."""
     multiprocessing.connection.wait([child.sentinel for child in multiprocessing.active_children()])
     os._exit(1)
 
 
 def _processes(settings: EngineSettings) -> dict[str, Any]:
     if settings.tensor_parallel == 1:
-        # One process: when the engine dies, so does the actor, and the pool replaces it.
+        # In one process the actor dies with the engine, and the pool replaces it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         return {}
-    # Inside a placement group vLLM would ask Ray for GPUs that this actor holds already.
+    # With Ray as its backend vLLM would ask for GPUs that this actor already holds.
     return {"distributed_executor_backend": "mp"}
 
 
 def _cpu_options(settings: EngineSettings, dtype: Dtype) -> dict[str, Any]:
-    # In GiB, for as many tokens with either.
+    # In GiB; either holds the same number of tokens.
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2" if dtype == "float32" else "1"
-    # Threads that spin while they wait for each other: on a machine that does something else too,
-    # answers take three to ten times as long.
+    # Threads that spin while they wait for each other make answers take three to ten times as long
+    # on a machine that does something else too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Bound, the threads of each engine on a machine would sit on the same cores.
+    # If bound, the threads of all engines on a machine would share the same cores.
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     return {
         **_processes(settings),
         "enforce_eager": True,
-        # The default of 128 is longer than what short patterns share: nothing would be
-        # found in the prefix cache. 32 is the smallest that CPU kernels know.
+        # Short patterns share fewer tokens than the default of 128, so the prefix cache would
+        # never hit. 32 is the smallest block that the CPU kernels support.
         "block_size": 32,
-        # A prefill cut in two breaks seeded sampling on CPUs, so none may be cut.
+        # Seeded sampling fails on CPUs if a prefill is split, so it must fit in one step.
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(2048, settings.max_model_len),
     }
@@ -191,18 +189,18 @@ def _gpu_options(settings: EngineSettings) -> dict[str, Any]:
     options = _processes(settings)
     from vllm.platforms import current_platform
 
-    # Answers that do not depend on what else is in the batch. vLLM names 8.0 as the least compute
-    # capability in its manual and 9.0 in its source; below 9.0 it also replaces each matrix
-    # product by a slower kernel. 0 in the environment switches it off for a model without support.
+    # Makes answers independent of the rest of the batch. vLLM's manual requires compute capability
+    # 8.0, its source 9.0, and below 9.0 it uses slower matrix products. Setting the variable to 0
+    # switches it off for a model without support.
     if current_platform.is_cuda() and current_platform.has_device_capability(90):
         os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
     return options
 
 
 @contextmanager
-def _causes_told() -> Iterator[None]:
-    """Add to an error what was printed meanwhile: of an engine with processes of its own vLLM
-    tells the cause only there. Standard output of a Ray actor is a log file."""
+def _output_as_note() -> Iterator[None]:
+    """Add what was printed to an error: vLLM only prints the cause if the engine has processes of
+    its own. Standard output of a Ray actor is a log file."""
     printed = Path("/proc/self/fd/1")
     is_file = printed.is_file()
     start = printed.stat().st_size if is_file else 0
@@ -214,97 +212,8 @@ def _causes_told() -> Iterator[None]:
         raise
 
 
-# What vLLM's text tells (with the value to take, where it has one), the field to change, and how.
-_LOAD_FAILURES = (
-    (
-        r"custom code which must be executed|trust_remote_code=True`",
-        "trust_remote_code",
-        "this model brings code of its own, which only true lets run",
-    ),
-    (r"does not support float16", "dtype", "this model overflows in float16; take float32"),
-    (
-        r"Bfloat16 is only supported on GPUs",
-        "dtype",
-        "this GPU does not compute in bfloat16; take float16, or float32",
-    ),
-    (
-        r"greater than the derived max_model_len \(\w+=(\d+)",
-        "max_model_len",
-        "this model takes at most {}",
-    ),
-    (r"estimated maximum model length is (\d+)", "max_model_len", "memory is there for at most {}"),
-    (r"KV cache is needed, which is larger", "max_model_len", "memory is there for less"),
-    (
-        r"divisible by tensor parallel size|AssertionError: \d+ is not divisible by \d+",
-        "tensor_parallel",
-        "the model cannot be divided by it",
-    ),
-    (
-        r"larger than the number of available GPUs",
-        "tensor_parallel",
-        "more than the GPUs of one machine",
-    ),
-    (
-        r"out of memory|No available memory for the cache blocks|desired GPU memory utilization",
-        "tensor_parallel",
-        "GPU memory is too small; divide the model by more GPUs, or take a smaller model",
-    ),
-    (
-        r"Couldn't instantiate the backend tokenizer",
-        "model",
-        "its tokenizer is missing, or of a kind that transformers cannot read",
-    ),
-    (
-        r"can't allocate memory|Available memory on node|running low on memory",
-        "model",
-        "too large for this machine's memory",
-    ),
-)
-
-
-def load_failure(settings: EngineSettings, error: Exception) -> RuntimeError:
-    """What to tell a person whose engine could not load: the field to change and vLLM's reason,
-    in one line; all that vLLM told is a note of it."""
-    text = str(error)
-    own = re.search(r"^(?:ValueError: )?(knowledge\.llm\.\w+: .*)", text, re.MULTILINE)
-    failure = RuntimeError(own[1] if own else _explain(settings, text))
-    failure.add_note(text)
-    return failure
-
-
-def _explain(settings: EngineSettings, text: str) -> str:
-    lines = text.splitlines()
-    for pattern, field, advice in _LOAD_FAILURES:
-        for place, line in enumerate(lines):
-            if found := re.search(pattern, line):
-                advice = advice.format(*found.groups())
-                return f"knowledge.llm.{field}: {advice}, vLLM says: {_message(lines[place:])}"
-    places = [place for place, line in enumerate(lines) if _tells_an_error(line)]
-    root = lines[places[-1] :] if places else lines[-1:]
-    return f"knowledge.llm.model: {settings.model!r} cannot be loaded, vLLM says: {_message(root)}"
-
-
-def _tells_an_error(line: str) -> bool:
-    # Not those that only refer to another, whose text comes before or after.
-    return bool(
-        re.match(r"(\(.*?\) ERROR .*?\] )?[\w.]*(Error|Exception): |  Value error, ", line)
-        and not re.search(r"root cause|validation errors? for", line)
-    )
-
-
-def _message(lines: list[str]) -> str:
-    """The error that these lines begin with, in one line, out of the wrapping of the logger, of
-    its class and of pydantic."""
-    ends = re.compile(r"Traceback|The above exception|During handling|    For further|\(\w+ pid=")
-    message = " ".join([*lines[:1], *takewhile(lambda line: not ends.match(line), lines[1:])])
-    message = re.sub(r"^\(.*?\) ERROR .*?\] ", "", message.strip())
-    message = re.sub(r"^[\w.]*(Error|Exception): |^Value error, ", "", message)
-    message = re.sub(r" \[type=\w+, input_value=.*$", "", message)
-    return textwrap.shorten(message, 300, placeholder=" …")
-
-
 def engine_versions() -> dict[str, str]:
-    """Versions that can change an answer's bytes."""
+    """Versions of packages that can change the bytes of answers."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}

@@ -1,9 +1,9 @@
-"""The pool of engines: answers what the ledger does not have yet, whatever dies on the way.
+"""The pool of engines: answers the shards that the ledger lacks, even when engines or nodes die.
 
-The driver owns one loop: it hands calls to engines, waits for the call that each of them is at, and
-puts back in the queue what failed. A shard that fails is hunted through for the questions that no
-engine can answer. The answers of a hunt's probes are thrown away and the rest of the shard runs
-again in one call, so its bytes do not depend on what died.
+One loop in the driver sends calls to the engines, waits for the oldest call of each engine, and
+puts failed calls back in the queue. A failing shard is bisected to find the questions that no
+engine can answer. Answers from the bisection are discarded, and the rest of the shard runs again in
+one call, so its bytes do not depend on what failed.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prompt_tuning.knowledge.dialogue import Answer
-from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, load_failure
+from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
+from workers.knowledge.engine_errors import load_failure
 from workers.knowledge.ledger import Ledger, Shard
 from workers.waiting import Waiting
 
-# A shard that is in the ledger, its answers, whether they are fresh, and the engines alive.
+# Called with a shard, its answers, whether they are new, and the number of engines that are ready.
 OnShard = Callable[[Shard, list[Answer], bool, int], None]
 
-# The one that runs, and one that waits behind it so that the engine need not wait for the driver.
-_CALLS_IN_FLIGHT = 2
-# Once may be chance: a node that went, an engine that had leaked.
-_FAILURES_TO_BELIEVE = 2
-# Hunts that find nobody guilty, after which a shard is given up and the run with it.
-_FRUITLESS_HUNTS = 2
-_LOST_ALLOWED = 2
-# As many questions of a shard may fail, or a tenth of them if that is more.
-_GUILTY_ALLOWED = 3
-# Of a pool's custom resource an engine takes next to nothing: it says where, not how many.
-_OF_POOL = 0.001
+# One that runs, and one queued behind it so that the engine does not wait for the driver.
+_CALLS_PER_ENGINE = 2
+# A first failure may be chance: a node that went away, an engine that leaked memory.
+_FAILURES_TO_CONFIRM = 2
+# Bisections of a shard that found no failing question before the run is given up.
+_MAX_INCONCLUSIVE = 2
+_MAX_LOST_WHILE_LOADING = 2
+# This many questions of a shard may fail, or a tenth of them if that is more.
+_MAX_FAILED = 3
+# An engine takes almost nothing of a pool's custom resource: it says where, not how many.
+_POOL_SHARE = 0.001
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How many engines run, each on how much, and on which nodes: those of a pool, or any."""
+    """The number of engines, the CPUs and GPUs of each, and the pool of nodes (None: any node)."""
 
     engines: int
     cpus: int
@@ -52,54 +53,57 @@ class Placement:
 
     @property
     def needs(self) -> dict[str, float]:
-        """What each engine asks for, by Ray's names."""
-        pool = {self.pool: _OF_POOL} if self.pool else {}
+        """The resources of one engine, by Ray's names."""
+        pool = {self.pool: _POOL_SHARE} if self.pool else {}
         return {"CPU": self.cpus, "GPU": self.gpus, **pool}
 
 
 @dataclass(eq=False)
 class _Job:
-    """A shard on its way to the ledger; `guilty`: why questions (by place) have no answer."""
+    """A shard to answer. `failed`: why questions, by position in the shard, have no answer."""
 
     shard: Shard
-    guilty: dict[int, str] = field(default_factory=dict)
-    fruitless_hunts: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+    inconclusive_bisections: int = 0
 
-    def innocent(self) -> tuple[int, ...]:
-        return tuple(i for i in range(len(self.shard.questions)) if i not in self.guilty)
+    def remaining(self) -> tuple[int, ...]:
+        return tuple(i for i in range(len(self.shard.questions)) if i not in self.failed)
 
-    def failure(self, error: RayError, what: str) -> RuntimeError:
-        first = self.shard.questions[0].line
-        cause = str(error).strip().splitlines()[-1] if _is_death(error) else _reason(error)
-        return RuntimeError(f"knowledge: {cause} ({what}; its first question: {first!r})")
+    def error(self, cause: RayError, explanation: str) -> RuntimeError:
+        question = self.shard.questions[0].line
+        line = str(cause).strip().splitlines()[-1] if _is_death(cause) else _reason(cause)
+        return RuntimeError(f"knowledge: {line} ({explanation}; its first question: {question!r})")
 
 
 @dataclass(eq=False)
-class _Hunt:
-    """A search for guilty questions: a few alone, to see if anything works, then by halves."""
+class _Bisection:
+    """A search for failing questions: first a few alone, to see if any works, then by halves.
+
+    `engine`, `error`: where and how the shard failed. `probes`: calls that are not finished.
+    """
 
     job: _Job
     engine: _Engine
     error: RayError
-    guilty_before: int
-    by_halves: bool = False
-    probes_out: int = 0
-    passed: int = 0
+    failed_before: int
+    halving: bool = False
+    probes: int = 0
+    succeeded: int = 0
 
 
 @dataclass(eq=False)
 class _Call:
-    """Questions of a shard (by place) for one engine: all the innocent ones, or a probe."""
+    """Questions, by position in the shard, for one engine: all remaining ones, or a probe."""
 
     job: _Job
-    places: tuple[int, ...]
-    hunt: _Hunt | None = None
+    positions: tuple[int, ...]
+    bisection: _Bisection | None = None
     failures: int = 0
     failed_on: _Engine | None = None
 
 
 class _Engine:
-    """An actor, and with several GPUs the placement group that keeps them on one node."""
+    """An engine actor, in a placement group if it needs several GPUs of one node."""
 
     def __init__(self, engine: type, placement: Placement, *arguments: Any) -> None:
         self._group = None
@@ -115,16 +119,17 @@ class _Engine:
             scheduling_strategy=strategy,
         )
         self._actor: Any = actor.remote(*arguments)
+        # None once the engine has loaded.
         self.loading: ray.ObjectRef | None = self._actor.__ray_ready__.remote()
         self.calls: deque[tuple[ray.ObjectRef, _Call]] = deque()
 
     def ask(self, call: _Call, sampling: SamplingSettings) -> None:
-        questions = [call.job.shard.questions[place] for place in call.places]
+        questions = [call.job.shard.questions[i] for i in call.positions]
         self.calls.append((self._actor.answer.remote(questions, sampling), call))
 
     @property
     def placed(self) -> bool:
-        """Whether a node has taken it: it has a process then."""
+        """Whether a node runs the actor's process."""
         return bool(ray._private.state.actors(self._actor._actor_id.hex()).get("Pid"))
 
     def end(self) -> None:
@@ -134,9 +139,9 @@ class _Engine:
 
 
 class KnowledgePool:
-    """Engines as Ray actors, started when shards need them and gone on exit.
+    """Engines as Ray actors: started when shards need them, ended on exit.
 
-    `engine`: a class with the constructor and the `answer` of `LLMEngine`.
+    `engine`: a class with the constructor and the `answer` method of `LLMEngine`.
     """
 
     def __init__(
@@ -151,7 +156,7 @@ class KnowledgePool:
         self._settings, self._sampling, self._placement = settings, sampling, placement
         self._model, self._ledger, self._engine_class = model, ledger, engine
         self._engines: list[_Engine] = []
-        self._wanted = placement.engines
+        self._max_engines = placement.engines
         self._some_loaded = False
         self._lost_while_loading = 0
         self._queue: deque[_Call] = deque()
@@ -169,42 +174,44 @@ class KnowledgePool:
             self._engines.pop().end()
 
     def answer(self, shards: Iterable[Shard], on_shard: OnShard) -> None:
-        """Get every shard into the ledger and tell `on_shard` of each, known ones too.
+        """Write the answers of every shard to the ledger and call `on_shard` for each.
 
-        Shards are taken as engines need them. A question that makes engines raise or die, and
-        that twice, is published as an answer that names its `failure`.
+        Shards that the ledger has already are passed to `on_shard` too. `shards` is consumed as
+        engines need work. A question that makes engines raise or die twice gets an answer with
+        the reason in `failure`.
 
         Raises:
-            RuntimeError: when no engine can be loaded, engines fail on more than a few questions,
-                or none answers or loads for `timeout_minutes`.
-            OutOfMemoryError: when Ray has ended engines for lack of memory more than once.
-            OSError: when the ledger cannot keep the answers.
+            RuntimeError: if no engine can be loaded, if engines fail on more than a few questions,
+                or if no engine loads or answers for `timeout_minutes`.
+            OutOfMemoryError: if Ray has ended engines for lack of memory more than once.
+            OSError: if the ledger cannot write the answers.
         """
         source = iter(shards)
         waiting = Waiting("engines", self._placement.needs, self._settings.timeout_minutes)
         while True:
-            self._hand_out(source, on_shard)
-            # Of each engine the oldest call: if it fails, it is the one that was running.
+            self._dispatch(source, on_shard)
+            # Only the oldest call of each engine: if it fails, it was the one that ran.
             awaited = {engine.calls[0][0]: engine for engine in self._engines if engine.calls}
             if not awaited and not self._queue:
                 return
             awaited |= {engine.loading: engine for engine in self._engines if engine.loading}
             engine = awaited[waiting.first(list(awaited), self._describe_engines)]
             if engine.loading:
-                self._welcome(engine, engine.loading)
+                self._on_engine_ready(engine, engine.loading)
             else:
                 self._collect(engine, on_shard)
 
-    def _hand_out(self, source: Iterator[Shard], on_shard: OnShard) -> None:
+    def _dispatch(self, source: Iterator[Shard], on_shard: OnShard) -> None:
+        """Start engines and send them calls for as long as any should get one."""
         while True:
-            # Only by looking a little ahead can it be known that the end is near.
-            while len(self._queue) < self._wanted and (shard := next(source, None)):
+            # The queue looks ahead as far as there are engines, to know when the end is near.
+            while len(self._queue) < self._max_engines and (shard := next(source, None)):
                 if self._ledger.has(shard):
                     on_shard(shard, self._ledger.read(shard), False, len(self._ready()))
                 else:
                     self._queue.append(_Call(_Job(shard), tuple(range(len(shard.questions)))))
             calls = len(self._queue) + sum(len(engine.calls) for engine in self._engines)
-            while len(self._engines) < min(self._wanted, calls):
+            while len(self._engines) < min(self._max_engines, calls):
                 arguments = (self._settings, self._model, self._placement.gpus > 0)
                 self._engines.append(_Engine(self._engine_class, self._placement, *arguments))
             match = self._match()
@@ -215,23 +222,23 @@ class KnowledgePool:
             engine.ask(call, self._sampling)
 
     def _match(self) -> tuple[_Engine, _Call] | None:
-        """The next call and who gets it, None while nobody should."""
+        """The next call with the engine that should run it; None if no engine should get one."""
         ready = self._ready()
-        # Nobody waits behind a busy engine for whom another will soon be idle.
-        enough = len(self._queue) >= self._wanted and len(ready) == len(self._engines)
-        room = _CALLS_IN_FLIGHT if enough else 1
+        # Near the end a call does not wait behind a busy engine: another will be idle sooner.
+        enough = len(self._queue) >= self._max_engines and len(ready) == len(self._engines)
+        limit = _CALLS_PER_ENGINE if enough else 1
         for engine in sorted(ready, key=lambda engine: len(engine.calls)):
-            for call in self._queue if len(engine.calls) < room else ():
-                # Else a broken engine would be the only witness against a question.
+            for call in self._queue if len(engine.calls) < limit else ():
+                # A second engine must confirm a failure, as the first one may be broken.
                 if call.failed_on is not engine or len(ready) == 1:
                     return engine, call
         return None
 
-    def _describe_engines(self, places: str) -> str:
+    def _describe_engines(self, needs: str) -> str:
         loading = [engine for engine in self._engines if engine.loading]
         placed = sum(engine.placed for engine in loading)
         counts = {
-            f"not placed ({places})": len(loading) - placed,
+            f"not placed ({needs})": len(loading) - placed,
             "loading": placed,
             "answering": sum(bool(engine.calls) for engine in self._engines),
         }
@@ -240,126 +247,134 @@ class KnowledgePool:
     def _ready(self) -> list[_Engine]:
         return [engine for engine in self._engines if not engine.loading]
 
-    def _welcome(self, engine: _Engine, loaded: ray.ObjectRef) -> None:
+    def _on_engine_ready(self, engine: _Engine, loaded: ray.ObjectRef) -> None:
         try:
             ray.get(loaded)
         except RayError as error:
-            self._dismiss(engine)
-            # A node or process that has gone meanwhile says nothing of the model.
+            self._remove_engine(engine)
+            # A node or process that went away says nothing about the model.
             if not getattr(error, "actor_init_failed", False):
                 self._lost_while_loading += 1
-                if self._lost_while_loading <= _LOST_ALLOWED:
+                if self._lost_while_loading <= _MAX_LOST_WHILE_LOADING:
                     return
-            self._wanted -= 1
+            self._max_engines -= 1
             if not self._some_loaded or not self._engines:
                 if isinstance(error, OutOfMemoryError):
                     raise
-                raise load_failure(self._settings, error) from None
+                raise load_failure(self._settings.model, error) from None
         else:
             engine.loading, self._some_loaded = None, True
 
     def _collect(self, engine: _Engine, on_shard: OnShard) -> None:
+        """Take the result of the engine's oldest call."""
         task, call = engine.calls.popleft()
         try:
             answers = ray.get(task)
         except RayError as error:
             if _is_death(error):
-                self._dismiss(engine)
-            self._put_back(call, engine, error)
+                self._remove_engine(engine)
+            self._on_failure(call, engine, error)
             return
-        if call.hunt:
-            call.hunt.passed += 1
-            self._end_probe(call.hunt)
+        if call.bisection:
+            call.bisection.succeeded += 1
+            self._finish_probe(call.bisection)
             return
         job = call.job
-        by_place = {place: Answer("", False, 0, why) for place, why in job.guilty.items()}
-        by_place |= dict(zip(call.places, answers, strict=True))
-        answers = [by_place[place] for place in range(len(by_place))]
+        by_position = {i: Answer("", False, 0, reason) for i, reason in job.failed.items()}
+        by_position |= dict(zip(call.positions, answers, strict=True))
+        answers = [by_position[i] for i in range(len(by_position))]
         self._ledger.write(job.shard, answers)
         on_shard(job.shard, answers, True, len(self._ready()))
 
-    def _dismiss(self, engine: _Engine) -> None:
-        """End an engine, dead or not; what waited there goes back, for it did not run."""
+    def _remove_engine(self, engine: _Engine) -> None:
+        """End an engine, dead or alive, and put the calls that it did not run back in the queue."""
         self._engines.remove(engine)
         engine.end()
         self._queue.extendleft(call for _, call in reversed(engine.calls))
 
-    def _put_back(self, call: _Call, engine: _Engine, error: RayError) -> None:
-        """Decide what follows from the failure of a call that was running."""
+    def _on_failure(self, call: _Call, engine: _Engine, error: RayError) -> None:
+        """Retry the call that failed while it ran, or search it for the question at fault."""
         call.failures, call.failed_on = call.failures + 1, engine
-        believed = call.failures == _FAILURES_TO_BELIEVE
-        job, hunt = call.job, call.hunt
-        if believed and isinstance(error, OutOfMemoryError):
-            raise error  # no question is to blame
-        if hunt is None:
-            if believed or not _is_death(error):
-                self._hunt(job, engine, error)
+        confirmed = call.failures == _FAILURES_TO_CONFIRM
+        job, bisection = call.job, call.bisection
+        if confirmed and isinstance(error, OutOfMemoryError):
+            raise error  # not the fault of a question
+        if bisection is None:
+            if confirmed or not _is_death(error):
+                self._bisect(job, engine, error)
             else:
                 self._queue.appendleft(call)
-        elif len(call.places) > 1:
-            self._probe(hunt, _halves(call.places), engine)
-            self._end_probe(hunt)
-        elif hunt.by_halves and not believed:
+        elif len(call.positions) > 1:
+            self._add_probes(bisection, _halves(call.positions), engine)
+            self._finish_probe(bisection)
+        elif bisection.halving and not confirmed:
             self._queue.appendleft(call)
         else:
-            if hunt.by_halves:
-                job.guilty[call.places[0]] = _reason(error)
-            self._end_probe(hunt)
+            if bisection.halving:
+                job.failed[call.positions[0]] = _reason(error)
+            self._finish_probe(bisection)
 
-    def _hunt(self, job: _Job, engine: _Engine, error: RayError) -> None:
-        if job.fruitless_hunts == _FRUITLESS_HUNTS:
-            what = "a shard cannot be answered whole, although each of its questions can alone"
-            raise job.failure(error, what) from error
-        hunt = _Hunt(job, engine, error, guilty_before=len(job.guilty))
-        rest = job.innocent()
-        if not rest:
-            raise job.failure(error, "the engine fails at no question at all") from error
-        hunt.by_halves = len(rest) <= _GUILTY_ALLOWED  # so few are soon asked one by one
-        apart = [(len(rest) - 1) * i // _GUILTY_ALLOWED for i in range(_GUILTY_ALLOWED + 1)]
-        parts = _halves(rest) if hunt.by_halves else [rest[i : i + 1] for i in apart]
-        self._probe(hunt, parts, engine)
+    def _bisect(self, job: _Job, engine: _Engine, error: RayError) -> None:
+        if job.inconclusive_bisections == _MAX_INCONCLUSIVE:
+            explanation = "a shard fails as a whole, although each question can be answered alone"
+            raise job.error(error, explanation) from error
+        remaining = job.remaining()
+        if not remaining:
+            raise job.error(error, "the engine fails without any question") from error
+        bisection = _Bisection(job, engine, error, failed_before=len(job.failed))
+        # So few are soon asked one by one.
+        bisection.halving = len(remaining) <= _MAX_FAILED
+        if bisection.halving:
+            probes = _halves(remaining)
+        else:
+            spread = ((len(remaining) - 1) * i // _MAX_FAILED for i in range(_MAX_FAILED + 1))
+            probes = [remaining[i : i + 1] for i in spread]
+        self._add_probes(bisection, probes, engine)
 
-    def _probe(self, hunt: _Hunt, parts: list[tuple[int, ...]], engine: _Engine) -> None:
-        hunt.probes_out += len(parts)
+    def _add_probes(
+        self, bisection: _Bisection, probes: list[tuple[int, ...]], engine: _Engine
+    ) -> None:
+        bisection.probes += len(probes)
         self._queue.extendleft(
-            _Call(hunt.job, part, hunt, failed_on=engine) for part in reversed(parts)
+            _Call(bisection.job, positions, bisection, failed_on=engine)
+            for positions in reversed(probes)
         )
 
-    def _end_probe(self, hunt: _Hunt) -> None:
-        """Count a probe as done; the last one leads to the hunt's next step."""
-        job = hunt.job
-        if len(job.guilty) > max(_GUILTY_ALLOWED, len(job.shard.questions) // 10):
-            what = f"{len(job.guilty)} questions of one shard fail alone, so the engine is broken"
-            raise job.failure(hunt.error, what) from hunt.error
-        hunt.probes_out -= 1
-        if hunt.probes_out:
+    def _finish_probe(self, bisection: _Bisection) -> None:
+        """Count a probe as finished; after the last one, take the next step of the bisection."""
+        job, error = bisection.job, bisection.error
+        if len(job.failed) > max(_MAX_FAILED, len(job.shard.questions) // 10):
+            explanation = f"the engine is broken: {len(job.failed)} questions of a shard fail alone"
+            raise job.error(error, explanation) from error
+        bisection.probes -= 1
+        if bisection.probes:
             return
-        if not hunt.passed and not hunt.by_halves:
-            what = "a shard and each of a few of its questions fail, so the engine is broken"
-            raise job.failure(hunt.error, what) from hunt.error
-        if not hunt.by_halves:
-            hunt.by_halves = True
-            self._probe(hunt, _halves(job.innocent()), hunt.engine)
+        if not bisection.succeeded and not bisection.halving:
+            explanation = "the engine is broken: a shard and each of a few of its questions fail"
+            raise job.error(error, explanation) from error
+        if not bisection.halving:
+            bisection.halving = True
+            self._add_probes(bisection, _halves(job.remaining()), bisection.engine)
             return
-        if len(job.guilty) == hunt.guilty_before:
-            job.fruitless_hunts += 1
-            if hunt.engine in self._engines:  # it raised at what the others could answer
-                self._dismiss(hunt.engine)
-        self._queue.appendleft(_Call(job, job.innocent()))
+        if len(job.failed) == bisection.failed_before:
+            job.inconclusive_bisections += 1
+            if bisection.engine in self._engines:  # it failed where others did not
+                self._remove_engine(bisection.engine)
+        self._queue.appendleft(_Call(job, job.remaining()))
 
 
-def _halves(places: tuple[int, ...]) -> list[tuple[int, ...]]:
-    middle = len(places) // 2
-    return [part for part in (places[:middle], places[middle:]) if part]
+def _halves(positions: tuple[int, ...]) -> list[tuple[int, ...]]:
+    middle = len(positions) // 2
+    return [half for half in (positions[:middle], positions[middle:]) if half]
 
 
 def _is_death(error: RayError) -> bool:
-    # Whatever else Ray reports (node gone, memory monitor, answers lost), the engine is of no use.
+    # After any other error of Ray's (node lost, out of memory, answers lost) the engine is useless.
     return not isinstance(error, RayTaskError)
 
 
 def _reason(error: RayError) -> str:
-    """One line that is the same whenever the same question fails."""
+    """One line that is the same each time the same question fails."""
     if not isinstance(error, RayTaskError):
         return "the engine died of it"
     text = str(error.cause).strip() or "no message"
