@@ -158,6 +158,6 @@ def test_a_question_that_cannot_be_answered_is_named_and_the_rest_kept(
 
 def test_a_dry_run_prints_the_plan_and_starts_nothing(folder: Path, tmp_path: Path) -> None:
     told = run(write_config(folder, "plan", CATEGORIES), tmp_path, "--dry-run")
-    assert "questions: 80 for lists, 1212 for sentences" in told
+    assert "questions: 80 for category facts, 1212 for captions" in told
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "runs").exists()

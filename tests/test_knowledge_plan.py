@@ -128,7 +128,7 @@ def test_own_captions_need_neither_vllm_nor_the_embedded_models(tmp_path: Path) 
     nothing = (word for override in NOTHING_ASKED for word in ("--set", override))
     done = datafree_without(lacking, *command, *nothing)
     assert done.returncode == 0, done.stderr
-    assert "own sentences" in done.stdout
+    assert "own captions" in done.stdout
     refused = datafree_without(lacking, *command)
     assert refused.returncode == 2, refused.stderr
     assert "asking a language model needs vLLM, which is not installed" in refused.stderr

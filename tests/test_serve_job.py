@@ -128,7 +128,7 @@ def test_what_the_models_wait_for_is_told_and_not_for_ever(
     assert "serve: 0 of 2 replicas are ready after 0 s; each needs 1 CPU; free are 0 CPU" in told
     statuses += [ServeStatus(), LOADING]
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
-    monkeypatch.setattr(waiting, "_SECONDS_NOWHERE", 0)
+    monkeypatch.setattr(waiting, "_SECONDS_UNPLACEABLE", 0)
     with pytest.raises(DescribedFailure, match=r"gave up .*serve: 0 of 2 .*; each needs 1 CPU of"):
         serve(Console(quiet=True))
 

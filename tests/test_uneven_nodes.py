@@ -102,7 +102,7 @@ def test_feature_tasks_that_no_node_can_run_are_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(waiting, "_SECONDS_BETWEEN_REPORTS", 1)
-    monkeypatch.setattr(waiting, "_SECONDS_NOWHERE", 2)
+    monkeypatch.setattr(waiting, "_SECONDS_UNPLACEABLE", 2)
     words = "feature tasks: each needs 1 CPU, 1 GPU of one node, but the nodes have 1 CPU, 0 GPU; 7"
     connect()
     with pytest.raises(DescribedFailure, match=words):

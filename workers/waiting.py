@@ -1,4 +1,7 @@
-"""Waiting for Ray, which says nothing of what it cannot place and waits for ever for what hangs."""
+"""Waiting for Ray with reports and a time limit.
+
+Ray itself waits for ever, without a message, for what it cannot place and for what hangs.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,18 @@ import ray
 from workers.failure import DescribedFailure
 
 _SECONDS_BETWEEN_REPORTS = 90.0
-# Where no node has what is needed; time for one that went to come back.
-_SECONDS_NOWHERE = 600.0
+# While no node has the needed resources: time for a lost node to come back.
+_SECONDS_UNPLACEABLE = 600.0
 _MINUTES_WITHOUT_RESULT = 120.0
 
 _log = logging.getLogger(__name__)
 
 
 class Waiting:
-    """Waits for results; warns now and then of what is awaited, and gives up in the end.
+    """Waits for results, logs a warning at intervals, and gives up in the end.
 
-    `what`: whose results, for messages. `needs`: what each of these asks of a node, by Ray's names.
-    `minutes`: without a result, after which it gives up; sooner where no node has what is needed.
+    `what`: the name of what is awaited, for messages. `needs`: the resources of each, by Ray's
+    names. `minutes`: the limit without a result; it is shorter while no node has the resources.
     """
 
     def __init__(
@@ -34,12 +37,12 @@ class Waiting:
     def first(
         self, awaited: Sequence[ray.ObjectRef], state: Callable[[str], str] = str
     ) -> ray.ObjectRef:
-        """The first of these that is there, result or error.
+        """The first of these references that is ready, with a result or an error.
 
-        `state`: describes what is under way, given what each needs and what is free.
+        `state`: describes the state, given a text about needed and free resources.
 
         Raises:
-            DescribedFailure: when none comes.
+            DescribedFailure: if the time limit has passed.
         """
         began = time.monotonic()
         seconds, limit = 0.0, 60 * self._minutes
@@ -52,20 +55,20 @@ class Waiting:
             _log.warning("waiting for %.0f s: %s", seconds, self.describe(seconds, state))
 
     def describe(self, seconds: float, state: Callable[[str], str] = str) -> str:
-        """What is awaited, after so long without a result; `state` as for `first`.
+        """A text about what is awaited after `seconds` without a result; `state` as for `first`.
 
         Raises:
-            DescribedFailure: when that is too long.
+            DescribedFailure: if the time limit has passed.
         """
-        placeable, places = _places(self._needs)
-        described = f"{self._what}: {state(places)}"
-        if seconds >= 60 * self._minutes or (not placeable and seconds >= _SECONDS_NOWHERE):
+        placeable, needs = _describe_needs(self._needs)
+        described = f"{self._what}: {state(needs)}"
+        if seconds >= 60 * self._minutes or (not placeable and seconds >= _SECONDS_UNPLACEABLE):
             raise DescribedFailure(f"gave up after {seconds / 60:.0f} minutes: {described}")
         return described
 
 
-def _places(needs: Mapping[str, float]) -> tuple[bool, str]:
-    """Whether there is a node that could hold this, and what is needed and free."""
+def _describe_needs(needs: Mapping[str, float]) -> tuple[bool, str]:
+    """Whether any node has these resources, and a text about what is needed and free."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = _listed(needs, needs)
     if not any(all(node.get(name, 0) >= n for name, n in needs.items()) for node in nodes):

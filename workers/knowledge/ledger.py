@@ -1,4 +1,4 @@
-"""The ledger of answered shards: a shard is published once, whole, and never asked again."""
+"""The ledger of answered shards: each shard is written once, as a whole, and not asked again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Shard:
-    """Questions that are answered in one call; `key` hashes all that forms the answers."""
+    """Questions that one call answers. `key`: a hash of all that the answers depend on."""
 
     key: str
     questions: tuple[Question, ...]
@@ -38,9 +38,10 @@ class Shard:
 def cut_shards(
     blocks: Iterable[Iterable[Question]], size: int, identity: dict[str, Any]
 ) -> Iterator[Shard]:
-    """Shards of at most `size` questions, in order, made as they are taken.
+    """Cut blocks of questions into shards of at most `size` questions, lazily and in order.
 
-    A shard never holds questions of two blocks, so that what is new in one changes only its own.
+    A shard holds questions of one block only, so a change in a block changes no other shards.
+    `identity`: what answers depend on besides their question.
     """
     for block in blocks:
         questions = iter(block)
@@ -49,36 +50,36 @@ def cut_shards(
 
 
 class Ledger:
-    """Answers by shard key, in a folder that all drivers may share."""
+    """Answers by shard key, in a folder that several drivers may share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def has(self, shard: Shard) -> bool:
-        """Whether the shard's answers are there, whole and unaltered."""
-        return is_published(self._place(shard))
+        """Whether the shard's answers are complete and unaltered."""
+        return is_published(self._shard_folder(shard))
 
     def write(self, shard: Shard, answers: list[Answer]) -> None:
-        """Publish a shard's answers, in the order of its questions.
+        """Write a shard's answers, in the order of its questions.
 
         Raises:
-            OSError: naming folder and reason, when they cannot be kept; nothing is left then.
+            OSError: with folder and reason, if they cannot be written; then nothing is left.
         """
         assert len(answers) == len(shard.questions)
         table = pa.Table.from_pylist([asdict(answer) for answer in answers], schema=_SCHEMA)
         try:
-            with publishing(self._place(shard)) as staging:
+            with publishing(self._shard_folder(shard)) as staging:
                 pq.write_table(table, staging / _ANSWERS)
         except OSError as error:
-            # Arrow's own say neither where nor, in a word, why.
+            # Arrow's message has no path and no short reason.
             number = error.errno or errno.EIO
-            raise OSError(number, os.strerror(number), str(self._place(shard))) from error
+            raise OSError(number, os.strerror(number), str(self._shard_folder(shard))) from error
 
     def read(self, shard: Shard) -> list[Answer]:
-        """The answers of a shard that is there."""
-        rows = pq.read_table(self._place(shard) / _ANSWERS).to_pylist()
+        """The answers of a shard for which `has` is true."""
+        rows = pq.read_table(self._shard_folder(shard) / _ANSWERS).to_pylist()
         return [Answer(**row) for row in rows]
 
-    def _place(self, shard: Shard) -> Path:
-        # A folder of a hundred thousand folders is slow to search.
+    def _shard_folder(self, shard: Shard) -> Path:
+        # A folder with a hundred thousand subfolders is slow to search.
         return self._folder / shard.key[:2] / shard.key
