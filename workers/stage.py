@@ -26,7 +26,7 @@ _TIMING = "timing.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: `folder` holds its result once it is done, `parts` what an unfinished one has so far."""
+    """One step: `folder` holds its result once it is done, `parts` what it has until then."""
 
     name: str
     key: str

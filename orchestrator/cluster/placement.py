@@ -12,7 +12,7 @@ from orchestrator.errors import InputError
 if TYPE_CHECKING:
     from workers.knowledge.engine import EngineSettings
     from workers.knowledge.pool import Placement
-    from workers.tuning.worker import DistributedTuningSettings
+    from workers.tuning.job import DistributedTuningSettings
 
 # With fewer CPUs, workers only wait for each other and fill the memory.
 _LEAST_CPUS_PER_WORKER = 0.25

@@ -15,7 +15,8 @@ from orchestrator.cluster.resources import Resources, visible_gpus
 from orchestrator.config.models import RunConfig, load_categories, load_templates
 from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
-from prompt_tuning.captions import Caption, given_captions, read_captions
+from orchestrator.stages.knowledge_summary import CAPTIONS, FACTS_FILE
+from prompt_tuning.captions import Caption, CaptionSettings, given_captions, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.code_digest import code_digest
 from prompt_tuning.install_hints import install_set
@@ -25,14 +26,12 @@ from prompt_tuning.knowledge.templates import Template
 from prompt_tuning.storage import file_digest, folder_digest
 from workers.knowledge import embedded_llm
 from workers.knowledge.engine import GPU_DEFAULT, chosen_dtype, engine_versions
-from workers.knowledge.engine_dtype import cluster_dtype, native_dtype
-from workers.knowledge.pool import Placement
+from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.pool import Placement, cluster_dtype
 from workers.stage import Stage, plan_stage
 
 _log = logging.getLogger(__name__)
 
-CAPTIONS = "captions.parquet"
-FACTS = "lists.json"
 # Their lexicons decide which words name a category.
 _PACKAGES = ("HanTa", "lemminflect")
 
@@ -67,7 +66,7 @@ class KnowledgePlan:
     @property
     def facts_file(self) -> Path:
         """Where the stage writes the category facts."""
-        return self.stage.folder / FACTS
+        return self.stage.folder / FACTS_FILE
 
     @cached_property
     def given(self) -> list[Caption]:
@@ -166,6 +165,34 @@ def describe_engines(plan: KnowledgePlan) -> str:
         f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
         f"in {plan.config.knowledge.llm.dtype}"
     )
+
+
+def check_captions(plan: KnowledgePlan) -> None:
+    """Refuse captions that the knowledge stage has written and that cannot be tuned on.
+
+    Raises:
+        InputError: naming the labels without any (see `check_coverage`).
+        RuntimeError: if there is no caption at all.
+    """
+    coverage = plan.coverage()
+    if not coverage.training + coverage.held_out:
+        raise RuntimeError(
+            "knowledge: no caption survived the filters; see answers.parquet in "
+            f"{plan.stage.folder}"
+        )
+    check_coverage(coverage, plan.config.captions)
+
+
+def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None:
+    """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
+
+    Raises:
+        InputError: in one line, with what would help.
+    """
+    try:
+        captions.check(settings.allow_missing, "captions.allow_missing: true")
+    except ValueError as error:
+        raise InputError(f"captions: {error}") from None
 
 
 def _check_vllm() -> None:

@@ -16,15 +16,13 @@ from orchestrator.cluster.placement import WorkerShare, place_workers
 from orchestrator.cluster.resources import Resources
 from orchestrator.config.models import EvaluationSettings, RunConfig, load_groups
 from orchestrator.errors import InputError
-from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
+from orchestrator.plan.knowledge import KnowledgePlan, check_coverage, plan_knowledge
 from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
-from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.registry import read_photos
 from prompt_tuning.datasets.stamps import stamps_hash
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.images import readable_formats
-from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import file_digest
 from workers.stage import Stage, plan_stage
 
@@ -35,7 +33,7 @@ TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
 
 @dataclass(frozen=True)
 class ImagesPlan:
-    """The labelled images to evaluate on and their features; both None where there are no images."""
+    """The labelled images to evaluate on, and their features; None where there are no images."""
 
     settings: EvaluationSettings
     vlm: VLMSettings
@@ -138,18 +136,6 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     )
 
 
-def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None:
-    """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
-
-    Raises:
-        InputError: in one line, with what would do.
-    """
-    try:
-        captions.check(settings.allow_missing, "captions.allow_missing: true")
-    except ValueError as error:
-        raise InputError(f"captions: {error}") from None
-
-
 def retune(plan: Plan, config: RunConfig) -> Plan:
     """The plan for a config that differs from the plan's own only in the fields in `TUNING`.
 
@@ -239,7 +225,7 @@ def plan_images(
         images = plan_stage(
             cache,
             "images",
-            "prompt_tuning.datasets.stamps",
+            "prompt_tuning.datasets.scenes",
             scenes=settings.scenes.model_dump(),
             stamps=stamps_hash(stamps),
             categories=built_in_text("scenes_stamps"),

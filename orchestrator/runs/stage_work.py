@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,17 +15,15 @@ from orchestrator.cluster.placement import WorkerShare
 from orchestrator.console import StageProgress
 from orchestrator.plan.run import ImagesPlan, Plan
 from orchestrator.runs.curves import curves_folder, new_curves
+from orchestrator.runs.knowledge_work import Work, knowledge_work
 from orchestrator.stages.evaluation import write_evaluation
 from orchestrator.stages.features import write_caption_features, write_image_features
 from orchestrator.stages.hierarchy import write_hierarchy
 from orchestrator.stages.images import read_images, write_photos
-from orchestrator.stages.knowledge import write_knowledge
 from orchestrator.stages.tuning import tune_seeds
 from prompt_tuning.datasets.scenes import compose_scenes
 from workers.stage import Stage
 from workers.tuning.job import Lack, Tuned, TuningJob, read_history
-
-Work = Callable[[Path], None]
 
 
 def stage_work(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage, Work]:
@@ -38,7 +35,7 @@ def stage_work(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage,
 
     tuning = _SeedTuning(plan, console)
     return {
-        plan.knowledge.stage: partial(write_knowledge, plan.knowledge, console),
+        plan.knowledge.stage: knowledge_work(plan.knowledge, console),
         plan.captions: caption_features,
         plan.hierarchy: partial(write_hierarchy, plan),
         **{stage: partial(tuning.write, seed) for seed, stage in plan.tuning.items()},

@@ -143,8 +143,8 @@ def reported_rows(plan: ImagesPlan, images: LabelledImages, selection: Selection
 
 def image_features_at(plan: ImagesPlan, rows: np.ndarray) -> Features:
     """The features of these of the plan's images."""
-    assert plan.image_features is not None
-    return load_features(plan.image_features.folder / FEATURES).take(torch.from_numpy(rows))
+    assert plan.features is not None
+    return load_features(plan.features.folder / FEATURES).take(torch.from_numpy(rows))
 
 
 def selecting_half(plan: ImagesPlan, images: LabelledImages) -> SelectingHalf:
@@ -153,8 +153,8 @@ def selecting_half(plan: ImagesPlan, images: LabelledImages) -> SelectingHalf:
     Raises:
         InputError: when it shows no category.
     """
-    assert plan.image_features is not None
-    features = plan.image_features.folder / FEATURES
+    assert plan.features is not None
+    features = plan.features.folder / FEATURES
     try:
         return SelectingHalf.of(images, features, plan.settings.split_seed)
     except ValueError as error:

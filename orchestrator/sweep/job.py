@@ -23,7 +23,6 @@ from orchestrator.runs.pipeline import (
     fetch_scenes,
     fetch_vlm,
     run_stages,
-    stage_work,
     stamps_here,
     warn_of_captions,
 )
@@ -66,6 +65,7 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
             # What runs now, of all stages.
             ran = {stage for stage, had_to in shared.items() if had_to}
             # Heavy: needed only now.
+            from orchestrator.runs.stage_work import stage_work
             from orchestrator.sweep.records import TrialRecords
             from orchestrator.sweep.results import best_point, point_results, write_sweep
             from orchestrator.sweep.rounds import run_rounds

@@ -65,15 +65,15 @@ class SweepPlan:
     @property
     def on_images(self) -> bool:
         """Whether points are compared on images."""
-        return self.default.plan.images_select
+        return self.default.plan.labelled.select
 
     @property
     def measured_on(self) -> str:
         """What points are compared on, as a name of it."""
         plan = self.default.plan
-        if not plan.images_select or plan.images is None:
+        if not plan.labelled.select or plan.labelled.images is None:
             return "text"
-        return digest([plan.images.key, plan.config.evaluation.split_seed])[:12]
+        return digest([plan.labelled.images.key, plan.config.evaluation.split_seed])[:12]
 
     def shared(self) -> dict[Stage, Plan]:
         """The stages that come before tuning, each once, with a plan that has it."""

@@ -23,11 +23,11 @@ from orchestrator.stages.evaluation import (
     GEOMETRY,
     SELECTION,
     image_features_at,
-    read_images,
     read_metrics,
     read_selection,
     reported_rows,
 )
+from orchestrator.stages.images import read_images
 from orchestrator.stages.tuning import RAY_STORAGE
 from orchestrator.sweep.plan import Point, SweepPlan
 from orchestrator.sweep.records import TrialRecords
@@ -86,7 +86,7 @@ def point_results(plan: SweepPlan, records: TrialRecords) -> list[PointResult]:
             for seed, stage in point.plan.tuning.items()
             if (outcome := records.find(stage) or records.failure(stage))
         }
-        results.append(PointResult(point, outcomes, point.plan.images_select))
+        results.append(PointResult(point, outcomes, point.plan.labelled.select))
     return results
 
 
@@ -118,9 +118,9 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
 
     Both need their evaluation stages.
     """
-    default, images = plan.default.plan, read_images(plan.default.plan)
+    default, images = plan.default.plan, read_images(plan.default.plan.labelled)
     _, selection = read_selection(default.evaluation.folder / SELECTION)
-    rows = reported_rows(default, images, selection)
+    rows = reported_rows(default.labelled, images, selection)
     reported, sides = images_at(images, rows), (_scores(best.plan, rows), _scores(default, rows))
     difference = paired_difference(*sides, reported.labels, RESAMPLES, 0, reported.ignored)
     of_best, of_default = read_metrics(best.plan), read_metrics(default)
@@ -136,7 +136,7 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
 
 def _scores(plan: Plan, rows: np.ndarray) -> list[np.ndarray]:
     """Of each seed the fused scores `(rows, classes)` of the images at these places."""
-    items = image_features_at(plan, rows)
+    items = image_features_at(plan.labelled, rows)
     geometry = Geometry.model_validate_json((plan.evaluation.folder / GEOMETRY).read_bytes())
     return [
         method_scores(items, read_classes(stage.folder), geometry, plan.config.scoring.fusion)[
@@ -166,7 +166,7 @@ def write_sweep(
     write_results(best_run, {stage: stage in ran for stage in best_run.stages})
     Artifact.load(best_run.run_folder / "artifact").save(folder / BEST)
     _write_table(results, folder / "results.parquet")
-    comparable = plan.default.plan.images and results[0].status == "finished"
+    comparable = plan.default.plan.labelled.images and results[0].status == "finished"
     compared = compare(plan, best.point) if comparable else None
     page = render_sweep(_report_data(plan, results, best, compared, ran, wall_seconds))
     write_atomic(folder / "report.html", page.encode())
