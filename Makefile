@@ -4,6 +4,8 @@
 PYTHON ?=
 SET ?=
 export PYTHON SET
+# Two processes, each with whole files: what a file's tests share is started once.
+SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install tools demo test test-all lint clean
 .DEFAULT_GOAL := help
@@ -21,10 +23,10 @@ demo: install ## run configs/quickstart.yaml from start to finish
 	.venv/bin/datafree run configs/quickstart.yaml
 
 test: tools ## the tests, without the slow ones
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" $(SIDE_BY_SIDE) --durations=20
 
 test-all: tools ## all tests
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest $(SIDE_BY_SIDE) --durations=20
 
 lint: tools ## formatting, lint (ruff) and types (mypy)
 	.venv/bin/ruff format --check .

@@ -32,14 +32,15 @@ from safetensors.torch import save_file
 
 from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.resources import find_resources
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.runs.stage_work import stage_work
 from orchestrator.stages.evaluation import read_caption_sets
 from orchestrator.stages.hierarchy import read_hierarchy
 from orchestrator.stages.images import read_images
 from orchestrator.stages.knowledge_summary import CAPTIONS
-from prompt_tuning.backbones.base import VLM, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages

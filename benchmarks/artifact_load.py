@@ -1,11 +1,11 @@
-"""Size of an artifact of 80 classes, and how long a new process needs to its first tags.
+"""Size of an artifact of 80 classes, and the time from a new process to its first tags.
 
     python benchmarks/artifact_load.py [--rounds 5]
 
-The artifact is tuned here on a sentence or two for each of COCO's categories. In a process of its
-own each time: `import_s` (the package), `artifact_s` (reading and checking the files), `model_s`
-(the image–text model from its package), `first_tags_s` (one image). Medians; the files are in the
-page cache. The last line is one JSON object.
+The artifact is tuned here on six sentences for each of COCO's categories. A new process each round
+measures `import_s` (the package), `artifact_s` (reading and checking the files), `model_s` (loading
+the image–text model) and `first_tags_s` (one image). Figures are medians; the files are in the page
+cache. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def main() -> None:
     options = parser.parse_args()
     categories = built_in("coco").categories
     sentences = [
-        (f"A {look} {of.name} {place}.", [of.name])
-        for of in categories
+        (f"A {look} {category.name} {place}.", [category.name])
+        for category in categories
         for look in ("small", "old")
         for place in ("near a wall", "by the road", "at home")
     ]

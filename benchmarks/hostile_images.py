@@ -1,13 +1,12 @@
-"""Whether hostile and broken images are each answered: by `datafree tag` and by the service.
+"""How `datafree tag` and the service handle hostile and broken images.
 
     python benchmarks/hostile_images.py [--images 500]
 
-The files are made from a seed: small images of every format that is read, then cut, with bytes
-changed, removed or doubled, their sizes forged, two formats glued together; and files that are no
-images. `crashes`: a job that ended otherwise than with exit code 0 and a row for each file, an
-answer of the service that is none of 200, 413, 415 and 422 or has no sentence, a model replica that
-died. `differing`: files that one of the two tags and the other does not. The last line is one JSON
-object.
+The files are generated from a seed: small images of every readable format, then truncated, with
+bytes changed, removed or doubled, with forged sizes, with two formats concatenated; and files that
+are not images. `crashes` counts a job without exit code 0, files without a row, answers of the
+service other than 200, 413, 415 and 422 or without a sentence, and model replicas that died.
+`differing` counts files that only one of the two tags. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from prompt_tuning import load_vlm, tune
 from prompt_tuning.tuning.trainer import TuningSettings
 
 KINDS = ("jpeg", "png", "gif", "bmp", "webp", "tiff", "jpeg2000", "ppm", "tga", "avif")
-NO_IMAGES = (
+NOT_IMAGES = (
     b"",
     b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
     b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%touch /tmp/owned) run\n",
@@ -63,14 +62,14 @@ def hostile(draw: np.random.Generator, number: int) -> bytes:
             for place in draw.integers(2, min(64, len(whole)), 4):
                 changed[place] = 255
             return bytes(changed)
-        case 3:  # removed and doubled
+        case 3:  # bytes removed and doubled
             return whole[: cut // 2] + whole[cut:] + whole[cut:]
-        case 4:  # glued
+        case 4:  # two formats concatenated
             return whole[:cut] + good(draw, KINDS[int(draw.integers(len(KINDS)))])
         case 5:
             return bomb(int(draw.integers(8_000, 2**31)))
         case 6:
-            return NO_IMAGES[number % len(NO_IMAGES)]
+            return NOT_IMAGES[number % len(NOT_IMAGES)]
         case _:
             return draw.bytes(int(draw.integers(1, 4000)))
 
@@ -84,7 +83,7 @@ def good(draw: np.random.Generator, kind: str) -> bytes:
 
 
 def bomb(side: int) -> bytes:
-    """A PNG of a few bytes that says it has `side` × `side` pixels."""
+    """A PNG of a few bytes that declares `side` × `side` pixels."""
     chunks = b""
     for name, body in (
         (b"IHDR", struct.pack(">II5B", side, side, 8, 0, 0, 0, 0)),
@@ -97,7 +96,7 @@ def bomb(side: int) -> bytes:
 
 
 def by_job(artifact: Path, folder: Path, cache: Path) -> tuple[dict[str, bool], int]:
-    """Which files `datafree tag` tagged, and 1 when it crashed."""
+    """Whether `datafree tag` tagged each file, and 1 when it crashed."""
     out = folder.with_name("tags.jsonl")
     command = [sys.executable, "-m", "orchestrator", "tag", str(artifact), str(folder)]
     done = subprocess.run([*command, "--out", str(out), "--cache", str(cache)], check=False)
@@ -117,9 +116,9 @@ def by_service(artifact: Path, files: list[Path], cache: Path) -> tuple[dict[str
             connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=120)
             connection.request("POST", "/tag", *body_of(file.read_bytes(), file.name))
             answer = connection.getresponse()
-            told = json.loads(answer.read())
+            content = json.loads(answer.read())
             statuses[file.name] = answer.status
-            clear = answer.status == 200 or told["error"].startswith(file.name)
+            clear = answer.status == 200 or content["error"].startswith(file.name)
             crashes += answer.status not in (200, 413, 415, 422) or not clear
         crashes += len(before - {process.pid for process in service.replicas()})
     return statuses, crashes
@@ -147,7 +146,7 @@ def main() -> None:
         "images": options.images,
         "tagged_by_job": sum(tagged.values()),
         "service": {str(status): n for status, n in sorted(Counter(statuses.values()).items())},
-        "differing": sum(tagged.get(name) != (of == 200) for name, of in statuses.items()),
+        "differing": sum(tagged.get(name) != (status == 200) for name, status in statuses.items()),
     }
     print(json.dumps(result))
 

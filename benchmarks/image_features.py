@@ -27,7 +27,8 @@ import ray
 import torch
 from PIL import Image
 
-from prompt_tuning.backbones.base import VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.images import open_image
 from workers.features import IMAGES_PER_BATCH, encode_images
 

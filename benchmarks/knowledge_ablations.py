@@ -51,7 +51,7 @@ from torch import Tensor
 from orchestrator.plan.run import Plan
 from orchestrator.stages.evaluation import read_caption_sets
 from orchestrator.stages.knowledge import question_writer
-from prompt_tuning.backbones.base import load_vlm
+from prompt_tuning.backbones import load_vlm
 from prompt_tuning.knowledge.category_facts import CategoryFacts
 from prompt_tuning.tuning.trainer import CaptionSet
 

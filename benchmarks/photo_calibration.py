@@ -1,12 +1,12 @@
-"""What a handful of labelled photos, or some without labels, do for scores and thresholds.
+"""How much a few labelled photos, or photos without labels, improve scores and thresholds.
 
     python benchmarks/photo_calibration.py --dataset voc2012 --root … --split train_sample
 
-Prompts are tuned here on sentences made from patterns out of the list's names and synonyms (not a
-language model's), with few epochs. Photos are scored once. Then, for each number of photos and each
-draw of them, `fit_labelled` and `fit_unlabelled` see those and all figures are of the others. The
-last line is one JSON object: for each number [ECE, micro F1, macro F1] at thresholds, means over
-draws, before, with labels, without.
+Prompts are tuned here for a few epochs on sentences from patterns with the list's names and
+synonyms (no language model is used). Photos are scored once. Then, for each number of photos and
+each draw, `fit_labelled` and `fit_unlabelled` see the drawn photos, and the figures are measured on
+the others. The last line is one JSON object: for each number of photos [ECE, micro F1, macro F1] at
+thresholds, means over draws, before the fit, with labels, and without.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ PLACES = ("on the grass", "near a wall", "in the sun", "by the road", "at home",
 
 
 def sentences(categories: CategoryList, draw: np.random.Generator) -> list[tuple[str, list[str]]]:
-    """Sentences on one thing, by all its names, and on two or three."""
+    """Sentences about one category, by all its names, and about two or three."""
     made = [
-        (f"A {draw.choice(LOOKS)} {draw.choice(of.names)} {draw.choice(PLACES)}.", [of.name])
-        for of in categories.categories
+        (f"A {draw.choice(LOOKS)} {draw.choice(one.names)} {draw.choice(PLACES)}.", [one.name])
+        for one in categories.categories
         for _ in range(16)
     ]
     for _ in range(14 * len(categories)):
@@ -50,7 +50,7 @@ def sentences(categories: CategoryList, draw: np.random.Generator) -> list[tuple
 
 
 def tuned(vlm: VLM, categories: CategoryList) -> Artifact:
-    """The quickstart's settings, but for fewer epochs."""
+    """The quickstart's settings with fewer epochs."""
     branch = BranchSettings(shared=2, coarse=1, fine=1, category=2)
     return tune(
         vlm,
@@ -81,7 +81,7 @@ def main() -> None:
     artifact = tuned(vlm, categories)
     cores = len(os.sched_getaffinity(0))
     scored = list(score_files(Tagger(artifact, vlm), photos.files, cores))
-    raw = np.stack([of_photo for of_photo in scored if not isinstance(of_photo, str)])
+    raw = np.stack([scores for scores in scored if not isinstance(scores, str)])
     assert len(raw) == len(photos.files)
     ignored = np.zeros_like(photos.labels) if photos.ignored is None else photos.ignored
     result: dict[str, object] = {"photos": len(raw), "classes": len(categories)}
@@ -97,12 +97,12 @@ def main() -> None:
                 "unlabelled": fit_unlabelled(before, raw[some]),
             }
             for side, fit in fits.items():
-                of = calibration_quality(raw[rest], photos.labels[rest], ignored[rest], fit)
-                f1 = [of["at_thresholds"][average]["f1"] for average in ("micro", "macro")]
-                sides[side].append([of["ece"], *f1])
+                quality = calibration_quality(raw[rest], photos.labels[rest], ignored[rest], fit)
+                f1 = [quality["at_thresholds"][average]["f1"] for average in ("micro", "macro")]
+                sides[side].append([quality["ece"], *f1])
         result[str(number)] = {
-            side: [round(float(figure), 1) for figure in np.mean(of, axis=0)]
-            for side, of in sides.items()
+            side: [round(float(figure), 1) for figure in np.mean(draws, axis=0)]
+            for side, draws in sides.items()
         }
         print(number, result[str(number)], flush=True)
     print(json.dumps(result))

@@ -10,8 +10,9 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from prompt_tuning.backbones.base import VLMSettings, load_vlm
-from prompt_tuning.backbones.clip import OpenCLIPVLM
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLMSettings
+from prompt_tuning.backbones.clip import CLIP
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.features import Features
 from prompt_tuning.hierarchy import Hierarchy
@@ -45,7 +46,7 @@ _WORDS = (
 ).split()
 
 
-def random_clip() -> OpenCLIPVLM:
+def random_clip() -> CLIP:
     """open_clip's RN50 in float32 with random weights, loaded as any local checkpoint."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +61,7 @@ def random_clip() -> OpenCLIPVLM:
                 resolution=224,
             )
         )
-    assert isinstance(vlm, OpenCLIPVLM)
+    assert isinstance(vlm, CLIP)
     return vlm
 
 
@@ -108,6 +109,6 @@ def random_features(counts: torch.Tensor, dim: int) -> Features:
     return Features(vectors[: len(counts)], vectors[len(counts) :], counts)
 
 
-def class_prompts(vlm: OpenCLIPVLM, categories: CategoryList, groups: Hierarchy) -> ClassPrompts:
+def class_prompts(vlm: CLIP, categories: CategoryList, groups: Hierarchy) -> ClassPrompts:
     """The released recipe's prompts at depth 4."""
     return ClassPrompts(vlm, categories, groups, PROMPTS, ScoringSettings(), LOSSES, seed=0)

@@ -1,18 +1,18 @@
-"""Requests a second of `datafree serve`, and whether any fails while things go wrong.
+"""Requests per second of `datafree serve`, and how many fail while replicas die.
 
     python benchmarks/serving.py [--seconds 20] [--disturbed-seconds 60]
 
-The service is the command, as a process of its own; its clients are threads here, on the same
-cores. Each sends one image a request over a kept connection and waits for the answer: 1, 8 and 32
-of them, for so many seconds each. `bare` is the model in this process with the same images: one
-at a time (what one client can hope for), and in batches of the service's size on threads that each
-take batches of their own (what many can).
+The command runs as its own process; its clients are threads here, on the same cores. Each client
+sends one image per request over a connection that stays open, and waits for the answer. 1, 8 and 32
+clients run for `--seconds` each. `bare` is the model in this process with the same images: one at a
+time (the upper limit for one client), and in batches of the service's size, one thread per batch
+(the upper limit for many).
 
-Then 8 clients go on while, at a quarter and at three quarters of the time, a model replica is
-killed (SIGKILL), and at half of it the artifact is replaced by another one. `failed` counts every
-answer but 200 and every broken connection: clients do not try again. `second_tries` are the
-service's own. The images are JPEGs of 500 × 375, made here from a seed; the artifacts are tuned
-here on sentences. The last line is one JSON object.
+Then 8 clients go on while a model replica is killed (SIGKILL) after a quarter and three quarters of
+`--disturbed-seconds`, and the artifact is replaced after half. `failed` counts every answer other
+than 200 and every broken connection: clients do not retry. `second_tries` counts the service's own
+retries. The images are JPEGs of 500 × 375, generated from a seed; the artifacts are tuned here on
+sentences. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PHOTOS = 64
 
 
 class Answered(NamedTuple):
-    """A request: its status (0: no answer), seconds, and version of the artifact."""
+    """A request's status (0: no answer), seconds, and version of the artifact."""
 
     status: int
     seconds: float
@@ -115,7 +115,7 @@ def body_of(image: bytes, name: str = "a.jpg") -> tuple[bytes, dict[str, str]]:
 
 
 def client(port: int, images: list[bytes], until: Callable[[], bool]) -> list[Answered]:
-    """Sends image after image; a connection that breaks is opened anew for the next one."""
+    """Send image after image; a broken connection is reopened for the next one."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     answers: list[Answered] = []
     for number in range(sys.maxsize):
@@ -138,7 +138,7 @@ def client(port: int, images: list[bytes], until: Callable[[], bool]) -> list[An
 def load(
     port: int, images: list[bytes], clients: int, seconds: float
 ) -> tuple[list[Answered], float]:
-    """What `clients` got in so many seconds, and how long it took with the last answers."""
+    """All answers to `clients` in so many seconds, and the seconds until the last one."""
     begun = time.monotonic()
     with ThreadPoolExecutor(clients) as pool:
         turned = [images[k:] + images[:k] for k in range(clients)]
@@ -146,12 +146,12 @@ def load(
             pool.submit(client, port, turned[k], lambda: time.monotonic() > begun + seconds)
             for k in range(clients)
         ]
-        answers = [answer for of in asked for answer in of.result()]
+        answers = [answer for one in asked for answer in one.result()]
     return answers, time.monotonic() - begun
 
 
 def bare(tagger: Tagger, images: list[bytes], batch: int, threads: int) -> float:
-    """Images a second, by threads that each decode and score batches of their own."""
+    """Images per second, by threads that each decode and score batches of their own."""
 
     def work(contents: list[bytes]) -> None:
         pixels = [tagger.pixels(read_image(content, 10**8)) for content in contents]
@@ -166,7 +166,7 @@ def bare(tagger: Tagger, images: list[bytes], batch: int, threads: int) -> float
 def disturbed(
     service: Service, artifact: Path, other: Path, images: list[bytes], seconds: float
 ) -> list[Answered]:
-    """8 clients, while replicas are killed and the artifact is replaced."""
+    """The answers to 8 clients, while replicas are killed and the artifact is replaced."""
 
     def replace() -> None:
         with publishing(artifact, replace=True) as staging:
@@ -222,12 +222,12 @@ def main() -> None:
                 answers, took = load(service.port, images, clients, options.seconds)
                 assert {answer.status for answer in answers} == {200}
                 times = sorted(1000 * answer.seconds for answer in answers)
-                result[f"clients_{clients}"] = of = {
+                result[f"clients_{clients}"] = figures = {
                     "requests_s": round(len(answers) / took, 2),
                     "p50_ms": round(statistics.median(times), 1),
                     "p99_ms": round(times[int(0.99 * len(times))], 1),
                 }
-                print(clients, of, flush=True)
+                print(clients, figures, flush=True)
             answers = disturbed(service, artifact, other, images, options.disturbed_seconds)
             [tries] = [
                 float(line.split()[1])

@@ -2,12 +2,12 @@
 
     python benchmarks/sweep_efficiency.py [--trials 16] [--seconds 30]
 
-What the trials share is computed first. A pair of trials then tells how many epochs take the
-wanted time at this machine's largest concurrency (a worker of a CPU each), and these are tuned by
-the sweep's own rounds. `ratio` is the time between the first step and the last epoch's end, summed
-over trials, over wall time × slots. `start_s`: from the moment at which a slot falls free to the
-first step of the trial that takes it. `stretched`: how much longer a trial's tuning takes than one
-that has the machine for itself, because processes of the next trials start beside it.
+The stages that the trials share are computed first. Two trials at once then show how many epochs
+take `--seconds` on this machine (one CPU per worker), and trials of so many epochs are tuned by the
+sweep's own rounds. `ratio`: the time from the first step to the end of the last epoch, summed over
+trials, divided by wall time × slots. `start_s`: the time from the moment at which a slot is freed
+to the first step of the trial that takes it. `slowdown`: how many times longer an epoch takes than
+in a trial that runs alone, because the processes of other trials tune and start beside it.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def sweep_config(folder: Path, values: list[float], epochs: int) -> dict[str, An
 def tune_all(
     folder: Path, values: list[float], epochs: int
 ) -> tuple[SweepPlan, list[Outcome], float]:
-    """Run the sweep of these points; their outcomes, and the seconds that the rounds took."""
+    """Run the sweep of these points; returns its plan, its outcomes, and the seconds it took."""
     raw, console = sweep_config(folder, values, epochs), Console()
     plan = plan_sweep(raw, folder / "sweep.yaml", find_resources(), None)
-    for stage, of in plan.shared().items():
-        run_stage(stage, stage_work(of, None, console)[stage])
+    for stage, run_plan in plan.shared().items():
+        run_stage(stage, stage_work(run_plan, None, console)[stage])
     records = TrialRecords(plan.run_folder / "trials", plan.measured_on, None)
     connect(plan.resources.cpus, plan.resources.gpus)
     began = time.time()
@@ -81,7 +81,7 @@ def tune_all(
 
 
 def slot_gaps(outcomes: list[Outcome], slots: int) -> list[float]:
-    """Seconds from a slot's falling free to the first step of the trial that takes it."""
+    """Seconds from the moment a slot is freed to the first step of the trial that takes it."""
     spans = sorted((o.entries[0]["started"], o.entries[-1]["at"]) for o in outcomes)
     free = [end for _, end in spans[:slots]]
     gaps = []
@@ -102,7 +102,7 @@ def main() -> None:
     quieten_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # One trial alone, then two: what a trial takes, and how many epochs the wanted time is.
+        # One trial alone shows the slowdown, two at once show how many epochs take `--seconds`.
         _, alone, _ = tune_all(folder, [0.2], 20)
         _, pair, _ = tune_all(folder, [0.21, 0.22], 20)
         epoch = statistics.mean(tuning_seconds(outcome.entries) / 20 for outcome in pair)
@@ -126,7 +126,7 @@ def main() -> None:
                 "start_s": round(statistics.median(gaps), 2),
                 "longest_start_s": round(max(gaps), 2),
                 "idle_between_trials_s": round(sum(gaps), 1),
-                "stretched": round(
+                "slowdown": round(
                     statistics.median(tuning) / epochs / (tuning_seconds(alone[0].entries) / 20),
                     2,
                 ),

@@ -2,11 +2,11 @@
 
     python benchmarks/sweep_scale.py [--stubs 500] [--real 20]
 
-A stub sleeps for a second and tells one epoch; all else is the sweep's own: its plan of as many
-points, Ray Tune, the records. `stub.last_to_first`: time a trial of the last fifth over that of the
-second (the first starts the processes); `driver_growth_mib`: memory of the driver's process from
-the end of the first fifth to the end. `real`: the same for trials of two epochs that Ray Train
-tunes, by thirds. The last line is one JSON object.
+A stub sleeps for a second and reports one epoch; everything else is the sweep's own: its plan, Ray
+Tune, the records. `stub.last_to_first`: time per trial in the last fifth of the trials divided by
+that in the second fifth (the first fifth also starts the processes). `driver_growth_mib`: growth of
+the driver's memory after the first fifth. `real`: the same for trials of two epochs that Ray Train
+tunes, in thirds. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from workers.tuning.trials import OnEpoch, OnWaiting, Trial, Work, tune_prompts
 
 
 def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
-    """The stub; its stage is filled, so that no round runs it again."""
+    """The stub. It fills its stage, so that no round runs it again."""
     entry = {"epoch": 1.0, "held_out_loss": 1.0, "held_out_map": 50.0}
 
     def sleep(staging: Path) -> None:
@@ -48,14 +48,14 @@ def sleep_a_second(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> No
 
 
 def run(folder: Path, count: int, parts: int, work: Work) -> dict[str, Any]:
-    """Plan and run so many trials; times and memory of the driver, by parts of them."""
+    """Plan and run `count` trials; times and memory of the driver, in `parts` parts."""
     values = [round(0.001 * (n + 1), 3) for n in range(count)]
     raw, console = sweep_config(folder, values, epochs=2), Console()
     began = time.time()
     plan = plan_sweep(raw, folder / "sweep.yaml", find_resources(), None)
     planned = time.time() - began
-    for stage, of in plan.shared().items():
-        run_stage(stage, stage_work(of, None, console)[stage])
+    for stage, run_plan in plan.shared().items():
+        run_stage(stage, stage_work(run_plan, None, console)[stage])
     connect(plan.resources.cpus, plan.resources.gpus)
     trials = plan.run_folder / "trials"
     records = TrialRecords(trials, plan.measured_on, None)

@@ -1,19 +1,18 @@
-"""Images a second of `datafree tag`, against a bare loop that decodes and encodes.
+"""Images per second of `datafree tag`, against a bare loop that decodes and encodes.
 
     python benchmarks/tagging.py [--rounds 3] [--links 20000]
 
-Ours is the whole job with an output file: listing, parts that are kept, rows, the file at the end.
-Bare is a loop over the same files in batches of our size: Pillow opens, the backbone preprocesses
-and encodes, and nothing is done with it. It is run with one thread and with a thread on each core,
-and `ratio` is ours ÷ the faster of these: on a machine that others use, threads that wait for each
-other by spinning can make the second many times slower than the first, which is no merit of ours.
-All have the same loaded model, are warm before anything counts, and take turns; figures are
-medians. The images are JPEGs of 500 × 375, made here from a seed. The artifact is tuned here on
-sentences.
+Ours is the whole job with an output file: listing, part files, rows, the file at the end. Bare is a
+loop over the same files in batches of our size: Pillow opens, the backbone preprocesses and
+encodes, and the result is dropped. It runs with one thread and with one thread per core, and
+`ratio` is ours ÷ the faster of the two: on a busy machine, threads that spin while they wait for
+each other can make the second many times slower, which would flatter us. All use the same loaded
+model, are warmed up first, and take turns; figures are medians. The images are JPEGs of 500 × 375,
+generated from a seed. The artifact is tuned here on sentences.
 
-`growth_mib`: how far memory rises in one job over `--links` links to these files: the most that
-is resident after a tenth of the time, above the most before; `resident_mib`: that of each tenth.
-The last line is one JSON object.
+`growth_mib`: growth of memory in one job over `--links` links to these files: the peak after the
+first tenth of the time, minus the peak in it. `resident_mib`: the peak in each tenth. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ SENTENCES = [
 
 
 def bare(vlm: VLM, files: list[Path], batch: int, threads: int) -> float:
-    """Images a second."""
+    """Images per second."""
     torch.set_num_threads(threads)
     start = time.perf_counter()
     for first in range(0, len(files), batch):
@@ -61,7 +60,7 @@ def bare(vlm: VLM, files: list[Path], batch: int, threads: int) -> float:
 
 
 def ours(folder: Path, artifact: Path, cache: Path, console: Console, threads: int) -> float:
-    """Images a second."""
+    """Images per second."""
     torch.set_num_threads(threads)
     out = folder.with_name("tags.jsonl")
     out.unlink(missing_ok=True)
@@ -71,13 +70,13 @@ def ours(folder: Path, artifact: Path, cache: Path, console: Console, threads: i
 
 
 def resident_mib() -> float:
-    """What this process has in memory."""
+    """Resident memory of this process, in MiB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def resident_through(job: Callable[[], object]) -> list[float]:
-    """The most that is resident in each tenth of the job's time, in MiB."""
+    """Peak of resident memory in each tenth of the job's time, in MiB."""
     seen: list[float] = []
     done = threading.Event()
 
@@ -117,25 +116,25 @@ def main() -> None:
         files = sorted(photos.iterdir())
         for number in range(options.links):
             (many / f"{number:06d}.jpg").symlink_to(files[number % len(files)])
-        with patch.object(Tagger, "load", return_value=tagger):  # it is loaded for both
+        with patch.object(Tagger, "load", return_value=tagger):  # both use the loaded one
             for turn in range(options.rounds + 1):  # the first warms up
-                of_turn = {
+                rates_now = {
                     "ours": ours(photos, artifact, options.cache, console, cores),
                     "bare_one_thread": bare(vlm, files, tagger.batch, 1),
                     "bare_threads": bare(vlm, files, tagger.batch, cores),
                 }
-                print(turn, {side: round(rate, 2) for side, rate in of_turn.items()}, flush=True)
+                print(turn, {side: round(rate, 2) for side, rate in rates_now.items()}, flush=True)
                 if turn:
-                    for side, rate in of_turn.items():
+                    for side, rate in rates_now.items():
                         rates[side].append(rate)
             resident = resident_through(lambda: ours(many, artifact, options.cache, console, cores))
-    medians = {side: statistics.median(of_side) for side, of_side in rates.items()}
+    medians = {side: statistics.median(measured) for side, measured in rates.items()}
     fastest = max(medians["bare_one_thread"], medians["bare_threads"])
     result = {
         "ratio": round(medians["ours"] / fastest, 3),
         **{f"{side}_images_s": round(rate, 2) for side, rate in medians.items()},
         "growth_mib": round(max(resident[1:]) - resident[0], 1),
-        "resident_mib": [round(of_tenth) for of_tenth in resident],
+        "resident_mib": [round(peak) for peak in resident],
         "links": options.links,
         "images": options.images,
         "rounds": options.rounds,

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from prompt_tuning.backbones.clip import OpenCLIPVLM
+from prompt_tuning.backbones.clip import CLIP
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.tuning.prompts import PromptBranch
 from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun
@@ -51,7 +51,7 @@ class ReleasedWay:
 
     def __init__(
         self,
-        vlm: OpenCLIPVLM,
+        vlm: CLIP,
         prompts: ClassPrompts,
         categories: CategoryList,
         captions: list[str],

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image
 
-from prompt_tuning.backbones.base import VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.voc import read_voc
 from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prompt_tuning.api import tune as tune
+    from prompt_tuning.backbones import load_vlm as load_vlm
     from prompt_tuning.backbones.base import VLMSettings as VLMSettings
-    from prompt_tuning.backbones.base import load_vlm as load_vlm
     from prompt_tuning.categories import Category as Category
     from prompt_tuning.tagging.artifact import Artifact as Artifact
     from prompt_tuning.tagging.tagger import Tag as Tag
@@ -20,7 +20,7 @@ _HOME = {
     "Tag": "tagging.tagger",
     "Tagger": "tagging.tagger",
     "VLMSettings": "backbones.base",
-    "load_vlm": "backbones.base",
+    "load_vlm": "backbones",
     "tune": "api",
 }
 

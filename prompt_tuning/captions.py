@@ -1,8 +1,4 @@
-"""Captions: sentences with labels, made from the language model's answers or read from a file.
-
-A label holds when the sentence names the category; an answer that does not name what was asked
-for loses that label. Every sentence that is dropped is counted under one reason.
-"""
+"""Captions (sentences with labels): those that need no language model, and the files of all."""
 
 from __future__ import annotations
 
@@ -24,11 +20,12 @@ from prompt_tuning.storage import digest
 
 
 class CaptionSettings(Settings):
-    """Which sentences are kept, and the share that is held out to choose checkpoints on.
+    """Which captions are used, and the share that is held out to choose checkpoints.
 
-    `files`: one's own sentences, one a line: `sentence` or `sentence<TAB>label;label`.
-    `templates`: whether CLIP's 80 prompt templates of each category are captions too.
-    `allow_missing`: whether to tune although some labels have no caption to tune on.
+    `files`: files of your own captions, one per line: `sentence` or `sentence<TAB>label;label`.
+    `templates`: whether CLIP's 80 prompt templates with each category's name are captions too.
+    `allow_missing`: whether to tune even if some labels have no caption to tune on.
+    `min_words`, `max_words`: answers with fewer or more words are dropped.
     """
 
     files: tuple[str, ...] = ()
@@ -47,7 +44,10 @@ class CaptionSettings(Settings):
 
 @dataclass(frozen=True)
 class Caption:
-    """A sentence and the indices of the categories that it shows, ascending."""
+    """A sentence with the ascending indices of its categories.
+
+    `kind`: the kind of its question, or `file` or `template`.
+    """
 
     text: str
     labels: tuple[int, ...]
@@ -68,19 +68,19 @@ _SCHEMA = pa.schema(
 
 
 def is_held_out(caption: Caption, share: float) -> bool:
-    """Whether a caption only serves to choose checkpoints: decided by its text alone."""
+    """Whether a caption is held out to choose checkpoints. This depends only on its text."""
     return int(digest(caption.text)[:8], 16) / 2**32 < share
 
 
 def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
-    """One's own sentences: `sentence`, or `sentence<TAB>label;label`. Labels may be synonyms.
+    """Read captions from lines of `sentence` or `sentence<TAB>label;label`.
 
-    Without labels, the nouns in the sentence decide.
+    Labels may be synonyms. A sentence without labels gets the categories that it names.
 
     Raises:
-        OSError: when the file cannot be read.
-        ValueError: naming file and row, for a label that is no category or a sentence without; and
-            for another encoding than `plain_lines` reads.
+        OSError: if the file cannot be read.
+        ValueError: with file and row, for a label that is not a category, a sentence without any
+            category, or an encoding that `plain_lines` does not read.
     """
     matcher = NounMatcher(categories.categories)
     captions = []
@@ -92,7 +92,7 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
         for name in filter(None, map(str.strip, labels_text.split(";"))):
             label = categories.find(name)
             if label is None:
-                raise ValueError(f"{path}, row {row}: {name!r} is no category of the list")
+                raise ValueError(f"{path}, row {row}: {name!r} is not in the category list")
             named.add(label)
         labels = tuple(sorted(named)) or matcher.find(text)
         if not labels:
@@ -102,7 +102,7 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
 
 
 def template_captions(categories: CategoryList) -> Iterator[Caption]:
-    """CLIP's 80 ImageNet templates filled with each category's name, which is their only label.
+    """CLIP's 80 ImageNet templates with each category's name, which is the only label.
 
     Radford et al., 2021, arXiv 2103.00020, §3.1.4; the list is open_clip's.
     """
@@ -114,10 +114,10 @@ def template_captions(categories: CategoryList) -> Iterator[Caption]:
 
 
 def given_captions(settings: CaptionSettings, categories: CategoryList) -> Iterator[Caption]:
-    """A person's own captions, file by file, then those of templates.
+    """The captions that need no language model: from files, then from templates.
 
     Raises:
-        OSError, ValueError: as `read_caption_file` does.
+        OSError, ValueError: as `read_caption_file`.
     """
     for file in settings.files:
         yield from read_caption_file(Path(file), categories)
@@ -126,10 +126,10 @@ def given_captions(settings: CaptionSettings, categories: CategoryList) -> Itera
 
 
 class CaptionWriter(RowWriter):
-    """Writes captions to a Parquet file as they come, with where each is from.
+    """Writes captions with their sources to a Parquet file, row by row.
 
-    Columns: text, labels (names of the categories), kind; for those of a language model also the
-    question, model, the seed of its sampling and the key of its shard.
+    Columns: text, labels (category names) and kind; for captions of a language model also the
+    question, the model, the sampling seed and the shard's key.
     """
 
     def __init__(self, path: Path, categories: CategoryList) -> None:
@@ -137,7 +137,7 @@ class CaptionWriter(RowWriter):
         self._names = categories.names
 
     def write_caption(self, caption: Caption, **source: str | int) -> None:
-        """Add one caption; `source` fills the columns question, model, seed and key."""
+        """Write one caption; `source`: values for the columns question, model, seed and key."""
         labels = [self._names[label] for label in caption.labels]
         self.write(text=caption.text, labels=labels, kind=caption.kind, **source)
 

@@ -1,4 +1,4 @@
-"""Categories: what a person wants to tag, with the other words that people use for it."""
+"""Categories: the labels of a run, with their synonyms and kinds."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from prompt_tuning.settings import Settings, message_of
 BUILT_IN = ("coco", "nus", "scenes", "voc")
 
 Name = Annotated[str, Field(min_length=1, max_length=80)]
-_ONE_NAME = "case, hyphens and number make no other name"
+_SAME_NAME = "case, hyphens and singular or plural make no difference"
 
 
 class Category(Settings):
-    """One label: its readable name, synonyms ("sofa": couch) and kinds ("dog": chihuahua).
+    """A label: its name, synonyms (of "sofa": couch) and kinds (of "dog": chihuahua).
 
-    Both lists are used by every method of the evaluation alike, and by noun matching in captions.
+    All methods of the evaluation use both lists, and so does noun matching in captions.
     """
 
     name: Name
@@ -36,11 +36,11 @@ class Category(Settings):
         for text in (value,) if isinstance(value, str) else value:
             if re.search("[,;\t]", text):
                 raise ValueError(
-                    f"{text!r} must be one name, without `,` and `;`, which separate labels; other "
-                    "names for it go under `synonyms` in YAML"
+                    f"{text!r} must be one name, without `,` and `;`, which separate labels; "
+                    "list its other names under `synonyms` in YAML"
                 )
             if not text.isprintable():
-                raise ValueError(f"{text!a} has a character that cannot be seen; type it anew")
+                raise ValueError(f"{text!a} has an invisible character; type it again")
             if text != " ".join(text.split()) or not re.search(r"\w", text):
                 raise ValueError(f"{text!r} is not a plain name (words with single spaces)")
         return value
@@ -52,7 +52,7 @@ class Category(Settings):
 
 
 class CategoryList(Settings):
-    """The categories of one run, in a fixed order: the order of every `(…, classes)` axis."""
+    """The categories of a run, in the order of every `(…, classes)` axis."""
 
     categories: Annotated[tuple[Category, ...], Field(min_length=2)]
 
@@ -66,7 +66,7 @@ class CategoryList(Settings):
                     continue
                 first = self.categories[other].name
                 if (before, word) == (first, category.name):
-                    also = "" if word == before else f", also as {before!a} ({_ONE_NAME})"
+                    also = "" if word == before else f", also as {before!a} ({_SAME_NAME})"
                     raise ValueError(f"category {word!r} is listed twice{also}")
                 also = "" if word == before else f" (as {before!a})"
                 raise ValueError(
@@ -82,30 +82,31 @@ class CategoryList(Settings):
         return tuple(category.name for category in self.categories)
 
     def index(self, name: str) -> int:
-        """Position of a category's name on the classes axis.
+        """Index of the category with exactly this name.
 
         Raises:
-            ValueError: when no category has this name.
+            ValueError: if there is none.
         """
         return self.names.index(name)
 
     def find(self, spelling: str) -> int | None:
-        """Position of the category with this name or synonym, however a person spells it.
-
-        None when there is none. What makes no difference: see `name_key`.
-        """
-        return self._places.get(name_key(spelling))
+        """Index of the category with this name or synonym, compared by `name_key`, or None."""
+        return self._index.get(name_key(spelling))
 
     @cached_property
-    def _places(self) -> dict[str, int]:
-        return {name_key(n): c for c, of in enumerate(self.categories) for n in of.names}
+    def _index(self) -> dict[str, int]:
+        return {
+            name_key(name): c
+            for c, category in enumerate(self.categories)
+            for name in category.names
+        }
 
 
 def category_named(name: str) -> Category:
-    """The category of this name alone.
+    """A category with this name only.
 
     Raises:
-        ValueError: in one line, for what no category can be named.
+        ValueError: in one line, if the name is not allowed.
     """
     try:
         return Category(name=name)

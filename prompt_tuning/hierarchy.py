@@ -1,4 +1,4 @@
-"""The hierarchy: which fine group a category belongs to, and which coarse group a fine one."""
+"""The hierarchy: fine groups of categories, inside coarse groups."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class HierarchySettings(Settings):
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Nested groups over the categories.
+    """Nested groups of categories.
 
-    `fine_of`, `coarse_of`: each category's group `(classes,)`, indices into the names.
+    `fine_of`, `coarse_of`: the group of each category `(classes,)`, as indices into the names.
     """
 
     fine_names: tuple[str, ...]
@@ -57,16 +57,18 @@ class Hierarchy:
 
 
 def parse_groups(tree: Any, categories: CategoryList, source: str) -> Hierarchy:
-    """The hierarchy that a nested mapping (coarse -> fine -> names or synonyms) describes.
+    """The hierarchy in a nested mapping: coarse group -> fine group -> names or synonyms.
 
     Raises:
-        ValueError: naming `source` and the group, for another shape, an empty group, a name that
-            is no category, one listed twice, or a category in no group.
+        ValueError: with `source` and the group, for a wrong shape, an empty group, an unknown name,
+            or a category in two groups or in none.
     """
     if not isinstance(tree, dict) or not all(isinstance(fines, dict) for fines in tree.values()):
-        raise ValueError(f"{source}: must map coarse groups to fine groups to lists of categories")
+        raise ValueError(
+            f"{source}: must map coarse groups to fine groups, and these to lists of categories"
+        )
     fine_names: list[str] = []
-    place: dict[int, tuple[int, int]] = {}
+    groups: dict[int, tuple[int, int]] = {}
     for c, (coarse, fines) in enumerate(tree.items()):
         if not fines:
             raise ValueError(f"{source}: group {coarse!r} has no fine groups")
@@ -76,30 +78,30 @@ def parse_groups(tree: Any, categories: CategoryList, source: str) -> Hierarchy:
             for name in members:
                 found = categories.find(name) if isinstance(name, str) else None
                 if found is None:
-                    raise ValueError(f"{source}: {name!r} in group {fine!r} is no category")
-                if found in place:
+                    raise ValueError(f"{source}: {name!r} in group {fine!r} is not a category")
+                if found in groups:
                     raise ValueError(f"{source}: {name!r} is in two groups")
-                place[found] = (len(fine_names), c)
+                groups[found] = (len(fine_names), c)
             fine_names.append(str(fine))
-    missing = [name for c, name in enumerate(categories.names) if c not in place]
+    missing = [name for c, name in enumerate(categories.names) if c not in groups]
     if missing:
-        raise ValueError(f"{source}: in no group: {', '.join(missing[:10])}")
+        raise ValueError(f"{source}: categories without a group: {', '.join(missing[:10])}")
     return Hierarchy(
         fine_names=tuple(fine_names),
         coarse_names=tuple(str(name) for name in tree),
-        fine_of=tuple(place[c][0] for c in range(len(categories))),
-        coarse_of=tuple(place[c][1] for c in range(len(categories))),
+        fine_of=tuple(groups[c][0] for c in range(len(categories))),
+        coarse_of=tuple(groups[c][1] for c in range(len(categories))),
     )
 
 
 def cluster_groups(
     features: np.ndarray, categories: CategoryList, coarse: int, fine: int
 ) -> Hierarchy:
-    """Balanced, nested groups from text features `(classes, dim)` of unit length.
+    """Balanced, nested groups by clustering text features `(classes, dim)` of unit length.
 
-    First coarse groups over all categories, then fine groups inside each coarse one, no fewer than
-    the coarse; counts above what the categories can fill are cut. A group is named after its two
-    most central members.
+    Clusters all categories into coarse groups, then each coarse group into fine groups. `fine` must
+    be at least `coarse`; both are limited to the number of categories. A group is named after its
+    two most central members.
     """
     coarse_of = _balanced_clusters(features, min(coarse, len(features)))
     groups = range(int(coarse_of.max()) + 1)
@@ -107,7 +109,7 @@ def cluster_groups(
     fine_names: list[str] = []
     for c in groups:
         members = np.flatnonzero(coarse_of == c)
-        # Dealt out in turn, as the seats of the coarse groups are: each of the `fine` is filled.
+        # Fine groups are dealt to coarse groups in turn, as categories are, so none stays empty.
         share = len(range(c, min(fine, len(features)), len(groups)))
         inner = _balanced_clusters(features[members], share)
         fine_of[members] = inner + len(fine_names)
@@ -126,11 +128,11 @@ def cluster_groups(
 def group_by_answers(
     facts: CategoryFacts, categories: CategoryList, coarse: int, fine: int
 ) -> Hierarchy:
-    """Balanced, nested groups of categories for which the language model's lists are alike.
+    """Balanced, nested groups of categories with similar category facts.
 
-    Two categories are near when the same words were given for what they are and for what they are
-    seen with, rare words counting more; a category is among its own company. Groups are named after
-    the word that was given most for what their members are, where there is one.
+    Categories are close if the language model gave the same words for what they are and what they
+    are seen with. Rare words count more, and each category counts as seen with itself. A group is
+    named after the most frequent word for what its members are, if there is one.
     """
     company = {
         name: {**facts.company.get(name, {}), **facts.together.get(name, {}), name: 1}
@@ -149,8 +151,8 @@ def group_by_answers(
 
 
 def _word_features(votes: dict[str, Votes], categories: CategoryList) -> np.ndarray:
-    """Unit vectors `(classes, words)`: votes times the word's inverse document frequency."""
-    words = sorted({word for of_category in votes.values() for word in of_category})
+    """TF-IDF vectors `(classes, words)` of unit length; the votes are the term frequencies."""
+    words = sorted({word for words in votes.values() for word in words})
     counts = np.array(
         [[votes.get(name, {}).get(word, 0) for word in words] for name in categories.names],
         dtype=float,
@@ -165,12 +167,12 @@ def _class_names(
     facts: CategoryFacts,
     categories: CategoryList,
 ) -> tuple[str, ...]:
-    """Each group's most given class word with the group's central members, to tell like ones."""
+    """The most frequent class word of each group, with its central members to make it unique."""
     titles = []
     for group, central in enumerate(names):
         votes: Counter[str] = Counter()
-        for name, of_category in zip(categories.names, group_of, strict=True):
-            if of_category == group:
+        for name, own_group in zip(categories.names, group_of, strict=True):
+            if own_group == group:
                 votes.update(facts.classes.get(name, {}))
         word = max(sorted(votes), key=lambda word: votes[word]) if votes else ""
         titles.append(f"{word}: {central}" if word else central)
@@ -178,17 +180,17 @@ def _class_names(
 
 
 def _balanced_clusters(features: np.ndarray, groups: int) -> np.ndarray:
-    """k-means in which every group has its equal share of seats; `(items,)` group indices.
+    """k-means with groups of equal size, to within one; returns group indices `(items,)`.
 
-    Starts from the farthest-first items, so that no random draw is needed.
+    It starts from farthest-first items, so it needs no random numbers.
     """
-    from scipy.optimize import linear_sum_assignment  # takes long to import, and few cluster
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
 
     start = [int(np.argmax(features @ features.mean(0)))]
     while len(start) < groups:
         start.append(int(np.argmin((features @ features[start].T).max(1))))
     centres = features[start]
-    seats = np.arange(len(features)) % groups  # group of each seat: sizes differ by one at most
+    seats = np.arange(len(features)) % groups  # the group of each seat; sizes differ by at most one
     assigned = np.full(len(features), -1)
     for _ in range(_ROUNDS):
         rows, columns = linear_sum_assignment(-(features @ centres.T)[:, seats])

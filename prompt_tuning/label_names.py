@@ -1,4 +1,4 @@
-"""Names of labels, compared as people mean them: `Dog`, `dogs` and `dog ` are one label."""
+"""Comparison of label names: `Dog`, `dogs` and `dog ` are the same label."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import lemminflect
 from prompt_tuning.plain_text import visible
 
 _BETWEEN_WORDS = re.compile(r"[\s_\u2010-\u2015-]+")
-# The noun before one of these carries the number: "glasses of wine".
+# The noun before one of these words is singular or plural: "glasses of wine".
 _AFTER_HEAD = frozenset("at by for from in of on with without".split())
-# What the lexicon lacks, or takes for the plural of something that no image shows.
+# Plurals that the lexicon lacks, or for which it has another, rarer singular.
 _SINGULARS = {
     "curries": "curry",
     "grannies": "granny",
@@ -24,7 +24,7 @@ _SINGULARS = {
     "people": "person",
     "reis": "reis",
 }
-# Alone, these name another thing than their singular does.
+# On their own, these mean something other than their singular.
 _PLURAL_ONLY = frozenset(
     """
     arms blinds boxers briefs customs glasses goods greens jeans pants shorts slacks sweats tights
@@ -34,10 +34,10 @@ _PLURAL_ONLY = frozenset(
 
 
 def name_key(name: str) -> str:
-    """The form in which two names are compared; not for people to read.
+    """The form in which names are compared; not for display.
 
-    NFC, case-folded, one blank for any run of blanks, hyphens and underscores, plain apostrophes,
-    and the noun that carries the number in the singular.
+    NFC, case-folded, with plain apostrophes, one space for each run of spaces, hyphens and
+    underscores, and the head noun in the singular.
 
     >>> name_key(" Traffic_Lights"), name_key("t-shirt") == name_key("T shirt")
     ('traffic light', True)
@@ -53,7 +53,7 @@ def name_key(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """`name_key` without the singular.
+    """`name_key` without the singular step.
 
     >>> plain_name("Driver\u2019s  Licences")
     "driver's licences"
@@ -62,14 +62,14 @@ def plain_name(name: str) -> str:
 
 
 def folded(text: str) -> str:
-    """Without upper case, whatever the letters: "STRASSE" is as "Stra\u00dfe"."""
+    """Case-folded text: "STRASSE" becomes equal to "Stra\u00dfe"."""
     if text.isascii():
         return text.lower()
     return visible(text.casefold().replace("i\u0307", "i"))
 
 
 def head_position(words: list[str]) -> int:
-    """Where the noun stands that carries a name's number.
+    """Index of the head noun, which is singular or plural.
 
     >>> head_position(["glasses", "of", "wine"]), head_position(["traffic", "lights"])
     (0, 1)
@@ -80,7 +80,7 @@ def head_position(words: list[str]) -> int:
 
 @lru_cache(maxsize=65536)
 def singular(noun: str) -> str:
-    """The singular of an English noun in lower case; other words come back as they are.
+    """The singular of an English noun in lower case; other words are returned unchanged.
 
     >>> [singular(noun) for noun in ("snowmen", "mangoes", "selfies", "glass", "series", "tennis")]
     ['snowman', 'mango', 'selfie', 'glass', 'series', 'tennis']
@@ -97,7 +97,7 @@ def singular(noun: str) -> str:
 
 
 def _unlisted_singular(noun: str) -> str:
-    """By the word's end: the lexicon lacks "milkwomen", "emojis" and "smartwatches"."""
+    """By the word's ending, for words such as "milkwomen", "emojis" and "smartwatches"."""
     if ending := re.search(
         r"(?<=.)(men|children|feet|teeth|mice|geese|(kni|shel|lea|wol)ves)$", noun
     ):
@@ -110,11 +110,11 @@ def _unlisted_singular(noun: str) -> str:
 
 
 class LabelNames:
-    """Finds a label by any spelling of its name that `name_key` holds equal."""
+    """Finds labels by name, compared by `name_key`."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._index = {name_key(name): i for i, name in enumerate(names)}
 
     def find(self, spelling: str) -> int | None:
-        """Position of the label that is meant; None when no label has this name."""
+        """Index of the label with this name, or None."""
         return self._index.get(name_key(spelling))

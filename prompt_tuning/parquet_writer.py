@@ -1,4 +1,4 @@
-"""Parquet files that are written row by row, in as much memory as one group of rows needs."""
+"""Parquet files written row by row, with at most one row group in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ROWS_PER_GROUP = 8192
 
 
 class RowWriter:
-    """A Parquet file open for writing; columns that a row leaves out are null."""
+    """An open Parquet file; columns that a row does not have are null."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema = schema
@@ -27,7 +27,7 @@ class RowWriter:
         self._file.close()
 
     def write(self, **row: object) -> None:
-        """Add one row."""
+        """Write one row."""
         self._rows.append(row)
         if len(self._rows) == _ROWS_PER_GROUP:
             self._flush()

@@ -1,4 +1,4 @@
-"""Text as people's tools write it: files in UTF-8 or UTF-16, marked or not; signs of any kind."""
+"""Text files from any tool: UTF-8 or UTF-16, typographic quotes and invisible characters."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import unicodedata
 _PLAIN = {
     **dict.fromkeys(map(ord, "\u2018\u2019\u02bc"), "'"),
     **dict.fromkeys(map(ord, "\u201c\u201d"), '"'),
-    **dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"), ""),  # nobody sees these
+    **dict.fromkeys(map(ord, "\u00ad\u200b\ufeff"), ""),  # invisible
 }
 
 
 def decoded(content: bytes) -> str:
-    """A text file's text: of UTF-8, or UTF-16 with the byte order mark that Windows tools write.
+    """The text of a file in UTF-8, or in UTF-16 with the byte order mark of Windows tools.
 
     Raises:
-        ValueError: naming the byte, for another encoding.
+        ValueError: with the byte's position, for another encoding.
     """
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
@@ -27,10 +27,10 @@ def decoded(content: bytes) -> str:
 
 
 def plain_lines(content: bytes, source: str) -> list[str]:
-    """The lines of a text file, without what ends them: LF, CRLF or CR.
+    """The lines of a text file without their ends (LF, CRLF or CR).
 
     Raises:
-        ValueError: naming `source` and the byte, for another encoding than `decoded` reads.
+        ValueError: with `source` and the byte's position, as `decoded`.
     """
     try:
         return re.split(r"\r\n|\r|\n", decoded(content))
@@ -39,5 +39,5 @@ def plain_lines(content: bytes, source: str) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """NFC, with plain quotes and without characters that nobody sees."""
+    """NFC text with plain quotes and without invisible characters."""
     return text if text.isascii() else unicodedata.normalize("NFC", text.translate(_PLAIN))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,25 @@ import torch
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from prompt_tuning import tune
-from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 
 # Tensors here are small: threads that wait for each other on a busy machine cost most of the time.
 torch.set_num_threads(1)
+
+# Begun first, so that two processes end at about the same time.
+LONGEST = """
+    resume submit sweep knowledge_job adapters evaluate_job tuning_worker pool knowledge_faults
+    serve tag interruption sweep_trials curves failure clip_check config_errors cluster_check
+    imagenet_bridge distributed_tuning uneven_nodes onnx_export feature_tasks calibrate artifact
+    trainer local_ray
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +54,18 @@ def embedded_settings() -> VLMSettings:
 @pytest.fixture(scope="session")
 def embedded_vlm(embedded_settings: VLMSettings, lasting_cache: Path) -> VLM:
     return load_vlm(embedded_settings, cache=lasting_cache)
+
+
+@pytest.fixture(scope="session")
+def new_cache(embedded_vlm: VLM, lasting_cache: Path) -> Callable[[Path], Path]:
+    """Makes an empty cache that has the embeddings of ImageNet's classes, which take 20 s."""
+
+    def make(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        (folder / "imagenet_anchors").symlink_to(lasting_cache / "imagenet_anchors")
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")

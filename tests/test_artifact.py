@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 
-from prompt_tuning.backbones.base import VLM, Geometry, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, Geometry, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.storage import MANIFEST, publishing

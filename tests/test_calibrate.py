@@ -185,7 +185,7 @@ def test_photos_without_labels_move_thresholds_only(
     ("arguments", "told"),
     [
         ([], "name photos, whose labels are not known, or --root"),
-        (["photos", "--root", "photos"], "not both"),
+        (["photos", "--root", "photos"], "(got both)"),
         (["photos", "--dataset", "folder"], "--dataset: only goes with --root"),
         (["nowhere"], "nowhere"),
         (["--root", "nowhere"], "nowhere"),

@@ -13,7 +13,7 @@ import yaml
 from command_line import Done, run_datafree
 
 from orchestrator.cluster.resources import find_resources
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan, make_plan
@@ -25,7 +25,7 @@ from prompt_tuning.storage import publishing
 NAMES = ["dog", "cat", "cow", "fox"]
 LISTED = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
 OF_TWO = "".join(f"It is number {n}.\tdog\nThis is number {n}.\tcat\n" for n in range(40))
-REFUSED = "captions: none to tune on for these labels: cow, fox; add captions, or synonyms "
+REFUSED = "captions: these labels have no caption to tune on: cow, fox; add captions, or synonyms "
 ALLOWED = "captions.allow_missing=true"
 
 Call = Callable[..., Done]
@@ -91,7 +91,7 @@ def test_too_few_captions_to_hold_some_out_are_refused_by_the_plan(call: Call) -
     Path("own.tsv").write_text("One.\tdog;cat;cow;fox\n", "utf-8")
     done = call("run", "own.yaml", "--dry-run")
     assert done.code == 2
-    assert "of 1 captions 1 are to tune on and 0 held out" in done.err
+    assert "1 captions to tune on and 0 held out: both must be at least 1" in done.err
 
 
 def test_labels_that_a_language_model_left_out_are_refused_before_anything_is_encoded(

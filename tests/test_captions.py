@@ -59,7 +59,7 @@ def test_own_labels_are_found_in_any_spelling(tmp_path: Path, encoding: str) -> 
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("A bird.\tbird", r"row 3: 'bird' is no category of the list"),
+        ("A bird.\tbird", r"row 3: 'bird' is not in the category list"),
         ("A bird sings.", r"row 3: the sentence names no category; add <TAB>label"),
     ],
 )

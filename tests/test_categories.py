@@ -86,7 +86,7 @@ def test_groups_may_spell_labels_otherwise() -> None:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (["Dogs"], "none to tune on for these labels: cat; .* by allow_missing=True"),
+        (["Dogs"], "these labels have no caption to tune on: cat; .* with allow_missing=True"),
         (["wolf"], "'wolf' is no category"),
         ([], "has no label"),
     ],

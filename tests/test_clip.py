@@ -18,8 +18,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prompt_tuning.backbones.base import VLMSettings, load_vlm
-from prompt_tuning.backbones.clip import OpenCLIPVLM, check
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLMSettings
+from prompt_tuning.backbones.clip import CLIP
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CAPTIONS = ["a dog", "two cats sleep on the old sofa.", "wait!? a hot dog!!", ""]
@@ -76,10 +77,10 @@ def settings(checkpoints: Path, name: str, ending: str = "safetensors", **more: 
 
 
 @pytest.fixture(scope="module", params=CLIPS)
-def pair(request: pytest.FixtureRequest, checkpoints: Path) -> tuple[OpenCLIPVLM, Any]:
+def pair(request: pytest.FixtureRequest, checkpoints: Path) -> tuple[CLIP, Any]:
     """The backbone under test and open_clip's own model of the same weights."""
     vlm = load_vlm(settings(checkpoints, request.param))
-    assert isinstance(vlm, OpenCLIPVLM)
+    assert isinstance(vlm, CLIP)
     return vlm, random_model(request.param)
 
 
@@ -91,7 +92,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def pixels_for(vlm: OpenCLIPVLM, batch: int = 3) -> Tensor:
+def pixels_for(vlm: CLIP, batch: int = 3) -> Tensor:
     side = vlm.identity.resolution
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1))
 
@@ -103,7 +104,7 @@ def close(actual: Tensor, expected: Tensor) -> None:
 # --- images
 
 
-def test_global_feature_is_open_clips_own(pair: tuple[OpenCLIPVLM, Any]) -> None:
+def test_global_feature_is_open_clips_own(pair: tuple[CLIP, Any]) -> None:
     vlm, reference = pair
     pixels = pixels_for(vlm)
     with torch.no_grad():
@@ -130,7 +131,7 @@ def test_openais_architectures_are_open_clips_own(architecture: str, tmp_path: P
     torch.testing.assert_close(vlm.encode_text(CAPTIONS), text, rtol=1e-4, atol=1e-5)
 
 
-def test_local_features_are_the_value_path(pair: tuple[OpenCLIPVLM, Any]) -> None:
+def test_local_features_are_the_value_path(pair: tuple[CLIP, Any]) -> None:
     vlm, reference = pair
     pixels = pixels_for(vlm)
     with torch.no_grad():
@@ -171,7 +172,7 @@ def naive_vit(visual: Any, image: Tensor) -> list[Tensor]:
 
 def test_vit_at_another_resolution_is_open_clips_own(checkpoints: Path) -> None:
     name, resolution = "tiny-ViT", 48
-    vlm = OpenCLIPVLM(settings(checkpoints, name, resolution=resolution))
+    vlm = CLIP(settings(checkpoints, name, resolution=resolution))
     reference = open_clip.create_model(
         name,
         pretrained=str(checkpoints / f"{name}.safetensors"),
@@ -186,8 +187,7 @@ def test_vit_at_another_resolution_is_open_clips_own(checkpoints: Path) -> None:
 
 def test_resnet_at_another_resolution(checkpoints: Path) -> None:
     small, large = (
-        OpenCLIPVLM(settings(checkpoints, "tiny-RN-quickgelu", resolution=side))
-        for side in (64, 96)
+        CLIP(settings(checkpoints, "tiny-RN-quickgelu", resolution=side)) for side in (64, 96)
     )
     assert large.encode_image(pixels_for(large)).counts.tolist() == [9, 9, 9]
     own, resized = (vlm.model.visual.attnpool.positional_embedding for vlm in (small, large))
@@ -199,7 +199,7 @@ def test_resnet_at_another_resolution(checkpoints: Path) -> None:
 
 
 def test_preprocess_resizes_straight_and_normalises(checkpoints: Path) -> None:
-    vlm = OpenCLIPVLM(settings(checkpoints, "tiny-ViT"))
+    vlm = CLIP(settings(checkpoints, "tiny-ViT"))
     grey = Image.fromarray(np.full((20, 90), 51, dtype=np.uint8))
     assert vlm.preprocess(grey).shape == (3, 32, 32)
     expected = (0.2 - torch.tensor(open_clip.OPENAI_DATASET_MEAN)) / torch.tensor(
@@ -216,7 +216,7 @@ def test_preprocess_resizes_straight_and_normalises(checkpoints: Path) -> None:
 # --- texts
 
 
-def test_text_feature_is_open_clips_own(pair: tuple[OpenCLIPVLM, Any]) -> None:
+def test_text_feature_is_open_clips_own(pair: tuple[CLIP, Any]) -> None:
     vlm, reference = pair
     texts = [*CAPTIONS, "word " * 100]
     with torch.no_grad():
@@ -225,7 +225,7 @@ def test_text_feature_is_open_clips_own(pair: tuple[OpenCLIPVLM, Any]) -> None:
 
 
 def test_text_batches_change_nothing(
-    pair: tuple[OpenCLIPVLM, Any], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[CLIP, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm, _ = pair
     whole, features = vlm.encode_text(CAPTIONS), vlm.encode_captions(CAPTIONS)
@@ -235,7 +235,7 @@ def test_text_batches_change_nothing(
         close(actual, expected)
 
 
-def test_captions_are_ragged_token_features(pair: tuple[OpenCLIPVLM, Any]) -> None:
+def test_captions_are_ragged_token_features(pair: tuple[CLIP, Any]) -> None:
     vlm, reference = pair
     features = vlm.encode_captions(CAPTIONS)
     tokenizer = open_clip.get_tokenizer(vlm.identity.model)
@@ -253,7 +253,7 @@ def test_captions_are_ragged_token_features(pair: tuple[OpenCLIPVLM, Any]) -> No
     close(of_captions[1][:4], shorter[:4])
 
 
-def test_prompt_of_real_words_is_the_sentence(pair: tuple[OpenCLIPVLM, Any]) -> None:
+def test_prompt_of_real_words_is_the_sentence(pair: tuple[CLIP, Any]) -> None:
     vlm, _ = pair
     names = ["dog", "fire hydrant", "traffic light"]
     words = torch.tensor(vlm.tokenizer.encode("a photo of a"))
@@ -270,7 +270,7 @@ def test_weights_in_half_precision_compute_in_float32(checkpoints: Path, tmp_pat
     assert {weight.dtype for weight in vlm.parameters()} == {torch.float32}
 
 
-def test_gradient_reaches_every_context_token(pair: tuple[OpenCLIPVLM, Any]) -> None:
+def test_gradient_reaches_every_context_token(pair: tuple[CLIP, Any]) -> None:
     vlm, _ = pair
     start = vlm.initial_context(5)
     assert start.shape == (5, vlm.context_width)
@@ -282,7 +282,7 @@ def test_gradient_reaches_every_context_token(pair: tuple[OpenCLIPVLM, Any]) -> 
     assert not vlm.training
 
 
-def test_too_long_prompt_names_the_category(pair: tuple[OpenCLIPVLM, Any]) -> None:
+def test_too_long_prompt_names_the_category(pair: tuple[CLIP, Any]) -> None:
     vlm, _ = pair
     vlm.encode_prompts(vlm.initial_context(73).expand(1, -1, -1), ["dog"])
     with pytest.raises(ValueError, match="prompts: 78 tokens with the category 'hot dog' exceed"):
@@ -294,12 +294,12 @@ def test_too_long_prompt_names_the_category(pair: tuple[OpenCLIPVLM, Any]) -> No
 
 @pytest.mark.parametrize("name", CLIPS)
 def test_both_file_formats_load_the_same(checkpoints: Path, name: str) -> None:
-    one = OpenCLIPVLM(settings(checkpoints, name))
-    other = OpenCLIPVLM(settings(checkpoints, name, "pt"))
+    one = CLIP(settings(checkpoints, name))
+    other = CLIP(settings(checkpoints, name, "pt"))
     pixels = pixels_for(one)
     assert torch.equal(one.encode_image(pixels).regions, other.encode_image(pixels).regions)
     assert one.identity.weights != other.identity.weights  # of the file's content
-    assert one.identity == OpenCLIPVLM(settings(checkpoints, name)).identity
+    assert one.identity == CLIP(settings(checkpoints, name)).identity
     assert one.identity.dim == 24
     assert "no crop" in one.identity.preprocessing
 
@@ -315,19 +315,19 @@ def test_a_tags_identity_is_of_its_tensors(
     }
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "tiny-ViT", {"mine": tag})
     of_tag = settings(checkpoints, "tiny-ViT", pretrained="mine", quick_gelu=None)
-    one = OpenCLIPVLM(of_tag)
+    one = CLIP(of_tag)
     assert "mean (0.5, 0.5, 0.5)" in one.identity.preprocessing
     white = Image.new("RGB", (32, 32), "white")
     close(one.preprocess(white), torch.full((3, 32, 32), 2.0))
     tag["file"] = str(checkpoints / "tiny-ViT.safetensors")
-    assert OpenCLIPVLM(of_tag).identity == one.identity
+    assert CLIP(of_tag).identity == one.identity
     state = random_model("tiny-ViT").state_dict()
     state["ln_final.bias"][3] += 1
     tag["file"] = str(checkpoints / "changed.pt")
     torch.save(state, tag["file"])
-    assert OpenCLIPVLM(of_tag).identity.weights != one.identity.weights
+    assert CLIP(of_tag).identity.weights != one.identity.weights
     with pytest.raises(ValueError, match=r"vlm\.quick_gelu True is wrong"):
-        check(of_tag.model_copy(update={"quick_gelu": True}))
+        CLIP.check_settings(of_tag.model_copy(update={"quick_gelu": True}))
 
 
 class _Malicious:
@@ -342,7 +342,7 @@ def test_unsafe_pickle_is_refused(checkpoints: Path, tmp_path: Path) -> None:
     path, target = tmp_path / "bad.pt", tmp_path / "executed"
     torch.save({"state_dict": _Malicious(target)}, path)
     with pytest.raises(ValueError, match=r"^vlm\.pretrained .* is no safe checkpoint of [^\n]*$"):
-        OpenCLIPVLM(settings(checkpoints, "tiny-ViT", pretrained=str(path)))
+        CLIP(settings(checkpoints, "tiny-ViT", pretrained=str(path)))
     assert not target.exists()
 
 
@@ -354,13 +354,13 @@ def test_files_that_are_no_checkpoint_are_refused(
     path = tmp_path / f"file.{ending}"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"^vlm\.pretrained [^\n]*$"):
-        OpenCLIPVLM(settings(checkpoints, "tiny-ViT", pretrained=str(path)))
+        CLIP(settings(checkpoints, "tiny-ViT", pretrained=str(path)))
 
 
 def test_checkpoint_of_another_model_is_refused(checkpoints: Path) -> None:
     other = str(checkpoints / "tiny-RN-quickgelu.pt")
     with pytest.raises(ValueError, match="no safe checkpoint of tiny-ViT"):
-        OpenCLIPVLM(settings(checkpoints, "tiny-ViT", pretrained=other))
+        CLIP(settings(checkpoints, "tiny-ViT", pretrained=other))
 
 
 # --- what is refused before anything is loaded
@@ -373,18 +373,20 @@ def test_openais_weights_need_quickgelu(model: str) -> None:
     side = 224 if "ViT" in model else 288
     wanted = VLMSettings(kind="open_clip", model=model, pretrained="openai", resolution=side)
     if model.endswith("-quickgelu"):
-        check(wanted)
+        CLIP.check_settings(wanted)
     else:
         with pytest.raises(
             ValueError, match=rf"vlm\.quick_gelu.* use vlm.model: {model}-quickgelu"
         ):
-            check(wanted)
+            CLIP.check_settings(wanted)
 
 
 def refusal(model: str, tag: str) -> str | None:
     side = open_clip.get_model_config(model)["vision_cfg"].get("image_size", 224)
     try:
-        check(VLMSettings(kind="open_clip", model=model, pretrained=tag, resolution=side))
+        CLIP.check_settings(
+            VLMSettings(kind="open_clip", model=model, pretrained=tag, resolution=side)
+        )
     except ValueError as error:
         return str(error)
     return None
@@ -416,7 +418,7 @@ def shipped() -> list[Any]:
 
 @pytest.mark.parametrize("written", shipped())
 def test_shipped_configs_can_be_loaded(written: dict[str, Any]) -> None:
-    check(VLMSettings(**written))
+    CLIP.check_settings(VLMSettings(**written))
 
 
 @pytest.mark.parametrize(
@@ -434,7 +436,7 @@ def test_shipped_configs_can_be_loaded(written: dict[str, Any]) -> None:
         ({"quick_gelu": True}, "vlm.quick_gelu: .* 'tiny-ViT' computes without it$"),
         ({"model": "tiny-RN", "quick_gelu": True}, "use vlm.model: tiny-RN-quickgelu$"),
         ({"model": "tiny-RN-quickgelu"}, "use vlm.model: tiny-RN$"),
-        ({"resolution": 36}, "vlm.resolution 36 is no multiple of 8"),
+        ({"resolution": 36}, "vlm.resolution must be a multiple of 8 for"),
     ],
 )
 def test_refusals_name_the_field(checkpoints: Path, changes: dict[str, Any], message: str) -> None:
@@ -442,5 +444,5 @@ def test_refusals_name_the_field(checkpoints: Path, changes: dict[str, Any], mes
     if given["model"] not in ("tiny-ViT", "tiny-SigLIP") and "resolution" not in changes:
         given["resolution"] = 224
     with pytest.raises(ValueError, match=message) as caught:
-        OpenCLIPVLM(VLMSettings(**given))
+        CLIP(VLMSettings(**given))
     assert "\n" not in str(caught.value)

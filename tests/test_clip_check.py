@@ -22,7 +22,8 @@ from test_clip import random_model
 from test_datasets import write_voc
 
 from orchestrator.evaluate.clip_check import RN50, _told, verify_clip
-from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.datasets import voc
 from prompt_tuning.images import open_image
 

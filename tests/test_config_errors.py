@@ -13,7 +13,7 @@ import ray
 from PIL import Image
 
 from orchestrator.cli import main
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.config.yaml import parse_yaml
 
 # What is wrongly accepted would run for minutes: the commands here are no dry runs.
@@ -158,7 +158,7 @@ VALUES = [
     ),
     (
         BASE + "knowledge: {questions: {set_shares: [0.5, 0.1, 0, 0, 0]}}",
-        "knowledge.questions: set_shares add up to 0.6, not to 1",
+        "knowledge.questions: set_shares must add up to 1 (got 0.6)",
     ),
     (
         BASE + "knowledge: {questions: {set_shares: [0.5, 0.5]}}",
@@ -397,7 +397,7 @@ OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
         (GROUPS, "in.yaml", "a: {b: cat}", ["in.yaml", "'b' of 'a' must list its categories"]),
         (GROUPS, "in.yaml", "a: {b: [cat, dog, cow]}", ["in.yaml", "'cow' in group 'b' is no"]),
         (GROUPS, "in.yaml", "a: {b: [cat, dog], c: [cat]}", ["in.yaml", "'cat' is in two groups"]),
-        (GROUPS, "in.yaml", "a: {b: [cat, dog]}", ["in.yaml", "in no group: bird"]),
+        (GROUPS, "in.yaml", "a: {b: [cat, dog]}", ["in.yaml", "categories without a group: bird"]),
         (GROUPS, "in.yaml", "a: {b: [cat], b: [dog]}", "in.yaml, line 1: the key 'b' is given"),
         (OWN_CAPTIONS, "in.tsv", "A cat.\nIt sits.\tcow\n", ["captions.files", "row 2", "'cow'"]),
         (OWN_CAPTIONS, "in.tsv", "A cat.\n\nIt sits.\n", ["captions.files", "in.tsv, row 3"]),

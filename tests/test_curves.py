@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.runs.curves import curves_folder, new_curves
 from orchestrator.runs.pipeline import run
 from prompt_tuning.backbones.base import VLM

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from orchestrator.cluster.resources import Node, Resources
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.errors import InputError
 from orchestrator.plan.run import ImagesPlan, make_plan
 from orchestrator.stages.images import UNREADABLE, read_images, write_photos

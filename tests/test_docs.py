@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.config.models import load_categories, load_config
+from orchestrator.config.inputs import load_categories
+from orchestrator.config.load import load_config
 from prompt_tuning.captions import read_caption_file
 
 ROOT = Path(__file__).parent.parent

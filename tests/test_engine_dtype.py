@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cluster.machine import report_machine
 from orchestrator.cluster.resources import Node, Resources
-from orchestrator.commands.doctor import doctor
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
 from workers.knowledge import engine_dtype
 from workers.knowledge.embedded_llm import EMBEDDED_MODEL
@@ -118,8 +118,8 @@ def test_doctor_says_in_what_engines_would_compute(
     cpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    doctor(str(tmp_path / "cache"), verify_clip=None)
+    report_machine(tmp_path / "cache")
     assert "dtype of engines      float32 (no bfloat16 in this CPU)" in capsys.readouterr().out
     cpu.write_text(ZEN_4, "utf-8")
-    doctor(str(tmp_path / "cache"), verify_clip=None)
+    report_machine(tmp_path / "cache")
     assert "dtype of engines      bfloat16\n" in capsys.readouterr().out

@@ -227,8 +227,8 @@ def test_what_cannot_be_exported_is_said_in_one_line(
         ((tmp_path / "nowhere", "--hf", tmp_path / "hf"), "no artifact"),
         ((alone, "--hf", tmp_path / "photos"), "photos is there already and is no export"),
         ((alone, "--hf", tmp_path / "photos" / "a.jpg"), "is there already and is no export"),
-        ((alone, "--hf", alone), "lies in the artifact"),
-        ((alone, "--onnx", alone / "model.onnx"), "lies in the artifact"),
+        ((alone, "--hf", alone), "must be outside the artifact"),
+        ((alone, "--onnx", alone / "model.onnx"), "must be outside the artifact"),
         ((alone, "--onnx", tmp_path / "photos"), "--onnx: .*photos is a folder"),
     ):
         message = datafree("export", *arguments, refused=True)

@@ -59,11 +59,11 @@ def test_groups_of_a_tree_follow_the_order_of_the_categories() -> None:
         ({**TREE, "empty": {}}, "group 'empty' has no fine groups"),
         ({**TREE, "empty": {"none": []}}, "group 'none' of 'empty' must list its categories"),
         ({**TREE, "word": {"one": "dog"}}, "group 'one' of 'word' must list its categories"),
-        ({**TREE, "more": {"birds": ["owl"]}}, "'owl' in group 'birds' is no category"),
-        ({**TREE, "more": {"odd": [3]}}, "3 in group 'odd' is no category"),
+        ({**TREE, "more": {"birds": ["owl"]}}, "'owl' in group 'birds' is not a category"),
+        ({**TREE, "more": {"odd": [3]}}, "3 in group 'odd' is not a category"),
         ({**TREE, "more": {"again": ["dog"]}}, "'dog' is in two groups"),
-        ({"animals": TREE["animals"]}, "in no group: car, bus"),
-        ({}, "in no group: dog, car, cat, cow, bus"),
+        ({"animals": TREE["animals"]}, "categories without a group: car, bus"),
+        ({}, "categories without a group: dog, car, cat, cow, bus"),
     ],
 )
 def test_trees_that_do_not_fit_are_refused_by_name(tree: Any, complaint: str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from orchestrator.cli import _home_expanded
 from orchestrator.cluster.resources import Node, Resources
-from orchestrator.config.models import load_config
+from orchestrator.config.load import load_config
 from orchestrator.plan.knowledge import plan_knowledge
 
 CONFIG = """

@@ -13,7 +13,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from prompt_tuning.backbones.base import VLM, VLMSettings, check_vlm, load_vlm, weight_files
+from prompt_tuning.backbones import check_vlm, load_vlm, weight_files
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.backbones.noun_phrases import noun_phrases
 from prompt_tuning.datasets.stamps import stamp_files
 from prompt_tuning.tuning.scoring import branch_scores, fuse

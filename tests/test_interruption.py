@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
+from child_processes import interrupt
 from PIL import Image
 from tiny_llm import write_tiny_llm
 
@@ -41,9 +40,6 @@ SENTENCES = "".join(
     for place in ("near a wall", "in the sun")
 )
 
-# The path of a process to what is to be interrupted.
-When = Callable[[psutil.Process], bool]
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -70,25 +66,6 @@ def start(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def interrupt(process: subprocess.Popen[str], number: signal.Signals, when: When) -> str:
-    """Send the signal when it is time; what was printed, after all has ended as it should."""
-    command = psutil.Process(process.pid)
-    deadline = time.monotonic() + 240
-    while not when(command):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    below = command.children(recursive=True)
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, output
-    assert "Traceback" not in output
-    assert "SIGTERM received" not in output
-    _, left = psutil.wait_procs(below, timeout=10)
-    assert not left
-    return output
 
 
 def importing(process: psutil.Process) -> bool:
@@ -138,37 +115,6 @@ def test_a_signal_while_ray_starts_ends_a_command_in_order(
         words = command.format(artifact=artifact, port=free.getsockname()[1]).split()
     process = start([*words, "--cache", str(tmp_path)], project)
     assert says in interrupt(process, number, starting_ray)
-
-
-def test_an_interrupted_run_goes_on_to_the_same_bytes(project: Path, tmp_path: Path) -> None:
-    def command(folder: Path) -> list[str]:
-        return ["run", "tiny.yaml", *(f"--{n}={folder / n}" for n in ("cache", "runs"))]
-
-    def results(folder: Path) -> dict[str, bytes]:
-        run = folder / "runs/tiny"
-        files = [run / "metrics.json", *(run / "artifact").iterdir()]
-        return {file.name: file.read_bytes() for file in files}
-
-    calm, stopped = tmp_path / "calm", tmp_path / "stopped"
-    process = start(command(calm), project)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
-    to_do = [line for line in output.splitlines() if line.endswith("to do")]
-    assert [line for line in to_do if "tuning" in line] == ["tuning seeds 0, 1: 16 to do"]
-
-    def is_tuning(process: psutil.Process) -> bool:
-        files = stopped.glob("runs/tiny/.ray/*.progress.json")
-        fresh = [file for file in files if file.stat().st_mtime > process.create_time()]
-        return any(len(json.loads(file.read_bytes())) >= 2 for file in fresh)
-
-    for number in SIGNALS:  # while Ray Train tunes
-        output = interrupt(start(command(stopped), project), number, is_tuning)
-        assert GOES_ON in output
-        assert not list(stopped.glob("cache/tuning/*/manifest.json"))
-    process = start(command(stopped), project)
-    output, _ = process.communicate(timeout=500)
-    assert process.returncode == 0, output
-    assert results(stopped) == results(calm)
 
 
 # As Ray does, sets handlers of its own; leaves its work so slowly that nobody waits for it.

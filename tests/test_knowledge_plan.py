@@ -12,7 +12,8 @@ import pytest
 from without_packages import datafree_without
 
 from orchestrator.cluster.resources import Node, Resources
-from orchestrator.config.models import RunConfig, load_config
+from orchestrator.config.load import load_config
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.plan.run import make_plan

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cluster.resources import Node, Resources
-from orchestrator.config.models import RunConfig, load_config
+from orchestrator.config.load import load_config
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.run import make_plan
 

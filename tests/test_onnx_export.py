@@ -16,7 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_clip import RESNET, TEXT, VIT, random_model
 
-from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.tagging.artifact import Artifact

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster.resources import Node, Resources
-from orchestrator.config.models import RunConfig, load_config
+from orchestrator.config.load import load_config
+from orchestrator.config.models import RunConfig
 from orchestrator.plan.run import make_plan
 
 PAPER = Path(__file__).parent.parent / "configs/paper.yaml"

@@ -9,7 +9,8 @@ import pytest
 
 from orchestrator.cluster.placement import WorkerShare, place, place_engines, place_workers
 from orchestrator.cluster.resources import Node, Resources
-from orchestrator.config.models import RunConfig, load_config
+from orchestrator.config.load import load_config
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.run import Plan, make_plan
 from workers.knowledge.pool import Placement

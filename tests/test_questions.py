@@ -262,7 +262,7 @@ def test_a_template_of_a_known_name_replaces_it() -> None:
         ({"line": "{names}:"}, r"line has \{names\}; .* specific can fill \{attribute\}, \{name\}"),
         ({"line": "{name:d}:"}, "line has braces that cannot be filled"),
         ({"line": "{name!q}:"}, "line has braces that cannot be filled"),
-        ({"instruction": "Describe it."}, r"instruction must have \{name\}"),
+        ({"instruction": "Describe it."}, r"instruction must contain \{name\}"),
         ({"examples": ["A bell rings."]}, r"example 'A bell rings.' must be"),
         ({"kind": "sound"}, "Input should be 'attributes'"),
     ],

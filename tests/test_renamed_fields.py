@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from orchestrator.config.models import RunConfig, load_config, set_field, validate
+from orchestrator.config.load import load_config, set_field
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.config.renamed_fields import RENAMED
 from orchestrator.errors import InputError
-from orchestrator.sweep.space import SweepSettings
+from orchestrator.sweep.settings import SweepSettings
 
 BASE: dict[str, Any] = {"name": "check", "categories": ["cat", "dog", "bird"]}
 

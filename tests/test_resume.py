@@ -1,19 +1,22 @@
-"""A whole small run through the command line, undisturbed and killed three times: equal bytes."""
+"""A whole small run through the command line, undisturbed and stopped: equal bytes."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from child_processes import interrupt, wait_until
 from PIL import Image, ImageDraw
 from tiny_llm import write_tiny_llm
 
@@ -63,34 +66,26 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "own.yaml"
 
 
-def command(config: Path, place: Path) -> list[str]:
-    return [
+def start(config: Path, place: Path) -> subprocess.Popen[str]:
+    """Start the run in a process group of its own."""
+    arguments = [
         *(sys.executable, "-m", "orchestrator", "run", str(config)),
         *("--cache", str(place / "cache"), "--runs", str(place / "runs")),
     ]
+    return subprocess.Popen(
+        arguments,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def run(config: Path, place: Path) -> str:
-    done = subprocess.run(command(config, place), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def run_and_kill(config: Path, place: Path, when: Callable[[], bool]) -> None:
-    """Start a run and SIGKILL its whole process group as soon as `when` holds."""
-    process = subprocess.Popen(
-        command(config, place),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not when():
-        assert process.poll() is None, "the run ended before it was to be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process = start(config, place)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output[-3000:]
+    return output
 
 
 def results(place: Path) -> dict[str, bytes]:
@@ -100,10 +95,18 @@ def results(place: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
-@pytest.mark.timeout(1800)
-def test_killed_run_goes_on_to_the_same_bytes(config: Path, tmp_path: Path) -> None:
-    calm, killed = tmp_path / "calm", tmp_path / "killed"
-    run(config, calm)
+@pytest.fixture(scope="module")
+def calm(
+    config: Path, new_cache: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The folder of a run that nothing has stopped."""
+    place = tmp_path_factory.mktemp("calm")
+    new_cache(place / "cache")
+    run(config, place)
+    return place
+
+
+def test_a_run_leaves_its_figures_and_an_artifact(calm: Path) -> None:
     metrics = json.loads((calm / "runs/own/metrics.json").read_text("utf-8"))
     assert metrics["images"] == 100
     untuned = {"zero_shot", "templates", "synonym_average", "caption_average"}
@@ -113,26 +116,73 @@ def test_killed_run_goes_on_to_the_same_bytes(config: Path, tmp_path: Path) -> N
         *("config.yaml", "run.json", "metrics.json", "artifact", "report.html")
     }
 
-    cache = killed / "cache"
-    run_and_kill(config, killed, lambda: len(list(cache.glob("answers/*/[0-9a-f]*"))) >= 2)
-    answered = {p.name for p in cache.glob("answers/*/[0-9a-f]*")}
-    assert not list(cache.glob("knowledge/*/manifest.json"))
-    run_and_kill(config, killed, lambda: any(_epochs(p) >= 2 for p in _progress_files(killed)))
-    assert not list(cache.glob("tuning/*/manifest.json"))
-    run_and_kill(config, killed, lambda: bool(list(cache.glob("parts/image_features-*/[0-9]*"))))
-    assert not list(cache.glob("image_features/*/manifest.json"))
-    output = run(config, killed)
-    assert "Done before: knowledge" in output
-    assert {p.name for p in cache.glob("answers/*/[0-9a-f]*")} >= answered
-    assert results(killed) == results(calm)
 
-    assert "Nothing to do" in run(config, killed)
-    assert results(killed) == results(calm)
+def answers(place: Path) -> set[str]:
+    """Keys of the published shards of answers."""
+    return {path.name for path in place.glob("cache/answers/*/[0-9a-f]*")}
 
 
-def _progress_files(place: Path) -> list[Path]:
-    return list((place / "runs/own/.ray").glob("*.progress.json"))
+def is_answering(place: Path, process: psutil.Process) -> bool:
+    return len(answers(place)) >= 2
 
 
-def _epochs(progress: Path) -> int:
-    return len(json.loads(progress.read_bytes()))
+def is_tuning(place: Path, process: psutil.Process) -> bool:
+    """Whether this process, and none before, has tuned two epochs."""
+    files = place.glob("runs/own/.ray/*.progress.json")
+    fresh = [file for file in files if file.stat().st_mtime > process.create_time()]
+    return any(len(json.loads(file.read_bytes())) >= 2 for file in fresh)
+
+
+def is_encoding_images(place: Path, process: psutil.Process) -> bool:
+    return any(place.glob("cache/parts/image_features-*/[0-9]*"))
+
+
+# By stage: whether it is under way, and the file that is there once it is finished.
+STAGES = {
+    "answering": (is_answering, "knowledge/*/manifest.json"),
+    "tuning": (is_tuning, "tuning/*/manifest.json"),
+    "encoding images": (is_encoding_images, "image_features/*/manifest.json"),
+}
+
+
+def stop(config: Path, place: Path, stage: str, number: signal.Signals) -> None:
+    """Start the run and stop it in the middle of a stage; SIGKILL goes to its whole group."""
+    under_way, finished = STAGES[stage]
+    process = start(config, place)
+    if number == signal.SIGKILL:
+        wait_until(partial(under_way, place), process)
+        os.killpg(process.pid, number)
+        process.wait()
+    else:
+        output = interrupt(process, number, partial(under_way, place))
+        assert "Stopped. The same command goes on from what is finished." in output
+    assert not list((place / "cache").glob(finished))
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_that_is_interrupted_while_it_tunes_goes_on_to_the_same_bytes(
+    config: Path, calm: Path, new_cache: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    cache = new_cache(tmp_path / "cache")
+    for stage in ("answers", "caption_features", "hierarchy", "knowledge"):
+        shutil.copytree(calm / "cache" / stage, cache / stage)
+    stop(config, tmp_path, "tuning", signal.SIGINT)
+    assert "Done before: knowledge" in run(config, tmp_path)
+    assert results(tmp_path) == results(calm)
+    assert "Nothing to do" in run(config, tmp_path)
+    assert results(tmp_path) == results(calm)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_that_is_stopped_in_every_stage_goes_on_to_the_same_bytes(
+    config: Path, calm: Path, tmp_path: Path
+) -> None:
+    stop(config, tmp_path, "answering", signal.SIGKILL)
+    answered = answers(tmp_path)
+    stop(config, tmp_path, "tuning", signal.SIGTERM)
+    stop(config, tmp_path, "tuning", signal.SIGKILL)
+    stop(config, tmp_path, "encoding images", signal.SIGKILL)
+    assert "Done before: knowledge" in run(config, tmp_path)
+    assert answers(tmp_path) >= answered
+    assert results(tmp_path) == results(calm)

@@ -1,6 +1,6 @@
 """The page of `datafree serve` in a real browser, against a real service.
 
-What a healthy service seldom answers (401, 429, 503, hostile names) is put in its place on the way.
+The tests replace answers to get what a healthy service rarely sends (401, 429, 503, hostile names).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def tagged(page: Page, count: int) -> None:
 
 
 def one_threshold(page: Page, value: float) -> None:
-    page.get_by_label("Score from which on").fill(str(value))
+    page.get_by_label("Threshold of all labels").fill(str(value))
     expect(page.locator("output")).to_have_text(f"{value:.2f}")
 
 
@@ -212,7 +212,7 @@ def test_heat_map_by_hover_by_focus_and_by_click(page: Page, images: list[Path])
     expect(canvas).to_be_visible()
     name = first.locator(".name").inner_text()
     expect(where).to_have_text(re.compile(f"^{re.escape(name)}: (mostly|spread)"))
-    expect(canvas).to_have_attribute("aria-label", re.compile("^What speaks for "))
+    expect(canvas).to_have_attribute("aria-label", re.compile("^Heat map of "))
     page.mouse.move(0, 0)
     expect(canvas).to_be_hidden()
 
@@ -280,7 +280,7 @@ def test_a_folder_s_images_and_not_its_other_files(
     chooser.value.set_files(tmp_path / "trip")
     tagged(page, 2)
     assert page.locator("#cards h3").all_inner_texts() == ["trip/day 2/y.png", "trip/x.png"]
-    expect(page.locator("#notice")).to_contain_text("1 file is no image")
+    expect(page.locator("#notice")).to_contain_text("1 file is not an image")
 
 
 def test_a_broken_image_is_told_on_its_card(page: Page, images: list[Path], tmp_path: Path) -> None:
@@ -339,7 +339,7 @@ def test_the_token_is_asked_for_once_and_kept_in_memory(
         if route.request.headers.get("authorization") == "Bearer open sesame":
             route.continue_()
         else:
-            route.fulfill(status=401, json={"error": "a token is wanted"})
+            route.fulfill(status=401, json={"error": "Missing or invalid bearer token"})
 
     for path in ("**/labels", "**/tag?*", "**/regions?*"):
         page.route(path, guard)
@@ -349,7 +349,7 @@ def test_the_token_is_asked_for_once_and_kept_in_memory(
     expect(page.get_by_label("Token", exact=True)).to_be_focused()
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")
-    expect(dialog).to_contain_text("did not take")
+    expect(dialog).to_contain_text("rejected")
     page.keyboard.type("open sesame")
     page.keyboard.press("Enter")
     expect(dialog).to_be_hidden()

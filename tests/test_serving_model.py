@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from prompt_tuning import Artifact
-from prompt_tuning.backbones.base import VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.storage import MANIFEST
 from workers.serving.model import _Artifacts
 
@@ -22,7 +23,7 @@ def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let
     folder = tmp_path / "served"
     shutil.copytree(artifact, folder)
     artifacts = _Artifacts({"name": folder}, "cpu", lasting_cache)
-    artifacts.look()
+    artifacts.reload()
     before = artifacts.served["name"]
     order = (MANIFEST, "tokens.safetensors", "class_features.safetensors", "artifact.json")
     files = [made_anew / name for name in order]
@@ -30,7 +31,7 @@ def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let
     for file in files:
         assert artifacts.served["name"] is before
         shutil.copyfile(file, folder / file.name)
-        artifacts.look()
+        artifacts.reload()
         if file != files[-1]:
             assert artifacts.problems["name"].startswith("name: the artifact is damaged: ")
     assert artifacts.served["name"].version != before.version
@@ -39,10 +40,10 @@ def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let
     assert vlm.identity == identity
     # Back to what was there, while nothing changes.
     (folder / MANIFEST).unlink()
-    artifacts.look()
+    artifacts.reload()
     assert str(tmp_path) not in artifacts.problems["name"]
     shutil.copyfile(made_anew / MANIFEST, folder / MANIFEST)
     served = artifacts.served["name"]
-    artifacts.look()
+    artifacts.reload()
     assert artifacts.problems == {}
     assert artifacts.served["name"] is served

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from workers.serving.limits import Limits
-from workers.serving.metrics import Measures
+from workers.serving.metrics import Metrics
 from workers.serving.traffic import Traffic
 
 LIMITS = Limits(request_bytes=100, all_bytes=250)
@@ -39,9 +39,9 @@ async def answered(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse("")(scope, receive, send)
 
 
-def run(scenario: Callable[[Traffic], object], measures: Measures | None = None) -> None:
+def run(scenario: Callable[[Traffic], object], metrics: Metrics | None = None) -> None:
     async def all_of_it() -> None:
-        await scenario(Traffic(answered, LIMITS, measures or Measures()))  # type: ignore[misc]
+        await scenario(Traffic(answered, LIMITS, metrics or Metrics()))  # type: ignore[misc]
 
     asyncio.run(all_of_it())
 
@@ -51,9 +51,9 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def counts(measures: Measures) -> dict[str, float]:
+def counts(metrics: Metrics) -> dict[str, float]:
     found = re.findall(
-        r'^datafree_requests_total{.*status="(\d+)"} (.*)$', measures.text().decode(), re.M
+        r'^datafree_requests_total{.*status="(\d+)"} (.*)$', metrics.text().decode(), re.M
     )
     return {status: float(count) for status, count in found}
 
@@ -79,7 +79,7 @@ def test_bodies_are_refused_before_they_are_read_when_memory_is_spoken_for() -> 
 
 
 def test_who_hangs_up_is_no_failure_of_the_service() -> None:
-    measures = Measures()
+    metrics = Metrics()
 
     async def scenario(traffic: Traffic) -> None:
         while_reading, cancelled, patient = (Client(traffic, length=10) for _ in range(3))
@@ -89,8 +89,8 @@ def test_who_hangs_up_is_no_failure_of_the_service() -> None:
         patient.say("http.request")
         await asyncio.wait([while_reading.task, cancelled.task, patient.task])
 
-    run(scenario, measures)
-    assert counts(measures) == {"499": 2, "200": 1}
+    run(scenario, metrics)
+    assert counts(metrics) == {"499": 2, "200": 1}
 
 
 def test_the_end_waits_for_what_is_under_way_and_lets_nothing_in() -> None:

@@ -24,8 +24,9 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prompt_tuning.backbones.base import VLMSettings, check_vlm, fetch_weights, load_vlm
-from prompt_tuning.backbones.siglip import SigLIPVLM, check
+from prompt_tuning.backbones import check_vlm, fetch_weights, load_vlm
+from prompt_tuning.backbones.base import VLMSettings
+from prompt_tuning.backbones.siglip import SigLIP
 
 WORDS = "a photo of dog hot fire hydrant two cats sleep on the old sofa wait".split()
 VOCABULARY = ["<pad>", "</s>", "<unk>", *WORDS, *(f"▁{word}" for word in WORDS)]
@@ -123,10 +124,10 @@ def settings(checkpoints: Path, name: str, ending: str = "safetensors", **more: 
 
 
 @pytest.fixture(scope="module", params=MODELS)
-def pair(request: pytest.FixtureRequest, checkpoints: Path) -> tuple[SigLIPVLM, Any]:
+def pair(request: pytest.FixtureRequest, checkpoints: Path) -> tuple[SigLIP, Any]:
     """The backbone under test and open_clip's own model of the same weights."""
     vlm = load_vlm(settings(checkpoints, request.param))
-    assert isinstance(vlm, SigLIPVLM)
+    assert isinstance(vlm, SigLIP)
     return vlm, random_model(request.param)
 
 
@@ -145,14 +146,14 @@ def some_pixels() -> Tensor:
 # --- images
 
 
-def test_global_feature_is_open_clips_own(pair: tuple[SigLIPVLM, Any]) -> None:
+def test_global_feature_is_open_clips_own(pair: tuple[SigLIP, Any]) -> None:
     vlm, reference = pair
     with torch.no_grad():
         expected = reference.encode_image(some_pixels(), normalize=True)
     close(vlm.encode_image(some_pixels()).pooled, expected)
 
 
-def test_local_feature_is_the_pool_of_one_patch(pair: tuple[SigLIPVLM, Any]) -> None:
+def test_local_feature_is_the_pool_of_one_patch(pair: tuple[SigLIP, Any]) -> None:
     vlm, reference = pair
     trunk = reference.visual.trunk
     with torch.no_grad():
@@ -164,7 +165,7 @@ def test_local_feature_is_the_pool_of_one_patch(pair: tuple[SigLIPVLM, Any]) -> 
 
 
 def test_preprocess_resizes_straight_and_normalises(checkpoints: Path) -> None:
-    vlm = SigLIPVLM(settings(checkpoints, "tiny-ViT-SigLIP"))
+    vlm = SigLIP(settings(checkpoints, "tiny-ViT-SigLIP"))
     grey = Image.fromarray(np.full((20, 90), 51, dtype=np.uint8))
     close(vlm.preprocess(grey), torch.full((3, 32, 32), -0.6))
     # Left half black, right half white: nothing is cropped away from a wide image.
@@ -177,7 +178,7 @@ def test_preprocess_resizes_straight_and_normalises(checkpoints: Path) -> None:
 # --- texts
 
 
-def test_text_feature_is_open_clips_own(pair: tuple[SigLIPVLM, Any]) -> None:
+def test_text_feature_is_open_clips_own(pair: tuple[SigLIP, Any]) -> None:
     vlm, reference = pair
     texts = [*CAPTIONS, "dog " * 100]
     with torch.no_grad():
@@ -186,7 +187,7 @@ def test_text_feature_is_open_clips_own(pair: tuple[SigLIPVLM, Any]) -> None:
 
 
 def test_text_batches_change_nothing(
-    pair: tuple[SigLIPVLM, Any], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[SigLIP, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm, _ = pair
     whole, features = vlm.encode_text(CAPTIONS), vlm.encode_captions(CAPTIONS)
@@ -196,7 +197,7 @@ def test_text_batches_change_nothing(
         close(actual, expected)
 
 
-def test_captions_are_ragged_token_features(pair: tuple[SigLIPVLM, Any]) -> None:
+def test_captions_are_ragged_token_features(pair: tuple[SigLIP, Any]) -> None:
     vlm, reference = pair
     features = vlm.encode_captions([*CAPTIONS, "dog " * 100])
     counts = [*COUNTS, CONTEXT]
@@ -215,7 +216,7 @@ def test_captions_are_ragged_token_features(pair: tuple[SigLIPVLM, Any]) -> None
     close(features.regions, F.normalize(torch.stack(expected), dim=-1))
 
 
-def test_prompt_of_real_words_is_the_sentence(pair: tuple[SigLIPVLM, Any]) -> None:
+def test_prompt_of_real_words_is_the_sentence(pair: tuple[SigLIP, Any]) -> None:
     vlm, _ = pair
     names = ["dog", "fire hydrant", "hot dog"]
     words = vlm.tokenizer.tokenizer("a photo of a", add_special_tokens=False).input_ids
@@ -224,7 +225,7 @@ def test_prompt_of_real_words_is_the_sentence(pair: tuple[SigLIPVLM, Any]) -> No
     close(prompts, vlm.encode_text([f"a photo of a {name}." for name in names]))
 
 
-def test_gradient_reaches_every_context_token(pair: tuple[SigLIPVLM, Any]) -> None:
+def test_gradient_reaches_every_context_token(pair: tuple[SigLIP, Any]) -> None:
     vlm, _ = pair
     start = vlm.initial_context(5)
     assert start.shape == (5, vlm.context_width)
@@ -236,7 +237,7 @@ def test_gradient_reaches_every_context_token(pair: tuple[SigLIPVLM, Any]) -> No
     assert not vlm.training
 
 
-def test_too_long_prompt_names_the_category(pair: tuple[SigLIPVLM, Any]) -> None:
+def test_too_long_prompt_names_the_category(pair: tuple[SigLIP, Any]) -> None:
     vlm, _ = pair
     full = vlm.initial_context(CONTEXT - 2)
     vlm.encode_prompts(full.expand(1, -1, -1), ["dog"])
@@ -248,13 +249,13 @@ def test_too_long_prompt_names_the_category(pair: tuple[SigLIPVLM, Any]) -> None
 
 
 def test_both_file_formats_load_the_same(checkpoints: Path) -> None:
-    one = SigLIPVLM(settings(checkpoints, "tiny-ViT-SigLIP"))
-    other = SigLIPVLM(settings(checkpoints, "tiny-ViT-SigLIP", "pt"))
+    one = SigLIP(settings(checkpoints, "tiny-ViT-SigLIP"))
+    other = SigLIP(settings(checkpoints, "tiny-ViT-SigLIP", "pt"))
     assert torch.equal(
         one.encode_image(some_pixels()).regions, other.encode_image(some_pixels()).regions
     )
     assert one.identity.weights != other.identity.weights  # of the file's content
-    assert one.identity == SigLIPVLM(settings(checkpoints, "tiny-ViT-SigLIP")).identity
+    assert one.identity == SigLIP(settings(checkpoints, "tiny-ViT-SigLIP")).identity
     assert one.identity.dim == 24
 
 
@@ -262,7 +263,7 @@ def test_checkpoint_of_another_model_is_refused(checkpoints: Path, tmp_path: Pat
     path = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(3)}, path)
     with pytest.raises(ValueError, match=r"^vlm\.pretrained .* no safe checkpoint of [^\n]*$"):
-        SigLIPVLM(settings(checkpoints, "tiny-ViT-SigLIP", pretrained=str(path)))
+        SigLIP(settings(checkpoints, "tiny-ViT-SigLIP", pretrained=str(path)))
 
 
 def test_a_missing_tokenizer_is_one_line(checkpoints: Path) -> None:
@@ -272,7 +273,7 @@ def test_a_missing_tokenizer_is_one_line(checkpoints: Path) -> None:
     mute = settings(checkpoints, "tiny-ViT-SigLIP").model_copy(
         update={"model": "tiny-ViT-SigLIP-mute"}
     )
-    for use in (fetch_weights, SigLIPVLM):
+    for use in (fetch_weights, SigLIP):
         with pytest.raises(ValueError, match=r"^vlm\.model: the tokenizer '.*nowhere' [^\n]*$"):
             use(mute)
 
@@ -357,7 +358,7 @@ def test_other_towers_are_refused(
             {"model": "tiny-ViT-SigLlP"},
             "vlm.model 'tiny-ViT-SigLlP' .* did you mean 'tiny-ViT-SigLIP",
         ),
-        ({"resolution": 64}, "vlm.resolution 64 is wrong: tiny-ViT-SigLIP reads 32 and no other"),
+        ({"resolution": 64}, "vlm.resolution must be 32 for tiny-ViT-SigLIP"),
         ({"pretrained": None}, "vlm.pretrained is missing: .* tiny-ViT-SigLIP: there is none"),
         ({"pretrained": "/nowhere.pt"}, "vlm.pretrained '/nowhere.pt' is no file"),
         ({"quick_gelu": None}, "vlm.quick_gelu is missing"),
@@ -366,7 +367,7 @@ def test_other_towers_are_refused(
 )
 def test_refusals_name_the_field(checkpoints: Path, changes: dict[str, Any], message: str) -> None:
     given = VLMSettings(**settings(checkpoints, "tiny-ViT-SigLIP").model_dump() | changes)
-    for refuse in (check, check_vlm, load_vlm):
+    for refuse in (SigLIP.check_settings, check_vlm, load_vlm):
         with pytest.raises(ValueError, match=message) as caught:
             refuse(given)
         assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Slots of a sweep: who may load, who may tune, and what the dead do not hold."""
+"""Slots of a sweep: which trials may load and tune, and that dead ones hold nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workers.tuning.slots import Slots
 
 
 async def settled() -> None:
-    """Let everybody who can go on do so."""
+    """Let every task that can continue do so."""
     for _ in range(20):
         await asyncio.sleep(0)
 
@@ -22,53 +22,53 @@ def run(story: Coroutine[Any, Any, None]) -> None:
 def test_as_many_tune_as_there_are_slots_and_the_next_one_follows() -> None:
     async def story() -> None:
         slots = Slots(2)
-        waits = [asyncio.create_task(slots.enter(trial)) for trial in ("a", "b", "c")]
+        waits = [asyncio.create_task(slots.wait_to_tune(trial)) for trial in ("a", "b", "c")]
         await settled()
         assert [wait.done() for wait in waits] == [True, True, False]
-        await slots.enter("a")  # another rank of the same trial
-        await slots.leave("b")
+        await slots.wait_to_tune("a")  # another rank of the same trial
+        await slots.release("b")
         await waits[2]
 
     run(story())
 
 
-def test_one_loads_when_another_has_loaded() -> None:
+def test_the_next_trial_loads_once_another_has_loaded() -> None:
     async def story() -> None:
         slots = Slots(1)
-        await slots.load("a")
-        next_one = asyncio.create_task(slots.load("b"))
+        await slots.wait_to_load("a")
+        next_one = asyncio.create_task(slots.wait_to_load("b"))
         await settled()
         assert not next_one.done()
-        await slots.enter("a")
+        await slots.wait_to_tune("a")
         await next_one
 
     run(story())
 
 
-def test_who_has_left_while_waiting_never_takes_a_slot() -> None:
+def test_a_trial_released_while_it_waits_takes_no_slot() -> None:
     async def story() -> None:
         slots = Slots(1)
-        await slots.enter("a")
-        ghost = asyncio.create_task(slots.enter("dead"))
+        await slots.wait_to_tune("a")
+        ghost = asyncio.create_task(slots.wait_to_tune("dead"))
         await settled()
-        await slots.leave("dead")
+        await slots.release("dead")
         await ghost
-        await slots.leave("a")
-        await slots.enter("b")
+        await slots.release("a")
+        await slots.wait_to_tune("b")
 
     run(story())
 
 
-def test_a_trial_that_lost_its_workers_comes_back() -> None:
+def test_a_trial_that_lost_its_workers_waits_for_a_slot_again() -> None:
     async def story() -> None:
         slots = Slots(1)
-        await slots.enter("a")
-        await slots.leave("a")  # its workers died
-        await slots.enter("b")
-        back = asyncio.create_task(slots.enter("a"))
+        await slots.wait_to_tune("a")
+        await slots.release("a")  # its workers died
+        await slots.wait_to_tune("b")
+        back = asyncio.create_task(slots.wait_to_tune("a"))
         await settled()
         assert not back.done()
-        await slots.leave("b")
+        await slots.release("b")
         await back
 
     run(story())

@@ -199,15 +199,15 @@ def a_worker() -> psutil.Process:
 
 
 @pytest.mark.slow
-def test_a_sweep_that_halves_and_loses_a_worker_ends_with_the_same_table(
+def test_a_sweep_with_asha_that_loses_a_worker_ends_with_the_same_table(
     config: Path, undisturbed: tuple[Path, str], tmp_path: Path
 ) -> None:
     shared, _ = undisturbed
     # On images of nothing tuning does harm: the second point is stopped at the only rung, and the
     # last is as good as the first.
     space = "sweep.space={tuning.lr: {grid: [0.01, 1.1e-7]}}"
-    halving = "sweep.asha={grace: 2, reduction: 20}"
-    sets = ["--set", "tuning.lr=1e-7", "--set", space, "--set", halving]
+    asha = "sweep.asha={grace: 2, reduction: 20}"
+    sets = ["--set", "tuning.lr=1e-7", "--set", space, "--set", asha]
     whole, disturbed = tmp_path / "whole", tmp_path / "disturbed"
     for folder in (whole, disturbed):
         for name in SHARED:

@@ -8,12 +8,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from test_run_page import HOSTILE, NOTE, Page
 
 from orchestrator.pages.sweep_page import (
+    SweepData,
     caution,
     lead,
     learning_chart,
@@ -23,7 +24,8 @@ from orchestrator.pages.sweep_page import (
     stops,
     text_verdict,
 )
-from orchestrator.sweep.swept_points import Compared, SweepData, SweptPoint
+from orchestrator.sweep.results import Compared, PointResult
+from workers.tuning.trials import Outcome
 
 AXES: dict[str, Callable[[random.Random], Any]] = {
     "tuning.lr": lambda draw: 10 ** draw.uniform(-4, -1),
@@ -41,6 +43,22 @@ AXES: dict[str, Callable[[random.Random], Any]] = {
 }
 DEFAULT = [0.002, "auto", 3, 0.2, 0.1, 0.02, ["shared", "fine", "coarse", "category"], [16, 32]]
 SCENES = "200 composed scenes (without the 200 used for selection)"
+
+
+def outcome(
+    curve: list[float],
+    status: Literal["finished", "stopped", "failed"] = "finished",
+    reason: str = "",
+    images: bool = True,
+) -> Outcome:
+    """A trial of 4.2 seconds per epoch with this learning curve."""
+    entries = [
+        {"epoch": e, "held_out_loss": -e, "held_out_map": value + (9 if images else 0)}
+        | {"started": 0.0, "at": 4.2 * e}
+        | ({"selecting_map": value} if images else {})
+        for e, value in enumerate(curve, start=1)
+    ]
+    return Outcome(status, entries, reason)
 
 
 def fake(points: int = 30, axes: int = 3, asha: bool = True, images: bool = True) -> SweepData:
@@ -62,25 +80,14 @@ def fake(points: int = 30, axes: int = 3, asha: bool = True, images: bool = True
             status, epochs = "stopped", draw.choice([2, 2, 2, 6])
         curves = [
             [reached - 12 * math.exp(-e / 3) + draw.gauss(0, 0.2) for e in range(1, epochs + 1)]
-            for _ in range(3 if epochs else 0)
+            for _ in range(3)
         ]
-        objective = [curve[-1] for curve in curves] if status == "finished" else []
-        swept.append(
-            SweptPoint(
-                number=number,
-                fields=fields,
-                status=status,
-                reason=reason,
-                epochs=epochs,
-                objective=objective,
-                text_map=[90 + (v - 64) / 2 + draw.gauss(0, 0.4) for v in objective],
-                selecting_map=objective if images else [],
-                curves=curves,
-                seconds=epochs * 3 * 4.2,
-            )
-        )
-    done = [point for point in swept if point.finished]
-    best = max(done, key=lambda point: (sum(point.objective), -point.number))
+        outcomes = [outcome(curve, status, reason, images) for curve in curves]
+        swept.append(PointResult(number, fields, dict(enumerate(outcomes)), 3, images))
+    best = max(
+        (point for point in swept if point.finished),
+        key=lambda point: (sum(point.objective), -point.number),
+    )
     return SweepData(
         name="quickstart-sweep",
         axes=names,
@@ -104,6 +111,17 @@ def fake(points: int = 30, axes: int = 3, asha: bool = True, images: bool = True
         embedded=True,
         vlm="embedded efficientnet-lite2+minilm",
     )
+
+
+def ended(
+    point: PointResult,
+    status: Literal["finished", "stopped", "failed"],
+    curves: list[list[float]] | None = None,
+    reason: str = "",
+) -> PointResult:
+    """The point as if its seeds had ended otherwise."""
+    outcomes = [outcome(c, status, reason) for c in (point.curves if curves is None else curves)]
+    return replace(point, outcomes=dict(enumerate(outcomes)))
 
 
 def test_every_section_is_there_and_it_loads_nothing() -> None:
@@ -132,7 +150,7 @@ def test_hostile_text_is_inert() -> None:
     points = [
         replace(first, fields={**first.fields, "hierarchy.groups": HOSTILE}),
         *(replace(p, fields={**p.fields, "hierarchy.groups": [HOSTILE]}) for p in others[:4]),
-        replace(others[4], reason=HOSTILE),
+        ended(others[4], "failed", reason=HOSTILE),
         *others[5:],
     ]
     names = ["tuning.lr", "hierarchy.groups", HOSTILE]
@@ -186,7 +204,7 @@ def test_the_lead_where_nothing_is_better_or_nothing_was_measured() -> None:
     assert "0 ★ best ☐ default" in [row[0] for row in page.tables[-1]]
     unmeasured = replace(data, compared=None)
     assert lead(unmeasured).endswith("there were no images to compare it with the default on.")
-    of_default = replace(data.points[0], status="failed", objective=[])
+    of_default = ended(data.points[0], "failed")
     failed = replace(unmeasured, points=[of_default, *data.points[1:]])
     assert lead(failed).endswith("How much it gains is not known: the default could not be tuned.")
     assert "Measured" not in Page(render_sweep(unmeasured)).text
@@ -194,11 +212,11 @@ def test_the_lead_where_nothing_is_better_or_nothing_was_measured() -> None:
 
 def test_the_page_warns_where_few_points_finished() -> None:
     data = fake()
-    failed = [replace(point, status="failed", objective=[]) for point in data.points[1:]]
+    failed = [ended(point, "failed") for point in data.points[1:]]
     mostly = replace(data, best=0, points=[data.points[0], *failed])
     assert "Most points failed: 29 of 30 points" in Page(render_sweep(mostly)).text
     stopped = data.count("stopped")
-    assert stopped > 15
+    assert 2 * (stopped + 1) > 30
     assert f"of 30 points, {stopped} were stopped early and 1 failed" in caution(data)
     assert caution(fake(asha=False)) == ""
     nothing = replace(data, best=0, compared=None, points=failed)
@@ -242,7 +260,7 @@ def test_sizes(points: int, axes: int) -> None:
     assert not re.search(r"\bnan\b|\binf\b", html)
     chart = learning_chart(data)
     assert chart is not None
-    assert len(chart.lines) == sum(len(point.curves) for point in data.points)
+    assert len(chart.lines) == 3 * (points - data.count("failed"))
 
 
 def test_stops_are_counted_by_epoch_and_so_are_saved_epochs() -> None:
@@ -262,7 +280,7 @@ def test_stops_are_counted_by_epoch_and_so_are_saved_epochs() -> None:
 
 def test_stopped_lines_end_where_they_were_stopped() -> None:
     data = fake()
-    failed = replace(data.points[5], curves=[[60.0, 61.0]])
+    failed = ended(data.points[5], "failed", [[60.0, 61.0]])
     data = replace(data, points=[*data.points[:5], failed, *data.points[6:]])
     chart = learning_chart(data)
     assert chart is not None
@@ -280,7 +298,7 @@ def test_stopped_lines_end_where_they_were_stopped() -> None:
 
 def test_a_few_hopeless_points_do_not_squash_the_learning_curves() -> None:
     data = fake(asha=False)
-    hopeless = replace(data.points[7], curves=[[3.0] * 4])
+    hopeless = ended(data.points[7], "finished", [[3.0] * 4] * 3)
     points = [*data.points[:7], hopeless, *data.points[8:]]
     chart = learning_chart(replace(data, points=points))
     assert chart is not None
@@ -290,8 +308,11 @@ def test_a_few_hopeless_points_do_not_squash_the_learning_curves() -> None:
 def correlated(text: list[float], images: list[float]) -> str:
     """The verdict on points with these figures on text and images."""
     points = [
-        SweptPoint(i, {"a": i}, "finished", "", 2, [y], [x], [y], [[y, y]], 1.0)
-        for i, (x, y) in enumerate(zip(text, images, strict=True))
+        PointResult(i, {"a": i}, {0: Outcome("finished", [entry])}, 1, on_images=True)
+        for i, entry in enumerate(
+            {"epoch": 1.0, "held_out_loss": 1.0, "held_out_map": x, "selecting_map": y}
+            for x, y in zip(text, images, strict=True)
+        )
     ]
     return text_verdict(replace(fake(), axes=["a"], points=points, best=0))
 
@@ -322,10 +343,8 @@ def test_without_images_nothing_is_said_about_them() -> None:
 
 def test_curves_that_are_not_finite_and_a_default_that_was_stopped() -> None:
     data = fake()
-    diverged = replace(
-        data.points[1], status="stopped", objective=[], curves=[[50.0, math.nan], [math.nan]]
-    )
-    default = replace(data.points[0], status="stopped", objective=[], text_map=[])
+    diverged = ended(data.points[1], "stopped", [[50.0, math.nan], [math.nan]])
+    default = ended(data.points[0], "stopped")
     html = render_sweep(replace(data, points=[default, diverged, *data.points[2:]]))
     page = Page(html)
     assert not re.search(r"\bnan\b", html)

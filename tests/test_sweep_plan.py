@@ -92,9 +92,9 @@ def test_trials_fit_beside_each_other(raw: dict[str, Any]) -> None:
         ),
         ({"space": {"vlm": {"grid": [{}]}}}, "vlm cannot be swept"),
         ({"space": {"captions.held_out": {"grid": [0.2]}}}, "changes the held-out captions"),
-        ({"space": {"prompts.dept": {"grid": [1]}}}, "prompts.dept is no field .*depth"),
+        ({"space": {"prompts.dept": {"grid": [1]}}}, "unknown field prompts.dept; .*depth"),
         ({"space": {"losses": {"grid": [3]}}}, "losses"),
-        ({"asha": {"grace": 10}}, "sweep.asha.grace: 10 epochs spare every trial"),
+        ({"asha": {"grace": 10}}, "sweep.asha.grace must be below tuning.epochs, 10 .got 10."),
         ({"sedes": 3}, "sweep: sedes: unknown field; did you mean seeds"),
     ],
 )
@@ -113,7 +113,7 @@ def test_trials_that_fit_nowhere_are_refused(raw: dict[str, Any]) -> None:
         plan(raw)
 
 
-def test_a_config_without_a_sweep_is_told_where_one_is(raw: dict[str, Any]) -> None:
+def test_a_config_without_a_sweep_part_is_refused_with_an_example(raw: dict[str, Any]) -> None:
     del raw["sweep"]
-    with pytest.raises(InputError, match=r"has no sweep part; configs/sweep\.yaml shows"):
+    with pytest.raises(InputError, match=r"has no `sweep` part; see configs/sweep\.yaml"):
         plan(raw)

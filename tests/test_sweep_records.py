@@ -10,9 +10,9 @@ import pytest
 from orchestrator.sweep.records import TrialRecords
 from workers.stage import Stage, run_stage
 from workers.tuning.job import HISTORY
-from workers.tuning.trials import Halving, Outcome
+from workers.tuning.trials import ASHA, Outcome
 
-ASHA = Halving(grace=2, reduction=3)
+RULE = ASHA(grace=2, reduction=3)
 ENTRIES = [{"epoch": 1.0, "held_out_map": 40.0, "selecting_map": 50.0}]
 
 
@@ -32,13 +32,13 @@ def fill(stage: Stage) -> None:
 
 def test_what_was_stopped_stays_so_until_something_else_stops(stage: Stage, tmp_path: Path) -> None:
     stopped = Outcome("stopped", ENTRIES)
-    TrialRecords(tmp_path, "half", ASHA).add(stage, {"a": 1}, stopped)
-    assert TrialRecords(tmp_path, "half", ASHA).find(stage) == stopped
+    TrialRecords(tmp_path, "half", RULE).add(stage, {"a": 1}, stopped)
+    assert TrialRecords(tmp_path, "half", RULE).find(stage) == stopped
     assert TrialRecords(tmp_path, "half", None).find(stage) is None
-    assert TrialRecords(tmp_path, "half", Halving(grace=1, reduction=3)).find(stage) is None
+    assert TrialRecords(tmp_path, "half", ASHA(grace=1, reduction=3)).find(stage) is None
 
 
-def test_a_failure_is_told_and_tried_again(stage: Stage, tmp_path: Path) -> None:
+def test_a_failure_is_kept_and_tried_again(stage: Stage, tmp_path: Path) -> None:
     failed = Outcome("failed", [], "the loss is nan")
     TrialRecords(tmp_path, "text", None).add(stage, {}, failed)
     records = TrialRecords(tmp_path, "text", None)
@@ -49,16 +49,16 @@ def test_a_failure_is_told_and_tried_again(stage: Stage, tmp_path: Path) -> None
 def test_figures_count_only_where_they_were_taken(stage: Stage, tmp_path: Path) -> None:
     """Another split of the images: the tuning is done, the mAP of the old half says nothing."""
     fill(stage)
-    old = TrialRecords(tmp_path, "half of seed 0", ASHA)
+    old = TrialRecords(tmp_path, "half of seed 0", RULE)
     old.add(stage, {}, Outcome("finished", ENTRIES))
     assert old.find(stage) == Outcome("finished", ENTRIES)
-    found = TrialRecords(tmp_path, "half of seed 1", ASHA).find(stage)
+    found = TrialRecords(tmp_path, "half of seed 1", RULE).find(stage)
     assert found is not None and found.status == "finished"
     assert "selecting_map" not in found.entries[-1]
 
 
 def test_a_stage_that_somebody_else_has_filled_is_finished(stage: Stage, tmp_path: Path) -> None:
-    records = TrialRecords(tmp_path, "text", ASHA)
+    records = TrialRecords(tmp_path, "text", RULE)
     records.add(stage, {}, Outcome("stopped", ENTRIES))
     fill(stage)
     found = records.find(stage)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config.models import validate
+from orchestrator.config.messages import validate
 from orchestrator.errors import InputError
-from orchestrator.sweep.space import Axis, SweepSettings, config_at, points, told
+from orchestrator.sweep.settings import Axis, SweepSettings
+from orchestrator.sweep.space import config_at, describe, points
 
 
 def settings(space: dict[str, Any], **others: Any) -> SweepSettings:
@@ -69,14 +70,18 @@ def test_the_same_point_is_tried_once() -> None:
         ({"tuning.lr": {"uniform": [1]}}, {}, "a list of at least 2"),
         ({"evaluation.split_seed": {"grid": [0, 1]}}, {}, "cannot be swept"),
         ({"paths.cache": {"grid": ["a"]}}, {}, "cannot be swept"),
-        ({"tuning.lr": {"grid": [1]}}, {"samples": 3}, "all axes are grids"),
+        ({"tuning.lr": {"grid": [1]}}, {"samples": 3}, "every field has a grid"),
         ({"tuning.lr": {"grid": [1]}}, {"search": "optuna"}, "use choice"),
-        ({"hierarchy.fine": {"choice": [1]}}, {"search": "optuna"}, "matters before tuning"),
+        (
+            {"hierarchy.fine": {"choice": [1]}},
+            {"search": "optuna"},
+            "can only vary fields of tuning",
+        ),
         ({"a.b": {"grid": [1]}, "c, a.b": {"grid": [1]}}, {}, "a.b is given twice"),
         ({"tuning.lr": {"grid": [1]}}, {"asha": {"reduction": 1}}, "asha.reduction"),
     ],
 )
-def test_mistakes_are_told_in_a_line(
+def test_mistakes_are_reported_in_one_line(
     space: dict[str, Any], others: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message) as error:
@@ -105,6 +110,6 @@ def test_a_point_that_no_config_can_have_is_named(tmp_path: Path) -> None:
         config_at(RAW, {"categories.first": 1}, tmp_path / "config.yaml")
 
 
-def test_a_point_is_told_by_its_values() -> None:
+def test_a_point_is_described_by_its_values() -> None:
     point = {"tuning.lr": 0.012345678, "a.b, c.d": 3, "hierarchy.groups": "auto"}
-    assert told(point) == "tuning.lr=0.01235, a.b=3, hierarchy.groups=auto"
+    assert describe(point) == "tuning.lr=0.01235, a.b=3, hierarchy.groups=auto"

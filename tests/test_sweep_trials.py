@@ -15,9 +15,10 @@ import ray
 import ray.cloudpickle
 from ray.tune.search import Searcher
 
-from orchestrator.config.models import validate
+from orchestrator.config.messages import validate
 from orchestrator.sweep.proposals import ProposedTrials
-from orchestrator.sweep.space import Fields, SweepSettings
+from orchestrator.sweep.settings import SweepSettings
+from orchestrator.sweep.space import Fields
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.hierarchy import Hierarchy
@@ -26,7 +27,7 @@ from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from workers.stage import Stage
 from workers.tuning.job import DistributedTuningSettings, TuningJob
-from workers.tuning.trials import Halving, OnEpoch, OnWaiting, Outcome, Trial, run_trials
+from workers.tuning.trials import ASHA, OnEpoch, OnWaiting, Outcome, Trial, run_trials
 
 EPOCHS = 6
 
@@ -35,7 +36,7 @@ EPOCHS = 6
 def cluster() -> Iterator[None]:
     # Processes of Ray cannot import this file: its functions travel whole.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -88,7 +89,7 @@ def at_once(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
 
 
 def slow_if_bad(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
-    """The best comes first, so that halving has something to compare with.
+    """The best comes first, so that ASHA has something to compare with.
 
     Epochs are told by a thread, as in real trials: Tune cannot end the work by ending who tells.
     """
@@ -118,7 +119,7 @@ def outcomes(trials: list[Trial] | Searcher, folder: Path, **options: object) ->
     return told
 
 
-def test_a_trial_that_fails_is_told_with_its_reason_and_ends_no_other(tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_reported_with_its_reason_and_ends_no_other(tmp_path: Path) -> None:
     told = outcomes([trial(n, tmp_path) for n in range(3)], tmp_path, work=fail_the_second)
     assert [told[n].status for n in range(3)] == ["finished", "failed", "finished"]
     assert told[1].reason == "tuning: the loss is nan at epoch 1, step 3"
@@ -131,17 +132,17 @@ def test_a_trial_whose_driver_dies_starts_again(tmp_path: Path) -> None:
     assert len(told[0].entries) == EPOCHS
 
 
-def test_halving_stops_what_falls_behind_what_it_has_seen(tmp_path: Path) -> None:
-    halving = Halving(grace=2, reduction=2)
-    alone = outcomes([trial(2, tmp_path)], tmp_path, work=slow_if_bad, halving=halving)
+def test_asha_stops_trials_that_fall_behind_those_it_has_seen(tmp_path: Path) -> None:
+    asha = ASHA(grace=2, reduction=2)
+    alone = outcomes([trial(2, tmp_path)], tmp_path, work=slow_if_bad, asha=asha)
     assert alone[2].status == "finished", "nothing to fall behind of"
     known = [[30.0 + epoch for epoch in range(1, EPOCHS + 1)]]
     others = [trial(n, tmp_path) for n in (2, 1)]
-    told = outcomes(others, tmp_path, work=slow_if_bad, halving=halving, known=known)
+    told = outcomes(others, tmp_path, work=slow_if_bad, asha=asha, known=known)
     assert [told[n].status for n in (2, 1)] == ["stopped", "stopped"]
     assert all(len(outcome.entries) < EPOCHS for outcome in told.values())
     # What was stopped has not taken the place of what comes next.
-    again = outcomes(others, tmp_path, work=at_once, halving=None)
+    again = outcomes(others, tmp_path, work=at_once, asha=None)
     assert [again[n].status for n in (2, 1)] == ["finished", "finished"]
 
 

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.backbones.base import VLMSettings
 from workers import waiting
-from workers.batch_tagging import files_a_task
+from workers.batch_tagging import files_per_task
 from workers.failure import DescribedFailure
 from workers.features import encode_captions
 
@@ -90,7 +90,7 @@ def test_more_workers_than_fit_are_refused(tag: Callable[..., Done]) -> None:
 def test_every_worker_has_a_share_of_the_files(
     count: int, workers: int, gpus: float, size: int
 ) -> None:
-    assert files_a_task(count, workers, gpus) == size
+    assert files_per_task(count, workers, gpus) == size
 
 
 @pytest.mark.usefixtures("cluster")

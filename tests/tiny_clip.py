@@ -10,7 +10,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
-from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings
 
 _NAME = "tiny-CLIP"
 _CONFIG: dict[str, Any] = {

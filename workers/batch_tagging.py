@@ -1,4 +1,4 @@
-"""Ray actors that tag files, in order and with no more of them under way than are soon wanted."""
+"""Ray actors that tag a stream of files, and give the results in order."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from prompt_tuning.tagging.tag_stream import Tagged, TagRule, chunks, started_ah
 from prompt_tuning.tagging.tagger import BATCH, Tagger
 from workers.waiting import Waiting
 
-# Tasks that a worker has been given at once: one more than it can do, so that it need not wait.
+# One runs, the next one waits at the worker, so that it need not wait for us.
 _TASKS_PER_WORKER = 2
-_MOST_FILES_PER_TASK = 128
+_MAX_FILES_PER_TASK = 128
 
 
 @ray.remote(max_restarts=-1, max_task_retries=3)
@@ -45,32 +45,34 @@ def tag_on_workers(
     cpus: int,
     gpus: float,
 ) -> Iterator[Tagged]:
-    """What became of each of `count` files, in order, from `workers` actors of so many CPUs and
-    GPUs each.
+    """Tag `count` files with `workers` actors, each with `cpus` and `gpus`; results are in order.
 
-    A worker that dies is started again, and what it had is done once more.
+    A worker that dies is restarted, and its tasks are repeated.
 
     Raises:
-        DescribedFailure: when no worker can be placed, or none comes to an end.
+        DescribedFailure: when workers cannot be placed, or give no result for too long.
     """
     worker: Any = _TaggingWorker.options(num_cpus=cpus, num_gpus=gpus)  # type: ignore[attr-defined]
     waiting = Waiting("tagging workers", {"CPU": cpus, "GPU": gpus})
-    made = [worker.remote(artifact, labels, cache, gpus, cpus)]
-    # Alone: what a backbone derives from its weights is then computed only once.
-    ray.get(waiting.first([made[0].ready.remote()]))
-    made += [worker.remote(artifact, labels, cache, gpus, cpus) for _ in range(workers - 1)]
-    turns = cycle(made)
+    actors = [worker.remote(artifact, labels, cache, gpus, cpus)]
+    # The first one alone, so that what a backbone computes from its weights is computed once.
+    ray.get(waiting.first([actors[0].ready.remote()]))
+    actors += [worker.remote(artifact, labels, cache, gpus, cpus) for _ in range(workers - 1)]
+    turns = cycle(actors)
     for task in started_ahead(
-        chunks(files, files_a_task(count, workers, gpus)),
+        chunks(files, files_per_task(count, workers, gpus)),
         lambda chunk: next(turns).tag.remote(chunk, rule),
         _TASKS_PER_WORKER * workers,
     ):
         yield from ray.get(waiting.first([task]))
 
 
-def files_a_task(count: int, workers: int, gpus: float) -> int:
-    """How many of `count` files are one task: as many for each worker, and whole batches, for then
-    scores are the same to the bit on any number of workers."""
+def files_per_task(count: int, workers: int, gpus: float) -> int:
+    """How many of `count` files a task has.
+
+    Workers get equal numbers of tasks. Tasks have whole batches, because then scores are the same
+    to the bit on any number of workers.
+    """
     batch = BATCH["cuda" if gpus else "cpu"]
-    tasks = workers * max(1, ceil(count / (workers * _MOST_FILES_PER_TASK)))
+    tasks = workers * max(1, ceil(count / (workers * _MAX_FILES_PER_TASK)))
     return batch * max(1, ceil(count / tasks / batch))

@@ -13,7 +13,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from prompt_tuning.backbones.base import VLM, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import is_published, publishing

@@ -22,10 +22,13 @@ from orchestrator.cluster.placement import place_engines, place_workers
 from orchestrator.cluster.resources import Resources, ray_node
 from orchestrator.cluster.token import find_token
 from orchestrator.cluster.working_directory import Parcel, pack
-from orchestrator.config.models import BUILT_IN, RunConfig, read_config, validate
+from orchestrator.config.load import read_config
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.paths import check_absolute
-from orchestrator.sweep.space import SweepSettings
+from orchestrator.sweep.settings import SweepSettings
+from prompt_tuning.categories import BUILT_IN
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails

@@ -74,6 +74,8 @@ def _try_to_start(cpus: int | None, gpus: int | None) -> str:
             address="local",
             num_cpus=cpus,
             num_gpus=gpus,
+            # Nobody looks at it here, and it takes 2 s to start; below a long folder, a minute.
+            include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

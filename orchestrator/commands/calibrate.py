@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from orchestrator.console import quieten_libraries
+from orchestrator.commands.options import Artifact, Cache, Split
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
-from orchestrator.paths import check_folder
 
 
 def calibrate(
-    artifact: Path,
-    photos: list[str],
-    out: Path,
-    root: str | None,
-    dataset: str | None,
-    split: str | None,
-    cache: str | None,
+    artifact: Artifact,
+    out: Annotated[Path, typer.Option(help="Folder for the new artifact")],
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PATH…]", help="Unlabelled photos: files, folders or patterns"),
+    ] = None,
+    root: Annotated[str | None, typer.Option(help="Folder of labelled photos")] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Format of --root: folder (default), coco_json, voc_xml …"),
+    ] = None,
+    split: Split = None,
+    cache: Cache = None,
 ) -> None:
-    """Check what is asked, then fit."""
+    """Fit scores and thresholds to your photos: a few with labels, or any without."""
+    import warnings
+
+    from rich.console import Console
+
+    from orchestrator.console import quieten_libraries
+    from orchestrator.paths import cache_folder
+
     say_if_stopped("Stopped. The same command starts again.")
     quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")
     if bool(photos) == bool(root):
         raise InputError(
-            "name photos, whose labels are not known, or --root, a folder of labelled ones; "
-            f"{'not both' if photos else 'neither is given'}"
+            "name either unlabelled photos or --root with labelled ones "
+            f"(got {'both' if photos else 'neither'})"
         )
     if (dataset or split) and not root:
         raise InputError(f"--{'dataset' if dataset else 'split'}: only goes with --root")
@@ -40,8 +51,8 @@ def calibrate(
     calibrate_artifact(
         artifact,
         out,
-        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+        cache=cache_folder(cache),
         console=Console(stderr=True),
-        photos=photos,
+        photos=photos or [],
         labelled={name: value for name, value in given.items() if value} if root else None,
     )

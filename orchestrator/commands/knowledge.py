@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from orchestrator.console import quieten_libraries
+from orchestrator.commands.options import Config, ConfigCache, DryRun, Overrides, Runs
 
 
 def knowledge(
-    config: Path,
-    overrides: list[str],
-    dry_run: bool,
-    strict: bool,
-    cache: str | None,
-    runs: str | None,
+    config: Config,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 1 if a question got no answer")
+    ] = False,
+    cache: ConfigCache = None,
+    runs: Runs = None,
 ) -> None:
-    """Check the config, then ask the language model or print the plan."""
+    """Ask a language model for captions of the categories and write them as Parquet."""
+    from rich.console import Console
+
+    from orchestrator.console import quieten_libraries
+
     quieten_libraries()
-    from orchestrator.config.models import load_config
+    from orchestrator.config.load import load_config
     from orchestrator.runs.knowledge_job import run_knowledge
 
-    loaded = load_config(config, overrides, cache, runs)
-    run_knowledge(loaded, Console(), dry_run, strict)
+    run_knowledge(load_config(config, set_ or [], cache, runs), Console(), dry_run, strict)

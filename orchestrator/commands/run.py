@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from rich.console import Console
-
-from orchestrator.console import quieten_libraries
+from orchestrator.commands.options import Config, ConfigCache, DryRun, Overrides, Runs
 
 
 def run(
-    config: Path, overrides: list[str], dry_run: bool, cache: str | None, runs: str | None
+    config: Config,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    cache: ConfigCache = None,
+    runs: Runs = None,
 ) -> None:
-    """Check the config, then run it or print its plan."""
+    """Tune prompts for a list of labels and report how well they recognise images."""
+    from rich.console import Console
+
+    from orchestrator.console import quieten_libraries
+
     quieten_libraries()
-    from orchestrator.config.models import load_config
+    from orchestrator.config.load import load_config
     from orchestrator.runs.pipeline import run as run_pipeline
 
-    loaded = load_config(config, overrides, cache, runs)
-    run_pipeline(loaded, Console(), dry_run)
+    run_pipeline(load_config(config, set_ or [], cache, runs), Console(), dry_run)

@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import os
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from orchestrator.console import quieten_libraries
+from orchestrator.commands.options import Cache
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
-from orchestrator.paths import check_folder
 
 
 def serve(
-    artifacts: list[str],
-    host: str,
-    port: int,
-    token: str | None,
-    replicas: int | None,
-    cache: str | None,
+    artifacts: Annotated[
+        list[str],
+        typer.Argument(metavar="ARTIFACT…", help="Artifact folders, e.g. runs/quickstart/artifact"),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on")] = 8080,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            help="Bearer token that clients must send (`ps` does not show $DATAFREE_TOKEN)"
+        ),
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="Number of model replicas (default: one per GPU, or two on CPUs)"),
+    ] = None,
+    cache: Cache = None,
 ) -> None:
-    """Check what is asked, then serve until stopped."""
+    """Serve tags over HTTP, with a page to try them; updated artifacts are reloaded."""
+    from rich.console import Console
+
+    from orchestrator.console import quieten_libraries
+    from orchestrator.paths import cache_folder
+
     say_if_stopped("Stopped.")
     quieten_libraries()
     if not 0 < port < 65536:
-        raise InputError(f"--port: {port} is no port; 1 to 65535 are")
+        raise InputError(f"--port: must be between 1 and 65535 (got {port})")
     if replicas is not None and replicas < 1:
-        raise InputError(f"--replicas: {replicas} is too few; 1 is the least")
+        raise InputError(f"--replicas: must be at least 1 (got {replicas})")
     token = token or os.environ.get("DATAFREE_TOKEN")
     if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise InputError("--token: letters, digits and signs of ASCII without spaces are wanted")
+        raise InputError("--token: must be printable ASCII without spaces")
     from orchestrator.tagging.serve import serve_artifacts
 
     serve_artifacts(
         artifacts,
-        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+        cache=cache_folder(cache),
         console=Console(stderr=True),
         host=host,
         port=port,

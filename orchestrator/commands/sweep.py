@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from rich.console import Console
-
-from orchestrator.console import quieten_libraries
+from orchestrator.commands.options import Config, ConfigCache, DryRun, Overrides, Runs
 
 
 def sweep(
-    config: Path, overrides: list[str], dry_run: bool, cache: str | None, runs: str | None
+    config: Config,
+    set_: Overrides = None,
+    dry_run: DryRun = False,
+    cache: ConfigCache = None,
+    runs: Runs = None,
 ) -> None:
-    """Check the config with its sweep part, then run all its points or print the plan."""
+    """Tune many variants of a config, compare them and report the best."""
+    from rich.console import Console
+
+    from orchestrator.console import quieten_libraries
+
     quieten_libraries()
-    from orchestrator.config.models import read_config
+    from orchestrator.config.load import read_config
     from orchestrator.sweep.job import sweep as run_sweep
 
-    raw = read_config(config, overrides, cache, runs)
-    run_sweep(raw, config, Console(), dry_run)
+    run_sweep(read_config(config, set_ or [], cache, runs), config, Console(), dry_run)

@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from orchestrator.console import quieten_libraries
+from orchestrator.commands.options import Artifact, Cache
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
-from orchestrator.paths import check_folder
 
 
 def tag(
-    artifact: Path,
-    images: list[str],
-    out: Path | None,
-    threshold: float | None,
-    top: int | None,
-    labels: str | None,
-    workers: int | None,
-    sheet: Path | None,
-    cache: str | None,
+    artifact: Artifact,
+    images: Annotated[
+        list[str], typer.Argument(metavar="PATH…", help="Images, folders or quoted patterns")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output file: .jsonl, .csv or .parquet (default: print the tags)"),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Lowest score of a tag, 0 to 1 (default: one threshold per label)"),
+    ] = None,
+    top: Annotated[int | None, typer.Option(help="Most tags per image")] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,C", help="Tag with these labels instead, without tuning"),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of parallel workers on Ray")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also write a page of images and tags (.html)")
+    ] = None,
+    cache: Cache = None,
 ) -> None:
-    """Check what is asked, then tag; exit code 1 when no image could be."""
+    """Tag images, folders or patterns; an interrupted command with --out can be resumed."""
+    import warnings
+
+    from rich.console import Console
+
+    from orchestrator.console import quieten_libraries
+    from orchestrator.paths import cache_folder, check_folder
+
     if not out:
-        say_if_stopped("Stopped. With --out the same command would go on from what is tagged.")
+        say_if_stopped("Stopped. With --out, the same command resumes from the images tagged.")
     quieten_libraries()
-    warnings.filterwarnings("ignore", module="PIL")  # of an image that is odd but can be read
+    warnings.filterwarnings("ignore", module="PIL")  # odd but readable images
     from orchestrator.tagging.job import tag_images
     from orchestrator.tagging.tags_file import SUFFIXES
 
     if threshold is not None and not 0 <= threshold <= 1:
-        shown = "nan" if math.isnan(threshold) else threshold
-        raise InputError(f"--threshold: {shown} is no score; scores go from 0 to 1")
+        got = "nan" if math.isnan(threshold) else threshold
+        raise InputError(f"--threshold: must be between 0 and 1 (got {got})")
     for option, value in (("--top", top), ("--workers", workers)):
         if value is not None and value < 1:
-            raise InputError(f"{option}: {value} is too few; 1 is the least")
+            raise InputError(f"{option}: must be at least 1 (got {value})")
     for option, file, suffixes in (("--out", out, SUFFIXES), ("--sheet", sheet, (".html",))):
         if file and file.suffix not in suffixes:
             raise InputError(f"{option}: {file} must end in {' or '.join(suffixes)}")
@@ -51,7 +68,7 @@ def tag(
     if not tag_images(
         artifact,
         images,
-        cache=check_folder(cache or os.environ.get("DATAFREE_CACHE") or "cache", "--cache"),
+        cache=cache_folder(cache),
         console=Console(stderr=True),
         threshold=threshold,
         top=top,

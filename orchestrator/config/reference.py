@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic.fields import FieldInfo
 
 from orchestrator.config.models import RunConfig
-from orchestrator.sweep.space import SweepSettings
+from orchestrator.sweep.settings import SweepSettings
 from prompt_tuning.settings import Settings
 
 _PREFACE = """# Every field of a config

@@ -22,7 +22,8 @@ from orchestrator.paths import check_folder
 from orchestrator.plan.run import plan_images, text_side
 from orchestrator.runs.stage_work import images_work
 from orchestrator.stages.images import read_images
-from prompt_tuning.backbones.base import VLMSettings, fetch_weights, load_vlm
+from prompt_tuning.backbones import fetch_weights, load_vlm
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.voc import CLASSES
 from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
@@ -48,15 +49,11 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
     )
     categories = CategoryList(categories=tuple(Category(name=name) for name in CLASSES))
     resources = find_resources()
-    plan = plan_images(
-        settings,
-        vlm,
-        resources,
-        check_folder(cache, "cache"),
-        categories,
-        None,
-        text_side(vlm, resources),
-    )
+    folder, vlm_text = check_folder(cache, "cache"), text_side(vlm, resources)
+    try:
+        plan = plan_images(settings, vlm, resources, folder, categories, None, vlm_text)
+    except InputError as error:
+        raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
     assert plan.images and plan.features
     try:
         fetch_weights(vlm)

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.models import EvaluationSettings, validate
+from orchestrator.config.messages import validate
+from orchestrator.config.models import EvaluationSettings
 from orchestrator.errors import InputError
 from prompt_tuning.datasets.registry import DATASETS
 from prompt_tuning.storage import digest

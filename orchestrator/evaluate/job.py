@@ -42,7 +42,7 @@ from orchestrator.stages.evaluation import (
     make_metrics,
 )
 from orchestrator.stages.images import read_images
-from prompt_tuning.backbones.base import fetch_weights, load_vlm
+from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import (

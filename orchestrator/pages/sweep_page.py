@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from statistics import fmean
 
 from scipy.stats import spearmanr
@@ -19,12 +20,54 @@ from orchestrator.pages.html import (
     signed_between,
 )
 from orchestrator.pages.metrics_summary import spread
-from orchestrator.sweep.swept_points import SweepData, SweptPoint, finite
+from orchestrator.sweep.results import Compared, PointResult, finite
 
 _LEARNING_FRAME = Frame(width=520, height=300, left=42, right=504, top=10, bottom=264)
 _SCATTER_FRAME = Frame(width=400, height=330, left=46, right=390, top=10, bottom=286)
 # The order in which points are drawn; the last one lies on top.
 _ROLES = ("stopped", "finished", "default", "best")
+
+
+@dataclass(frozen=True)
+class SweepData:
+    """All that the page shows.
+
+    `axes`: the keys of `sweep.space`. `objective`: what points are ranked by, in words. `best`: the
+    number of the best point, 0 if nothing is better than the default. `compared`: None without
+    images, or if the default could not be tuned. `epochs`: of a full tuning. `asha`: its rule in
+    words, or "". `seconds`: tuning (sum over trials), tuning_now (sum over those that this command
+    ran), wall; and the counts trials and slots. `best_yaml`: the swept fields of the best point.
+    """
+
+    name: str
+    axes: list[str]
+    objective: str
+    points: list[PointResult]
+    best: int
+    compared: Compared | None
+    epochs: int
+    asha: str
+    seconds: dict[str, float]
+    config_yaml: str
+    best_yaml: str
+    embedded: bool
+    vlm: str
+
+    @property
+    def finished(self) -> list[PointResult]:
+        """The points with a rank, best first; of equal ones the lower number."""
+        done = [point for point in self.points if point.finished]
+        return sorted(done, key=lambda point: (-fmean(point.objective), point.number))
+
+    def count(self, status: str) -> int:
+        """How many points have this status."""
+        return sum(point.status == status for point in self.points)
+
+    def role(self, point: PointResult) -> str:
+        """How a point is marked: best, default or its status."""
+        if point.number == self.best and point.finished:
+            return "best"
+        return "default" if point.number == 0 else point.status
 
 
 def lead(data: SweepData) -> str:
@@ -103,7 +146,7 @@ def saved(data: SweepData) -> float | None:
     return spared / full if full else None
 
 
-def settings(data: SweepData, point: SweptPoint) -> str:
+def settings(data: SweepData, point: PointResult) -> str:
     """A point's values of the swept fields in one line."""
     return ", ".join(f"{axis} = {config_value(point.fields[axis])}" for axis in data.axes)
 
@@ -189,15 +232,15 @@ def text_verdict(data: SweepData) -> str:
 
 
 def _text_and_image_maps(data: SweepData) -> dict[int, tuple[float, float]]:
-    """The mean mAP on held-out captions and on the selecting images, by the point's number."""
+    """By the point's number, mAP on held-out captions and on the selection half of the images."""
     return {
-        point.number: (fmean(point.text_map), fmean(point.selecting_map))
+        point.number: (fmean(point.text_map), fmean(point.objective))
         for point in data.finished
-        if point.text_map and point.selecting_map
+        if point.on_images
     }
 
 
-def _drawn(data: SweepData) -> list[SweptPoint]:
+def _drawn(data: SweepData) -> list[PointResult]:
     """The points that have a figure, in the order of drawing."""
     points = [point for point in data.points if point.status != "failed"]
     return sorted(points, key=lambda p: (_ROLES.index(data.role(p)), p.level or 0.0, p.number))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from orchestrator.cluster.placement import place_engines
 from orchestrator.cluster.resources import Resources, visible_gpus
-from orchestrator.config.models import RunConfig, load_categories, load_templates
+from orchestrator.config.inputs import load_categories, load_templates
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
 from orchestrator.stages.knowledge_summary import CAPTIONS, FACTS_FILE

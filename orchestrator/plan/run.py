@@ -14,10 +14,12 @@ from typing import Any
 
 from orchestrator.cluster.placement import WorkerShare, place_workers
 from orchestrator.cluster.resources import Resources
-from orchestrator.config.models import EvaluationSettings, RunConfig, load_groups
+from orchestrator.config.inputs import load_groups
+from orchestrator.config.models import EvaluationSettings, RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, check_coverage, plan_knowledge
-from prompt_tuning.backbones.base import VLMSettings, check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones import check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.registry import read_photos
 from prompt_tuning.datasets.stamps import stamps_hash

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.config.models import RunConfig, validate
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import InputError
 from orchestrator.stages.evaluation import CLASS_FEATURES, SELECTION, read_selection

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config.models import RunConfig, validate
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import InputError
 from orchestrator.pages.html import between, fixed

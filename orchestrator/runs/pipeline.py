@@ -114,7 +114,7 @@ def fetch_vlm(plan: Plan, console: Console) -> None:
     """
     if plan.config.vlm.kind != "open_clip" or plan.captions.done():
         return
-    from prompt_tuning.backbones.base import fetch_weights
+    from prompt_tuning.backbones import fetch_weights
 
     try:
         with status(console, "looking for the weights of the image–text model …"):

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.errors import InputError
 from orchestrator.stages.images import UNREADABLE, read_images
-from prompt_tuning.backbones.base import load_vlm
+from prompt_tuning.backbones import load_vlm
 from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.backbones.base import load_vlm
+from prompt_tuning.backbones import load_vlm
 from prompt_tuning.hierarchy import Hierarchy, cluster_groups, group_by_answers
 from prompt_tuning.knowledge.category_facts import CategoryFacts
 from prompt_tuning.storage import canonical_json

@@ -1,4 +1,4 @@
-"""`sweep`: plan all points, run what they share once, tune each, compare the best, report."""
+"""`sweep`: plan all points, run what they share once, tune each, write what came of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.resources import find_resources
 from orchestrator.config.label_list import show_labels
-from orchestrator.config.models import build_config
+from orchestrator.config.load import build_config
 from orchestrator.pages.html import signed_between
 from orchestrator.run_lock import only_driver
 from orchestrator.runs.pipeline import (
@@ -27,11 +27,11 @@ from orchestrator.runs.pipeline import (
     warn_of_captions,
 )
 from orchestrator.sweep.plan import SweepPlan, plan_sweep
+from orchestrator.sweep.space import describe
 from workers.stage import run_stage
 
 if TYPE_CHECKING:
-    from orchestrator.sweep.results import PointResult
-    from orchestrator.sweep.swept_points import Compared
+    from orchestrator.sweep.results import Compared, PointResult
 
 _POINTS_SHOWN = 10
 
@@ -42,8 +42,8 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
     `raw`: the plain values of the file `path`.
 
     Raises:
-        InputError: for what a person has to change, before anything has started.
-        RuntimeError: when no point could be tuned.
+        InputError: for mistakes in the config or too few captions, before any point is tuned.
+        RuntimeError: if no point could be tuned.
     """
     began = time.monotonic()
     config = build_config({name: raw[name] for name in raw if name != "sweep"}, path)
@@ -57,17 +57,17 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
         show_labels(plan.default.plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan.default.plan, console)):
             plan = plan_sweep(raw, path, plan.resources, stamps)
-        for stage, of in plan.shared().items():
-            if stage == of.captions:
-                fetch_vlm(of, console)
+        for stage, run_plan in plan.shared().items():
+            if stage == run_plan.captions:
+                fetch_vlm(run_plan, console)
         try:
             shared = run_stages(plan.shared(), stamps, console)
-            # What runs now, of all stages.
-            ran = {stage for stage, had_to in shared.items() if had_to}
-            # Heavy: needed only now.
+            ran = {stage for stage, was_missing in shared.items() if was_missing}
+            # Imported late: these load Ray Tune and torch.
             from orchestrator.runs.stage_work import stage_work
+            from orchestrator.sweep.outputs import write_sweep
             from orchestrator.sweep.records import TrialRecords
-            from orchestrator.sweep.results import best_point, point_results, write_sweep
+            from orchestrator.sweep.results import best_point, point_results
             from orchestrator.sweep.rounds import run_rounds
 
             folder = plan.run_folder / "trials"
@@ -76,11 +76,12 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
             results = point_results(plan, records)
             best = best_point(results)
             for result in (results[0], best):
-                of = result.point.plan
-                if result.status == "finished" and run_stage(
-                    of.evaluation, stage_work(of, stamps, console)[of.evaluation]
+                run_plan = plan.points[result.number].plan
+                stage = run_plan.evaluation
+                if result.finished and run_stage(
+                    stage, stage_work(run_plan, stamps, console)[stage]
                 ):
-                    ran.add(of.evaluation)
+                    ran.add(stage)
         finally:
             disconnect()
         compared = write_sweep(plan, results, best, ran, time.monotonic() - began)
@@ -89,18 +90,20 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
 
 def _print_plan(plan: SweepPlan, console: Console) -> None:
     show_labels(plan.default.plan.categories, console)
-    table = Table("stage", "key", "state", title=f"what the points of {plan.run_folder.name} share")
+    table = Table(
+        "stage", "key", "state", title=f"stages that all points of {plan.run_folder.name} share"
+    )
     for stage in plan.shared():
         table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")
     console.print(table)
     first, config = plan.seeds[0], plan.default.plan.config
     done = sum(point.plan.tuning[first].done() for point in plan.points)
     share = plan.default.plan.share
-    more = f", and {plan.settings.samples} of Optuna's" if plan.settings.search == "optuna" else ""
+    more = f" and {plan.settings.samples} from Optuna" if plan.settings.search == "optuna" else ""
     console.print(
-        f"points: {len(plan.points)}{more}, of {done} the first seed is done; "
-        f"seeds of each: {len(plan.seeds)}\n"
-        f"trials at once: {plan.slots}, each {config.tuning.workers} workers of "
+        f"points: {len(plan.points)}{more}, {done} with their first seed done; "
+        f"seeds per point: {len(plan.seeds)}\n"
+        f"trials at once: {plan.slots}, with {config.tuning.workers} workers each of "
         f"{share.cpus:g} CPUs and {share.gpus:g} GPUs"
     )
 
@@ -112,29 +115,30 @@ def _print_summary(
     compared: Compared | None,
     console: Console,
 ) -> None:
-    finished = [result for result in results if result.status == "finished"]
+    # Imported late: these load Ray Tune and torch.
+    from orchestrator.stages.evaluation import read_metrics
+    from orchestrator.sweep.results import ranked_by
+
+    finished = [result for result in results if result.finished]
     ranked = sorted(finished, key=lambda result: -statistics.mean(result.objective))
-    on = "the half of the images that selects" if best.on_images else "held-out captions"
-    table = Table("rank", "point", "mAP", title=f"by mAP on {on}")
+    table = Table("rank", "point", "mAP", title=f"by {ranked_by(plan.on_images)}")
     for rank, result in enumerate(ranked[:_POINTS_SHOWN], start=1):
         mark = " (default)" if result is results[0] else ""
-        of_point = statistics.mean(result.objective)
-        table.add_row(str(rank), result.point.told + mark, f"{of_point:.2f}")
+        figure = f"{statistics.mean(result.objective):.2f}"
+        table.add_row(str(rank), describe(result.fields) + mark, figure)
     console.print(table)
     ended = Counter(result.status for result in results)
     console.print("points: " + ", ".join(f"{count} {status}" for status, count in ended.items()))
     if compared and best is not results[0]:
         mean, *ends = compared.difference
         console.print(
-            f"best: {best.point.told}: {compared.best:.1f} mAP on {compared.where}, default "
+            f"best: {describe(best.fields)}: {compared.best:.1f} mAP on {compared.where}, default "
             f"{compared.default:.1f}; difference {mean:+.1f} ({signed_between(ends)})",
             markup=False,
             highlight=False,
         )
     elif compared:
         console.print(f"Nothing is better than the default: {compared.default:.1f} mAP.")
-    from orchestrator.stages.evaluation import read_metrics  # heavy, and here by now
-
-    warn_of_captions(read_metrics(best.point.plan), console)
+    warn_of_captions(read_metrics(plan.points[best.number].plan), console)
     for name in ("report.html", "best", "results.parquet"):
         console.print(f"{name:<15} {plan.run_folder / name}", soft_wrap=True, highlight=False)

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.resources import Resources
-from orchestrator.config.models import RunConfig, validate
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING, Plan, make_plan, retune
-from orchestrator.sweep.space import Fields, SweepSettings, config_at, points, split_names, told
+from orchestrator.sweep.settings import SweepSettings, split_names
+from orchestrator.sweep.space import Fields, config_at, describe, points
 from prompt_tuning.install_hints import pip_install
 from prompt_tuning.storage import canonical_json, digest
 from workers.stage import Stage
@@ -27,13 +29,17 @@ class Point:
     plan: Plan
 
     @property
-    def told(self) -> str:
-        return told(self.fields)
+    def description(self) -> str:
+        """The values of the swept fields in one line."""
+        return describe(self.fields)
 
 
 @dataclass
 class SweepPlan:
-    """What a sweep has decided before it starts; Optuna adds points while it runs."""
+    """All decisions of a sweep before it starts; Optuna adds points while it runs.
+
+    `raw`: the plain values of the config file `path`, without its `sweep` part.
+    """
 
     settings: SweepSettings
     raw: dict[str, Any]
@@ -57,33 +63,33 @@ class SweepPlan:
 
     @property
     def slots(self) -> int:
-        """How many trials fit at once; all are of one size."""
+        """How many trials fit on the cluster at once; all need the same resources."""
         share = self.default.plan.share
         nodes = self.resources.in_pool(share.pool, "tuning.pool")
         return nodes.holds(share.cpus, share.gpus) // self.default.plan.config.tuning.workers
 
     @property
     def on_images(self) -> bool:
-        """Whether points are compared on images."""
+        """Whether points are ranked on images, or else on held-out captions."""
         return self.default.plan.labelled.select
 
     @property
     def measured_on(self) -> str:
-        """What points are compared on, as a name of it."""
+        """An identifier of the images that points are ranked on, or "text"."""
         plan = self.default.plan
         if not plan.labelled.select or plan.labelled.images is None:
             return "text"
         return digest([plan.labelled.images.key, plan.config.evaluation.split_seed])[:12]
 
     def shared(self) -> dict[Stage, Plan]:
-        """The stages that come before tuning, each once, with a plan that has it."""
+        """The stages before tuning, each once, with a plan that contains it."""
         return {stage: point.plan for point in reversed(self.points) for stage in point.plan.shared}
 
     def add(self, fields: Fields) -> Point:
-        """The point with these fields, which is the same one where two come to the same.
+        """Add the point with these fields, or return the earlier point with the same stages.
 
         Raises:
-            InputError: naming the point and what is wrong with it.
+            InputError: with the point and what is wrong with it.
         """
         config = config_at(self.raw, fields, self.path)
         config = config.model_copy(update={"seeds": tuple(range(self.settings.seeds))})
@@ -91,7 +97,7 @@ class SweepPlan:
             plan = self._plan(config)
         except InputError as error:
             raise InputError(
-                f"sweep.space: {told(fields)}: {error}" if fields else str(error)
+                f"sweep.space: {describe(fields)}: {error}" if fields else str(error)
             ) from None
         for point in self.points:
             if point.plan.evaluation == plan.evaluation:
@@ -100,7 +106,7 @@ class SweepPlan:
         return self.points[-1]
 
     def _plan(self, config: RunConfig) -> Plan:
-        """A plan that shares what comes before tuning with that of an earlier point, if it can."""
+        """Plan a run; points with the same stages before tuning share the plan of these."""
         before = _before_tuning(config)
         if before not in self._planned:
             self._planned[before] = make_plan(config, self.resources, self.stamps)
@@ -116,11 +122,11 @@ def plan_sweep(
     `make_plan`.
 
     Raises:
-        InputError: for what a person has to change, in whatever point it shows.
+        InputError: for a mistake in the config of any point.
     """
     run = dict(raw)
     if "sweep" not in run:
-        raise InputError(f"{path}: has no sweep part; configs/sweep.yaml shows what goes there")
+        raise InputError(f"{path} has no `sweep` part; see configs/sweep.yaml for an example")
     settings = validate(SweepSettings, run.pop("sweep"), f"{path}: sweep")
     _check_extras(settings)
     plan = SweepPlan(settings, run, path, resources, stamps)
@@ -132,14 +138,14 @@ def plan_sweep(
     longest = max(point.plan.config.tuning.epochs for point in plan.points)
     if settings.asha and settings.asha.grace >= longest:
         raise InputError(
-            f"sweep.asha.grace: {settings.asha.grace} epochs spare every trial, for tuning.epochs "
-            f"is {longest}; a smaller grace would do"
+            f"sweep.asha.grace must be below tuning.epochs, {longest} (got {settings.asha.grace}): "
+            "otherwise no trial is ever stopped"
         )
     return plan
 
 
 def _check_extras(settings: SweepSettings) -> None:
-    """Refuse what needs a package that is not here, before anything runs for hours."""
+    """Refuse settings whose package is missing, before anything runs for hours."""
     for extra in (*settings.trackers, *(["optuna"] if settings.search == "optuna" else [])):
         if importlib.util.find_spec(extra) is None:
             package = "mlflow-skinny" if extra == "mlflow" else extra
@@ -147,15 +153,15 @@ def _check_extras(settings: SweepSettings) -> None:
 
 
 def _before_tuning(config: RunConfig) -> str:
-    """All of a config that matters before tuning."""
+    """The part of a config that the stages before tuning depend on."""
     return canonical_json(config.model_dump(mode="json", exclude=set(TUNING)))
 
 
 def values_of(config: RunConfig, keys: Iterable[str]) -> Fields:
-    """What a config has in the swept fields; of several names the first stands for all.
+    """A config's values of the swept fields; a key with several fields has the value of the first.
 
     Raises:
-        InputError: naming a field that is not there.
+        InputError: with the name of a field that does not exist.
     """
     dumped = config.model_dump(mode="json")
     values = {}
@@ -168,7 +174,7 @@ def values_of(config: RunConfig, keys: Iterable[str]) -> Fields:
 def _value_at(place: Any, name: str) -> Any:
     for part in name.split("."):
         if not isinstance(place, dict) or part not in place:
-            there = f"; there are: {', '.join(place)}" if isinstance(place, dict) else ""
-            raise InputError(f"sweep.space: {name} is no field of a run's config{there}")
+            there = f"; the fields here are {', '.join(place)}" if isinstance(place, dict) else ""
+            raise InputError(f"sweep.space: unknown field {name}{there}")
         place = place[part]
     return place

@@ -1,4 +1,4 @@
-"""Points that Optuna proposes one after the other, each after the results of others."""
+"""Points that Optuna proposes one after another, each after the results of earlier ones."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import ray.tune
 from ray.tune.search import Searcher
 
 from orchestrator.errors import InputError
-from orchestrator.sweep.space import Axis, Fields, SweepSettings
+from orchestrator.sweep.settings import Axis, SweepSettings
+from orchestrator.sweep.space import Fields
 from prompt_tuning.storage import canonical_json
 from workers.stage import Stage
 from workers.tuning.trials import Trial, as_config
 
 
 class ProposedTrials(Searcher):
-    """A searcher for Tune whose points become trials in the driver, where they can be planned.
+    """A searcher for Tune that plans the trial of each point which Optuna proposes.
 
-    A point whose trial has been run before is told to Optuna at once, one whose trial is running
-    when that has ended, and one that no config can have as a failure: none of them runs.
+    Some points need no trial. Optuna gets the result at once if the trial has run before, later if
+    the same trial is running, and a failure if the config of the point is invalid.
     """
 
     def __init__(
@@ -29,14 +30,14 @@ class ProposedTrials(Searcher):
         known: Callable[[Trial], float | None],
         earlier: Sequence[Fields],
     ) -> None:
-        """`plan`: the trial of a point. `known`: what came of it, where that is known. `earlier`:
-        points that were proposed before; they count as samples."""
+        """`plan`: makes the trial of a point. `known`: its objective, if it has run before.
+        `earlier`: points that were proposed to earlier commands; they count as samples."""
         from ray.tune.search.optuna import OptunaSearch
 
         super().__init__(metric="objective", mode="max")
         self._plan, self._known = plan, known
-        told = self._told(settings, earlier)
-        self.left = settings.samples - len(told)
+        results = self._results(settings, earlier)
+        self.left = settings.samples - len(results)
         self._running: dict[Stage, list[str]] = {}
         self._stages: dict[str, Stage] = {}
         self._optuna = OptunaSearch(
@@ -44,26 +45,26 @@ class ProposedTrials(Searcher):
             metric="objective",
             mode="max",
             seed=settings.seed,
-            points_to_evaluate=[fields for fields, _ in told] or None,
-            evaluated_rewards=[figure for _, figure in told] or None,
+            points_to_evaluate=[fields for fields, _ in results] or None,
+            evaluated_rewards=[figure for _, figure in results] or None,
         )
 
-    def _told(
+    def _results(
         self, settings: SweepSettings, earlier: Sequence[Fields]
     ) -> list[tuple[Fields, float]]:
-        """Of the earlier points those that the space has, with what came of them."""
-        told = {}
+        """The earlier points that lie in the space, with their objectives."""
+        results = {}
         for fields in earlier:
             if set(fields) == set(settings.space) and all(
                 settings.space[key].has(value) for key, value in fields.items()
             ):
                 figure = self._known(self._plan(fields))
                 if figure is not None:
-                    told[canonical_json(fields)] = (fields, figure)
-        return list(told.values())[: settings.samples]
+                    results[canonical_json(fields)] = (fields, figure)
+        return list(results.values())[: settings.samples]
 
     def suggest(self, trial_id: str) -> Any:
-        """The next point that has to be run, by `as_config`."""
+        """The next point that must run, in the form of `as_config`."""
         while self.left > 0:
             self.left -= 1
             name = f"{trial_id}-{self.left}"
@@ -88,16 +89,16 @@ class ProposedTrials(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Pass on what came of a point; a trial without an objective is an error to Optuna."""
+        """Pass the result of a point on to Optuna; a trial without an objective has failed."""
         failed = error or not result or "objective" not in result
         for name in self._running.pop(self._stages.pop(trial_id)):
             self._optuna.on_trial_complete(name, None if failed else result, failed)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the records of trials are what a sweep goes on from."""
+        """Nothing: a sweep resumes from the records of its trials."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as nothing is saved."""
+        """Nothing, because nothing is saved."""
 
 
 def _distribution(axis: Axis) -> Any:

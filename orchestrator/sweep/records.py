@@ -1,4 +1,4 @@
-"""What a sweep knows of its trials: finished ones are stages, of the others it keeps a record."""
+"""What a sweep remembers of its trials: a record of how each ended, beside the finished stages."""
 
 from __future__ import annotations
 
@@ -11,65 +11,64 @@ from orchestrator.sweep.space import Fields
 from prompt_tuning.storage import canonical_json, write_atomic
 from workers.stage import Stage
 from workers.tuning.job import read_history
-from workers.tuning.trials import Halving, Outcome
+from workers.tuning.trials import ASHA, Outcome
 
 
 class TrialRecords:
-    """The outcomes of trials by their tuning stage, kept in a folder, a JSON file each.
+    """The outcomes of trials by their tuning stage, a JSON file each.
 
-    A record says what the trial was measured on. Where that is something else by now, its figures
-    and what they decided are not looked at.
+    There is a folder for each `measured_on`, because figures on other images do not count.
     """
 
-    def __init__(self, folder: Path, measured_on: str, halving: Halving | None) -> None:
-        """`halving`: what stops trials now; those that another one has stopped are to go on."""
+    def __init__(self, folder: Path, measured_on: str, asha: ASHA | None) -> None:
+        """`asha`: the present rule; a trial that another rule stopped continues."""
         self._folder = folder / measured_on
-        self._halving = halving.model_dump() if halving else None
+        self._asha = asha.model_dump() if asha else None
         files = sorted(self._folder.glob("*.json"))
         self._records: dict[str, dict[str, Any]] = {
             file.stem: json.loads(file.read_bytes()) for file in files
         }
 
     def add(self, stage: Stage, fields: Fields, outcome: Outcome) -> None:
-        """Keep how a trial ended, and of what fields it was."""
+        """Keep how a trial with these swept fields ended."""
         record = {
             **asdict(outcome),
             "fields": fields,
-            "halving": self._halving,
+            "asha": self._asha,
             "number": 1 + max((kept["number"] for kept in self._records.values()), default=0),
         }
         self._records[stage.key] = record
         write_atomic(self._folder / f"{stage.key}.json", canonical_json(record).encode())
 
     def has(self, stage: Stage) -> bool:
-        """Whether there is a record of a trial as it ended last."""
+        """Whether the record of a trial is up to date with its stage."""
         found = self.find(stage)
         return found is not None and self._outcome(stage) == found
 
     def find(self, stage: Stage) -> Outcome | None:
-        """How a trial ended, here or wherever its stage was run; None where it has to run."""
+        """How a trial ended, in this sweep or in a run with the same stage; None if it must run."""
         outcome = self._outcome(stage)
         if stage.done():
             finished = outcome is not None and outcome.status == "finished"
             return outcome if finished else Outcome("finished", read_history(stage.folder))
         if outcome is None or outcome.status != "stopped":
             return None
-        return outcome if self._records[stage.key]["halving"] == self._halving else None
+        return outcome if self._records[stage.key]["asha"] == self._asha else None
 
     def failure(self, stage: Stage) -> Outcome | None:
-        """The outcome of a trial that failed when it was last tried."""
+        """The outcome of a trial whose last attempt failed."""
         outcome = self._outcome(stage)
         return outcome if outcome and outcome.status == "failed" else None
 
     def place(self, stage: Stage) -> int:
-        """Where in the order of ends a trial comes."""
+        """The position of a trial in the order in which trials ended."""
         record = self._records.get(stage.key)
         return record["number"] if record else 0
 
     def fields(self) -> list[Fields]:
-        """The points of which there are records, in the order in which their trials ended."""
-        by_end = sorted(self._records.values(), key=lambda record: record["number"])
-        return [record["fields"] for record in by_end]
+        """The swept fields of the recorded trials, in the order in which they ended."""
+        in_order = sorted(self._records.values(), key=lambda record: record["number"])
+        return [record["fields"] for record in in_order]
 
     def _outcome(self, stage: Stage) -> Outcome | None:
         record = self._records.get(stage.key)

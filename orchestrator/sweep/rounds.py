@@ -1,4 +1,4 @@
-"""The two rounds of a sweep: one seed of every point, then the other seeds of those that stayed."""
+"""The two rounds of a sweep: one seed of every point, then more seeds of those that finished."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from orchestrator.sweep.plan import Point, SweepPlan
 from orchestrator.sweep.proposals import ProposedTrials
 from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.space import Fields
-from prompt_tuning.backbones.base import Geometry, VLMSettings, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import Geometry, VLMSettings
 from prompt_tuning.evaluation.selection import SelectingHalf
 from workers.stage import Stage
 from workers.tuning.job import read_classes
@@ -41,24 +42,24 @@ _TUNE_STORAGE = ".tune"
 def run_rounds(
     plan: SweepPlan, records: TrialRecords, console: Console, work: Work = tune_prompts
 ) -> set[Stage]:
-    """Tune what is not known yet, keep how each trial ended, and say which have run.
+    """Tune what has not been tuned yet, record how each trial ended, return the stages that ran.
 
-    Halving compares points by their first seed. Those that it leaves are tuned with the others, and
-    so is the default, which is never left unfinished, for the best is compared with it.
+    ASHA compares points by their first seed. The points that finish it are tuned with the other
+    seeds too. So is the default, even if ASHA stopped it, because the best is compared with it.
 
     Raises:
-        InputError: when there are too few captions, or the images that select show no category.
+        InputError: if there are too few captions, or if the selection images show no category.
     """
     rounds = _Rounds(plan, records, console, work)
     first = plan.seeds[0]
     if plan.settings.search == "optuna":
         rounds.propose(first)
     else:
-        rounds.run([(point, first) for point in plan.points], halve=True)
-    stayed = [point for point in plan.points if rounds.finished(point, first)]
-    if plan.default not in stayed and not rounds.failed(plan.default, first):
-        stayed.append(plan.default)
-    rounds.run([(point, seed) for point in stayed for seed in plan.seeds], halve=False)
+        rounds.run([(point, first) for point in plan.points], early_stop=True)
+    remaining = [point for point in plan.points if rounds.finished(point, first)]
+    if plan.default not in remaining and not rounds.failed(plan.default, first):
+        remaining.append(plan.default)
+    rounds.run([(point, seed) for point in remaining for seed in plan.seeds], early_stop=False)
     return rounds.ran
 
 
@@ -81,23 +82,23 @@ class _Rounds:
         return outcome is not None and outcome.status == "finished"
 
     def failed(self, point: Point, seed: int) -> bool:
-        """Whether a seed of a point has failed just now; another command may try it again."""
+        """Whether a seed of a point has failed in this command; the next command tries it again."""
         return point.plan.tuning[seed] in self._failed
 
-    def run(self, seeds: Iterable[tuple[Point, int]], halve: bool) -> None:
-        """Tune those seeds of points of which it is not known what comes of them."""
+    def run(self, seeds: Iterable[tuple[Point, int]], early_stop: bool) -> None:
+        """Tune those of the seeds whose outcome is not known yet."""
         trials = {point.plan.tuning[seed]: self._trial(point, seed) for point, seed in seeds}
-        enough = ("finished", "stopped") if halve else ("finished",)
+        enough = ("finished", "stopped") if early_stop else ("finished",)
         todo = [trial for trial in trials.values() if self._known(trial, enough) is None]
         if todo:
-            self._run(todo, halve)
+            self._run(todo, early_stop)
 
     def propose(self, seed: int) -> None:
         """Tune one seed of the default, and then of each point that Optuna proposes.
 
-        It is told first what came of the points that it proposed to an earlier command.
+        Optuna first gets the results of the points that it proposed to earlier commands.
         """
-        self.run([(self._plan.default, seed)], halve=True)
+        self.run([(self._plan.default, seed)], early_stop=True)
 
         def planned(fields: Fields) -> Trial:
             return self._trial(self._plan.add(fields), seed)
@@ -109,7 +110,7 @@ class _Rounds:
         settings = self._plan.settings
         searcher = ProposedTrials(settings, planned, known, self._records.fields())
         if searcher.left:
-            self._run(searcher, halve=True)
+            self._run(searcher, early_stop=True)
 
     def _trial(self, point: Point, seed: int) -> Trial:
         plan, stage = point.plan, point.plan.tuning[seed]
@@ -130,7 +131,7 @@ class _Rounds:
         )
 
     def _known(self, trial: Trial, enough: tuple[str, ...]) -> Outcome | None:
-        """How a trial ended that need not run; `enough`: with which of the ends it need not."""
+        """The outcome of a trial if it is one of `enough`; None if the trial must run."""
         outcome = self._records.find(trial.stage)
         if outcome is None or outcome.status not in enough:
             return None
@@ -144,7 +145,7 @@ class _Rounds:
     def _keep(self, trial: Trial, outcome: Outcome) -> None:
         half, job = trial.job.selecting, trial.job
         if half and outcome.status == "finished" and "selecting_map" not in outcome.entries[-1]:
-            # Tuned by somebody who does not select on these images.
+            # A run that does not select on these images has tuned it.
             if job.vlm not in self._geometries:
                 self._geometries[job.vlm] = load_vlm(job.vlm, cache=job.cache).geometry
             outcome.entries[-1]["selecting_map"] = half.fused_map(
@@ -160,11 +161,11 @@ class _Rounds:
                 add_epoch(entry)
 
     def _events_folder(self, point: Point, seed: int) -> Path:
-        name = re.sub(r"[^A-Za-z0-9=.,_-]+", "_", f"{point.told},seed={seed}")[:150]
+        name = re.sub(r"[^A-Za-z0-9=.,_-]+", "_", f"{point.description},seed={seed}")[:150]
         key = point.plan.tuning[seed].key
         return self._plan.run_folder / "tensorboard" / f"{name}-{key[:6]}"
 
-    def _run(self, trials: list[Trial] | ProposedTrials, halve: bool) -> None:
+    def _run(self, trials: list[Trial] | ProposedTrials, early_stop: bool) -> None:
         plan, settings, resources = self._plan, self._plan.settings, self._plan.resources
         connect(resources.cpus, resources.gpus)
         default = plan.default.plan
@@ -179,7 +180,7 @@ class _Rounds:
                     self._failed.add(trial.stage)
                     point, seed = self._points[trial.stage]
                     self._console.print(
-                        f"failed: {point.told}, seed {seed}: {outcome.reason}",
+                        f"failed: {point.description}, seed {seed}: {outcome.reason}",
                         style="yellow",
                         markup=False,
                     )
@@ -195,15 +196,15 @@ class _Rounds:
                 partial(
                     report_waiting, self._console, default.share, default.config.tuning.workers
                 ),
-                halving=settings.asha if halve else None,
-                known=self._first_seeds() if halve else [],
+                asha=settings.asha if early_stop else None,
+                known=self._first_seeds() if early_stop else [],
                 trackers=settings.trackers,
                 work=self._work,
             )
 
     def _first_seeds(self) -> list[list[float]]:
-        """The curves of the points whose first seed need not run, in the order of their ends."""
+        """The curves of the points whose first seed has run, in the order in which they ended."""
         stages = {point.plan.tuning[self._plan.seeds[0]] for point in self._plan.points}
         outcomes = [self._records.find(s) for s in sorted(stages, key=self._records.place)]
         curves = [curve(outcome.entries, self._plan.on_images) for outcome in outcomes if outcome]
-        return [of_trial for of_trial in curves if of_trial]
+        return [values for values in curves if values]

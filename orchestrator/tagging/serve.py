@@ -22,7 +22,7 @@ from orchestrator.cluster.placement import place
 from orchestrator.cluster.resources import find_resources
 from orchestrator.errors import InputError
 from orchestrator.pages.html import page_template
-from prompt_tuning.backbones.base import fetch_weights
+from prompt_tuning.backbones import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
 from workers.failure import DescribedFailure
 from workers.serving.app import APPLICATION, MODEL, Lifeline, application

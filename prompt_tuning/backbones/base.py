@@ -1,8 +1,8 @@
-"""What the method asks of a vision-language model.
+"""The contract between the method and a vision-language model (VLM), the backbone.
 
-The backbone owns its geometry: how texts are centred, how regions are aggregated, how the two
-branches are fused and where learnable tokens may start. The method asks for these and never
-looks at which backbone it has.
+A backbone decides how texts are centred, how the scores of regions are aggregated, how the two
+branches are fused, and where learnable tokens start. The method asks the backbone for these, and
+never looks at which backbone it has.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from prompt_tuning.settings import Settings
 from prompt_tuning.tuning.prompt_tree import PromptTree
 
 ANCHOR_TEMPLATE = "a photo of a {}."
-EMBEDDED_MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 
 
 class VLMSettings(Settings):
-    """Which vision-language model encodes texts and images.
+    """The vision-language model that encodes texts and images.
 
-    `embedded` models come from packages (VLM.md). `open_clip` takes a CLIP or SigLIP of open_clip's
-    with `pretrained`: a tag that open_clip downloads from its hub, or the path of a checkpoint. A
-    local checkpoint says whether it was trained with QuickGELU, because nothing in the file does.
-    SigLIP's tokenizers come from Hugging Face's hub too; its models read one resolution only.
+    `kind: embedded` loads a model from installed packages. `kind: open_clip` loads a CLIP or SigLIP
+    model of open_clip, whose weights are `pretrained`: a tag that open_clip downloads from its hub,
+    or the path of a checkpoint. For a local checkpoint, set `quick_gelu`: the file does not say
+    whether the model was trained with QuickGELU. SigLIP also downloads its tokenizer from Hugging
+    Face's hub, and reads one resolution only.
     """
 
     kind: Literal["embedded", "open_clip"] = "embedded"
@@ -56,7 +56,7 @@ class Geometry(Settings):
 
 
 class VLMIdentity(Settings):
-    """What class features depend on: a reader with another VLM must refuse them."""
+    """What class features depend on: they are of no use with a VLM of another identity."""
 
     kind: str
     model: str
@@ -71,11 +71,53 @@ class VLM(nn.Module, ABC):
     """A frozen image encoder and text encoder that share one space of `dim` numbers."""
 
     settings: VLMSettings
-    """What `load_vlm` loaded it by, and would again."""
     identity: VLMIdentity
     geometry: Geometry
     context_width: int
     """Size of one learnable context token: the width of the text tower's input."""
+
+    def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
+        """Load the towers. `cache`: a folder for what is computed from the weights.
+
+        Raises:
+            ValueError: in one line, for wrong settings and for weights that cannot be loaded.
+        """
+        super().__init__()
+        self.check_settings(settings)
+        self.settings = settings
+
+    @classmethod
+    @abstractmethod
+    def check_settings(cls, settings: VLMSettings) -> None:
+        """Refuse settings that this backbone cannot follow, without loading weights.
+
+        Raises:
+            ValueError: in one line that names the field and says what would be right.
+        """
+
+    @classmethod
+    def check_prompt_length(cls, settings: VLMSettings, tokens: int, names: list[str]) -> None:
+        """Refuse so many context tokens that a prompt would exceed what the text tower reads.
+
+        Checks what is known without loading weights.
+
+        Raises:
+            ValueError: in one line.
+        """
+
+    @classmethod
+    def fetch_weights(cls, settings: VLMSettings) -> None:
+        """Download what the backbone needs from a hub, unless it is on this machine.
+
+        Raises:
+            ValueError: when the download fails.
+        """
+
+    @classmethod
+    def weight_files(cls, settings: VLMSettings) -> list[Path]:
+        """The local files that decide what the backbone computes; none for a tag of a hub."""
+        path = Path(settings.pretrained or "")
+        return [path] if path.is_file() else []
 
     @property
     def dim(self) -> int:
@@ -86,14 +128,14 @@ class VLM(nn.Module, ABC):
         return next(self.parameters()).device
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """One image as `(3, resolution, resolution)`: resized straight, not cropped."""
+        """One image as `(3, resolution, resolution)`, resized without keeping its aspect ratio."""
         size = (self.identity.resolution, self.identity.resolution)
         pixels = np.asarray(as_rgb(image).resize(size, Image.Resampling.BICUBIC))
         return self.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
     @abstractmethod
     def normalize(self, pixels: Tensor) -> Tensor:
-        """RGB from 0 to 255, `(…, 3, height, width)`, as the image tower takes it."""
+        """Pixels `(…, 3, height, width)`, RGB from 0 to 255, as the image tower expects them."""
 
     @abstractmethod
     def encode_image(self, pixels: Tensor) -> Features:
@@ -101,11 +143,11 @@ class VLM(nn.Module, ABC):
 
     @abstractmethod
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Texts to `(texts, dim)`, as they are added up in a class feature (see prompts.py)."""
+        """Texts to `(texts, dim)`, scaled as class features add them up (see prompts.py)."""
 
     @abstractmethod
     def encode_captions(self, captions: list[str]) -> Features:
-        """Captions standing in for images: global and local features."""
+        """Captions in place of images: global and local features."""
 
     @abstractmethod
     def encode_prompts(self, context: Tensor, names: list[str]) -> Tensor:
@@ -116,7 +158,7 @@ class VLM(nn.Module, ABC):
 
     @abstractmethod
     def initial_context(self, tokens: int) -> Tensor:
-        """Where learnable tokens start, before noise: `(tokens, context_width)`."""
+        """The initial learnable tokens, before noise is added: `(tokens, context_width)`."""
 
 
 class CausalVLM(VLM):
@@ -124,15 +166,15 @@ class CausalVLM(VLM):
 
     @abstractmethod
     def prompt_words(self, names: list[str]) -> tuple[list[int], list[list[int]]]:
-        """Ids of the words around the context: before it, and after it for each name."""
+        """Token ids around the context: those before it, and those after it for each name."""
 
     @abstractmethod
     def embed_words(self, ids: Tensor) -> Tensor:
-        """Input embeddings of words `(words,)`: `(words, context_width)`."""
+        """Input embeddings of token ids `(words,)`: `(words, context_width)`."""
 
     @abstractmethod
-    def check_prompt_length(self, tokens: int, name: str) -> None:
-        """Raises ValueError for a prompt of more tokens than the tower reads."""
+    def check_length(self, tokens: int, name: str) -> None:
+        """Raises ValueError when the prompt of a category has more tokens than the tower reads."""
 
     @abstractmethod
     def encode_tree(self, tokens: Tensor, tree: PromptTree) -> Tensor:
@@ -140,102 +182,3 @@ class CausalVLM(VLM):
 
         `tokens`: `(tokens, context_width)`, in the order of the tree.
         """
-
-
-def load_vlm(
-    settings: VLMSettings = VLMSettings(),
-    device: str | torch.device = "cpu",
-    cache: Path | None = None,
-) -> VLM:
-    """Load a backbone in evaluation mode with its weights frozen.
-
-    `cache`: where a backbone may keep what it derives from its weights.
-
-    Raises:
-        ValueError: as `check_vlm` does.
-    """
-    check_vlm(settings)
-    vlm: VLM
-    if settings.kind == "embedded":
-        from prompt_tuning.backbones.imagenet_bridge import EmbeddedVLM
-
-        vlm = EmbeddedVLM(settings, cache)
-    elif _is_siglip(settings.model):
-        from prompt_tuning.backbones.siglip import SigLIPVLM
-
-        vlm = SigLIPVLM(settings)
-    else:
-        from prompt_tuning.backbones.clip import OpenCLIPVLM
-
-        vlm = OpenCLIPVLM(settings)
-    vlm.settings = settings
-    return vlm.to(device).eval().requires_grad_(False)
-
-
-def check_vlm(settings: VLMSettings) -> None:
-    """Refuse settings that no backbone can follow, without loading weights.
-
-    Raises:
-        ValueError: naming the field and what would be right.
-    """
-    if settings.kind == "open_clip" and _is_siglip(settings.model):
-        from prompt_tuning.backbones import siglip as siglip_vlm
-
-        siglip_vlm.check(settings)
-    elif settings.kind == "open_clip":
-        from prompt_tuning.backbones import clip as open_clip_vlm
-
-        open_clip_vlm.check(settings)
-    elif settings.model not in EMBEDDED_MODELS:
-        raise ValueError(
-            f"vlm.model: {settings.model!r} is no embedded model; there are: "
-            + ", ".join(EMBEDDED_MODELS)
-        )
-    elif settings.pretrained is not None or settings.quick_gelu is not None:
-        raise ValueError("vlm.pretrained and vlm.quick_gelu: only go with vlm.kind: open_clip")
-
-
-def check_prompt_length(settings: VLMSettings, tokens: int, names: list[str]) -> None:
-    """Refuse more context tokens than fit beside the names, as far as is known without a download.
-
-    Raises:
-        ValueError: in one line.
-    """
-    if settings.kind != "open_clip":  # the embedded model reads 512
-        return
-    if _is_siglip(settings.model):
-        from prompt_tuning.backbones import siglip as siglip_vlm
-
-        siglip_vlm.check_prompt_length(settings, tokens)
-    else:
-        from prompt_tuning.backbones import clip as open_clip_vlm
-
-        open_clip_vlm.check_prompt_length(settings, tokens, names)
-
-
-def _is_siglip(model: str) -> bool:
-    from prompt_tuning.backbones.checkpoint import is_siglip, model_config
-
-    return is_siglip(model_config(model))
-
-
-def fetch_weights(settings: VLMSettings) -> None:
-    """Download what a backbone needs from its hub, unless it is on this machine.
-
-    Raises:
-        ValueError: when it cannot be had.
-    """
-    if settings.kind == "open_clip":
-        from prompt_tuning.backbones.checkpoint import fetch
-
-        fetch(settings)
-
-
-def weight_files(settings: VLMSettings) -> list[Path]:
-    """The local files whose content decides what a backbone computes (none for a hub's tag)."""
-    if settings.kind == "embedded":
-        from prompt_tuning.backbones.imagenet_bridge import weight_files as embedded_weight_files
-
-        return embedded_weight_files(settings)
-    path = Path(settings.pretrained or "")
-    return [path] if path.is_file() else []

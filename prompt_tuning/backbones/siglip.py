@@ -9,19 +9,22 @@ its last position.
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prompt_tuning.backbones.base import VLM, Features, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.backbones.checkpoint import (
     check_checkpoint,
+    fetch,
     load_model,
     load_tokenizer,
     model_config,
 )
+from prompt_tuning.features import Features
 
 _TEXT_BATCH = 256
 # What a model's config may say: sizes and names freely, and what the formulas below rest on with
@@ -55,49 +58,8 @@ _FIXED: dict[str, dict[str, Any]] = {
 _IMAGE_TOWER = re.compile(r"vit_[a-z0-9]+_patch\d+_siglip_\d+")
 
 
-def check(settings: VLMSettings) -> None:
-    """Refuse settings that cannot be loaded, or would load into wrong features; loads no weights.
-
-    Raises:
-        ValueError: in one line with the field's name, for a model that is unknown or has other
-            towers than SigLIP's; for another resolution than the model's own; and as
-            `check_checkpoint` does.
-    """
-    name, config = settings.model, model_config(settings.model)
-    foreign = _foreign_parts(config)
-    if foreign:
-        raise ValueError(
-            f"vlm.model {name!r} is not supported: it is no plain SigLIP ({', '.join(foreign)})"
-        )
-    side = config["vision_cfg"]["image_size"]
-    if settings.resolution != side:
-        raise ValueError(
-            f"vlm.resolution {settings.resolution} is wrong: {name} reads {side} and no other"
-        )
-    check_checkpoint(settings, config)
-
-
-def check_prompt_length(settings: VLMSettings, tokens: int) -> None:
-    """Refuse context tokens that leave no room for a word and EOS; needs no tokenizer.
-
-    Raises:
-        ValueError: in one line.
-    """
-    most = model_config(settings.model)["text_cfg"]["context_length"]
-    if tokens + 2 > most:
-        raise ValueError(
-            f"prompts: {tokens} context tokens leave no room for a name and EOS in the {most} that "
-            f"{settings.model} reads"
-        )
-
-
-class SigLIPVLM(VLM):
-    """A SigLIP of open_clip's in float32, its weights from a hub's tag or a local checkpoint.
-
-    Raises:
-        ValueError: as `check` does, for a checkpoint that is unsafe or of another model, and for
-            a tokenizer that cannot be had.
-    """
+class SigLIP(VLM):
+    """A SigLIP model of open_clip in float32, with the weights of a tag or a local checkpoint."""
 
     geometry = Geometry(
         scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.65
@@ -105,9 +67,8 @@ class SigLIPVLM(VLM):
     vision: Any
     text: Any
 
-    def __init__(self, settings: VLMSettings) -> None:
-        super().__init__()
-        check(settings)
+    def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
+        super().__init__(settings, cache)
         self.tokenizer = load_tokenizer(settings.model)
         model, weights = load_model(settings)
         self.vision, self.text = model.visual.trunk, model.text
@@ -124,6 +85,35 @@ class SigLIPVLM(VLM):
         )
         self.context_width = self.text.width
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def check_settings(cls, settings: VLMSettings) -> None:
+        name, config = settings.model, model_config(settings.model)
+        foreign = _foreign_parts(config)
+        if foreign:
+            raise ValueError(
+                f"vlm.model {name!r} is not supported: it is no plain SigLIP ({', '.join(foreign)})"
+            )
+        side = config["vision_cfg"]["image_size"]
+        if settings.resolution != side:
+            raise ValueError(
+                f"vlm.resolution must be {side} for {name} (got {settings.resolution})"
+            )
+        check_checkpoint(settings, config)
+
+    @classmethod
+    def check_prompt_length(cls, settings: VLMSettings, tokens: int, names: list[str]) -> None:
+        # Without the tokenizer, which may have to be downloaded: a word and EOS must fit.
+        most = model_config(settings.model)["text_cfg"]["context_length"]
+        if tokens + 2 > most:
+            raise ValueError(
+                f"prompts: {tokens} context tokens leave no room for a name and EOS in the {most} "
+                f"that {settings.model} reads"
+            )
+
+    @classmethod
+    def fetch_weights(cls, settings: VLMSettings) -> None:
+        fetch(settings)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         return pixels.float() / 127.5 - 1

@@ -1,4 +1,4 @@
-"""Which labels captions show: those to tune on, and those that are held out."""
+"""Which labels have captions, among those to tune on and among those held out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from prompt_tuning.captions import Caption, is_held_out
 from prompt_tuning.categories import CategoryList
 
-_NAMED = 10
+_MAX_LISTED = 10
 
 
 @dataclass(frozen=True)
 class CaptionCoverage:
-    """How many captions are to tune on and how many are held out, and which labels each lack."""
+    """The numbers of captions to tune on and held out, and the labels that each part lacks."""
 
     training: int
     held_out: int
@@ -24,42 +24,42 @@ class CaptionCoverage:
     def of(
         cls, captions: Iterable[Caption], categories: CategoryList, held_out: float
     ) -> CaptionCoverage:
-        """That of these captions, of which the share `held_out` is held out."""
+        """The coverage of these captions, where `held_out` is the share that is held out."""
         counts, shown = [0, 0], (set[int](), set[int]())
         for caption in captions:
             part = is_held_out(caption, held_out)
             counts[part] += 1
             shown[part].update(caption.labels)
         training, validation = (
-            tuple(name for c, name in enumerate(categories.names) if c not in of_part)
-            for of_part in shown
+            tuple(name for c, name in enumerate(categories.names) if c not in labels)
+            for labels in shown
         )
         return cls(counts[0], counts[1], training, validation)
 
     def check(self, allow_missing: bool, allowed_by: str = "allow_missing=True") -> None:
-        """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
+        """Check that there are enough captions and, unless `allow_missing`, some of every label.
 
         Raises:
-            ValueError: in one line; `allowed_by`: what it says would allow them.
+            ValueError: in one line. `allowed_by`: how to allow missing labels, for the message.
         """
         check_split(self.training, self.held_out)
         if (missing := self.labels_without_training) and not allow_missing:
             raise ValueError(
-                f"none to tune on for these labels: {named(missing)}; add captions, or synonyms "
-                f"that captions use, or tune without any by {allowed_by}"
+                f"these labels have no caption to tune on: {named(missing)}; add captions, or "
+                f"synonyms that captions use, or allow this with {allowed_by}"
             )
 
 
 def check_split(training: int, held_out: int) -> None:
-    """Raises ValueError when there are no captions to tune on, or none that are held out."""
+    """Raise ValueError if there is no caption to tune on, or none held out."""
     if not training or not held_out:
         raise ValueError(
-            f"of {training + held_out} captions {training} are to tune on and {held_out} held "
-            "out; neither may be none: add captions, or change the share held out"
+            f"{training} captions to tune on and {held_out} held out: both must be at least 1; "
+            "add captions, or change the share that is held out"
         )
 
 
 def named(labels: tuple[str, ...]) -> str:
-    """The labels with commas between them, the first ten of many."""
-    more = len(labels) - _NAMED
-    return ", ".join(labels[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    """The labels as a comma-separated list, shortened after ten."""
+    more = len(labels) - _MAX_LISTED
+    return ", ".join(labels[:_MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")

@@ -1,7 +1,7 @@
 """Which answers of the language model become captions, and with which labels.
 
-A label holds when the sentence names the category; an answer that does not name what was asked
-for loses that label. Every sentence that is dropped is counted under one reason.
+A caption's labels are the categories that its sentence names, whether or not they were asked for.
+Each dropped answer has exactly one reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _DEFINITION = re.compile(r"^(an?|the) ([\w-]+ ){1,4}(is|are) (an?|one|the|known|
 _MARKUP = re.compile(r":(?!\d)|\||_|[#*<>{}\[\]]|\d\.\s")
 _COMMAS_ALLOWED = 3
 _TYPOGRAPHY = str.maketrans("\u2018\u2019\u201c\u201d\u2013\u2014\u00a0", "''\"\"-- ")
-# Small words of the languages that models slip into; two of them make a sentence foreign.
+# Frequent words of languages that models switch to; two of them make a sentence foreign.
 _FOREIGN = frozenset(
     """
     der das den dem und ist ein eine einer mit auf el los las una unos con en del muy y le les un
@@ -36,15 +36,15 @@ _FOREIGN = frozenset(
     """.split()
 )
 _SMALL = frozenset("a an the of in on at with and or is are was its it to from by for".split())
-# May well be said twice.
+# Such phrases may occur twice in a sentence.
 _PLACE = re.compile(r"\b(in front of|on top of|next to) an?\b")
-_COPIED_RUN = 5
+_COPIED_RUN = 5  # words
 
 
 class CaptionFilter:
-    """Turns answers into captions, remembering what it has kept.
+    """Turns answers into captions without duplicates.
 
-    `kinds`: unreviewed words by category name, which count as naming the category.
+    `kinds`: unreviewed kinds by category name, which count as names of the category.
     """
 
     def __init__(
@@ -56,13 +56,13 @@ class CaptionFilter:
         self._names = categories.names
         self._matcher = NounMatcher(categories.categories, kinds)
         self._settings = settings
-        self._seen = set[bytes]()  # hashes of what was kept
+        self._seen = set[bytes]()  # hashes of the captions
         self._example = lru_cache(maxsize=1024)(
             lambda text: (_runs(text), set(self._matcher.find(text)), _content_words(text))
         )
 
     def judge(self, question: Question, answer: Answer) -> Caption | str:
-        """The caption that an answer makes, or the reason to drop it."""
+        """The caption from an answer, or the reason to drop the answer."""
         if answer.failure is not None:
             return "not answered"
         text = " ".join(answer.text.translate(_TYPOGRAPHY).split()).strip("\"' ")
@@ -71,7 +71,7 @@ class CaptionFilter:
         reason = self._reason_to_drop(question, answer, text, bare, labels, asked)
         if reason:
             return reason
-        # With the labels: a dog on the grass is no duplicate of a cow there.
+        # With labels, because "a dog on the grass" does not duplicate "a cow on the grass".
         content = f"{_content_words(text)}/{labels}".encode()
         hashed = hashlib.blake2b(content, digest_size=8).digest()
         if hashed in self._seen:
@@ -88,7 +88,7 @@ class CaptionFilter:
         labels: tuple[int, ...],
         asked: set[int],
     ) -> str | None:
-        """`bare`: the text without names, for a label may be called "C#" or "no parking sign"."""
+        """`bare`: the text without category names, which may be "C#" or "no parking sign"."""
         words = text.split()
         if not self._settings.min_words <= len(words) <= self._settings.max_words:
             return "too short or too long"
@@ -119,19 +119,19 @@ class CaptionFilter:
 
 
 def _is_foreign(text: str) -> bool:
-    """Whether a sentence has other letters than Latin ones, or small words of other languages."""
+    """Whether a sentence has letters outside the Latin script or words of other languages."""
     if any(letter.isalpha() and letter > "\u024f" for letter in text):
         return True
     return len(_FOREIGN & set(re.findall(r"\w+", text.lower()))) > 1
 
 
 def _content_words(text: str) -> str:
-    """What makes two sentences near duplicates: the same telling words, whatever their order."""
+    """The sorted content words of a sentence; near duplicates have the same ones."""
     return " ".join(sorted(set(re.findall(r"[a-z]+", text.lower())) - _SMALL))
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
-    """Runs of words so telling that two sentences share one only when one copies the other."""
+    """Word runs with at least three longer words; sharing one means that a sentence was copied."""
     words = re.findall(r"[a-z']+", text.lower())
     runs = (tuple(words[i : i + _COPIED_RUN]) for i in range(len(words) - _COPIED_RUN + 1))
     return {run for run in runs if len({word for word in run if len(word) > 3}) >= 3}

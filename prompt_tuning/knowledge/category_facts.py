@@ -1,4 +1,4 @@
-"""What the language model says about the categories in lists, before sentences are asked for."""
+"""Category facts: lists about the categories, which the language model gives first."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Votes = dict[str, int]
 
 
 class CategoryFacts(Settings):
-    """The lists, read.
+    """The lists, by category name where they are about one category.
 
-    `attributes`: of all things, the most named first. `aspects`: the attributes of each category.
-    `kinds`: kinds of each category besides those that its list has. `classes`: the words for what
-    each category is, with votes. `company`: the words for what each is seen with, with votes.
-    `together`: the same as categories: how often one was named for another, either way round.
+    `attributes`: in which things differ, the most frequent first. `aspects`: the attributes that
+    matter for a category. `kinds`: of a category, besides those in the category list. `classes`:
+    votes for words for what a category is. `company`: votes for words for what it is seen with.
+    `together`: votes for other categories that it is seen with, in either direction.
     """
 
     attributes: tuple[str, ...] = _FIRST_ATTRIBUTES
@@ -36,11 +36,11 @@ class CategoryFacts(Settings):
     together: dict[str, Votes] = {}
 
     def attributes_of(self, name: str) -> tuple[str, ...]:
-        """The attributes to ask a category about, never none."""
+        """The attributes to ask about for a category; at least one."""
         return self.aspects.get(name) or self.attributes
 
     def companions(self, chosen: Iterable[str]) -> Votes:
-        """Categories that were named with any of those chosen, with votes."""
+        """Votes for the categories that are seen with any of those chosen."""
         votes: Counter[str] = Counter()
         for name in chosen:
             votes.update(self.together.get(name, {}))
@@ -50,9 +50,9 @@ class CategoryFacts(Settings):
 def read_category_facts(
     categories: CategoryList, pairs: Iterable[tuple[Question, Answer]], attributes: int
 ) -> CategoryFacts:
-    """Read the lists out of the answers; `attributes` is how many are used at most.
+    """Read the lists from the answers. `attributes`: the maximum number of attributes.
 
-    A model's slips hardly ever repeat, so a kind counts when two answers agree on it.
+    A kind counts if two answers agree on it, because a model rarely repeats a mistake.
     """
     shared: Counter[str] = Counter()
     aspects: dict[str, Counter[str]] = {name: Counter() for name in categories.names}
@@ -81,8 +81,7 @@ def read_category_facts(
                 if found != name:
                     together[name][found] += 1
                     together[found][name] += 1
-    # The words that the question itself gives stand first: a model that answers nonsense leaves
-    # a usable list.
+    # The words in the question itself come first: even nonsense answers leave a usable list.
     ranked = [word for word in _ranked(shared) if word not in _FIRST_ATTRIBUTES]
     common = (*_FIRST_ATTRIBUTES, *ranked)[: max(attributes, len(_FIRST_ATTRIBUTES))]
     return CategoryFacts(
@@ -98,7 +97,7 @@ def read_category_facts(
 
 
 def _items(answer: Answer) -> list[str]:
-    """The items of a comma-separated list, each once, without the last where it was cut."""
+    """The unique items of a comma-separated list, without the last item of a truncated answer."""
     items = [" ".join(item.split()).lower() for item in re.split(r"[,;\n]", answer.text)]
     if not answer.finished:
         items.pop()
@@ -107,7 +106,7 @@ def _items(answer: Answer) -> list[str]:
 
 
 def _singular(item: str) -> str:
-    """A kind that was given in the plural: one vote with the singular."""
+    """A kind in the singular, so that both numbers share their votes."""
     *first, last = item.split(" ")
     return " ".join([*first, singular(last)])
 
@@ -115,7 +114,7 @@ def _singular(item: str) -> str:
 def confirm_kinds(
     facts: CategoryFacts, categories: CategoryList, pairs: Iterable[tuple[Question, Answer]]
 ) -> CategoryFacts:
-    """Keep only the kinds of which the model, asked what they are, names their category always."""
+    """Keep a kind only if the model, asked what it is, always names its category."""
     matcher = NounMatcher(categories.categories)
     doubted = {
         (name, kind)
@@ -135,14 +134,14 @@ def _ranked(votes: Counter[str]) -> list[str]:
 
 
 def _aspects(votes: Counter[str], common: tuple[str, ...]) -> tuple[str, ...]:
-    """The shared attributes that the model names for a category, filled up where they are few."""
+    """The shared attributes that the model names for a category, filled up to a minimum."""
     named = [word for word in common if word in votes]
     others = [word for word in common if word not in votes]
     return tuple(named + others[: max(0, _LEAST_ATTRIBUTES - len(named))])
 
 
 def _kinds(category: int, votes: Counter[str], matcher: NounMatcher) -> tuple[str, ...]:
-    """Kinds that answers agree on, without "car door", "dog house" and other categories."""
+    """Kinds that answers agree on, except "car door", "dog house" and names of other categories."""
     return tuple(
         kind
         for kind in _ranked(votes)

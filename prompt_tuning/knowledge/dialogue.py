@@ -9,10 +9,11 @@ from prompt_tuning.knowledge.templates import Kind
 
 @dataclass(frozen=True)
 class Question:
-    """One question: for chat models `instruction`, for base models `pattern` to be completed.
+    """A question, as `instruction` for chat models and as `pattern` for base models to complete.
 
-    `categories`: names of what the answer should show, `words`: what they are called here.
-    `shown`: the answers in the pattern, which must not come back. `seed`: of the sampling.
+    `categories`: the names of those that the answer should show. `words`: the words for them in
+    this question. `shown`: the example answers in the pattern, which an answer must not copy.
+    `seed`: for sampling the answer.
     """
 
     kind: Kind
@@ -25,15 +26,16 @@ class Question:
 
     @property
     def line(self) -> str:
-        """What is asked, as the pattern's last line."""
+        """The last line of the pattern, which the answer completes."""
         return self.pattern.rpartition("\n")[2]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote to a question; `finished` is false when the token limit cut it.
+    """The model's answer to a question.
 
-    `failure`: why the engine could not answer at all, then the text is empty.
+    `finished`: false if the token limit cut the text. `failure`: why no engine could answer; the
+    text is empty then.
     """
 
     text: str

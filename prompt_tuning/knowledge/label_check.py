@@ -1,4 +1,4 @@
-"""Whether a sentence about each label would be kept: asked before a language model writes any."""
+"""Checks, before a language model is asked, that the filter keeps sentences about each label."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prompt_tuning.categories import CategoryList
 from prompt_tuning.knowledge.caption_filter import CaptionFilter
 from prompt_tuning.knowledge.dialogue import Answer, Question
 
-# As models write them: the label is the subject, or what stands near decides whether it is a noun.
+# Typical sentences: the label as the subject, or in contexts that decide whether it is a noun.
 _SENTENCES = (
     "A {} waits near the old gate.",
     "The {} moves slowly past an old house.",
@@ -24,9 +24,9 @@ _SENTENCES = (
 
 @dataclass(frozen=True)
 class DroppedLabel:
-    """A label about which all or most plain sentences are dropped, most often for `reason`.
+    """A label whose sentences are mostly dropped. `reason`: the most frequent one.
 
-    `never`: whether those with its synonyms and kinds are dropped too.
+    `never`: whether all of its sentences are dropped, also those with its synonyms and kinds.
     """
 
     name: str
@@ -35,8 +35,8 @@ class DroppedLabel:
 
 
 def dropped_labels(categories: CategoryList) -> list[DroppedLabel]:
-    """Labels that hardly any sentence can get, found by the caption filter itself."""
-    # Of any length: a person may want longer sentences than these.
+    """Labels that few sentences can get, found by running the caption filter."""
+    # Of any length, because the length limits of a run do not depend on the label.
     judge = CaptionFilter(categories, CaptionSettings(min_words=1, max_words=1000)).judge
 
     def fates(name: str, word: str) -> Iterator[Caption | str]:

@@ -1,12 +1,12 @@
-"""The questions that are put to the language model, of three kinds (arXiv 2403.01209, §3.2).
+"""The questions to the language model, of three kinds (arXiv 2403.01209, §3.2).
 
-Category-agnostic: attributes that things may differ in. Category-specific: what one category looks
-like under an attribute. Relationship: a scene in which a set of categories occurs together. Lists
-are asked first (the facts), for the sentences build on them. Labels are known by construction: a
-question carries the categories that its answer should show.
+Category-agnostic questions ask for attributes in which things differ, category-specific ones for
+what one category looks like under an attribute, and relationship questions for a scene with a set
+of categories. Category facts are asked first, because the other questions use them. Each question
+carries the categories that its answer should show, so labels are known by construction.
 
-Every draw is named by the category and the number of the question, and questions come in blocks of
-a few categories: another category, kind or template changes no block in which it does not occur.
+Every random draw depends only on the category and the question's number, and questions come in
+blocks of a few categories. So a new category, kind or template changes only its own blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from prompt_tuning.storage import digest
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
-# How often each list is asked for: a model's agreement with itself says what to believe.
+# How often each list is asked for: what several answers agree on is more likely true.
 _SAMPLES: dict[Kind, int] = {"attributes": 8, "aspects": 2, "kinds": 4, "classes": 2, "together": 4}
 _EXAMPLES_SHOWN = 8
 _EXAMPLE_SETS = 6
@@ -39,11 +39,12 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 class QuestionSettings(Settings):
     """How many questions are asked.
 
-    `attributes`: how many attributes are asked for and used at most. `per_category`: sentences
-    about each category, from each template of that kind. `relationships`: sentences about sets,
-    from each template of that kind; each category begins an equal number of them, rounded up to
-    four binary digits, and the sizes 1 to 5 come in the shares of `set_shares`. `templates`: a YAML
-    file of templates that replace the built-in ones of their name or are asked besides.
+    `attributes`: the maximum number of attributes. `per_category`: questions about each category,
+    from each template of kind `specific`. `relationships`: questions about sets of categories, from
+    each template of kind `relationship`; each category starts the same number of sets, so the total
+    is rounded up, by about an eighth at most in long runs. `set_shares`: the shares of sets with 1
+    to 5 categories. `templates`: a YAML file of templates that replace the built-in ones of the
+    same name or are asked in addition. `seed`: of all random draws.
     """
 
     attributes: Annotated[int, Field(ge=0, le=1000)] = 12
@@ -56,20 +57,20 @@ class QuestionSettings(Settings):
     @model_validator(mode="after")
     def _shares_make_a_whole(self) -> QuestionSettings:
         if not math.isclose(sum(self.set_shares), 1, abs_tol=1e-6):
-            raise ValueError(f"set_shares add up to {sum(self.set_shares):g}, not to 1")
+            raise ValueError(f"set_shares must add up to 1 (got {sum(self.set_shares):g})")
         return self
 
     @property
     def asks_something(self) -> bool:
-        """Whether a language model is needed at all."""
+        """Whether a language model is needed."""
         return self.per_category + self.relationships > 0
 
 
 class QuestionWriter:
-    """Writes the questions about one category list, the same ones for the same settings.
+    """Writes the questions about a category list: the same ones for the same settings.
 
-    `block_size`: how many questions a block has, about. Questions are made as they are taken, so
-    any number of them needs no memory.
+    `block_size`: the approximate number of questions per block. Questions are generated lazily:
+    consume each block before the next one.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class QuestionWriter:
         self._settings, self.block_size = settings, block_size
         self._templates = templates
         matcher = NounMatcher(categories.categories)
-        # Of each template, each example with the categories that it names.
+        # By template, the categories that each example names.
         self._examples = {
             name: {
                 example: {categories.names[i] for i in matcher.find(example)}
@@ -93,37 +94,37 @@ class QuestionWriter:
         }
 
     def count(self, kinds: tuple[Kind, ...]) -> int:
-        """How many questions of these kinds there are."""
+        """The number of questions of these kinds."""
         return sum(
-            self._a_category(template.kind)
+            self._per_category(template.kind)
             * (1 if template.kind == "attributes" else len(self._categories))
             for template in self._templates.values()
             if template.kind in kinds
         )
 
     def count_checks(self, facts: CategoryFacts) -> int:
-        """How many questions `checks` makes."""
+        """The number of questions that `checks` yields."""
         templates = sum(template.kind == "classes" for template in self._templates.values())
         return templates * _SAMPLES["classes"] * sum(map(len, facts.kinds.values()))
 
     def facts(self) -> Iterator[Iterator[Question]]:
-        """Blocks of questions for the lists."""
+        """Blocks of questions for category facts."""
         for name, template in self._templates.items():
             if template.kind == "attributes":
                 yield (
                     self._question(name, (), (), n, count=self._settings.attributes)
-                    for n in range(self._a_category("attributes"))
+                    for n in range(self._per_category("attributes"))
                 )
             elif template.kind in FACTS:
                 for block in self._blocks(template.kind):
                     yield (
                         self._question(name, (asked,), (asked,), n, name=asked)
                         for asked in block
-                        for n in range(self._a_category(template.kind))
+                        for n in range(self._per_category(template.kind))
                     )
 
     def checks(self, facts: CategoryFacts) -> Iterator[Iterator[Question]]:
-        """Blocks of questions for what each kind is that the model has named."""
+        """Blocks of questions about what each kind is that the model has named."""
         for name, template in self._templates.items():
             if template.kind == "classes":
                 for block in self._blocks("kinds"):
@@ -135,7 +136,7 @@ class QuestionWriter:
                     )
 
     def sentences(self, facts: CategoryFacts) -> Iterator[Iterator[Question]]:
-        """Blocks of questions for the sentences, from what the lists have said."""
+        """Blocks of questions for captions, based on the category facts."""
         for name, template in self._templates.items():
             if template.kind == "specific":
                 for block in self._blocks("specific"):
@@ -144,13 +145,13 @@ class QuestionWriter:
                 for block in self._blocks("relationship"):
                     yield (q for asked in block for q in self._relationship(name, asked, facts))
 
-    def _a_category(self, kind: Kind) -> int:
-        """How many questions one template of a kind asks about each category."""
+    def _per_category(self, kind: Kind) -> int:
+        """The number of questions from one template of this kind about each category."""
         settings = self._settings
         if kind == "specific":
             return settings.per_category
         if kind == "relationship":
-            return _rounded_up(settings.relationships / len(self._categories))
+            return _round_up(settings.relationships / len(self._categories))
         if not settings.asks_something or (
             kind in ("attributes", "aspects")
             and (settings.attributes == 0 or settings.per_category == 0)
@@ -159,24 +160,24 @@ class QuestionWriter:
         return _SAMPLES[kind]
 
     def _blocks(self, kind: Kind) -> list[list[str]]:
-        questions = len(self._categories) * self._a_category(kind)
+        questions = len(self._categories) * self._per_category(kind)
         return blocks(self._categories, max(1, questions // self.block_size)) if questions else []
 
     def _specific(self, template: str, asked: str, facts: CategoryFacts) -> Iterator[Question]:
-        """Half of the questions use the plain name, for it is what a tag means first."""
+        """Half of the questions use the category's own name, which is the main meaning of a tag."""
         attributes = shuffled(facts.attributes_of(asked), template, asked)
         others = shuffled(self._other_words(self._categories[asked], facts), template, asked)
-        for n in range(self._a_category("specific")):
+        for n in range(self._per_category("specific")):
             turn = n // 2
             word = others[turn % len(others)] if n % 2 and others else asked
-            # The second time round the words, each meets another attribute.
+            # In the second round of words, each word meets another attribute.
             attribute = attributes[(turn + turn // len(attributes)) % len(attributes)]
             yield self._question(template, (asked,), (word,), n, name=word, attribute=attribute)
 
     def _relationship(self, template: str, asked: str, facts: CategoryFacts) -> Iterator[Question]:
         start = unit_draw(self._settings.seed, template, asked)
-        for n in range(self._a_category("relationship")):
-            # Steps of the golden ratio fill the shares evenly however many there are.
+        for n in range(self._per_category("relationship")):
+            # Steps of the golden ratio fill the shares evenly for any number of questions.
             size = self._set_size((start + n * _GOLDEN_RATIO) % 1)
             chosen = [asked]
             while len(chosen) < min(size, len(self._categories)):
@@ -199,7 +200,7 @@ class QuestionWriter:
         return len(self._settings.set_shares)
 
     def _companion(self, chosen: list[str], template: str, n: int, facts: CategoryFacts) -> str:
-        """A category that the model has named with those chosen; any, where it has named none."""
+        """A category that the model has named with those chosen, or any if it has named none."""
         weights = {
             name: float(votes)
             for name, votes in facts.companions(chosen).items()
@@ -223,7 +224,7 @@ class QuestionWriter:
     ) -> Question:
         template = self._templates[name]
         line = template.line.format(**fields)
-        # Examples that name what is asked would leak their words.
+        # The model would copy from examples that name a category of the question.
         examples = [
             example
             for example in shuffled(template.examples, name, number % _EXAMPLE_SETS)
@@ -240,7 +241,11 @@ class QuestionWriter:
         )
 
 
-def _rounded_up(share: float) -> int:
-    """To four binary digits: a longer list hardly ever changes how many sets a category begins."""
+def _round_up(share: float) -> int:
+    """Round up to a coarse grid, by an eighth at most (by less than 1 up to 15).
+
+    So a longer category list rarely changes how many sets each category starts, and the shards of
+    these questions stay valid.
+    """
     step = 2 ** max(0, math.ceil(share).bit_length() - 4)
     return step * math.ceil(share / step)

@@ -1,4 +1,4 @@
-"""Templates of questions: what is asked of a chat model, and the pattern a base model completes."""
+"""Question templates: an instruction for chat models, a pattern for base models to complete."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ _FIELDS: dict[Kind, set[str]] = {
 class Template(Settings):
     """One way to ask.
 
-    `kind`: what the answers serve for. Lists come from `attributes` (asked once, of no category),
-    `aspects` (which of them matter for a category), `kinds`, `classes` (what a category is) and
-    `together` (what it is seen with); sentences from `specific` (one category under an attribute)
-    and `relationship` (a set of categories). `instruction` is for chat models. Base models get
-    `heading`, a few of the `examples` and `line` to go on with, on lines of their own.
+    `kind`: what the answers are used for. Category facts come from `attributes` (not about a
+    category), `aspects` (which attributes matter for a category), `kinds`, `classes` (what a
+    category is) and `together` (what it is seen with); captions from `specific` (one category and
+    an attribute) and `relationship` (a set of categories). `instruction`: for chat models.
+    `heading`, `line`: the first and last line of the pattern for base models, with some of the
+    `examples` between them.
     """
 
     kind: Kind
@@ -62,10 +63,12 @@ class Template(Settings):
                 )
             subject = {"name", "names"} & fields
             if subject - used:
-                raise ValueError(f"{part} must have {{{min(subject)}}}, the thing that is asked of")
+                raise ValueError(
+                    f"{part} must contain {{{min(subject)}}}, the category to ask about"
+                )
         for example in self.examples:
             if ": " not in example:
-                raise ValueError(f"example {example[:60]!r} must be `what is asked: the answer`")
+                raise ValueError(f"example {example[:60]!r} must be `question: answer`")
         return self
 
 

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from prompt_tuning.backbones.base import VLM, fetch_weights, load_vlm
+from prompt_tuning.backbones import fetch_weights, load_vlm
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.new_labels import meant_labels

@@ -116,7 +116,7 @@ def _packable_prompts(
         for context, of_name in zip(branch.rows.tolist(), after, strict=True)
     ]
     longest = max(range(len(prompts)), key=lambda c: len(prompts[c]))
-    vlm.check_prompt_length(len(prompts[longest]), names[longest])
+    vlm.check_length(len(prompts[longest]), names[longest])
     return vlm.embed_words(torch.tensor(ids, device=vlm.device)), prompts
 
 

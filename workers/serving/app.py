@@ -1,6 +1,6 @@
 """The HTTP service of `datafree serve`: a FastAPI app on Ray Serve in front of the models.
 
-It reads requests, keeps to limits, and asks `TaggingModel` image by image, so that images of
+It reads requests, enforces limits, and sends images to `TaggingModel` one by one, so that images of
 different requests share batches.
 """
 
@@ -18,7 +18,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -26,7 +25,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from prompt_tuning.tagging.tag_stream import TagRule
 from workers.serving.client import ModelCalls
 from workers.serving.limits import Limits
-from workers.serving.metrics import Measures
+from workers.serving.metrics import Metrics
 from workers.serving.model import Refusal, TaggingModel
 from workers.serving.requests import (
     body_schema,
@@ -48,8 +47,8 @@ from workers.serving.traffic import Traffic
 APPLICATION = "datafree"
 MODEL = TaggingModel.__name__
 
-# What still runs at the end is drained already, or has had its time.
-_LAST_SECONDS: dict[str, Any] = {
+# Short, because `drain` comes first.
+_SHUTDOWN: dict[str, Any] = {
     "graceful_shutdown_wait_loop_s": 0.1,
     "graceful_shutdown_timeout_s": 5.0,
 }
@@ -61,7 +60,7 @@ _CSP = (
 )
 
 ArtifactName = Annotated[
-    str | None, Query(description="which artifact; needed when there are several")
+    str | None, Query(description="name of the artifact; required when there are several")
 ]
 
 
@@ -73,44 +72,51 @@ def build_app(
     hosts: list[str],
     limits: Limits,
 ) -> Traffic:
-    """The app. `page`: the HTML at `/`.
+    """The app.
 
-    `token`: wanted for all but the page, `/health` and the description of the API. `hosts`: what a
-    browser may call this service; others are a page elsewhere that pretends.
+    Args:
+        handle: the deployment of `TaggingModel`.
+        artifacts: names of the artifacts.
+        page: the HTML at `/`.
+        token: required for all but the page, `/health` and the description of the API.
+        hosts: host names that requests may use; refusing others prevents DNS rebinding.
+        limits: see `Limits`.
     """
-    measures = Measures()
-    models = ModelCalls(handle, limits, measures)
+    counts = Metrics()
+    models = ModelCalls(handle, limits, counts)
     app = FastAPI(
         title="datafree",
-        description="Tags for images, from prompts that were tuned on text alone.",
-        docs_url=None,  # these load their code from elsewhere
+        description="Tags images with prompts that were tuned on text alone.",
+        docs_url=None,  # both pages load code from other servers
         redoc_url=None,
     )
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
     @app.exception_handler(StarletteHTTPException)
-    async def told(_: Request, error: StarletteHTTPException) -> JSONResponse:
+    async def http_error(_: Request, error: StarletteHTTPException) -> JSONResponse:
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid_request(_: Request, error: RequestValidationError) -> JSONResponse:
         return JSONResponse({"error": first_error(error.errors(), skip=1)}, 422)
 
     @app.exception_handler(Exception)
-    async def failed(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "the service failed at this; its log says why"}, 500)
+    async def internal_error(_: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "Internal server error; see the server log"}, 500)
 
-    def authorised(request: Request) -> None:
+    def check_token(request: Request) -> None:
         given = request.headers.get("authorization", "")
         if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            sentence = "a bearer token is wanted: Authorization: Bearer …"
-            raise HTTPException(401, sentence, {"WWW-Authenticate": "Bearer"})
+            headers = {"WWW-Authenticate": "Bearer"}
+            raise HTTPException(401, "Missing or invalid bearer token", headers)
 
-    def chosen(artifact: str | None) -> str:
+    def resolved(artifact: str | None) -> str:
         if artifact is None and len(artifacts) == 1:
             return artifacts[0]
         if artifact not in artifacts:
-            refuse(422, f"artifact: {artifact or 'missing'}; there are {', '.join(artifacts)}")
+            refuse(
+                422, f"artifact must be one of {', '.join(artifacts)} (got {artifact or 'none'})"
+            )
         return artifact
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -118,21 +124,21 @@ def build_app(
         headers = {"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff"}
         return HTMLResponse(page, headers=headers)
 
-    @app.get("/health", summary="Whether the models answer", responses={503: {"model": HealthOut}})
+    @app.get("/health", summary="State of the models", responses={503: {"model": HealthOut}})
     async def health() -> HealthOut:
         try:
             state = await models.state()
-        except (TimeoutError, RayActorError, RayServeException):
+        except HTTPException:
             return JSONResponse({"status": "unavailable"}, 503)  # type: ignore[return-value]
-        problems = {name: of.problem for name, of in state.items() if of.problem}
+        problems = {name: one.problem for name, one in state.items() if one.problem}
         return HealthOut(
             status="outdated" if problems else "ok",
-            artifacts={name: of.version for name, of in state.items() if of.version},
+            artifacts={name: one.version for name, one in state.items() if one.version},
             problems=problems,
         )
 
     guarded = APIRouter(
-        dependencies=[Depends(authorised)],
+        dependencies=[Depends(check_token)],
         responses={status: {"model": ErrorOut} for status in (401, 413, 415, 422, 429, 503, 504)},
     )
 
@@ -142,20 +148,19 @@ def build_app(
         response_model_exclude_none=True,
     )
     async def labels() -> LabelsOut:
-        try:
-            state = await models.state()
-        except (TimeoutError, RayActorError, RayServeException):
-            refuse(503, "the model is being started again; try again soon", retry_after=5)
-        return LabelsOut(artifacts=[artifact_out(name, of) for name, of in state.items()])
+        state = await models.state()
+        return LabelsOut(artifacts=[artifact_out(name, one) for name, one in state.items()])
 
-    @guarded.get("/metrics", summary="For Prometheus", response_class=PlainTextResponse)
+    @guarded.get(
+        "/metrics", summary="Metrics in Prometheus's text format", response_class=PlainTextResponse
+    )
     async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(measures.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(counts.text(), media_type="text/plain; version=0.0.4")
 
     @guarded.post(
         "/tag",
         summary="Tags for images",
-        openapi_extra=body_schema("several"),
+        openapi_extra=body_schema("one or more image files"),
         response_model_exclude_none=True,
     )
     async def tag(
@@ -163,53 +168,60 @@ def build_app(
         artifact: ArtifactName = None,
         threshold: Annotated[
             float | None,
-            Query(ge=0, le=1, description="score of a tag; else each label's own", examples=[0.5]),
+            Query(
+                ge=0,
+                le=1,
+                description="lowest score of a tag; by default each label has its own",
+                examples=[0.5],
+            ),
         ] = None,
         top: Annotated[
-            int | None, Query(ge=1, description="no more tags an image than this", examples=[5])
+            int | None, Query(ge=1, description="at most this many tags per image", examples=[5])
         ] = None,
     ) -> TagsOut:
-        name = chosen(artifact)
+        name = resolved(artifact)
         images = await read_images(request, limits)
-        results = await models.ask_for_each(images, "tag", name, TagRule(threshold, top))
-        refusals = [result for result in results if isinstance(result, Refusal)]
-        measures.images.labels("refused").inc(len(refusals))
-        measures.images.labels("tagged").inc(len(results) - len(refusals))
-        if len(refusals) == len(results):
-            refuse(refusals[0].status, f"{images[0].name}: {refusals[0].reason}")
-        version = next(of.version for of in results if not isinstance(of, Refusal))
-        told = [image_out(of.name, result) for of, result in zip(images, results, strict=True)]
-        return TagsOut(artifact=name, version=version, images=told)
+        results = await models.call_for_each(images, "tag", name, TagRule(threshold, top))
+        versions = [result.version for result in results if not isinstance(result, Refusal)]
+        counts.images.labels("refused").inc(len(results) - len(versions))
+        counts.images.labels("tagged").inc(len(versions))
+        if not versions:
+            refuse(results[0].status, f"{images[0].name}: {results[0].reason}")
+        pairs = zip(images, results, strict=True)
+        tagged = [image_out(image.name, result) for image, result in pairs]
+        return TagsOut(artifact=name, version=versions[0], images=tagged)
 
-    @guarded.post("/regions", summary="What speaks for labels", openapi_extra=body_schema("one"))
+    @guarded.post(
+        "/regions", summary="Regions that show labels", openapi_extra=body_schema("one image file")
+    )
     async def regions(
         request: Request,
-        label: Annotated[list[str], Query(description="of which labels", examples=[["dog"]])],
+        label: Annotated[list[str], Query(description="labels to locate", examples=[["dog"]])],
         artifact: ArtifactName = None,
     ) -> RegionsOut:
-        name = chosen(artifact)
+        name = resolved(artifact)
         images = await read_images(request, limits)
         if len(images) > 1:
-            refuse(413, f"{len(images)} images; one is the most for regions")
-        [found] = await models.ask_for_each(images, "regions", name, label)
+            refuse(413, f"a request for regions must have one image (got {len(images)})")
+        [found] = await models.call_for_each(images, "regions", name, label)
         if isinstance(found, Refusal):
             refuse(found.status, f"{images[0].name}: {found.reason}")
         return RegionsOut(artifact=name, version=found.version, regions=found.regions)
 
     app.include_router(guarded)
-    return Traffic(app, limits, measures)
+    return Traffic(app, limits, counts)
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Lifeline:
-    """An actor that lives as long as the process that made it, however that ends."""
+    """An actor that lives as long as the process that created it, however that ends."""
 
     async def hold(self) -> None:
         await asyncio.Event().wait()
 
 
-def _end_with(lifeline: Any) -> None:
-    """Applications of Ray Serve outlive who started them; this one is not to."""
+def _shut_down_after(lifeline: Any) -> None:
+    """Shut Ray Serve down with the process that started it, which it would outlive."""
     try:
         ray.get(lifeline.hold.remote())
     except RayActorError:
@@ -228,10 +240,11 @@ def application(
     limits: Limits,
     lifeline: Any,
 ) -> serve.Application:
-    """What Ray Serve runs: one front, and `replicas` models of so many CPUs and GPUs each.
+    """The application for Ray Serve: one front, and `replicas` models.
 
-    It ends with `lifeline`, an actor `Lifeline`. Of its handle, `drain` has the front refuse what
-    comes anew, and returns when what is under way is answered.
+    `cpus` and `gpus` are what each model gets. The application ends with `lifeline`, an actor
+    `Lifeline`. The method `drain` of its handle makes the front refuse new requests, and returns
+    when those under way are answered.
     """
     artifacts = list(folders)
 
@@ -244,7 +257,7 @@ def application(
         app: Traffic
 
         def __init__(self, models: DeploymentHandle) -> None:
-            threading.Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+            threading.Thread(target=_shut_down_after, args=(lifeline,), daemon=True).start()
 
         async def drain(self) -> None:
             await self.app.drain()
@@ -253,13 +266,13 @@ def application(
         name=MODEL,
         num_replicas=replicas,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        # The front admits no more than its limit; whoever asks for the state comes through.
+        # The front admits `waiting` images; the rest leaves room for questions about the state.
         max_ongoing_requests=limits.waiting + 32,
-        **_LAST_SECONDS,
+        **_SHUTDOWN,
     )(TaggingModel)
     front = serve.deployment(
         ray_actor_options={"num_cpus": 0},
         max_ongoing_requests=2 * limits.waiting,
-        **_LAST_SECONDS,
+        **_SHUTDOWN,
     )(Front)
     return front.bind(model.bind(folders, cache, limits.pixels, gpus, cpus))

@@ -1,4 +1,4 @@
-"""Questions of the tagging service to its models: within limits, and once more when one dies."""
+"""Calls from the front of the tagging service to its models, retried once when a model dies."""
 
 from __future__ import annotations
 
@@ -12,62 +12,67 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from workers.serving.limits import Limits
-from workers.serving.metrics import Measures
+from workers.serving.metrics import Metrics
 from workers.serving.model import ArtifactState
 from workers.serving.requests import RequestImage, refuse
 
-_HEALTH_S = 5.0
+_STATE_S = 5.0
+_RESTARTING = "the model is restarting; retry in 5 s"
 
 
 class ModelCalls:
-    """The model replicas, as a request sees them."""
+    """The replicas of `TaggingModel`."""
 
-    def __init__(self, handle: DeploymentHandle, limits: Limits, measures: Measures) -> None:
-        self._handle, self._limits, self._measures = handle, limits, measures
+    def __init__(self, handle: DeploymentHandle, limits: Limits, metrics: Metrics) -> None:
+        self._handle, self._limits, self._metrics = handle, limits, metrics
         self._waiting = 0
 
-    async def ask_for_each(
-        self, images: list[RequestImage], method: str, name: str, rule: object
+    async def call_for_each(
+        self, images: list[RequestImage], method: str, artifact: str, argument: object
     ) -> list[Any]:
-        """What a method of `TaggingModel` gave for each image. Raises HTTPException."""
+        """The results of a method of `TaggingModel` for each image. Raises HTTPException."""
         with self._admitted(len(images)):
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    asked = (self._ask(method, name, of.content, rule) for of in images)
-                    return await asyncio.gather(*asked)
+                    calls = (self._call(method, artifact, i.content, argument) for i in images)
+                    return await asyncio.gather(*calls)
             except TimeoutError:
-                refuse(504, f"this took longer than {self._limits.seconds:g} seconds")
+                refuse(504, f"the request timed out after {self._limits.seconds:g} s")
             except (RayActorError, RayServeException):
-                refuse(503, "the model is being started again; try again soon", retry_after=5)
+                refuse(503, _RESTARTING, retry_after=5)
 
     async def state(self) -> dict[str, ArtifactState]:
-        """What is served. Raises what stands in the way."""
-        async with asyncio.timeout(_HEALTH_S):
-            return await self._ask("state")
-
-    async def _ask(self, method: str, *arguments: object) -> Any:
+        """What a replica serves. Raises HTTPException."""
         try:
-            return await self._answer(method, *arguments)
-        except (RayActorError, RayServeException):  # the replica is gone, and others are not
-            self._measures.second_tries.inc()
-            return await self._answer(method, *arguments)
+            async with asyncio.timeout(_STATE_S):
+                return await self._call("state")
+        except (TimeoutError, RayActorError, RayServeException):
+            refuse(503, _RESTARTING, retry_after=5)
 
-    async def _answer(self, method: str, *arguments: object) -> Any:
+    async def _call(self, method: str, *arguments: object) -> Any:
+        try:
+            return await self._call_once(method, *arguments)
+        except (RayActorError, RayServeException):  # this replica died; another one may answer
+            self._metrics.second_tries.inc()
+            return await self._call_once(method, *arguments)
+
+    async def _call_once(self, method: str, *arguments: object) -> Any:
         answer = self._handle.options(method_name=method).remote(*arguments)
         try:
             return await answer
         except asyncio.CancelledError:
-            answer.cancel()  # else the model goes on with what nobody waits for
+            answer.cancel()  # else the model works on for a client that is gone
             raise
 
     @contextmanager
     def _admitted(self, count: int) -> Iterator[None]:
         if self._waiting + count > self._limits.waiting:
-            refuse(429, f"{self._waiting} images are waiting already; try again", retry_after=1)
+            busy = f"{self._waiting} of at most {self._limits.waiting} images are waiting"
+            refuse(429, f"{busy}; retry in 1 s", retry_after=1)
         self._waiting += count
-        self._measures.waiting.set(self._waiting)
+        self._metrics.waiting.set(self._waiting)
         try:
             yield
         finally:
             self._waiting -= count
-            self._measures.waiting.set(self._waiting)
+            self._metrics.waiting.set(self._waiting)

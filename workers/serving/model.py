@@ -1,8 +1,8 @@
 """The models of the tagging service: a Ray Serve deployment that scores images in batches.
 
-Every replica looks each second whether an artifact was written anew, and takes the new one once it
-is loaded; an image keeps the artifact that it began with. While the new one cannot be loaded, the
-one before stays, `state` says why, and each look tries again: a copy may still be under way.
+Each replica checks its artifacts every second and switches to a new version once that is loaded; an
+image keeps the version that it started with. While a new version cannot be loaded, the previous one
+stays, `state` gives the reason, and the next check tries again: a copy may still be under way.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from ray import serve
 from torch import Tensor
 
-from prompt_tuning.backbones.base import VLM, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.images import TooManyPixelsError, UnknownFormatError, read_image
 from prompt_tuning.label_names import LabelNames
 from prompt_tuning.storage import MANIFEST, file_digest
@@ -29,15 +31,15 @@ from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.tag_stream import TagRule
 from prompt_tuning.tagging.tagger import Tag, Tagger
 
-_LOOK_EACH_S = 1.0
-_WAIT_FOR_A_BATCH_S = 0.005
+_CHECK_EACH_S = 1.0
+_BATCH_WAIT_S = 0.005
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why there is no answer, with the HTTP status that says so."""
+    """Why an image has no result, with the HTTP status for it."""
 
     status: int
     reason: str
@@ -45,7 +47,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class TaggedImage:
-    """An image's tags, best first, by an artifact of this version."""
+    """An image's tags, best first, and the version of the artifact that gave them."""
 
     version: str
     tags: list[Tag]
@@ -53,7 +55,7 @@ class TaggedImage:
 
 @dataclass(frozen=True)
 class ImageRegions:
-    """Each label's regions, rows of shares that add up to 1 (see `Tagger.heat_maps`)."""
+    """For each label a grid of shares, which add up to 1 (see `Tagger.heat_maps`)."""
 
     version: str
     regions: dict[str, list[list[float]]]
@@ -61,7 +63,7 @@ class ImageRegions:
 
 @dataclass(frozen=True)
 class ArtifactState:
-    """What is served of an artifact, if any; `problem`: why what lies in its folder now is not."""
+    """What is served of an artifact, if any. `problem`: why the files in its folder are not."""
 
     version: str | None
     labels: tuple[str, ...]
@@ -75,7 +77,7 @@ class _Served(NamedTuple):
 
 
 class _Waiting(NamedTuple):
-    """An image that is read and waits for its scores."""
+    """A decoded image that waits for its scores."""
 
     tagger: Tagger
     pixels: Tensor
@@ -83,9 +85,9 @@ class _Waiting(NamedTuple):
 
 @dataclass
 class _Artifacts:
-    """The artifacts of a replica, by name; those of one image–text model share it.
+    """The artifacts of a replica, by name. Artifacts with the same image–text model share it.
 
-    `look` puts new dictionaries in place of `served` and `problems`, as other threads read them.
+    `reload` replaces the dictionaries `served` and `problems`, because other threads read them.
     """
 
     folders: dict[str, Path]
@@ -95,17 +97,17 @@ class _Artifacts:
     problems: dict[str, str] = field(default_factory=dict)
     _vlms: dict[str, tuple[str, VLM]] = field(default_factory=dict)
 
-    def look(self) -> None:
-        """Load what is not served yet. An error is kept as the problem."""
+    def reload(self) -> None:
+        """Load new versions. Errors are kept as problems."""
         problems = {}
         for name, folder in self.folders.items():
             try:
-                version = file_digest(folder / MANIFEST)[:12]  # which has all its files' digests
+                version = file_digest(folder / MANIFEST)[:12]  # it has all files' digests
                 if name not in self.served or self.served[name].version != version:
                     loaded = _Served(version, self._tagger(name, folder))
                     self.served = self.served | {name: loaded}
-            except Exception as error:  # whatever lies there, what is served stays
-                # Anyone may read it at /health, where this machine's folders do not belong.
+            except Exception as error:  # whatever the files are, the previous version stays
+                # /health is public, so it must not show folders of this machine.
                 problems[name] = " ".join(str(error).split()).replace(str(folder), name)
         self.problems = problems
 
@@ -116,30 +118,30 @@ class _Artifacts:
     def _tagger(self, name: str, folder: Path) -> Tagger:
         artifact = Artifact.load(folder)
         settings = artifact.vlm_settings.model_dump_json()
-        shared = [vlm for of, vlm in self._vlms.values() if of == settings]
+        shared = [vlm for its_settings, vlm in self._vlms.values() if its_settings == settings]
         vlm = shared[0] if shared else load_vlm(artifact.vlm_settings, self.device, self.cache)
-        self._vlms[name] = settings, vlm  # the one before goes with the last who shares it
+        self._vlms[name] = settings, vlm  # frees the previous model, unless it is shared
         return Tagger(artifact, vlm)
 
 
 class TaggingModel:
-    """Tags images with any of its artifacts; `threads` batches are under way at once on CPUs."""
+    """Tags images with any of its artifacts. On CPUs, `threads` batches run at once."""
 
     def __init__(
         self, folders: dict[str, Path], cache: Path, max_pixels: int, gpus: float, threads: int
     ) -> None:
         self._artifacts = _Artifacts(folders, "cuda" if gpus else "cpu", cache)
-        self._artifacts.look()
+        self._artifacts.reload()
         if not self._artifacts.served:
             raise ValueError("; ".join(self._artifacts.problems.values()))
         self._max_pixels = max_pixels
-        # Each thread works alone: many that share an operation wait for each other.
+        # One thread per batch is faster than threads that share one and wait for each other.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-        some = next(iter(self._artifacts.served.values())).tagger
+        tagger = next(iter(self._artifacts.served.values())).tagger
 
         @serve.batch(
-            max_batch_size=some.batch,
-            batch_wait_timeout_s=_WAIT_FOR_A_BATCH_S,
+            max_batch_size=tagger.batch,
+            batch_wait_timeout_s=_BATCH_WAIT_S,
             max_concurrent_batches=1 if gpus else threads,
         )
         async def scored(images: list[_Waiting]) -> list[np.ndarray]:
@@ -149,11 +151,11 @@ class TaggingModel:
         threading.Thread(target=self._watch, daemon=True).start()
 
     async def tag(self, name: str, image: bytes, rule: TagRule) -> TaggedImage | Refusal:
-        """The tags of an image, given as its file's content."""
+        """The tags of an image file."""
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
-        pixels = await self._in_thread(self._pixels, tagger, image)
+        pixels = await self._in_thread(self._decoded, image, tagger.pixels)
         if isinstance(pixels, Refusal):
             return pixels
         raw = await self._scored(_Waiting(tagger, pixels))
@@ -163,22 +165,22 @@ class TaggingModel:
     async def regions(
         self, name: str, image: bytes, labels: Sequence[str]
     ) -> ImageRegions | Refusal:
-        """Which regions of an image speak for these labels."""
+        """The regions of an image file that show these labels."""
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
         rows = {label: LabelNames(tagger.names).find(label) for label in labels}
         unknown = [label for label, row in rows.items() if row is None]
         if unknown:
-            return Refusal(422, f"{unknown[0]} is none of the labels of {name}")
-        maps = await self._in_thread(self._heat_maps, tagger, image)
+            return Refusal(422, f"{unknown[0]} is not a label of {name}")
+        maps = await self._in_thread(self._decoded, image, tagger.heat_maps)
         if isinstance(maps, Refusal):
             return maps
         rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
         return ImageRegions(version, rounded)
 
     async def state(self) -> dict[str, ArtifactState]:
-        """What is served and what is not, by the artifacts' names."""
+        """The state of each artifact, by name."""
         served, problems = self._artifacts.served, self._artifacts.problems
         return {
             name: _state(served.get(name), problems.get(name)) for name in self._artifacts.folders
@@ -186,23 +188,19 @@ class TaggingModel:
 
     def _watch(self) -> None:
         while True:
-            time.sleep(_LOOK_EACH_S)
-            self._artifacts.look()
+            time.sleep(_CHECK_EACH_S)
+            self._artifacts.reload()
 
     async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
-    def _pixels(self, tagger: Tagger, image: bytes) -> Tensor | Refusal:
+    def _decoded(self, image: bytes, use: Callable[[Image], Result]) -> Result | Refusal:
+        """What `use` gives for the decoded image."""
         try:
-            return tagger.pixels(read_image(image, self._max_pixels))
+            return use(read_image(image, self._max_pixels))
         except ValueError as error:
-            return _refusal(error)
-
-    def _heat_maps(self, tagger: Tagger, image: bytes) -> np.ndarray | Refusal:
-        try:
-            return tagger.heat_maps(read_image(image, self._max_pixels))
-        except ValueError as error:
-            return _refusal(error)
+            status = {UnknownFormatError: 415, TooManyPixelsError: 413}.get(type(error), 422)
+            return Refusal(status, str(error))
 
 
 def _state(served: _Served | None, problem: str | None) -> ArtifactState:
@@ -214,15 +212,10 @@ def _state(served: _Served | None, problem: str | None) -> ArtifactState:
 
 
 def _scores(images: list[_Waiting]) -> list[np.ndarray]:
-    """Raw scores of each image, `(classes,)`; those of one artifact are one batch."""
+    """Raw scores of each image, `(classes,)`. The images of one artifact form a batch."""
     scores: dict[int, np.ndarray] = {}
     for tagger in {id(image.tagger): image.tagger for image in images}.values():
         rows = [row for row, image in enumerate(images) if image.tagger is tagger]
         batch = tagger.score_pixels(torch.stack([images[row].pixels for row in rows]))
         scores |= dict(zip(rows, batch, strict=True))
     return [scores[row] for row in range(len(images))]
-
-
-def _refusal(error: ValueError) -> Refusal:
-    status = {UnknownFormatError: 415, TooManyPixelsError: 413}.get(type(error), 422)
-    return Refusal(status, str(error))

@@ -8,14 +8,13 @@ from typing import Annotated, Any, NamedTuple, NoReturn
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.datastructures import Headers, UploadFile
-from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Message, Receive
 
 from workers.serving.limits import Limits
 
-# What a person's image is named where the request does not say.
-_NAMELESS = "image {number}"
-_MOST_IN_A_BODY = 1000  # above every limit on images; it bounds what reading a body takes
+_MAX_IMAGES_IN_JSON = 1000  # above every limit on images; it bounds the cost of parsing
+_MAX_FIELDS = 10
 
 
 class ImageIn(BaseModel):
@@ -30,19 +29,21 @@ class ImageIn(BaseModel):
 class ImagesIn(BaseModel):
     """The JSON body of a request."""
 
-    # One error is told, so one is enough, whatever a body holds.
-    images: Annotated[list[ImageIn], Field(min_length=1, max_length=_MOST_IN_A_BODY), FailFast()]
+    # Only the first error is reported, so parsing stops there.
+    images: Annotated[
+        list[ImageIn], Field(min_length=1, max_length=_MAX_IMAGES_IN_JSON), FailFast()
+    ]
 
 
 class RequestImage(NamedTuple):
-    """An image of a request, not yet read."""
+    """The file of an image in a request."""
 
     name: str
     content: bytes
 
 
 def refuse(status: int, sentence: str, retry_after: int | None = None) -> NoReturn:
-    """Raise what answers a request so, with a sentence for the person."""
+    """Answer a request with an error of one sentence."""
     headers = None if retry_after is None else {"Retry-After": str(retry_after)}
     raise HTTPException(status, sentence, headers)
 
@@ -53,8 +54,8 @@ async def read_images(request: Request, limits: Limits) -> list[RequestImage]:
     if kind not in ("multipart/form-data", "application/json"):
         refuse(
             415,
-            f"content type {kind or 'missing'}; send multipart/form-data with files in the field "
-            "images, or application/json",
+            "content type must be multipart/form-data, with files in the field images, or "
+            f"application/json (got {kind or 'none'})",
         )
     if (declared_bytes(request.headers) or 0) > limits.request_bytes:
         refuse(413, _too_large("the request", limits.request_bytes))
@@ -64,15 +65,15 @@ async def read_images(request: Request, limits: Limits) -> list[RequestImage]:
         async with asyncio.timeout(limits.seconds):
             read = await reader(limited, limits)
     except TimeoutError:
-        refuse(504, f"sending this took longer than {limits.seconds:g} seconds")
+        refuse(504, f"the request was not received within {limits.seconds:g} s")
     images = [
-        RequestImage(name or _NAMELESS.format(number=number), content)
+        RequestImage(name or f"image {number}", content)
         for number, (name, content) in enumerate(read, start=1)
     ]
     if not images:
-        refuse(422, "images: none; send at least one")
+        refuse(422, "images must hold at least one file (got none)")
     if len(images) > limits.images:
-        refuse(413, f"{len(images)} images; {limits.images} are the most in a request")
+        refuse(413, _too_many(limits, str(len(images))))
     for image in images:
         if len(image.content) > limits.image_bytes:
             refuse(413, f"{image.name}: {_too_large('the image', limits.image_bytes)}")
@@ -80,22 +81,29 @@ async def read_images(request: Request, limits: Limits) -> list[RequestImage]:
 
 
 def declared_bytes(headers: Headers) -> int | None:
-    """How long a request says that its body is, if it does."""
+    """The size of a body, if the request declares it."""
     declared = headers.get("content-length", "")
     return int(declared) if declared.isdecimal() else None
 
 
 async def _from_form(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:
+    most, parts = 10 * limits.images, 0
+
+    class Form(MultiPartParser):
+        def on_part_begin(self) -> None:
+            nonlocal parts
+            parts += 1
+            if parts > most:
+                refuse(413, _too_many(limits, f"more than {most}"))
+            super().on_part_begin()
+
     try:
-        form = await request.form(max_files=10 * limits.images, max_fields=10)
-    except StarletteHTTPException as error:
-        if error.status_code != 400:
-            raise
-        many = str(error.detail).startswith("Too many files")
-        refuse(413 if many else 422, f"the form cannot be read: {error.detail}")
+        form = await Form(request.headers, request.stream(), max_fields=_MAX_FIELDS).parse()
+    except MultiPartException as error:
+        refuse(422, f"the form cannot be read: {error.message}")
     files = form.getlist("images")
     if any(not isinstance(file, UploadFile) for file in files):
-        refuse(422, "images: text; send files in this field")
+        refuse(422, "images must be files (got text)")
     return [(file.filename, await file.read()) for file in files if isinstance(file, UploadFile)]
 
 
@@ -109,7 +117,7 @@ async def _from_json(request: Request, limits: Limits) -> list[tuple[str | None,
 
 
 def _limited(receive: Receive, most: int) -> Receive:
-    """The body as it comes, refused as soon as it is too long."""
+    """Receive a body, and refuse it as soon as it is too long."""
     taken = 0
 
     async def limited() -> Message:
@@ -124,18 +132,21 @@ def _limited(receive: Receive, most: int) -> Receive:
 
 
 def _too_large(what: str, most: int) -> str:
-    return f"{what} is too large; {most / 1e6:g} MB are the most"
+    return f"{what} must be at most {most / 1e6:g} MB"
+
+
+def _too_many(limits: Limits, images: str) -> str:
+    return f"a request must have at most {limits.images} images (got {images})"
 
 
 def first_error(errors: Any, skip: int = 0) -> str:
-    """The first of pydantic's errors as a sentence."""
+    """The first of pydantic's errors in one line."""
     place = ".".join(str(part) for part in errors[0]["loc"][skip:])
     return f"{place or 'the body'}: {errors[0]['msg']}"
 
 
-def body_schema(how_many: str) -> dict[str, Any]:
-    """OpenAPI's words for a body that `read_images` reads."""
-    described = f"{how_many} image files, as files or in base64"
+def body_schema(content: str) -> dict[str, Any]:
+    """OpenAPI's description of a body that `read_images` reads."""
     files = {"type": "array", "items": {"type": "string", "format": "binary"}}
     schema = ImagesIn.model_json_schema()
     schema["properties"]["images"]["items"] = schema.pop("$defs")["ImageIn"]
@@ -143,7 +154,7 @@ def body_schema(how_many: str) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "description": described,
+            "description": f"{content}, as form data or in base64",
             "content": {
                 "multipart/form-data": {
                     "schema": {"type": "object", "properties": {"images": files}}
@@ -154,7 +165,7 @@ def body_schema(how_many: str) -> dict[str, Any]:
     }
 
 
-# A PNG of one pixel, so that the example can be sent as it is.
+# A PNG of one pixel, so that the example in the description works.
 _EXAMPLE_IMAGE = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5Erk"
     "Jggg=="

@@ -1,12 +1,10 @@
-"""The answers of the tagging service, as its OpenAPI description has them."""
+"""The answers of the tagging service, which its OpenAPI description shows."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import BaseModel
 
-from workers.serving.model import ArtifactState, Refusal
+from workers.serving.model import ArtifactState, Refusal, TaggedImage
 
 
 class TagOut(BaseModel):
@@ -17,7 +15,7 @@ class TagOut(BaseModel):
 
 
 class ImageOut(BaseModel):
-    """An image's tags, best first; or why it has none, and the status that says so."""
+    """An image's tags, best first; or the error, with the HTTP status for it."""
 
     name: str
     tags: list[TagOut]
@@ -27,9 +25,10 @@ class ImageOut(BaseModel):
 
 
 class TagsOut(BaseModel):
-    """The images of a request, in order; `version`: of the artifact, as of the first one tagged.
+    """The images of a request, in order.
 
-    While an artifact is taken anew, others may have another one, which they say themselves.
+    `version` is the artifact's version for the first tagged image. While an artifact is replaced,
+    other images may have another version, which they give themselves.
     """
 
     artifact: str
@@ -38,7 +37,7 @@ class TagsOut(BaseModel):
 
 
 class RegionsOut(BaseModel):
-    """For each label rows of shares, which add up to 1 and cover the whole image."""
+    """For each label, a grid of shares that covers the whole image; they add up to 1."""
 
     artifact: str
     version: str
@@ -46,14 +45,14 @@ class RegionsOut(BaseModel):
 
 
 class LabelOut(BaseModel):
-    """A label; from `threshold` on it is a tag."""
+    """A label, and the lowest score at which it is a tag."""
 
     name: str
     threshold: float
 
 
 class ArtifactOut(BaseModel):
-    """An artifact; `problem`: why what lies in its folder now is not served."""
+    """An artifact. `problem`: why the files in its folder now are not served."""
 
     name: str
     version: str | None = None
@@ -62,16 +61,16 @@ class ArtifactOut(BaseModel):
 
 
 class LabelsOut(BaseModel):
-    """What is served."""
+    """The artifacts that are served."""
 
     artifacts: list[ArtifactOut]
 
 
 class HealthOut(BaseModel):
-    """Versions by artifact, and by artifact why what lies in its folder now is not served.
+    """Versions by artifact, and the problems of artifacts whose files now are not served.
 
-    `status`: ok, outdated (there are problems; the versions before are served), or with 503
-    unavailable or ending.
+    `status`: ok; outdated, while artifacts have problems and earlier versions are served; or, with
+    503, unavailable or ending.
     """
 
     status: str
@@ -85,16 +84,14 @@ class ErrorOut(BaseModel):
     error: str
 
 
-def image_out(name: str, result: Any) -> ImageOut:
+def image_out(name: str, result: TaggedImage | Refusal) -> ImageOut:
     if isinstance(result, Refusal):
         return ImageOut(name=name, tags=[], error=result.reason, status=result.status)
     tags = [TagOut(name=tag.name, score=tag.score) for tag in result.tags]
     return ImageOut(name=name, tags=tags, version=result.version)
 
 
-def artifact_out(name: str, of: ArtifactState) -> ArtifactOut:
-    labels = [
-        LabelOut(name=label, threshold=threshold)
-        for label, threshold in zip(of.labels, of.thresholds, strict=True)
-    ]
-    return ArtifactOut(name=name, version=of.version, labels=labels, problem=of.problem)
+def artifact_out(name: str, state: ArtifactState) -> ArtifactOut:
+    pairs = zip(state.labels, state.thresholds, strict=True)
+    labels = [LabelOut(name=label, threshold=threshold) for label, threshold in pairs]
+    return ArtifactOut(name=name, version=state.version, labels=labels, problem=state.problem)

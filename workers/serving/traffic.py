@@ -1,4 +1,4 @@
-"""The requests under way in the tagging service: admitted, measured, and let end before it does."""
+"""Requests to the tagging service: admitted, counted, and finished before the service stops."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workers.serving.limits import Limits
-from workers.serving.metrics import Measures
+from workers.serving.metrics import Metrics
 from workers.serving.requests import declared_bytes
 
 _WITH_BODIES = ("/tag", "/regions")
-_HUNG_UP = 499  # as nginx has it: the client did not wait for the answer
-_LOOK_EACH_S = 0.05
+_HUNG_UP = 499  # nginx's status for a client that closed the connection early
+_POLL_S = 0.05
 
 
 class Traffic:
-    """An ASGI app that lets requests through to another one."""
+    """An ASGI middleware in front of the app."""
 
-    def __init__(self, app: ASGIApp, limits: Limits, measures: Measures) -> None:
-        self._app, self._limits, self._measures = app, limits, measures
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
+        self._app, self._limits, self._metrics = app, limits, metrics
         self._requests = self._bytes = 0
-        self._ending = False
+        self._draining = False
 
     async def drain(self) -> None:
-        """Refuse requests from now on, and return when those under way are answered."""
-        self._ending = True
+        """Refuse new requests, and return when those under way are answered."""
+        self._draining = True
         while self._requests:
-            await asyncio.sleep(_LOOK_EACH_S)
+            await asyncio.sleep(_POLL_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,11 +67,11 @@ class Traffic:
                     self._bytes -= body_bytes
         finally:
             if (path := scope["path"]) in _WITH_BODIES:
-                self._measures.requests.labels(path, status).inc()
-                self._measures.seconds.labels(path).observe(time.monotonic() - begun)
+                self._metrics.requests.labels(path, status).inc()
+                self._metrics.seconds.labels(path).observe(time.monotonic() - begun)
 
     def _body_bytes(self, scope: Scope) -> int:
-        """The most that reading a request's body can take; it is refused when it is longer."""
+        """Upper bound of a body's size; `read_images` refuses a longer one."""
         if scope["path"] not in _WITH_BODIES:
             return 0
         declared = declared_bytes(Headers(scope=scope))
@@ -79,11 +79,12 @@ class Traffic:
         return most if declared is None else min(declared, most)
 
     def _refusal(self, body_bytes: int) -> JSONResponse | None:
-        """Why a request is not let through."""
-        if self._ending:
-            sentence = "the service is ending"
-            return JSONResponse({"status": "ending", "error": sentence}, 503, {"Retry-After": "5"})
+        """The answer to a request that is not admitted."""
+        if self._draining:
+            error = {"status": "ending", "error": "the service is shutting down"}
+            return JSONResponse(error, 503, {"Retry-After": "5"})
         if body_bytes and self._bytes + body_bytes > self._limits.all_bytes:
-            sentence = "too many requests are under way already; try again"
-            return JSONResponse({"error": sentence}, 429, {"Retry-After": "1"})
+            most = f"{self._limits.all_bytes / 1e6:g} MB"
+            error = {"error": f"requests under way may hold at most {most}; retry in 1 s"}
+            return JSONResponse(error, 429, {"Retry-After": "1"})
         return None

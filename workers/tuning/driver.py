@@ -19,7 +19,7 @@ from ray.util.placement_group import placement_group_table
 from prompt_tuning.captions import read_captions
 from prompt_tuning.storage import write_atomic
 from workers.tuning.job import Lack, OnEpochOf, OnWaiting, Tuned, TuningJob
-from workers.tuning.slots import SlotGivenBack
+from workers.tuning.slots import ReleaseOnFailure
 from workers.tuning.worker import load_state, train_loop
 
 _CAPTIONS_SHOWN = 3
@@ -55,7 +55,7 @@ def tune(
     _discard_torn_snapshot(storage / name)
     for job in jobs:
         job.not_finite.unlink(missing_ok=True)
-    callbacks: list[Any] = [SlotGivenBack(job.slots, job.name) for job in jobs if job.slots]
+    callbacks: list[Any] = [ReleaseOnFailure(job.slots, job.name) for job in jobs if job.slots]
     trainer = _Trainer(
         train_loop,
         # By reference: the controller does not use the jobs, and would import their modules.

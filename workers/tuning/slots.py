@@ -1,4 +1,8 @@
-"""Slots of a sweep: as many trials tune at once as fit, while the next ones load and wait."""
+"""Slots of a sweep: trials take turns in tuning, while the next ones already load.
+
+Starting the processes of a trial and loading the model takes seconds. A sweep therefore runs a few
+trials more than fit: these load early, and then wait here until a slot is free.
+"""
 
 from __future__ import annotations
 
@@ -11,56 +15,61 @@ from ray.actor import ActorHandle
 
 
 class Slots:
-    """An actor that says which trials may load, and of the loaded ones which may tune.
+    """An actor that decides which trials may load, and which of the loaded ones may tune.
 
-    As many load at once as tune, so that the first ones need not share the machine with those who
-    will wait for them. Whoever notices that a trial has ended or lost its processes gives back what
-    it has.
+    At most `count` trials load and at most `count` tune at any time. The limit on loading keeps the
+    first trials from sharing the machine with those that have to wait anyway. Whoever notices that
+    a trial has ended or lost its processes releases what it holds.
     """
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._loading: set[str] = set()
         self._tuning: set[str] = set()
-        self._left: Counter[str] = Counter()
+        self._releases: Counter[str] = Counter()
         self._changed = asyncio.Condition()
 
-    async def load(self, trial: str) -> None:
+    async def wait_to_load(self, trial: str) -> None:
         """Wait until the trial may start its processes."""
         await self._join(trial, self._loading)
 
-    async def enter(self, trial: str) -> None:
-        """Say that the trial has loaded, and wait for its slot."""
+    async def wait_to_tune(self, trial: str) -> None:
+        """Wait until the trial, which has loaded, may tune. Every rank of a trial calls this."""
         async with self._changed:
             self._loading.discard(trial)
             self._changed.notify_all()
         await self._join(trial, self._tuning)
 
-    async def leave(self, trial: str) -> None:
-        """Give back what the trial has, and what it waits for."""
+    async def release(self, trial: str) -> None:
+        """Free what the trial holds, and end its waits."""
         async with self._changed:
-            self._left[trial] += 1
+            self._releases[trial] += 1
             self._loading.discard(trial)
             self._tuning.discard(trial)
             self._changed.notify_all()
 
-    async def _join(self, trial: str, crowd: set[str]) -> None:
-        # Whoever waits may have died meanwhile: then the trial has left, and nobody must enter.
-        came = self._left[trial]
+    async def _join(self, trial: str, group: set[str]) -> None:
+        # The process that waits may have died: then the trial was released, and must not join.
+        releases = self._releases[trial]
         async with self._changed:
             await self._changed.wait_for(
-                lambda: self._left[trial] != came or trial in crowd or len(crowd) < self._count
+                lambda: (
+                    self._releases[trial] != releases or trial in group or len(group) < self._count
+                )
             )
-            if self._left[trial] == came:
-                crowd.add(trial)
+            if self._releases[trial] == releases:
+                group.add(trial)
 
 
-class SlotGivenBack(ray.train.UserCallback):
-    """While workers that died are not back another trial may tune; it may hold what they need."""
+class ReleaseOnFailure(ray.train.UserCallback):
+    """Releases a trial's slot while its dead workers restart, so that another trial can use it.
+
+    That other trial may hold the resources that the restart needs.
+    """
 
     def __init__(self, slots: ActorHandle, trial: str) -> None:
         self._slots, self._trial = slots, trial
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called in Ray Train's controller."""
-        self._slots.leave.remote(self._trial)
+        self._slots.release.remote(self._trial)

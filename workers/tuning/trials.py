@@ -1,8 +1,7 @@
 """The trials of a sweep: Ray Tune decides which one runs when, Ray Train tunes each.
 
-Tune's own state is thrown away after each sweep. What is known of trials is in the stages that they
-have finished and in what the caller keeps of the others, so that repeating, widening and resuming a
-sweep are the same thing.
+Tune's own state is deleted after each sweep. Finished trials are stages in the cache, and the
+caller records how the others ended, so repeating, widening and resuming a sweep are the same thing.
 """
 
 from __future__ import annotations
@@ -34,20 +33,22 @@ from workers.tuning.slots import Slots
 Tracker = Literal["mlflow", "wandb"]
 Entry = dict[str, float]
 
-# What drives a trial takes no CPU. It belongs on the head node: nodes that leave take workers only.
+# The driver of a trial needs no CPU. It runs on the head node, so that the loss of another node
+# costs only workers.
 _ON_HEAD_NODE = {"node:__internal_head__": 0.001}
-# As many trials start their processes and load while others tune, so that they wait for a slot, not
-# it for them.
+# At most so many trials start their processes and load while others tune, so that a free slot need
+# not wait for them.
 _MOST_AHEAD = 2
 _DRIVER_DEATHS_ALLOWED = 2
-_MOST_WAITING = 100_000
-# What an entry may have, so that it can be told apart from what else Tune is told.
-_ENTRY = ("epoch", "loss", "held_out_loss", "held_out_map", "selecting_map", "started", "at")
+_MOST_CALLS_WAITING = 100_000
+# The fields of an `Entry`, among the other fields of a report to Tune.
+_ENTRY_FIELDS = ("epoch", "loss", "held_out_loss", "held_out_map", "selecting_map", "started", "at")
 
 
-class Halving(Settings):
-    """Asynchronous successive halving: after `grace` epochs, and each `reduction` times as many,
-    a trial goes on only if it is in the best 1/`reduction` of those that have come so far."""
+class ASHA(Settings):
+    """Asynchronous successive halving (Li et al., 2020, arXiv 1810.05934): after `grace` epochs,
+    and each `reduction` times as many, a trial continues only if it is in the best 1/`reduction` of
+    the trials that have come so far."""
 
     grace: Annotated[int, Field(ge=1, le=1000)] = 1
     reduction: Annotated[float, Field(gt=1, le=100)] = 3
@@ -55,9 +56,9 @@ class Halving(Settings):
 
 @dataclass(frozen=True)
 class Trial:
-    """One seed of one point: the stage that it fills, and what with.
+    """One seed of one point: the stage that it fills, and the job that fills it.
 
-    `fields`: the swept ones and the seed, for experiment trackers.
+    `fields`: the swept fields and the seed, for experiment trackers. `resources`: of each worker.
     """
 
     fields: dict[str, Any]
@@ -69,32 +70,32 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended: `entries` has an entry an epoch, as `tune` tells them."""
+    """How a trial ended; `entries` has one entry per epoch, as `tune` passes them on."""
 
     status: Literal["finished", "stopped", "failed"]
     entries: list[Entry]
     reason: str = ""
 
 
-# Fills the stage of a trial; the real one is `tune_prompts`.
+# Fills the stage of a trial: `tune_prompts`, or a stub in tests and benchmarks.
 Work = Callable[[Trial, OnEpoch, OnWaiting], None]
 OnOutcome = Callable[[Trial, Outcome], None]
 
 
 def as_config(trial: Trial) -> dict[str, Any]:
-    """A trial as Tune passes it on: by reference, beside the fields that trackers show."""
+    """A trial in the form that Tune passes on: by reference, with the fields that trackers show."""
     return {"point": {"trial": ray.put(trial), **trial.fields}}
 
 
-def _of_config(config: dict[str, Any]) -> Trial:
+def _trial_of(config: dict[str, Any]) -> Trial:
     trial: Trial = ray.get(config["point"]["trial"])
     return trial
 
 
 def objective(entries: Sequence[Entry], on_images: bool) -> float:
-    """What trials are compared by after these epochs: mAP, 0-100, of the prompts kept so far.
+    """What trials are ranked by after these epochs: mAP (0-100) of the best epoch's prompts.
 
-    On the images that select, or else on held-out captions.
+    `on_images`: measured on the images that select, or else on held-out captions.
     """
     if on_images:
         return entries[-1]["selecting_map"]
@@ -102,14 +103,14 @@ def objective(entries: Sequence[Entry], on_images: bool) -> float:
 
 
 def curve(entries: Sequence[Entry], on_images: bool) -> list[float]:
-    """The objective after each epoch; none where it was not told after each."""
+    """The objective after each epoch; empty if it was not measured after each."""
     if on_images and not all("selecting_map" in entry for entry in entries):
         return []
     return [objective(entries[:n], on_images) for n in range(1, len(entries) + 1)]
 
 
 def tune_prompts(trial: Trial, on_epoch: OnEpoch, on_waiting: OnWaiting) -> None:
-    """Tune a trial's seed in Ray Train workers of its own, unless its stage is done."""
+    """Tune a trial's seed in its own Ray Train workers, unless its stage is done."""
     name = trial.stage.key
 
     def work(staging: Path) -> None:
@@ -133,59 +134,60 @@ def run_trials(
     storage: Path,
     on_outcome: OnOutcome,
     on_waiting: OnWaiting,
-    halving: Halving | None = None,
+    asha: ASHA | None = None,
     known: Sequence[Sequence[float]] = (),
     trackers: Sequence[Tracker] = (),
     work: Work = tune_prompts,
 ) -> None:
-    """Run trials, `slots` at a time, and tell how each ended as soon as it has.
+    """Run trials, `slots` at a time, and call `on_outcome` as soon as one has ended.
 
-    A trial that fails is told and does not end the others; one whose driver dies starts again, from
-    its last checkpoint.
+    A trial that fails does not end the others. One whose driver dies starts again, from its last
+    checkpoint.
 
     Args:
-        trials: those to run, or a searcher that gives each by `as_config` until there are no more.
-        storage: a folder for Tune's own files, which are removed at the end.
+        trials: the trials, or a searcher that suggests each in the form of `as_config`.
+        storage: a folder for Tune's own files, which is removed at the end.
         on_waiting: called as by `tune`, while no trial tunes.
-        known: of trials that halving has seen before, in their order, the objective by epoch.
+        asha: stops trials early; None lets all of them finish.
+        known: the objective by epoch of earlier trials, which ASHA compares the new ones with.
         work: what each trial does.
     """
-    # Its progress table, its loggers and its handler of Ctrl-C would stand in the way of ours, and
-    # not every report has an objective.
+    # Tune's progress table, loggers and Ctrl-C handler conflict with ours, and not every report has
+    # an objective.
     os.environ |= {
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     }
-    ahead = min(slots, _MOST_AHEAD)
+    at_once = slots + min(slots, _MOST_AHEAD)
     actor = ray.remote(Slots).options(
-        num_cpus=0, resources=_ON_HEAD_NODE, max_concurrency=_MOST_WAITING
+        num_cpus=0, resources=_ON_HEAD_NODE, max_concurrency=_MOST_CALLS_WAITING
     )
-    gate: Any = actor.remote(slots)
+    slots_actor: Any = actor.remote(slots)
     searcher = trials if isinstance(trials, Searcher) else None
     space = {}
     if not isinstance(trials, Searcher):
         space["point"] = ray.tune.grid_search([as_config(trial)["point"] for trial in trials])
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
-            partial(_run_trial, work, gate, slots / (slots + ahead)),
+            partial(_run_trial, work, slots_actor, slots / at_once),
             ray.tune.PlacementGroupFactory([_ON_HEAD_NODE]),
         ),
         param_space=space,
         tune_config=ray.tune.TuneConfig(
             num_samples=-1 if searcher else 1,
             search_alg=searcher,
-            scheduler=_scheduler(halving, known) if halving else FIFOScheduler(),
-            max_concurrent_trials=slots + ahead,
-            # An actor whose trial was stopped in the middle cannot be used again.
-            reuse_actors=halving is None,
+            scheduler=_scheduler(asha, known) if asha else FIFOScheduler(),
+            max_concurrent_trials=at_once,
+            # The actor of a stopped trial cannot be used again.
+            reuse_actors=asha is None,
         ),
         run_config=ray.tune.RunConfig(
             name="trials",
             storage_path=str(storage),
             verbose=0,
-            callbacks=[_Listener(on_outcome, on_waiting, gate), *map(_tracking, trackers)],
+            callbacks=[_Listener(on_outcome, on_waiting, slots_actor), *map(_tracking, trackers)],
             failure_config=ray.tune.FailureConfig(max_failures=_DRIVER_DEATHS_ALLOWED),
         ),
     )
@@ -195,26 +197,27 @@ def run_trials(
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, Any]) -> None:
-    """What Tune runs: a trial from its start to its end, telling Tune of each epoch.
+def _run_trial(work: Work, slots: ActorHandle, share: float, config: dict[str, Any]) -> None:
+    """What Tune runs: one trial from start to end, which reports each epoch to Tune.
 
-    `share`: of its CPUs a worker asks for so much less that those fit too who load ahead. A GPU
-    cannot be shared so; there only the drivers are ahead.
+    `share`: each worker requests only this share of its CPUs, so that the workers of trials that
+    load early fit beside those that tune. Workers with a GPU keep their request: of their trials
+    only the drivers start early.
     """
-    trial = _of_config(config)
+    trial = _trial_of(config)
     needs = trial.resources
     if not needs["GPU"]:
         needs = {**needs, "CPU": share * needs["CPU"]}
-    trial = replace(trial, resources=needs, job=replace(trial.job, slots=gate))
-    # Of a driver that has died, this one goes on with its trial.
-    ray.get(gate.leave.remote(trial.job.name))
-    ray.get(gate.load.remote(trial.job.name))
+    trial = replace(trial, resources=needs, job=replace(trial.job, slots=slots))
+    # An earlier driver of this trial may have died while it held a slot.
+    ray.get(slots.release.remote(trial.job.name))
+    ray.get(slots.wait_to_load.remote(trial.job.name))
     on_images = trial.job.selecting is not None
     entries: list[Entry] = []
 
     def on_epoch(entry: Entry) -> None:
         entries.append(entry)
-        # The last one is told with the end: halving must not stop what is about to be done.
+        # The last epoch is reported with the outcome: ASHA must not stop a trial that has finished.
         if len(entries) < trial.job.tuning.epochs:
             ray.tune.report({**entry, "objective": objective(entries, on_images)})
 
@@ -224,35 +227,35 @@ def _run_trial(work: Work, gate: ActorHandle, share: float, config: dict[str, An
         reason = in_one_line(error).removeprefix("RuntimeError: ")
         ray.tune.report({"outcome": Outcome("failed", entries, reason)})
         return
-    if not entries:  # somebody else has filled the stage meanwhile
+    if not entries:  # another command has filled the stage meanwhile
         ray.tune.report({"outcome": Outcome("finished", read_history(trial.stage.folder))})
         return
     figures = {**entries[-1], "objective": objective(entries, on_images)}
     ray.tune.report({"outcome": Outcome("finished", entries), **figures})
 
 
-def _scheduler(halving: Halving, known: Sequence[Sequence[float]]) -> TrialScheduler:
-    """ASHA that has already seen the known trials."""
+def _scheduler(asha: ASHA, known: Sequence[Sequence[float]]) -> TrialScheduler:
+    """An ASHA scheduler that has already seen the known trials."""
     scheduler = ASHAScheduler(
         time_attr="epoch",
         metric="objective",
         mode="max",
         max_t=1000,
-        grace_period=halving.grace,
-        reduction_factor=halving.reduction,
+        grace_period=asha.grace,
+        reduction_factor=asha.reduction,
         stop_last_trials=False,
     )
-    nobody: Any = None  # ASHA does not look at its controller
-    for number, curve in enumerate(known):
+    nobody: Any = None  # ASHA never uses its controller
+    for number, values in enumerate(known):
         trial: Any = SimpleNamespace(trial_id=f"known-{number}")
         scheduler.on_trial_add(nobody, trial)
-        for epoch, value in enumerate(curve, start=1):
+        for epoch, value in enumerate(values, start=1):
             scheduler.on_trial_result(nobody, trial, {"epoch": epoch, "objective": value})
     return scheduler
 
 
 def _tracking(tracker: Tracker) -> ray.tune.Callback:
-    """Tune's own callback of an experiment tracker; its settings are its environment variables."""
+    """Tune's callback for an experiment tracker, which is configured by environment variables."""
     if tracker == "mlflow":
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
@@ -263,22 +266,22 @@ def _tracking(tracker: Tracker) -> ray.tune.Callback:
 
 
 class _Listener(ray.tune.Callback):
-    """Hears what trials report, and tells the driver how each of them ended."""
+    """Collects the entries of trials, and passes on how each trial ended."""
 
-    def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting, gate: ActorHandle) -> None:
-        self._on_outcome, self._on_waiting, self._gate = on_outcome, on_waiting, gate
+    def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting, slots: ActorHandle) -> None:
+        self._on_outcome, self._on_waiting, self._slots = on_outcome, on_waiting, slots
         self._entries: dict[str, dict[float, Entry]] = {}
-        # When told, for how long and for what.
+        # By trial: the time of its last report, and how long it has waited for what.
         self._waiting: dict[str, tuple[float, tuple[float, Lack]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its callbacks to restore them, which is not how a sweep goes on."""
+        """Nothing: Tune saves callbacks to restore a sweep, but our sweeps resume from records."""
         return {}
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        entry = {name: result[name] for name in _ENTRY if name in result}
+        entry = {name: result[name] for name in _ENTRY_FIELDS if name in result}
         if entry:
             self._entries.setdefault(trial.trial_id, {})[entry["epoch"]] = entry
         if "waiting" in result:
@@ -303,6 +306,6 @@ class _Listener(ray.tune.Callback):
         self._ended(trial, Outcome("failed", entries, reason))
 
     def _ended(self, trial: Any, outcome: Outcome) -> None:
-        of_sweep = _of_config(trial.config)
-        self._gate.leave.remote(of_sweep.job.name)
-        self._on_outcome(of_sweep, outcome)
+        ended = _trial_of(trial.config)
+        self._slots.release.remote(ended.job.name)
+        self._on_outcome(ended, outcome)

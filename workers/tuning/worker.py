@@ -15,7 +15,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from prompt_tuning.backbones.base import VLM, load_vlm
+from prompt_tuning.backbones import load_vlm
+from prompt_tuning.backbones.base import VLM
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.storage import canonical_json, naming, write_atomic
 from prompt_tuning.tuning.trainer import (
@@ -88,7 +89,7 @@ def _tune_seed(
     if state:
         run.load_state_dict(state)
     if job.slots:
-        ray.get(job.slots.enter.remote(job.name))
+        ray.get(job.slots.wait_to_tune.remote(job.name))
     log = _EpochLog(job, run) if rank == 0 else None
     while run.epochs_done < job.tuning.epochs:
         entry = run.run_epoch()
@@ -100,7 +101,7 @@ def _tune_seed(
         _report(job, entry, rank, {"tuned": tuned, **at_work})
     classes = {**run.best_class_features(), **run.best_tokens()}
     if job.slots and rank == 0:
-        job.slots.leave.remote(job.name)
+        job.slots.release.remote(job.name)
     tuned[job.name] = {"classes": classes, "history": run.history}
     _report(job, {"finished": 1.0}, rank, {"tuned": tuned, "at_work": None, "run": None})
 

@@ -6,12 +6,12 @@ const mostBytes = Number(document.body.dataset.imageBytes);
 const many = (n, one, more) => `${n.toLocaleString("en")} ${n === 1 ? one : more}`;
 const make = (tag, text, name = "") => Object.assign(document.createElement(tag), { textContent: text, className: name });
 
-let artifacts = [], artifact = null, own = new Map(), entries = [];
-let one = null;  // the threshold of all labels, null where each has its own
+let artifacts = [], artifact = null, ownThresholds = new Map(), entries = [];
+let commonThreshold = null;  // of all labels; null where each has its own
 let allChips = false;
-const wanted = new Set();  // tags that the images shown must have
+const filter = new Set();  // only images with all of these tags are shown
 
-// ---- Images come
+// ---- Adding images
 
 async function filesOf(entry) {
   if (entry.isFile) {
@@ -19,7 +19,7 @@ async function filesOf(entry) {
     return [{ file, name: entry.fullPath.slice(1) }];
   }
   const reader = entry.createReader(), found = [];
-  for (;;) {  // it gives some at a time
+  for (;;) {  // a reader gives some at a time
     const some = await new Promise((done, fail) => reader.readEntries(done, fail));
     if (!some.length) break;
     for (const inside of some) found.push(...await filesOf(inside));
@@ -28,21 +28,21 @@ async function filesOf(entry) {
 }
 
 async function dropped(transfer) {
-  // All of them now: the list is empty after the first wait.
+  // Read all items now: the list is empty after the first await.
   const dragged = [...transfer.items].map(item => item.webkitGetAsEntry?.()).filter(Boolean);
   const named = files => files.map(file => ({ file, name: file.name }));
   if (!dragged.length) return add(named([...transfer.files]));
   try {
     add((await Promise.all(dragged.map(filesOf))).flat());
   } catch {
-    notice("What was dropped cannot be read.");
+    notice("The dropped files cannot be read.");
   }
 }
 
 function add(found) {
   const images = found.filter(({ file }) => file.type.startsWith("image/") || EXTENSIONS.test(file.name));
   const left = found.length - images.length;
-  if (!again) notice(left ? `${many(left, "file is no image and was", "files are no images and were")} left out.` : "");
+  if (!again) notice(left ? `${many(left, "file is not an image and was", "files are not images and were")} left out.` : "");
   images.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
   const added = images.map(newEntry);
   entries.push(...added);
@@ -87,13 +87,13 @@ function removeAll() {
   $("cards").replaceChildren();  // at once: one by one is slow
   entries.forEach(drop);
   entries = [];
-  wanted.clear();
+  filter.clear();
   $("choose").focus();
   say("All images removed.");
   refresh();
 }
 
-// ---- Tagging, so many requests at once
+// ---- Tagging, AT_ONCE requests at a time
 
 function queue(some) {
   declined = false;
@@ -126,17 +126,17 @@ async function tag(entry) {
   underWay++;
   refresh();
   try {
-    if (entry.file.size > mostBytes) throw new Problem(`This image has ${(entry.file.size / 1e6).toFixed(1)} MB; ${mostBytes / 1e6} MB are the most.`, false);
+    if (entry.file.size > mostBytes) throw new Problem(`The image must be at most ${mostBytes / 1e6} MB (got ${(entry.file.size / 1e6).toFixed(1)} MB).`, false);
     const answer = await ask("tag", [["artifact", artifact.name], ["threshold", "0"]], form(entry), abort.signal);
     if (entry.abort !== abort) return;
     const image = answer.images[0];
     if (image.error) throw new Problem(image.error, false);
     Object.assign(entry, { status: "done", tags: image.tags });
-    if (!pauseUntil || pauseUntil < Date.now()) calm();
+    if (pauseUntil < Date.now()) clearBusyNotice();
     if (answer.artifact === artifact.name) newVersion(answer.version);
   } catch (error) {
     if (entry.abort === abort && !abort.signal.aborted) {
-      error.message = error.message.replace(`${entry.name}: `, "");  // the card has it
+      error.message = error.message.replace(`${entry.name}: `, "");  // the card shows the name
       Object.assign(entry, { status: "failed", error });
     }
   } finally {
@@ -150,7 +150,7 @@ async function tag(entry) {
 
 function csv(some) {
   const cell = text => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  const made = { artifact: artifact?.name, threshold: one, version: artifact?.version };
+  const made = { artifact: artifact?.name, threshold: commonThreshold, version: artifact?.version };
   const rows = some.map(entry => [entry.name, entry.shown.map(tag => tag.name).join(";"),
     entry.shown.map(tag => Number(tag.score.toFixed(4))).join(";"), entry.error?.message ?? (entry.status === "done" ? "" : "not tagged yet")]);
   return [`# ${JSON.stringify({ made_with: made })}`, "file,tags,scores,error", ...rows.map(row => row.map(cell).join(",")), ""].join("\n");
@@ -162,13 +162,13 @@ function save() {
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
-// ---- What people do
+// ---- Controls
 
-function threshold(value) {
-  one = value;
+function setThreshold(value) {
+  commonThreshold = value;
   const slider = $("threshold");
-  document.querySelector(".slider").classList.toggle("one", one !== null);
-  document.querySelector(`[name=threshold][value=${one === null ? "own" : "one"}]`).checked = true;
+  document.querySelector(".slider").classList.toggle("one", value !== null);
+  document.querySelector(`[name=threshold][value=${value === null ? "own" : "one"}]`).checked = true;
   slider.nextElementSibling.textContent = Number(slider.value).toFixed(2);
   refresh();
 }
@@ -177,12 +177,12 @@ for (const [button, input] of [["choose", "files"], ["choose-folder", "folder-fi
   $(button).addEventListener("click", () => $(input).click());
   $(input).addEventListener("change", () => {
     add([...$(input).files].map(file => ({ file, name: file.webkitRelativePath || file.name })));
-    $(input).value = "";  // the same again is a change, too
+    $(input).value = "";  // so that choosing the same files again is a change
   });
 }
-$("artifact").addEventListener("change", () => { choose(artifacts.find(of => of.name === $("artifact").value)); wanted.clear(); queue(entries); });
-$("threshold").addEventListener("input", event => threshold(Number(event.target.value)));
-document.querySelectorAll("[name=threshold]").forEach(radio => radio.addEventListener("change", () => threshold(radio.value === "own" ? null : Number($("threshold").value))));
+$("artifact").addEventListener("change", () => { choose(artifacts.find(each => each.name === $("artifact").value)); filter.clear(); queue(entries); });
+$("threshold").addEventListener("input", event => setThreshold(Number(event.target.value)));
+document.querySelectorAll("[name=threshold]").forEach(radio => radio.addEventListener("change", () => setThreshold(radio.value === "own" ? null : Number($("threshold").value))));
 $("save").addEventListener("click", save);
 $("remove-all").addEventListener("click", removeAll);
 $("all-again").addEventListener("click", () => queue(entries.filter(entry => entry.error?.again)));
@@ -193,7 +193,7 @@ document.addEventListener("paste", event => {
   const files = [...event.clipboardData.files];
   if (files.length) add(files.map(file => ({ file, name: `pasted-${++pasted}-${file.name}` })));
 });
-let inside = 0;  // one enter and one leave for each element on the way
+let inside = 0;  // every element on the way sends one dragenter and one dragleave
 const dragging = by => document.body.classList.toggle("dragging", (inside = Math.max(0, by)) > 0);
 document.addEventListener("dragenter", () => dragging(inside + 1));
 document.addEventListener("dragleave", () => dragging(inside - 1));

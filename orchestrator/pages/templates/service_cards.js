@@ -1,4 +1,4 @@
-// What is shown; drawn at most once a frame.
+// The cards and the filter, drawn at most once per frame.
 
 const entryOf = new WeakMap();  // by card
 const near = new IntersectionObserver(list => list.forEach(({ target, isIntersecting }) => {
@@ -7,19 +7,18 @@ const near = new IntersectionObserver(list => list.forEach(({ target, isIntersec
   draw(entry);
 }), { rootMargin: "600px" });
 
-const least = name => one ?? own.get(name) ?? 0.5;
-const shown = entry => entry.tags.filter(tag => tag.score >= least(tag.name));
+const thresholdOf = name => commonThreshold ?? ownThresholds.get(name) ?? 0.5;
 
-let asked = 0;
-function refresh() { asked ||= requestAnimationFrame(() => { asked = 0; show(); }); }
+let frame = 0;
+function refresh() { frame ||= requestAnimationFrame(() => { frame = 0; show(); }); }
 
 function show() {
-  const counts = new Map([...wanted].map(name => [name, 0]));
+  const counts = new Map([...filter].map(name => [name, 0]));
   let matching = 0;
   for (const entry of entries) {
-    entry.shown = shown(entry);
+    entry.shown = entry.tags.filter(tag => tag.score >= thresholdOf(tag.name));
     const names = new Set(entry.shown.map(tag => tag.name));
-    const matches = [...wanted].every(name => names.has(name));
+    const matches = [...filter].every(name => names.has(name));
     entry.card.hidden = !matches;
     matching += matches;
     if (matches) for (const name of names) counts.set(name, (counts.get(name) ?? 0) + 1);
@@ -28,7 +27,7 @@ function show() {
   document.body.classList.toggle("filled", entries.length > 0);
   $("results").hidden = !entries.length;
   $("none").hidden = matching > 0;
-  $("save").textContent = wanted.size ? `Save these ${matching.toLocaleString("en")} as CSV` : "Save as CSV";
+  $("save").textContent = filter.size ? `Save these ${matching.toLocaleString("en")} as CSV` : "Save as CSV";
   showProgress();
   showChips(counts);
 }
@@ -55,27 +54,28 @@ function sayNowAndThen(text, whole) {
 }
 function say(text) { $("said").textContent = text; }
 
-let again = null;
-function notice(text = "", retry = null) {
+let again = null, busyNotice = false;
+function notice(text = "", retry = null, busy = false) {
   again = retry;
+  busyNotice = busy;
   $("notice").hidden = !text;
   $("notice").firstElementChild.textContent = text;
   $("notice").lastElementChild.hidden = !retry;
 }
-function calm() { if ($("notice").textContent.startsWith("The service is busy")) notice(); }
+function clearBusyNotice() { if (busyNotice) notice(); }
 
 function showChips(counts) {
   const box = document.querySelector(".filter ul"), focused = box.contains(document.activeElement) ? document.activeElement.dataset.tag : null;
-  const order = [...counts].sort((a, b) => wanted.has(b[0]) - wanted.has(a[0]) || b[1] - a[1] || a[0].localeCompare(b[0]));
-  const key = JSON.stringify([order, [...wanted], allChips]);
+  const order = [...counts].sort((a, b) => filter.has(b[0]) - filter.has(a[0]) || b[1] - a[1] || a[0].localeCompare(b[0]));
+  const key = JSON.stringify([order, [...filter], allChips]);
   if (box.dataset.key === key) return;
   box.dataset.key = key;
   const chips = (allChips ? order : order.slice(0, CHIPS)).map(([name, count]) => {
     const button = make("button", `${name} `);
     button.dataset.tag = name;
     button.append(make("small", count.toLocaleString("en")));
-    button.setAttribute("aria-pressed", wanted.has(name));
-    button.addEventListener("click", () => { if (!wanted.delete(name)) wanted.add(name); refresh(); });
+    button.setAttribute("aria-pressed", filter.has(name));
+    button.addEventListener("click", () => { if (!filter.delete(name)) filter.add(name); refresh(); });
     return button;
   });
   const plain = (text, name, act) => {
@@ -85,13 +85,13 @@ function showChips(counts) {
     chips.push(button);
   };
   if (order.length > CHIPS) plain(allChips ? "fewer" : `all ${order.length.toLocaleString("en")}`, "all", () => { allChips = !allChips; });
-  if (wanted.size) plain("clear", "clear", () => wanted.clear());
+  if (filter.size) plain("clear", "clear", () => filter.clear());
   box.replaceChildren(...chips.map(button => { const item = make("li", ""); button.type = "button"; item.append(button); return item; }));
   if (!order.length) box.replaceChildren(make("li", "No tags yet.", "soft"));
   if (focused !== null) (chips.find(button => button.dataset.tag === focused) ?? $("h-filter")).focus();
 }
 
-const words = { waiting: "Waiting", working: "Being tagged …" };
+const stateTexts = { waiting: "Waiting", working: "Tagging …" };
 function draw(entry) {
   if (!entry.near || entry.gone) return;
   if (!entry.previewed) preview(entry);
@@ -101,8 +101,8 @@ function draw(entry) {
   entry.drawn = key;
   const { part, card } = entry, best = entry.tags[0];
   card.className = `card ${entry.status}`;
-  part(".state").textContent = words[entry.status] ?? entry.error?.message
-    ?? (entry.shown.length ? "" : `No tag${best ? `; the best guess is ${best.name} with ${best.score.toFixed(2)}` : ""}.`);
+  part(".state").textContent = stateTexts[entry.status] ?? entry.error?.message
+    ?? (entry.shown.length ? "" : `No tags.${best ? ` Highest score: ${best.name} ${best.score.toFixed(2)}` : ""}`);
   part(".again").hidden = !entry.error?.again;
   const more = entry.shown.length - SHORT;
   part(".more").hidden = more <= 0;
@@ -148,5 +148,5 @@ async function preview(entry) {
     image.src = entry.preview;
     image.alt = `Preview of ${entry.name}`;
     image.hidden = false;
-  } catch { /* a kind of image that this browser cannot show; the service may read it */ }
+  } catch { /* the browser cannot show this format, but the service may read it */ }
 }

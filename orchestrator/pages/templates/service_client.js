@@ -1,4 +1,4 @@
-// Talking with the service: tokens, waiting when it is busy, labels.
+// Requests to the service: token, retries when it is busy, labels.
 
 class Problem extends Error {
   constructor(sentence, again) { super(sentence); this.again = again; }
@@ -13,55 +13,55 @@ async function ask(path, query = [], body = null, signal = null) {
     while (pauseUntil > Date.now()) await wait(pauseUntil - Date.now());
     signal?.throwIfAborted();
     const used = token;
-    let answer, told;
+    let answer, content;
     try {
       const headers = used === null ? {} : { Authorization: `Bearer ${used}` };
       answer = await fetch(url, { method: body ? "POST" : "GET", body, headers, signal });
-      told = await answer.json().catch(() => null);
+      content = await answer.json().catch(() => null);
     } catch (error) {
       signal?.throwIfAborted();
       throw new Problem("The service does not answer.", true);
     }
     if (answer.status === 401) await newToken(used);
     else if (answer.status === 429) busy(answer);
-    else if (answer.ok && told) return told;
-    else throw new Problem(told?.error ?? `The service answered with status ${answer.status}.`, answer.status >= 500);
+    else if (answer.ok && content) return content;
+    else throw new Problem(content?.error ?? `The service answered with status ${answer.status}.`, answer.status >= 500);
   }
 }
 
 function busy(answer) {
   const seconds = Math.max(1, Number(answer.headers.get("Retry-After")) || 1);
   pauseUntil = Math.max(pauseUntil, Date.now() + 1000 * seconds);
-  notice(`The service is busy; this goes on in ${many(seconds, "second", "seconds")}.`);
+  notice(`The service is busy; retrying in ${many(seconds, "second", "seconds")}.`, null, true);
 }
 
 function newToken(refused) {
-  if (token !== refused) return null;  // another request has got one meanwhile
-  if (declined) throw new Problem("The service wants a token.", true);
+  if (token !== refused) return null;  // another request got one meanwhile
+  if (declined) throw new Problem("The service requires a token.", true);
   tokenAsked ??= askToken(refused).finally(() => { tokenAsked = null; });
   return tokenAsked;
 }
 
 function askToken(refused) {
-  const dialog = $("wants-token"), field = $("token");
-  if (refused !== null) $("token-told").textContent = "The service did not take this token.";
+  const dialog = $("token-dialog"), field = $("token");
+  if (refused !== null) $("token-hint").textContent = "The service rejected this token.";
   field.value = "";
   dialog.returnValue = "";
   dialog.showModal();
   return new Promise((done, fail) => dialog.addEventListener("close", () => {
     declined = dialog.returnValue !== "given";
-    if (declined) return fail(new Problem("The service wants a token.", true));
+    if (declined) return fail(new Problem("The service requires a token.", true));
     token = field.value.trim();
     field.value = "";
     done();
   }, { once: true }));
 }
 
-$("wants-token").querySelector("form").addEventListener("submit", event => {
+$("token-dialog").querySelector("form").addEventListener("submit", event => {
   event.preventDefault();
-  $("wants-token").close("given");
+  $("token-dialog").close("given");
 });
-$("no-token").addEventListener("click", () => $("wants-token").close());
+$("no-token").addEventListener("click", () => $("token-dialog").close());
 
 async function readLabels() {
   try {
@@ -71,27 +71,28 @@ async function readLabels() {
   }
   notice();
   const chosen = artifact?.name;
-  $("artifact").replaceChildren(...artifacts.map(of => new Option(of.name, of.name)));
+  $("artifact").replaceChildren(...artifacts.map(({ name }) => new Option(name, name)));
   $("artifact-choice").hidden = artifacts.length < 2;
   $("settings").hidden = false;
-  choose(artifacts.find(of => of.name === chosen) ?? artifacts[0]);
+  choose(artifacts.find(each => each.name === chosen) ?? artifacts[0]);
 }
 
-function choose(of) {
-  artifact = of;
-  own = new Map(of.labels.map(label => [label.name, label.threshold]));
-  $("artifact").value = of.name;
-  $("label-count").textContent = of.labels.length.toLocaleString("en");
-  $("labels").firstElementChild.textContent = `The ${many(of.labels.length, "label", "labels")} of ${of.name}, version ${of.version.slice(0, 8)}`;
-  $("labels").lastElementChild.replaceChildren(...of.labels.map(label => make("li", label.name)));
+function choose(chosen) {
+  artifact = chosen;
+  const { name, version, labels } = chosen;
+  ownThresholds = new Map(labels.map(label => [label.name, label.threshold]));
+  $("artifact").value = name;
+  $("label-count").textContent = labels.length.toLocaleString("en");
+  $("labels").firstElementChild.textContent = `${many(labels.length, "label", "labels")} of ${name}, version ${version.slice(0, 8)}`;
+  $("labels").lastElementChild.replaceChildren(...labels.map(label => make("li", label.name)));
   refresh();
 }
 
 let rereading = false;
-async function newVersion(version) {  // its thresholds and labels may be others
+async function newVersion(version) {  // it may have other thresholds and labels
   if (version === artifact.version || rereading) return;
   rereading = true;
-  // The models take a new artifact one after the other, and any of them may answer.
+  // Replicas load a new artifact one after the other, and any of them may answer.
   for (let tries = 0; tries < 10 && version !== artifact.version; tries++) {
     if (tries) await wait(1000);
     await readLabels();

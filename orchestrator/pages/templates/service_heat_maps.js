@@ -1,4 +1,4 @@
-// Heat maps: what speaks for a tag.
+// Heat maps: the regions that show a tag.
 
 function regions(entry, name) {
   if (!entry.regions.has(name)) {
@@ -7,15 +7,15 @@ function regions(entry, name) {
     const known = entry.regions;
     const answer = ask("regions", [["artifact", artifact.name], ...labels.map(label => ["label", label])], form(entry), entry.abort?.signal);
     for (const label of labels) {
-      const rows = answer.then(told => told.regions[label]);
-      rows.catch(() => known.delete(label));  // asked again next time
+      const rows = answer.then(content => content.regions[label]);
+      rows.catch(() => known.delete(label));  // so that the next time asks again
       known.set(label, rows);
     }
   }
   return entry.regions.get(name);
 }
 
-function point(entry, button) {  // not for whoever only passes over it
+function point(entry, button) {  // after a moment, so that passing over a tag shows nothing
   clearTimeout(entry.soon);
   entry.soon = setTimeout(() => showMap(entry, button), 90);
 }
@@ -41,22 +41,22 @@ async function showMap(entry, button) {
   entry.mapOf?.classList.remove("shown");
   entry.mapOf = button;
   button.classList.add("shown");
-  let told;
+  let text;
   try {
     const rows = await regions(entry, name);
     if (entry.mapOf !== button) return;
-    told = `${name}: ${whereabouts(rows)}`;
+    text = `${name}: ${whereabouts(rows)}`;
     paint(entry.part("canvas"), rows, entry.size ?? [400, 300]);
-    entry.part("canvas").setAttribute("aria-label", `What speaks for ${told}`);
+    entry.part("canvas").setAttribute("aria-label", `Heat map of ${text}`);
     entry.part("canvas").hidden = false;
   } catch (error) {
     if (entry.mapOf !== button) return;
-    told = `${name}: ${error.message}`;
-    entry.mapOf = null;  // pointing at it again asks again
+    text = `${name}: ${error.message}`;
+    entry.mapOf = null;  // pointing at the tag again retries
   }
-  entry.part(".where").textContent = told;
+  entry.part(".where").textContent = text;
   entry.part(".where").hidden = false;
-  say(told);
+  say(text);
 }
 
 function hideMap(entry) {
@@ -67,7 +67,7 @@ function hideMap(entry) {
   entry.part("canvas").hidden = entry.part(".where").hidden = true;
 }
 
-// Dark where little speaks for the tag, warm where most does.
+// Dark where shares are low, warm where they are high.
 function paint(canvas, rows, [width, height]) {
   const small = new OffscreenCanvas(rows[0].length, rows.length), pixels = new ImageData(small.width, small.height);
   const most = Math.max(...rows.flat()) || 1;

@@ -1,0 +1,75 @@
+"""Read a config file with its overrides, and check it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.inputs import with_absolute_inputs
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
+from orchestrator.config.yaml import parse_yaml, read_yaml
+from orchestrator.errors import InputError
+
+
+def load_config(path: Path, overrides: list[str], cache: str | None, runs: str | None) -> RunConfig:
+    """Read a config file, put `--set` overrides, environment and options on top, and check it.
+
+    What a file says of a sweep is not looked at.
+
+    Raises:
+        InputError: naming the field or file, what is wrong and what would be right.
+    """
+    raw = read_config(path, overrides, cache, runs)
+    raw.pop("sweep", None)
+    return build_config(raw, path)
+
+
+def read_config(
+    path: Path, overrides: list[str], cache: str | None, runs: str | None
+) -> dict[str, Any]:
+    """The plain values of a config file with `--set`, environment and options on top, unchecked.
+
+    Raises:
+        InputError: for a file that cannot be read, or an override without a field.
+    """
+    raw = read_yaml(path)
+    if not isinstance(raw, dict):
+        raise InputError(f"{path}: must be a mapping of settings, such as `name: my-run`")
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals or not name:
+            raise InputError(f"--set {override!r}: must be FIELD=VALUE, such as tuning.epochs=5")
+        set_field(raw, name, parse_yaml(text, f"--set {override!r}"), f"--set {override!r}")
+    chosen_paths = {
+        "cache": cache or os.environ.get("DATAFREE_CACHE"),
+        "runs": runs or os.environ.get("DATAFREE_RUNS"),
+    }
+    if any(chosen_paths.values()) and isinstance(raw.setdefault("paths", {}), dict):
+        raw["paths"].update({k: v for k, v in chosen_paths.items() if v})
+    return raw
+
+
+def build_config(raw: dict[str, Any], path: Path) -> RunConfig:
+    """The checked config of plain values that were read from the file `path`.
+
+    Raises:
+        InputError: naming the field or file, what is wrong and what would be right.
+    """
+    return with_absolute_inputs(validate(RunConfig, raw, str(path)), path.parent)
+
+
+def set_field(raw: dict[str, Any], name: str, value: Any, source: str) -> None:
+    """Put a value into nested mappings under its dotted name.
+
+    Raises:
+        InputError: naming `source`, where a part of the name has no fields.
+    """
+    *parents, last = name.split(".")
+    place = raw
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise InputError(f"{source}: {parent!r} has no fields")
+    place[last] = value
