@@ -1,14 +1,15 @@
 """What each part of the method is worth: the quickstart tuned in variations, several seeds each.
 
-    python benchmarks/ablations.py [--seeds 5] [--detail-seeds 2] [--photos ../shared/data]
+    python benchmarks/ablations.py [--seeds 5] [--detail-seeds 2] [--photos FOLDER]
 
 Every variation is the quickstart's config with a few fields changed, so anyone can run one alone.
 Captions, caption features and scenes come from the stage cache. Each seed of each variation is
-tuned in a process with one thread; a finished one is kept in `<runs>/ablations/` and not tuned
-again, so the benchmark may be stopped and started at will.
+tuned in a process with one thread. Finished ones are kept in `<runs>/ablations/`, so the benchmark
+may be stopped and started again.
 
-Figures are mAP of the composed scenes and, if the photos are present, of those of VOC 2012 and
-COCO 2017 for the categories that they and the scenes have in common. Nothing is chosen on any
+Figures are mAP on the composed scenes and, if there are photos (`--photos`, otherwise
+DATAFREE_PHOTOS: a folder with `voc2012_sample` and `coco_sample` in their official layouts), on
+VOC 2012 and COCO 2017 for the categories that they share with the scenes. Nothing is chosen on any
 image. The last line is one JSON object: mean and sample deviation over seeds.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -358,7 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--detail-seeds", type=int, default=2)
-    parser.add_argument("--photos", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--photos", type=Path, default=os.environ.get("DATAFREE_PHOTOS", ""))
     parser.add_argument("--cache", default="cache")
     parser.add_argument("--runs", default="runs")
     args = parser.parse_args()

@@ -18,7 +18,7 @@ from prompt_tuning.tagging.calibration import calibration_quality
 from prompt_tuning.tagging.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
 
 
-def test_many_labelled_photos_decide_and_a_handful_leans_on_what_was() -> None:
+def test_many_labelled_photos_decide_and_a_few_adjust_the_earlier_calibration() -> None:
     off = known(SLOPES * 0.6, OFFSETS * 0.6 - 1.5)
     raw, labels = drawn(20_000, seed=1)
     truth = calibration_quality(raw, labels, None, known())
@@ -45,7 +45,7 @@ def test_many_labelled_photos_decide_and_a_handful_leans_on_what_was() -> None:
     )
 
 
-def test_labels_that_are_ignored_have_no_say() -> None:
+def test_ignored_labels_do_not_matter() -> None:
     raw, labels = drawn(60, seed=2)
     ignored = np.random.default_rng(0).random(labels.shape) < 0.3
     one, two = (fit_labelled(known(), raw, shown, ignored) for shown in (labels, labels ^ ignored))
@@ -62,7 +62,7 @@ def test_thresholds_without_labels_are_those_of_the_best_f1_to_expect() -> None:
     assert quality["at_thresholds"]["macro"]["f1"] > quality["best_f1"]["macro"] - 0.5
 
 
-def test_what_hardly_a_photo_shows_is_not_seen_on_all() -> None:
+def test_a_rare_label_is_not_put_on_every_photo() -> None:
     # Of a label that all photos show next to nothing of, the best F1 to expect tags them all.
     rare = known(SLOPES, OFFSETS - [0, 0, 0, 9])
     raw, labels = drawn(60, seed=2)
@@ -73,7 +73,7 @@ def test_what_hardly_a_photo_shows_is_not_seen_on_all() -> None:
         assert not (fitted.scores(raw)[:, 3] >= fitted.thresholds[3]).any()
 
 
-def test_figures_of_a_fit_are_of_photos_that_it_did_not_see() -> None:
+def test_figures_of_a_fit_come_from_photos_that_it_did_not_see() -> None:
     raw, labels = drawn(4000, seed=2)
     noise = np.random.default_rng(0).random(labels.shape) < 0.3  # nothing to be learnt
     before, after = cross_validated(known(), raw[:40], noise[:40], None)
@@ -136,7 +136,7 @@ def test_labelled_photos_make_a_new_artifact(
     assert fitted.calibration.labelled_photos == 24
     assert fitted.calibration.source == "held-out sentences and 24 labelled photos"
     tags = Tagger.load("fitted", "cpu", lasting_cache).tag(files)
-    given = np.array([[name in {tag.name for tag in of} for name in NAMES] for of in tags])
+    given = np.array([[name in {tag.name for tag in one} for name in NAMES] for one in tags])
     assert (given == labels).mean() > 0.9
     done = calibrate("--root", "photos", "--out", "fitted")
     assert (done.code, "exists already" in done.err) == (2, True)
@@ -182,7 +182,7 @@ def test_photos_without_labels_move_thresholds_only(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "name photos, whose labels are not known, or --root"),
         (["photos", "--root", "photos"], "(got both)"),
@@ -194,13 +194,13 @@ def test_photos_without_labels_move_thresholds_only(
         (["--root", "photos"], "at least 10 readable photos are required (got 1)"),
     ],
 )
-def test_what_is_asked_wrong_is_told(
-    calibrate: Callable[..., Done], stamps: Path, arguments: list[str], told: str
+def test_mistakes_are_reported(
+    calibrate: Callable[..., Done], stamps: Path, arguments: list[str], message: str
 ) -> None:
     [file] = write_photos(stamps, 1)
     Path("photos/labels.csv").write_text(f"{file.relative_to('photos')},{NAMES[0]}\n")
     done = calibrate(*arguments, "--out", "fitted")
     assert done.code == 2
-    assert told in done.err
+    assert message in done.err
     assert "Traceback" not in done.err
     assert not Path("fitted").exists()

@@ -109,13 +109,13 @@ def test_a_folder_with_a_card_loads_as_the_artifact_does(
     assert matter["license"]
     assert matter["library_name"] == "datafree"
     assert "multi-label-image-classification" in matter["tags"]
-    for told in (
+    for text in (
         "is not CLIP",
         "Not measured",
         "Tuned without a photo",
         "dog\ncafé\nhot air balloon",
     ):
-        assert told in card
+        assert text in card
     # It travels through git and hubs, which add what is theirs.
     (target / ".git").mkdir()
     (target / ".git" / "HEAD").write_text("ref: refs/heads/main")
@@ -208,8 +208,8 @@ def test_one_command_writes_both(tmp_path: Path, datafree: Call) -> None:
     artifact = artifact_for(vlm)
     artifact.save(tmp_path / "artifact")
     file, folder = tmp_path / "out" / "model.onnx", tmp_path / "out" / "hf"
-    told = datafree("export", tmp_path / "artifact", "--onnx", file, "--hf", folder)
-    assert str(file) in told and str(folder) in told
+    printed = datafree("export", tmp_path / "artifact", "--onnx", file, "--hf", folder)
+    assert str(file) in printed and str(folder) in printed
     assert "not CLIP" not in (folder / "README.md").read_text("utf-8")
     pixels = np.zeros((1, 3, 32, 32), dtype=np.uint8)
     (scores,) = onnxruntime.InferenceSession(file).run(None, {"pixels": pixels})
@@ -217,7 +217,7 @@ def test_one_command_writes_both(tmp_path: Path, datafree: Call) -> None:
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
 
 
-def test_what_cannot_be_exported_is_said_in_one_line(
+def test_what_cannot_be_exported_is_reported_in_one_line(
     alone: Path, tmp_path: Path, datafree: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "photos").mkdir()

@@ -39,7 +39,7 @@ def artifacts(
     folder = tmp_path_factory.mktemp("serve")
     all_of_it, half = folder / "all", folder / "half" / "artifact"
     shutil.copytree(artifact, all_of_it)
-    sentences = [(text, of) for text, of in SENTENCES if set(of) <= set(NAMES[:2])]
+    sentences = [(text, labels) for text, labels in SENTENCES if set(labels) <= set(NAMES[:2])]
     tune(embedded_vlm, NAMES[:2], sentences, tuning=QUICK, held_out=0.3).save(half)
     return {"all": all_of_it, "half": half}
 
@@ -78,7 +78,7 @@ def error_of(answer: httpx.Response, status: int) -> str:
     return error
 
 
-def test_tags_are_the_taggers_whichever_way_images_come(
+def test_tags_are_the_taggers_for_forms_and_for_json(
     service: Service, artifacts: dict[str, Path], lasting_cache: Path
 ) -> None:
     contents = [image(number) for number in range(3)]
@@ -88,35 +88,35 @@ def test_tags_are_the_taggers_whichever_way_images_come(
         expected = tagger.tag(images, threshold=0.0, top=2)
         for body in (
             {"files": files(*contents)},
-            {"json": {"images": [{"data": base64.b64encode(of).decode()} for of in contents]}},
+            {"json": {"images": [{"data": base64.b64encode(one).decode()} for one in contents]}},
         ):
             asked = {"artifact": name, "threshold": 0, "top": 2}
             answer = httpx.post(f"{service.url}/tag", params=asked, **body)  # type: ignore[arg-type]
             assert answer.status_code == 200, answer.text
-            told = answer.json()
-            assert told["artifact"] == name
-            for of, tags in zip(told["images"], expected, strict=True):
-                assert [tag["name"] for tag in of["tags"]] == [tag.name for tag in tags]
-                scores = [tag["score"] for tag in of["tags"]]
+            content = answer.json()
+            assert content["artifact"] == name
+            for tagged, tags in zip(content["images"], expected, strict=True):
+                assert [tag["name"] for tag in tagged["tags"]] == [tag.name for tag in tags]
+                scores = [tag["score"] for tag in tagged["tags"]]
                 np.testing.assert_allclose(scores, [tag.score for tag in tags], atol=1e-4)
     # Without a threshold each label has its own.
     answer = httpx.post(f"{service.url}/tag?artifact=half", files=files(*contents))
-    for of, tags in zip(answer.json()["images"], tagger.tag(images), strict=True):
-        assert [tag["name"] for tag in of["tags"]] == [tag.name for tag in tags]
+    for tagged, tags in zip(answer.json()["images"], tagger.tag(images), strict=True):
+        assert [tag["name"] for tag in tagged["tags"]] == [tag.name for tag in tags]
 
 
 def test_labels_health_metrics_regions_and_description(
     service: Service, artifacts: dict[str, Path], lasting_cache: Path
 ) -> None:
-    told = httpx.get(f"{service.url}/labels").json()["artifacts"]
-    assert [of["name"] for of in told] == ["all", "half"]
-    assert [label["name"] for label in told[0]["labels"]] == NAMES
+    listed = httpx.get(f"{service.url}/labels").json()["artifacts"]
+    assert [one["name"] for one in listed] == ["all", "half"]
+    assert [label["name"] for label in listed[0]["labels"]] == NAMES
     tagger = Tagger.load(artifacts["all"], "cpu", lasting_cache)
-    thresholds = [label["threshold"] for label in told[0]["labels"]]
+    thresholds = [label["threshold"] for label in listed[0]["labels"]]
     np.testing.assert_allclose(thresholds, tagger.thresholds, rtol=1e-6)
     health = httpx.get(f"{service.url}/health").json()
     assert health["status"] == "ok"
-    assert health["artifacts"] == {of["name"]: of["version"] for of in told}
+    assert health["artifacts"] == {one["name"]: one["version"] for one in listed}
 
     asked = {"artifact": "all", "label": ["penguin", "Bicycles"]}
     found = httpx.post(f"{service.url}/regions", params=asked, files=files(image(1)))
@@ -143,7 +143,7 @@ def test_labels_health_metrics_regions_and_description(
 
 
 @pytest.mark.parametrize(
-    ("asked", "body", "status", "told"),
+    ("asked", "body", "status", "message"),
     [
         ({}, {"files": files(image(0))}, 422, "artifact must be one of all, half (got none)"),
         (
@@ -193,7 +193,7 @@ def test_labels_health_metrics_regions_and_description(
         (
             {},
             {
-                "content": iter([bytes(1_000_000)] * 4),  # no length is told
+                "content": iter([bytes(1_000_000)] * 4),  # no declared length
                 "headers": {"content-type": "application/json"},
             },
             413,
@@ -202,12 +202,12 @@ def test_labels_health_metrics_regions_and_description(
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_answered_is_told_in_a_sentence(
-    service: Service, asked: dict[str, Any], body: dict[str, Any], status: int, told: str
+def test_bad_requests_are_refused_with_one_sentence(
+    service: Service, asked: dict[str, Any], body: dict[str, Any], status: int, message: str
 ) -> None:
-    asked = {"artifact": "all", **asked} if "artifact must" not in told else asked
+    asked = {"artifact": "all", **asked} if "artifact must" not in message else asked
     answer = httpx.post(f"{service.url}/tag", params=asked, **body)
-    assert told in error_of(answer, status)
+    assert message in error_of(answer, status)
 
 
 def test_a_broken_image_does_not_take_the_others_with_it(service: Service) -> None:
@@ -231,7 +231,7 @@ def test_regions_refuse_other_labels_and_several_images(service: Service) -> Non
     assert error_of(httpx.get(f"{service.url}/none"), 404)
 
 
-def test_others_hosts_are_refused_and_the_page_loads_nothing_from_elsewhere(
+def test_other_host_names_are_refused_and_the_page_loads_nothing_from_elsewhere(
     service: Service,
 ) -> None:
     elsewhere = httpx.get(f"{service.url}/labels", headers={"Host": "elsewhere.example"})
@@ -241,7 +241,7 @@ def test_others_hosts_are_refused_and_the_page_loads_nothing_from_elsewhere(
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 
-def test_more_than_may_wait_is_told_to_come_again(service: Service) -> None:
+def test_too_many_images_at_once_are_refused_with_a_time_to_retry(service: Service) -> None:
     def ask(number: int) -> httpx.Response:
         contents = [image(number, (900, 900))] * 4
         return httpx.post(f"{service.url}/tag?artifact=all", files=files(*contents), timeout=30)
@@ -256,7 +256,7 @@ def test_more_than_may_wait_is_told_to_come_again(service: Service) -> None:
     assert ask(0).status_code == 200
 
 
-def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
+def test_a_killed_replica_loses_no_request_and_a_new_artifact_is_loaded(
     service: Service, artifacts: dict[str, Path]
 ) -> None:
     ended = False
@@ -295,7 +295,7 @@ def test_a_killed_replica_costs_no_request_and_an_artifact_is_taken_anew(
                 time.sleep(0.2)
         finally:
             ended = True
-        answers = [answer for of in asking for answer in of.result()]
+        answers = [answer for one in asking for answer in one.result()]
     assert {answer.status_code for answer in answers} == {200}
     by_version = {answer.json()["version"]: answer.json()["images"][0] for answer in answers}
     assert len(by_version[before]["tags"]) == len(NAMES)
@@ -314,7 +314,7 @@ def _version(service: Service) -> str:
     return version
 
 
-def test_a_copy_under_way_is_no_artifact_until_it_is_whole(
+def test_a_copy_under_way_is_served_once_it_is_complete(
     service: Service, artifacts: dict[str, Path], artifact: Path
 ) -> None:
     served, aside = artifacts["half"], artifacts["half"].with_name("aside")
@@ -351,7 +351,7 @@ def _health_when(service: Service, reached: Callable[[dict[str, Any]], bool]) ->
         time.sleep(0.2)
 
 
-def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: Service) -> None:
+def test_requests_to_models_that_hang_time_out(service: Service) -> None:
     replicas = service.replicas()
     for process in replicas:
         process.send_signal(signal.SIGSTOP)
@@ -365,7 +365,7 @@ def test_models_that_do_not_answer_are_waited_for_no_longer_than_told(service: S
             process.send_signal(signal.SIGCONT)
 
 
-def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
+def test_stopping_cuts_no_request_that_is_under_way(service: Service) -> None:
     """The last of those that share a service."""
 
     cut = 0
@@ -389,14 +389,14 @@ def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
         time.sleep(2)
         signalled = time.monotonic()
         service.process.terminate()
-        answers = [answer for of in asking for answer in of.result()]
+        answers = [answer for one in asking for answer in one.result()]
     assert {status for begun, end, status in answers if begun < signalled < end} == {200}
     assert {status for begun, _, status in answers if begun > signalled} <= {200, 503, cut}
     assert service.process.wait(timeout=60) == 143
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no artifact"),
         (["{all}", "{all}"], "another artifact is already named all; choose a name: NAME="),
@@ -412,10 +412,10 @@ def test_the_end_cuts_no_request_that_is_under_way(service: Service) -> None:
         (["{all}", "--token", "a b"], "--token: "),
     ],
 )
-def test_what_is_asked_wrong_is_told_before_anything_starts(
+def test_mistakes_are_reported_before_anything_starts(
     artifacts: dict[str, Path],
     arguments: list[str],
-    told: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -431,11 +431,11 @@ def test_what_is_asked_wrong_is_told_before_anything_starts(
             monkeypatch, capsys, "serve", *(argument.format(**given) for argument in arguments)
         )
     assert done.code == 2
-    assert told in done.err
+    assert message in done.err
     assert done.err.count("\n") == 1
 
 
-def test_a_token_is_wanted_for_all_but_the_page_and_health() -> None:
+def test_a_token_is_required_for_all_but_the_page_and_health() -> None:
     nobody: Any = None  # the models, which are not asked
     app = build_app(nobody, ["all"], "<!doctype html>", "s3cret", ["*"], Limits())
     client = TestClient(app)

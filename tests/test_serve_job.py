@@ -39,10 +39,10 @@ def serve(tmp_path: Path) -> Callable[[Console], None]:
 @pytest.fixture
 def statuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServeStatus | BaseException]]:
     """What Ray Serve, which is not started, says of itself, in turn."""
-    told: list[ServeStatus | BaseException] = []
+    queue: list[ServeStatus | BaseException] = []
 
     def status() -> ServeStatus:
-        if isinstance(now := told.pop(0), BaseException):
+        if isinstance(now := queue.pop(0), BaseException):
             raise now
         return now
 
@@ -60,8 +60,8 @@ def statuses(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[ServeStatus | Bas
     monkeypatch.setattr(serve_job, "Lifeline", SimpleNamespace(remote=nothing))
     monkeypatch.setattr(serve_job, "_POLL_S", 0)
     monkeypatch.setattr(serve_job, "_SECONDS_BETWEEN_REPORTS", -1)
-    yield told
-    assert not told
+    yield queue
+    assert not queue
 
 
 def service(status: ApplicationStatus, running: int, message: str = "") -> ServeStatus:
@@ -102,7 +102,7 @@ def test_a_head_without_cpus_is_refused(
     ],
 )
 @pytest.mark.parametrize("before", [[], [READY]])
-def test_a_service_that_ends_without_this_command_is_told_in_a_line(
+def test_a_service_that_ends_on_its_own_is_reported_in_one_line(
     statuses: list[ServeStatus | BaseException],
     serve: Callable[[Console], None],
     before: list[ServeStatus],
@@ -115,7 +115,7 @@ def test_a_service_that_ends_without_this_command_is_told_in_a_line(
     assert describe(failure.value) == words
 
 
-def test_what_the_models_wait_for_is_told_and_not_for_ever(
+def test_what_the_models_wait_for_is_reported_and_the_wait_ends(
     statuses: list[ServeStatus | BaseException],
     serve: Callable[[Console], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -124,8 +124,8 @@ def test_what_the_models_wait_for_is_told_and_not_for_ever(
     statuses += [ServeStatus(), LOADING, KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         serve(Console(width=200))
-    told = capsys.readouterr().out
-    assert "serve: 0 of 2 replicas are ready after 0 s; each needs 1 CPU; free are 0 CPU" in told
+    printed = capsys.readouterr().out
+    assert "serve: 0 of 2 replicas are ready after 0 s; each needs 1 CPU; free are 0 CPU" in printed
     statuses += [ServeStatus(), LOADING]
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
     monkeypatch.setattr(waiting, "_SECONDS_UNPLACEABLE", 0)
@@ -134,7 +134,7 @@ def test_what_the_models_wait_for_is_told_and_not_for_ever(
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_requests_have_time_to_end_only_once_there_can_be_some(
+def test_requests_get_time_to_finish_only_once_there_can_be_some(
     statuses: list[ServeStatus | BaseException],
     serve: Callable[[Console], None],
     capsys: pytest.CaptureFixture[str],

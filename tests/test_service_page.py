@@ -23,7 +23,7 @@ pytest.importorskip("playwright", reason="requirements/dev.txt has playwright")
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH")
 
 HOSTILE = '<img src=x onerror="document.title=`stolen`">'
 TAGS = "#cards .card .tags button"
@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, service: str) -> Iterator[Page]:
-    """The page, opened; no request may leave the service, and the console may tell no error."""
+    """The page, opened; no request may leave the service, and the console may log no error."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
     context.set_default_timeout(8000)
     page = context.new_page()
@@ -54,12 +54,12 @@ def page(browser: Browser, service: str) -> Iterator[Page]:
     errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: errors.append(str(error)))
-    # A refused request is told in the console by the browser itself.
+    # The browser itself logs a refused request to the console.
     page.on(
         "console",
-        lambda told: (
-            errors.append(told.text)
-            if told.type == "error" and not told.text.startswith("Failed to load resource")
+        lambda logged: (
+            errors.append(logged.text)
+            if logged.type == "error" and not logged.text.startswith("Failed to load resource")
             else None
         ),
     )
@@ -107,8 +107,8 @@ def answers(page: Page, service: str, files: list[Path]) -> dict[str, dict[str, 
     for file in files:
         form = {"name": file.name, "mimeType": "image/png", "buffer": file.read_bytes()}
         url = f"{service.rstrip('/')}/tag?threshold=0"
-        told = page.request.post(url, multipart={"images": form}).json()
-        found[file.name] = {t["name"]: t["score"] for t in told["images"][0]["tags"]}
+        content = page.request.post(url, multipart={"images": form}).json()
+        found[file.name] = {t["name"]: t["score"] for t in content["images"][0]["tags"]}
     return found
 
 
@@ -125,16 +125,16 @@ def test_chosen_images_get_the_tags_of_the_service_above_the_slider(
     page: Page, service: str, images: list[Path]
 ) -> None:
     choose(page, images)
-    of = answers(page, service, images)
+    scores_by_image = answers(page, service, images)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     for threshold in (0.0, 0.5, 1.0):
         one_threshold(page, threshold)
-        for name, scores in of.items():
+        for name, scores in scores_by_image.items():
             best_first = sorted(scores, key=lambda label: -scores[label])
-            wanted = [label for label in best_first if scores[label] >= threshold][:10]
+            expected = [label for label in best_first if scores[label] >= threshold][:10]
             card = page.locator("#cards .card", has=page.get_by_role("heading", name=name))
-            expect(card.locator(".tags .name")).to_have_text(wanted)
+            expect(card.locator(".tags .name")).to_have_text(expected)
     assert [url for url in asked if "/tag" in url] == []  # the service is not asked again
 
 
@@ -145,19 +145,19 @@ def test_each_label_has_its_own_threshold_first(
     first = page.request.get(f"{service.rstrip('/')}/labels").json()["artifacts"][0]
     least = {label["name"]: label["threshold"] for label in first["labels"]}
     for name, scores in answers(page, service, images[:2]).items():
-        wanted = {label for label, score in scores.items() if score >= least[label]}
-        assert set(shown(page)[name]) <= wanted
-        assert len(shown(page)[name]) == min(10, len(wanted))
+        expected = {label for label, score in scores.items() if score >= least[label]}
+        assert set(shown(page)[name]) <= expected
+        assert len(shown(page)[name]) == min(10, len(expected))
 
 
 def test_filter_shows_images_with_all_tags_and_the_csv_has_these(
     page: Page, service: str, images: list[Path]
 ) -> None:
-    of = answers(page, service, images)
-    label, threshold = _dividing(of)
+    scores_by_image = answers(page, service, images)
+    label, threshold = _dividing(scores_by_image)
     choose(page, images)
     one_threshold(page, threshold)
-    have = [name for name, scores in of.items() if scores[label] >= threshold]
+    have = [name for name, scores in scores_by_image.items() if scores[label] >= threshold]
     more = page.locator(".filter button.plain", has_text="all ")
     if more.count():
         more.click()
@@ -178,20 +178,20 @@ def test_filter_shows_images_with_all_tags_and_the_csv_has_these(
     rows = list(csv.DictReader(io.StringIO("\n".join(lines))))
     assert [row["file"] for row in rows] == have
     for row in rows:
-        scores = of[row["file"]]
+        scores = scores_by_image[row["file"]]
         names = row["tags"].split(";")
         assert set(names) == {name for name, score in scores.items() if score >= threshold}
-        told = [float(score) for score in row["scores"].split(";")]
-        assert told == pytest.approx([scores[name] for name in names], abs=1e-4)
+        scored = [float(score) for score in row["scores"].split(";")]
+        assert scored == pytest.approx([scores[name] for name in names], abs=1e-4)
 
     page.locator(".filter").get_by_role("button", name="clear").click()
     expect(page.locator("#cards .card:visible")).to_have_count(len(images))
 
 
-def _dividing(of: dict[str, dict[str, float]]) -> tuple[str, float]:
+def _dividing(scores_by_image: dict[str, dict[str, float]]) -> tuple[str, float]:
     """A label and a threshold, of the slider's steps, that some images reach and some do not."""
-    for label in next(iter(of.values())):
-        scores = sorted(scores[label] for scores in of.values())
+    for label in next(iter(scores_by_image.values())):
+        scores = sorted(scores[label] for scores in scores_by_image.values())
         for step in range(101):
             if scores[0] < step / 100 - 1e-3 and scores[-1] > step / 100 + 1e-3:
                 return label, step / 100
@@ -283,7 +283,9 @@ def test_a_folder_s_images_and_not_its_other_files(
     expect(page.locator("#notice")).to_contain_text("1 file is not an image")
 
 
-def test_a_broken_image_is_told_on_its_card(page: Page, images: list[Path], tmp_path: Path) -> None:
+def test_the_card_of_a_broken_image_says_why(
+    page: Page, images: list[Path], tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(images[0].read_bytes()[:60])
     page.set_input_files("#files", [images[0], broken])
@@ -379,8 +381,8 @@ def test_names_are_text(page: Page, service: str, images: list[Path], tmp_path: 
 
     def tag(route: Route) -> None:
         tags = [{"name": HOSTILE, "score": 0.9}]
-        told = {"artifact": HOSTILE, "version": HOSTILE, "images": [{"name": "", "tags": tags}]}
-        route.fulfill(json=told)
+        content = {"artifact": HOSTILE, "version": HOSTILE, "images": [{"name": "", "tags": tags}]}
+        route.fulfill(json=content)
 
     page.route("**/labels", lambda route: route.fulfill(json={"artifacts": [artifact, artifact]}))
     page.route("**/tag?*", tag)
@@ -412,8 +414,8 @@ def test_by_keyboard_alone_and_focus_is_never_lost(page: Page, images: list[Path
 
 
 def test_another_artifact_tags_what_is_there(page: Page, service: str, images: list[Path]) -> None:
-    of = page.request.get(f"{service.rstrip('/')}/labels").json()
-    known: dict[str, Any] = of["artifacts"][0]
+    listed = page.request.get(f"{service.rstrip('/')}/labels").json()
+    known: dict[str, Any] = listed["artifacts"][0]
     both = {"artifacts": [known, {**known, "name": "other"}]}
     asked: list[str] = []
 
@@ -421,8 +423,8 @@ def test_another_artifact_tags_what_is_there(page: Page, service: str, images: l
         asked.append(route.request.url)
         first = known["labels"][0]["name"]
         tags = [{"name": first, "score": 1.0}]
-        told = {"version": known["version"], "images": [{"name": "", "tags": tags}]}
-        route.fulfill(json={"artifact": "other", **told})
+        content = {"version": known["version"], "images": [{"name": "", "tags": tags}]}
+        route.fulfill(json={"artifact": "other", **content})
 
     page.route("**/labels", lambda route: route.fulfill(json=both))
     page.goto(service)
@@ -460,10 +462,10 @@ def test_a_phone_in_both_schemes(
 def test_a_thousand_images_leave_the_page_awake(page: Page, images: list[Path]) -> None:
     under_way = {"now": 0, "most": 0}
     tags = [{"name": f"label {n}", "score": 1 - n / 200} for n in range(100)]
-    of = {"name": "", "tags": tags}
+    image = {"name": "", "tags": tags}
 
     def tag(route: Route) -> None:
-        route.fulfill(json={"artifact": "x", "version": "", "images": [of]})
+        route.fulfill(json={"artifact": "x", "version": "", "images": [image]})
 
     def count(by: int) -> None:
         under_way["now"] += by

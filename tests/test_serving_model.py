@@ -1,4 +1,4 @@
-"""What the service's models do when an artifact is written anew while they serve it."""
+"""How the service's models reload an artifact that is replaced while they serve it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from prompt_tuning.storage import MANIFEST
 from workers.serving.model import _Artifacts
 
 
-def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let_go(
+def test_a_copy_is_loaded_with_its_last_file_and_the_previous_model_is_freed(
     artifact: Path, embedded_settings: VLMSettings, lasting_cache: Path, tmp_path: Path
 ) -> None:
     smaller = embedded_settings.model_copy(update={"resolution": 192})
     identity = load_vlm(smaller, cache=lasting_cache).identity
-    made_anew = tmp_path / "made anew"
-    replace(Artifact.load(artifact), vlm_settings=smaller, vlm=identity).save(made_anew)
+    replacement = tmp_path / "replacement"
+    replace(Artifact.load(artifact), vlm_settings=smaller, vlm=identity).save(replacement)
     folder = tmp_path / "served"
     shutil.copytree(artifact, folder)
     artifacts = _Artifacts({"name": folder}, "cpu", lasting_cache)
     artifacts.reload()
     before = artifacts.served["name"]
     order = (MANIFEST, "tokens.safetensors", "class_features.safetensors", "artifact.json")
-    files = [made_anew / name for name in order]
-    assert set(files) == set(made_anew.iterdir())
+    files = [replacement / name for name in order]
+    assert set(files) == set(replacement.iterdir())
     for file in files:
         assert artifacts.served["name"] is before
         shutil.copyfile(file, folder / file.name)
@@ -42,7 +42,7 @@ def test_a_copy_is_taken_when_its_last_file_is_there_and_the_model_before_is_let
     (folder / MANIFEST).unlink()
     artifacts.reload()
     assert str(tmp_path) not in artifacts.problems["name"]
-    shutil.copyfile(made_anew / MANIFEST, folder / MANIFEST)
+    shutil.copyfile(replacement / MANIFEST, folder / MANIFEST)
     served = artifacts.served["name"]
     artifacts.reload()
     assert artifacts.problems == {}

@@ -58,7 +58,7 @@ def counts(metrics: Metrics) -> dict[str, float]:
     return {status: float(count) for status, count in found}
 
 
-def test_bodies_are_refused_before_they_are_read_when_memory_is_spoken_for() -> None:
+def test_bodies_are_refused_unread_when_those_under_way_fill_the_memory() -> None:
     async def scenario(traffic: Traffic) -> None:
         first, second = Client(traffic), Client(traffic, length=None)  # as long as it may be
         await settle()
@@ -78,7 +78,7 @@ def test_bodies_are_refused_before_they_are_read_when_memory_is_spoken_for() -> 
     run(scenario)
 
 
-def test_who_hangs_up_is_no_failure_of_the_service() -> None:
+def test_a_client_that_hangs_up_does_not_count_as_a_failure() -> None:
     metrics = Metrics()
 
     async def scenario(traffic: Traffic) -> None:
@@ -93,7 +93,7 @@ def test_who_hangs_up_is_no_failure_of_the_service() -> None:
     assert counts(metrics) == {"499": 2, "200": 1}
 
 
-def test_the_end_waits_for_what_is_under_way_and_lets_nothing_in() -> None:
+def test_draining_waits_for_requests_under_way_and_refuses_new_ones() -> None:
     async def scenario(traffic: Traffic) -> None:
         under_way = Client(traffic)
         await settle()

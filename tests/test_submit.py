@@ -246,7 +246,7 @@ def test_a_person_s_mistake_that_only_the_cluster_sees_exits_2_and_is_told_once(
     here = ("configs/quickstart.yaml", *wrong, "--runs", f"{project}/runs")
     code, output = end(start(head, ROOT, *here, folders=False))  # whose packages travel as they are
     assert code == 2, output
-    assert output.count("captions.files: '/nowhere.tsv' is no file") == 1
+    assert output.count("captions.files: '/nowhere.tsv' is not a file") == 1
     assert output.splitlines()[-1] == f"{name_of(output)}: failed, for what it was given is wrong"
 
 
@@ -260,7 +260,7 @@ def test_a_failure_exits_1(head: Head, project: Path) -> None:
 
 
 def test_the_plain_command_of_the_page_where_no_token_is(project: Path, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    page = (ROOT / "docs" / "clusters.md").read_text("utf-8")
     [command] = re.findall(r"^ray job submit .*$", page, re.M)
     with started_head(activated=True, token=False) as head:
         done = subprocess.run(
@@ -351,7 +351,7 @@ def test_relative_folders_are_refused_in_a_job(head: Head, project: Path) -> Non
 REFUSED = [
     ("none.yaml", "none.yaml"),
     ("tiny.yaml tuning.epoch=1", "did you mean tuning.epochs?"),
-    ("tiny.yaml hierarchy.groups=no.yaml", "hierarchy.groups: 'no.yaml' is no file"),
+    ("tiny.yaml hierarchy.groups=no.yaml", "hierarchy.groups: 'no.yaml' is not a file"),
     ("tiny.yaml evaluation={dataset: folder, root: data}", "evaluation.root: 'data' must be abs"),
     ("../elsewhere.yaml", "../elsewhere.yaml: must be below the working directory"),
     ("tiny.yaml categories=../out.txt", "categories: '../out.txt' is not below the working"),

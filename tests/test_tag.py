@@ -75,7 +75,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def test_tags_are_the_taggers_in_every_kind_of_file(
+def test_tags_are_the_taggers_in_every_format(
     tag: Callable[..., Done], artifact: Path, lasting_cache: Path
 ) -> None:
     files = write_images(Path("photos"), 9)
@@ -94,9 +94,9 @@ def test_tags_are_the_taggers_in_every_kind_of_file(
     expected = tagger.tag([file for file in files if file.stem != "004"], threshold=0.1, top=2)
     assert any(expected)
     for row, tags in zip(rows, expected, strict=True):
-        assert [of["name"] for of in row["tags"]] == [of.name for of in tags]
-        scores = [of["score"] for of in row["tags"]]
-        np.testing.assert_allclose(scores, [of.score for of in tags], atol=1e-4)
+        assert [tag["name"] for tag in row["tags"]] == [tag.name for tag in tags]
+        scores = [tag["score"] for tag in row["tags"]]
+        np.testing.assert_allclose(scores, [tag.score for tag in tags], atol=1e-4)
 
     rows.insert(4, broken)
     table = pq.read_table("tags.parquet")
@@ -111,8 +111,8 @@ def test_tags_are_the_taggers_in_every_kind_of_file(
     ]
     assert [c["error"] for c in columns] == [row.get("error", "") for row in rows]
     first = json.loads(Path("tags.jsonl").read_text("utf-8").splitlines()[0])
-    of_table = json.loads(table.schema.metadata[b"made_with"])
-    assert head["made_with"] == first["made_with"] == of_table
+    in_table = json.loads(table.schema.metadata[b"made_with"])
+    assert head["made_with"] == first["made_with"] == in_table
     assert first["made_with"]["threshold"] == 0.1
     assert sorted(p.name for p in Path().iterdir()) == [
         *("photos", "tags.csv", "tags.jsonl", "tags.parquet")
@@ -131,7 +131,7 @@ def test_tags_are_the_taggers_in_every_kind_of_file(
         assert broken["error"] in page
 
 
-def test_what_was_made_with_something_else_is_refused(tag: Callable[..., Done]) -> None:
+def test_a_file_made_with_something_else_is_refused(tag: Callable[..., Done]) -> None:
     write_images(Path("photos"), 2)
     assert tag("photos", "--out", "tags.jsonl").code == 0
     before = Path("tags.jsonl").read_bytes()
@@ -226,7 +226,7 @@ def hostile_images(folder: Path) -> None:
     (folder / "folder-link").symlink_to(folder)
 
 
-def test_hostile_files_are_tagged_or_named_with_a_reason(tag: Callable[..., Done]) -> None:
+def test_hostile_files_are_tagged_or_get_a_reason(tag: Callable[..., Done]) -> None:
     hostile_images(Path("odd"))
     done = tag("odd", "--out", "tags.jsonl", "--threshold", 0, "--sheet", "page.html")
     assert done.code == 0, done.err
@@ -271,10 +271,10 @@ def test_labels_without_tuning(tag: Callable[..., Done]) -> None:
     write_images(Path("photos"), 3)
     tag("photos", "--labels", "tractor, penguin", "--threshold", 0, "--out", "tags.jsonl")
     for row in rows_of(Path("tags.jsonl")):
-        assert {of["name"] for of in row["tags"]} == {"tractor", "penguin"}
+        assert {tag["name"] for tag in row["tags"]} == {"tractor", "penguin"}
 
 
-def test_labels_in_any_spelling_are_the_artifacts(
+def test_labels_in_any_spelling_match_the_artifacts(
     tag: Callable[..., Done],
     artifact: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -292,7 +292,7 @@ def test_labels_in_any_spelling_are_the_artifacts(
     named = first.model_copy(update={"synonyms": ("berry",), "kinds": ("wild strawberry",)})
     listed = CategoryList(categories=(named, *others))
     replace(made, categories=listed).save(Path("named").absolute())
-    for labels, told in (
+    for labels, message in (
         ("penguin,Penguin", "--labels: label 'penguin' is given twice"),
         ("berry,strawberry", "--labels: label 'strawberry' is given twice, by name or synonym"),
         (
@@ -306,7 +306,7 @@ def test_labels_in_any_spelling_are_the_artifacts(
             monkeypatch, capsys, "tag", "named", *every, "t.jsonl", "--labels", labels
         )
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
-        assert told in done.err
+        assert message in done.err
         assert not Path("t.jsonl").exists()
     folder = Path(".t.jsonl.parts")
     folder.mkdir(exist_ok=True)
@@ -316,7 +316,7 @@ def test_labels_in_any_spelling_are_the_artifacts(
     )
     assert done.code == 0, done.err
     for row in rows_of(Path("t.jsonl")):
-        assert {of["name"] for of in row["tags"]} == {"strawberry", "car"}
+        assert {tag["name"] for tag in row["tags"]} == {"strawberry", "car"}
 
 
 def test_listing_has_a_fixed_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,11 +340,11 @@ def test_listing_has_a_fixed_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert listed("**/*.[jJ]*") == below
 
 
-def test_mistakes_are_told_in_one_line(tag: Callable[..., Done]) -> None:
+def test_mistakes_are_reported_in_one_line(tag: Callable[..., Done]) -> None:
     write_images(Path("photos"), 1)
     Path("empty").mkdir()
     Path("file").touch()
-    for arguments, told in (
+    for arguments, message in (
         (("nowhere",), "nowhere: no such file"),
         (("photos", "x*.jpg"), "x*.jpg: no such file"),
         (("empty",), "empty: no images"),
@@ -361,11 +361,11 @@ def test_mistakes_are_told_in_one_line(tag: Callable[..., Done]) -> None:
     ):
         done = tag(*arguments)
         assert done.code == 2, (arguments, done)
-        assert told in done.err, (arguments, done)
+        assert message in done.err, (arguments, done)
         assert done.err.count("\n") == 1, done.err
 
 
-def test_artifacts_that_will_not_do(
+def test_unusable_artifacts_are_refused(
     tag: Callable[..., Done],
     artifact: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -377,10 +377,10 @@ def test_artifacts_that_will_not_do(
         for file in artifact.iterdir():
             text = file.read_bytes().replace(b'"version": 2', b'"version": 1')
             (staging / file.name).write_bytes(text)
-    for folder, told in ((older, "artifact of version 1"), (Path("photos"), "no artifact")):
+    for folder, message in ((older, "artifact of version 1"), (Path("photos"), "no artifact")):
         done = run_datafree(monkeypatch, capsys, "tag", folder, "photos")
         assert done.code == 2
-        assert told in done.err
+        assert message in done.err
 
 
 # Runs the command line, and prints which of these it imported.
@@ -394,7 +394,7 @@ finally:
 """
 
 
-def test_killed_it_goes_on_without_ray_and_tags_nothing_twice(
+def test_after_a_kill_it_resumes_without_ray_and_tags_nothing_twice(
     tag: Callable[..., Done], artifact: Path
 ) -> None:
     write_images(Path("photos"), 200)  # two parts

@@ -77,16 +77,16 @@ def test_a_file_that_is_no_image_is_named(tagger: Tagger, tmp_path: Path) -> Non
 def test_tags_reach_their_thresholds_and_come_best_first(tagger: Tagger, files: list[Path]) -> None:
     scores = tagger.scores(files)
     tags = tagger.tag(files)
-    for of_image, row in zip(tags, scores, strict=True):
+    for found, row in zip(tags, scores, strict=True):
         reached = np.flatnonzero(row >= tagger.thresholds)
-        assert {tag.name for tag in of_image} == {NAMES[c] for c in reached}
+        assert {tag.name for tag in found} == {NAMES[c] for c in reached}
     every = tagger.tag(files[:5], threshold=0)
-    for of_image, row in zip(every, scores, strict=False):
+    for found, row in zip(every, scores, strict=False):
         order = np.argsort(-row, kind="stable")
-        assert [tag.name for tag in of_image] == [NAMES[c] for c in order]
-        np.testing.assert_allclose([tag.score for tag in of_image], row[order], atol=1e-6)
-    assert tagger.tag(files[:5], threshold=0, top=2) == [of_image[:2] for of_image in every]
-    assert tagger.tag(files, top=1) == [of_image[:1] for of_image in tags]
+        assert [tag.name for tag in found] == [NAMES[c] for c in order]
+        np.testing.assert_allclose([tag.score for tag in found], row[order], atol=1e-6)
+    assert tagger.tag(files[:5], threshold=0, top=2) == [found[:2] for found in every]
+    assert tagger.tag(files, top=1) == [found[:1] for found in tags]
     assert tagger.tag(files[:5], threshold=1.01) == [[]] * 5
     assert isinstance(every[0][0], Tag)
 
@@ -104,8 +104,8 @@ def test_threads_get_what_one_alone_gets(tagger: Tagger, files: list[Path]) -> N
     with ThreadPoolExecutor(8) as pool:
         for _ in range(2):
             for i, scores in enumerate(pool.map(job, range(8))):
-                wanted = expected_others if i % 3 == 0 else expected
-                np.testing.assert_allclose(scores, wanted[i : i + 1], atol=1e-5)
+                reference = expected_others if i % 3 == 0 else expected
+                np.testing.assert_allclose(scores, reference[i : i + 1], atol=1e-5)
 
 
 def test_heat_maps_share_out_the_local_score(
@@ -151,9 +151,7 @@ def test_other_labels_without_tuning(
     np.testing.assert_allclose(more.scores(files[:4])[:, 4:], scores[:, [0, 2]], atol=1e-5)
     alone = other.with_labels(["scissors"])
     np.testing.assert_allclose(alone.scores(files[:4])[:, 0], scores[:, 2], atol=1e-6)
-    assert {tag.name for of_image in alone.tag(files, threshold=0) for tag in of_image} == {
-        "scissors"
-    }
+    assert {tag.name for found in alone.tag(files, threshold=0) for tag in found} == {"scissors"}
     with pytest.raises(ValueError, match="label 'car' is given twice"):
         tagger.with_labels(["car", "car"])
 
@@ -169,7 +167,7 @@ def test_an_artifact_of_free_vectors_prompts_new_labels_by_hand(embedded_vlm: VL
     torch.testing.assert_close(more.classes.local[4:], zero_shot)
 
 
-def test_what_cannot_be_loaded_is_said_in_one_line(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no artifact") as caught:
         Tagger.load(tmp_path)
     assert "\n" not in str(caught.value)

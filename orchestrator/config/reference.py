@@ -17,12 +17,15 @@ from orchestrator.config.models import RunConfig
 from orchestrator.sweep.settings import SweepSettings
 from prompt_tuning.settings import Settings
 
-_PREFACE = """# Every field of a config
+_PREFACE = """# Configuration reference
 
-Made from the settings models by `python -m orchestrator.config.reference > docs/config.md`; a test
-keeps it so. A config is YAML; `--set knowledge.llm.engines=2` overrides a field by its dotted name.
-Files that it names are relative to it. `configs/` has configs to begin with. A field that is not
-known, or of another type, is refused with its name and what would be right."""
+After reading this page you know every field of a config, its type and its default.
+
+A config is a YAML file; `configs/` has some to start from. `--set knowledge.llm.engines=2`
+overrides a field by its dotted name. Files named in a config are relative to it. An unknown field,
+or a value of the wrong type, is refused with a message that says what would be right.
+
+This page is generated: `python -m orchestrator.config.reference > docs/config.md`."""
 
 _WORDS: dict[Any, str] = {
     str: "text",

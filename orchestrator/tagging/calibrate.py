@@ -39,12 +39,8 @@ def calibrate_artifact(
 ) -> None:
     """Save a copy of an artifact that differs in its calibration only.
 
-    Args:
-        folder: the artifact.
-        out: folder of the copy.
-        cache: folder where the model keeps what it computes from its weights.
-        photos: files, folders and patterns of photos without labels.
-        labelled: instead, fields of `DatasetSettings` for labelled photos.
+    `photos`: files, folders and patterns of photos without labels. `labelled`: fields of
+    `DatasetSettings`, for labelled photos instead.
 
     Raises:
         InputError: for a mistake in the arguments.
@@ -108,7 +104,7 @@ def _always_shown(
     """Labels `(classes,)`, bool, that all photos show, so that no threshold can be fitted.
 
     Raises:
-        InputError: when there is no label that some photos show and others do not.
+        InputError: unless some photos show a label that others do not.
     """
     fitted = contrasted(labels, ignored)
     always = (labels & ~ignored).any(0) & ~fitted

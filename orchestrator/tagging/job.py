@@ -12,7 +12,6 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +55,7 @@ _MADE_WITH = "made_with.json"
 _ERRORS_SHOWN = 3
 _LABELS_SHOWN = 8
 
-# Tags files, in order. The second argument is how many there are, which only workers need.
+# From files and their number, which only workers need, to their tags, in order.
 TagFiles = Callable[[Iterable[Path], int], Iterator[Tagged]]
 
 
@@ -104,18 +103,11 @@ def tag_images(
     sheet: Path | None = None,
     workers: int | None = None,
 ) -> bool:
-    """Tag images and return whether any image could be read.
+    """Tag images, and return whether any could be read.
 
-    Args:
-        artifact: folder of the artifact.
-        images: files, folders and patterns.
-        cache: folder where the model keeps what it computes from its weights.
-        threshold: lowest score of a tag, in [0, 1]; by default each label has its own.
-        top: at most this many tags per image.
-        labels: labels to use instead of the artifact's.
-        out: file of tags; by default lines go to the standard output.
-        sheet: HTML page of the first images with their tags.
-        workers: number of Ray actors; by default the images are tagged in this process.
+    `images`: files, folders and patterns. `labels`: used instead of the artifact's. `out`: the file
+    of tags; without it, lines go to the standard output. `sheet`: an HTML page of the first images.
+    `workers`: number of Ray actors; without it, images are tagged in this process.
 
     Raises:
         InputError: for a mistake in the arguments.
@@ -125,9 +117,12 @@ def tag_images(
         raise InputError(f"{', '.join(images)}: no images found")
     labels = _resolved_labels(artifact, labels)
     rule = TagRule(threshold, top)
-    tagged: TagFiles = partial(_tagged_here, artifact, labels, cache, rule)
-    if workers is not None:
-        tagged = partial(_tagged_on_workers, artifact, labels, cache, rule, workers)
+
+    def tagged(files: Iterable[Path], count: int) -> Iterator[Tagged]:
+        if workers is None:
+            return _tagged_here(artifact, labels, cache, rule, files)
+        return _tagged_on_workers(artifact, labels, cache, rule, files, count, workers)
+
     made_with = {
         "artifact": file_digest(artifact / MANIFEST),  # the manifest has all files' digests
         "labels": labels,
@@ -138,8 +133,10 @@ def tag_images(
     if out:
         _fill(out, listing, made_with, tagged, tally, console)
     else:
+        files, ahead = tee(listing)
         count = sum(1 for _ in listing) if workers else 0
-        for row in _rows(listing, tagged, count):
+        for pair in zip(files, tagged(ahead, count), strict=True):
+            row = row_of(*pair)
             with naming("standard output"):
                 print(line_of(row), flush=True)
             tally.add(row)
@@ -251,26 +248,10 @@ def _kept_rows(
             yield from map(json.loads, stream)
 
 
-def _rows(listing: ImageListing, tagged: TagFiles, count: int) -> Iterator[Row]:
-    """Each image's row, in order."""
-    files, ahead = tee(listing)
-    for pair in zip(files, tagged(ahead, count), strict=True):
-        yield row_of(*pair)
-
-
 def _tagged_here(
-    artifact: Path,
-    labels: list[str] | None,
-    cache: Path,
-    rule: TagRule,
-    files: Iterable[Path],
-    _: int,
+    artifact: Path, labels: list[str] | None, cache: Path, rule: TagRule, files: Iterable[Path]
 ) -> Iterator[Tagged]:
-    """Tag files in this process. The model is loaded for the first one.
-
-    Raises:
-        InputError: when the model is not available.
-    """
+    """Tag files in this process. Raises InputError when the model is not available."""
     try:
         tagger = Tagger.load(artifact, cache=cache)
     except ValueError as error:
@@ -285,9 +266,9 @@ def _tagged_on_workers(
     labels: list[str] | None,
     cache: Path,
     rule: TagRule,
-    workers: int,
     files: Iterable[Path],
     count: int,
+    workers: int,
 ) -> Iterator[Tagged]:
     """Tag files on Ray. Raises InputError when the cluster has no room for so many workers."""
     from orchestrator.cluster.connect import connect, disconnect
@@ -298,17 +279,9 @@ def _tagged_on_workers(
         gpus = 1 if resources.gpus else 0
         cpus = int(place(workers, gpus, resources, "--workers"))
         connect(resources.cpus, resources.gpus)
-        yield from tag_on_workers(
-            artifact.absolute(),
-            labels,
-            cache,
-            (file.absolute() for file in files),  # workers may run in another folder
-            count,
-            rule,
-            workers,
-            cpus,
-            gpus,
-        )
+        # Workers may run in another folder.
+        artifact, files = artifact.absolute(), (file.absolute() for file in files)
+        yield from tag_on_workers(artifact, labels, cache, files, count, rule, workers, cpus, gpus)
     finally:
         disconnect()
 

@@ -16,8 +16,8 @@ class ImageListing:
 
     Names keep their order; the files below a folder and the matches of a pattern are sorted.
     Folders are searched at any depth for files that are named like images; hidden files, and links
-    to folders, are skipped. A file that is named itself is taken whatever its name is. Memory holds
-    the list of one folder (and of those above it), never the list of all images.
+    to folders, are skipped. A file given by name may have any name. Memory holds the list of one
+    folder (and of those above it), never the list of all images.
     """
 
     def __init__(self, names: list[str]) -> None:

@@ -49,12 +49,8 @@ def serve_artifacts(
 ) -> None:
     """Check the arguments, start Ray Serve, print the address, and serve until KeyboardInterrupt.
 
-    Args:
-        artifacts: folders, or NAME=FOLDER.
-        cache: folder where models keep what they compute from their weights.
-        token: bearer token that requests must send; required unless `host` is this machine.
-        replicas: copies of the models; by default one per GPU, or two on CPUs.
-        limits: see `Limits`.
+    `artifacts`: folders, or NAME=FOLDER. `token`: required unless `host` is this machine.
+    `replicas`: copies of the models; by default one per GPU, or two on CPUs.
 
     Raises:
         InputError: for a mistake in the arguments.
@@ -128,21 +124,18 @@ def named_folders(artifacts: list[str]) -> dict[str, Path]:
     """
     folders: dict[str, Path] = {}
     for given in artifacts:
-        name, folder = _named(given)
+        name, _, rest = given.partition("=")
+        folder = Path(given).absolute()
+        if name and rest and not folder.exists():
+            folder = Path(rest).absolute()
+        else:
+            name = folder.parent.name if folder.name == "artifact" else folder.name
         if name in folders:
             raise InputError(
                 f"{given}: another artifact is already named {name}; choose a name: NAME={folder}"
             )
         folders[name] = folder
     return folders
-
-
-def _named(given: str) -> tuple[str, Path]:
-    name, equals, rest = given.partition("=")
-    if equals and name and not Path(given).exists():
-        return name, Path(rest).absolute()
-    folder = Path(given).absolute()
-    return (folder.parent.name if folder.name == "artifact" else folder.name), folder
 
 
 def _check_artifact(folder: Path) -> None:

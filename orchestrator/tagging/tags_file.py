@@ -46,7 +46,7 @@ def plain(text: str) -> str:
 
 
 def file_of(row: Row) -> Path:
-    """The file of a row, whatever bytes its name has."""
+    """The file of a row, with the original bytes of its name."""
 
     def byte(match: re.Match[str]) -> str:
         return os.fsdecode(bytes.fromhex(match.group(1)))

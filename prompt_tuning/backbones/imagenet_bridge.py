@@ -33,7 +33,7 @@ _PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1"
 
 
 class ImageNetBridge(VLM):
-    """EfficientNet-Lite (ImageNet) for images, MiniLM for texts."""
+    """EfficientNet-Lite for images, MiniLM for texts; formulas in docs/embedded-model.md."""
 
     geometry = Geometry(
         scale=4.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.5

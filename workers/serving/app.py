@@ -27,19 +27,14 @@ from workers.serving.client import ModelCalls
 from workers.serving.limits import Limits
 from workers.serving.metrics import Metrics
 from workers.serving.model import Refusal, TaggingModel
-from workers.serving.requests import (
-    body_schema,
-    first_error,
-    read_images,
-    refuse,
-)
+from workers.serving.requests import body_schema, first_error, read_images, refuse
 from workers.serving.responses import (
+    ArtifactOut,
     ErrorOut,
     HealthOut,
     LabelsOut,
     RegionsOut,
     TagsOut,
-    artifact_out,
     image_out,
 )
 from workers.serving.traffic import Traffic
@@ -72,15 +67,10 @@ def build_app(
     hosts: list[str],
     limits: Limits,
 ) -> Traffic:
-    """The app.
+    """The app. `handle`: the deployment of `TaggingModel`; `page`: the HTML at `/`.
 
-    Args:
-        handle: the deployment of `TaggingModel`.
-        artifacts: names of the artifacts.
-        page: the HTML at `/`.
-        token: required for all but the page, `/health` and the description of the API.
-        hosts: host names that requests may use; refusing others prevents DNS rebinding.
-        limits: see `Limits`.
+    `token` is required for all but the page, `/health` and the description of the API. `hosts`:
+    host names that requests may use; refusing others prevents DNS rebinding.
     """
     counts = Metrics()
     models = ModelCalls(handle, limits, counts)
@@ -149,7 +139,9 @@ def build_app(
     )
     async def labels() -> LabelsOut:
         state = await models.state()
-        return LabelsOut(artifacts=[artifact_out(name, one) for name, one in state.items()])
+        return LabelsOut(
+            artifacts=[ArtifactOut(name=name, **vars(one)) for name, one in state.items()]
+        )
 
     @guarded.get(
         "/metrics", summary="Metrics in Prometheus's text format", response_class=PlainTextResponse

@@ -62,12 +62,19 @@ class ImageRegions:
 
 
 @dataclass(frozen=True)
+class Label:
+    """A label, and the lowest score at which it is a tag."""
+
+    name: str
+    threshold: float
+
+
+@dataclass(frozen=True)
 class ArtifactState:
     """What is served of an artifact, if any. `problem`: why the files in its folder are not."""
 
     version: str | None
-    labels: tuple[str, ...]
-    thresholds: list[float]
+    labels: list[Label]
     problem: str | None
 
 
@@ -106,7 +113,7 @@ class _Artifacts:
                 if name not in self.served or self.served[name].version != version:
                     loaded = _Served(version, self._tagger(name, folder))
                     self.served = self.served | {name: loaded}
-            except Exception as error:  # whatever the files are, the previous version stays
+            except Exception as error:  # of any kind: the previous version stays
                 # /health is public, so it must not show folders of this machine.
                 problems[name] = " ".join(str(error).split()).replace(str(folder), name)
         self.problems = problems
@@ -205,10 +212,9 @@ class TaggingModel:
 
 def _state(served: _Served | None, problem: str | None) -> ArtifactState:
     if served is None:
-        return ArtifactState(None, (), [], problem)
-    version, tagger = served
-    thresholds = [float(threshold) for threshold in tagger.thresholds]
-    return ArtifactState(version, tagger.names, thresholds, problem)
+        return ArtifactState(None, [], problem)
+    pairs = zip(served.tagger.names, served.tagger.thresholds.tolist(), strict=True)
+    return ArtifactState(served.version, [Label(*pair) for pair in pairs], problem)
 
 
 def _scores(images: list[_Waiting]) -> list[np.ndarray]:

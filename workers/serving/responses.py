@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from workers.serving.model import ArtifactState, Refusal, TaggedImage
-
-
-class TagOut(BaseModel):
-    """A label with its calibrated score in [0, 1]."""
-
-    name: str
-    score: float
+from prompt_tuning.tagging.tagger import Tag
+from workers.serving.model import Label, Refusal, TaggedImage
 
 
 class ImageOut(BaseModel):
     """An image's tags, best first; or the error, with the HTTP status for it."""
 
     name: str
-    tags: list[TagOut]
+    tags: list[Tag]
     version: str | None = None
     error: str | None = None
     status: int | None = None
@@ -44,19 +38,12 @@ class RegionsOut(BaseModel):
     regions: dict[str, list[list[float]]]
 
 
-class LabelOut(BaseModel):
-    """A label, and the lowest score at which it is a tag."""
-
-    name: str
-    threshold: float
-
-
 class ArtifactOut(BaseModel):
     """An artifact. `problem`: why the files in its folder now are not served."""
 
     name: str
     version: str | None = None
-    labels: list[LabelOut]
+    labels: list[Label]
     problem: str | None = None
 
 
@@ -87,11 +74,4 @@ class ErrorOut(BaseModel):
 def image_out(name: str, result: TaggedImage | Refusal) -> ImageOut:
     if isinstance(result, Refusal):
         return ImageOut(name=name, tags=[], error=result.reason, status=result.status)
-    tags = [TagOut(name=tag.name, score=tag.score) for tag in result.tags]
-    return ImageOut(name=name, tags=tags, version=result.version)
-
-
-def artifact_out(name: str, state: ArtifactState) -> ArtifactOut:
-    pairs = zip(state.labels, state.thresholds, strict=True)
-    labels = [LabelOut(name=label, threshold=threshold) for label, threshold in pairs]
-    return ArtifactOut(name=name, version=state.version, labels=labels, problem=state.problem)
+    return ImageOut(name=name, tags=result.tags, version=result.version)
