@@ -1,14 +1,15 @@
 """What each part of the method is worth: the quickstart tuned in variations, several seeds each.
 
-    python benchmarks/ablations.py [--seeds 5] [--detail-seeds 2] [--photos ../shared/data]
+    python benchmarks/ablations.py [--seeds 5] [--detail-seeds 2] [--photos FOLDER]
 
 Every variation is the quickstart's config with a few fields changed, so anyone can run one alone.
 Captions, caption features and scenes come from the stage cache. Each seed of each variation is
-tuned in a process with one thread; a finished one is kept in `<runs>/ablations/` and not tuned
-again, so the benchmark may be stopped and started at will.
+tuned in a process with one thread. Finished ones are kept in `<runs>/ablations/`, so the benchmark
+may be stopped and started again.
 
-Figures are mAP of the composed scenes and, if the photos are present, of those of VOC 2012 and
-COCO 2017 for the categories that they and the scenes have in common. Nothing is chosen on any
+Figures are mAP on the composed scenes and, if there are photos (`--photos`, otherwise
+DATAFREE_PHOTOS: a folder with `voc2012_sample` and `coco_sample` in their official layouts), on
+VOC 2012 and COCO 2017 for the categories that they share with the scenes. Nothing is chosen on any
 image. The last line is one JSON object: mean and sample deviation over seeds.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -34,15 +36,11 @@ from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.resources import find_resources
 from orchestrator.config.load import load_config
 from orchestrator.plan.run import Plan, make_plan
-from orchestrator.stages.evaluation import read_images, write_image_features, write_images
-from orchestrator.stages.knowledge import CAPTIONS, write_knowledge
-from orchestrator.stages.tuning import (
-    FEATURES,
-    read_caption_sets,
-    read_hierarchy,
-    write_caption_features,
-    write_hierarchy,
-)
+from orchestrator.runs.stage_work import stage_work
+from orchestrator.stages.evaluation import read_caption_sets
+from orchestrator.stages.hierarchy import read_hierarchy
+from orchestrator.stages.images import read_images
+from orchestrator.stages.knowledge_summary import CAPTIONS
 from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.captions import read_captions
@@ -57,11 +55,11 @@ from prompt_tuning.evaluation.baselines import (
     untuned_baselines,
 )
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import Features, concatenate, load_features, save_features
+from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import digest, is_published, publishing
 from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
-from workers.stage import Stage, run_stage
+from workers.stage import run_stage
 from workers.tuning.job import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -159,16 +157,9 @@ def plan_variation(overrides: list[str], seeds: int, args: argparse.Namespace) -
 
 def run_shared_stages(plan: Plan, console: Console) -> None:
     """All that comes before tuning, and the scenes' features, unless they are there."""
-    assert plan.images and plan.image_features
-    work: dict[Stage, Callable[[Path], None]] = {
-        plan.knowledge.stage: partial(write_knowledge, plan.knowledge, console),
-        plan.captions: partial(write_caption_features, plan, console),
-        plan.hierarchy: partial(write_hierarchy, plan),
-        plan.images: partial(write_images, plan, stamps_source(plan.cache)),
-        plan.image_features: partial(write_image_features, plan, console),
-    }
-    for stage, fill in work.items():
-        run_stage(stage, fill)
+    work = stage_work(plan, stamps_source(plan.cache), console)
+    for stage in plan.shared:
+        run_stage(stage, work[stage])
     disconnect()
 
 
@@ -245,8 +236,8 @@ def tune_all(variations: dict[str, Variation], runs: Path) -> dict[str, list[Cla
 
 def scenes_of(plan: Plan) -> tuple[Features, LabelledImages]:
     """The composed scenes with their features."""
-    assert plan.image_features
-    return load_features(plan.image_features.folder / FEATURES), read_images(plan)
+    assert plan.labelled.features
+    return load_features(plan.labelled.features.folder / FEATURES), read_images(plan.labelled)
 
 
 def photos_of(root: Path, categories: CategoryList) -> dict[str, LabelledImages]:
@@ -369,7 +360,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--detail-seeds", type=int, default=2)
-    parser.add_argument("--photos", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--photos", type=Path, default=os.environ.get("DATAFREE_PHOTOS", ""))
     parser.add_argument("--cache", default="cache")
     parser.add_argument("--runs", default="runs")
     args = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Zero-shot mAP of the embedded model on VOC photos, beside the figures of its first description.
+"""Zero-shot mAP of the embedded model on VOC photos, next to the figures in docs/embedded-model.md.
 
-python benchmarks/zero_shot.py ../shared/data/voc2012_sample --split train_sample
+    python benchmarks/zero_shot.py FOLDER --split train_sample
 
-The photos only measure; nothing is tuned on them. Last line: JSON, mAP by model and branch, with
-the largest distance to the figures that VLM.md gives for the 528-photo sample.
+The photos are only used to measure. The last line is one JSON object: mAP by model and branch, and
+the largest difference from the documented figures, which are those of our sample of 528 photos.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ VOC_CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-DESCRIBED = {  # VLM.md: global, local, fused
+DESCRIBED = {  # docs/embedded-model.md: global, local, fused
     ("efficientnet-lite0+minilm", 224): (71.7, 74.6, 74.0),
     ("efficientnet-lite0+minilm", 320): (73.9, 76.6, 76.8),
     ("efficientnet-lite2+minilm", 320): (74.9, 78.9, 78.2),

@@ -19,8 +19,8 @@ torch.set_num_threads(1)
 
 # Begun first, so that two processes end at about the same time.
 LONGEST = """
-    resume submit sweep knowledge_job adapters evaluate_job tuning_worker pool knowledge_faults
-    serve tag interruption sweep_trials curves failure clip_check config_errors cluster_check
+    sweep submit resume tuning_worker knowledge_faults evaluate_job knowledge_job pool adapters
+    serve tag sweep_trials interruption curves failure clip_check config_errors cluster_check
     imagenet_bridge distributed_tuning uneven_nodes onnx_export feature_tasks calibrate artifact
     trainer local_ray
 """.split()

@@ -1,4 +1,4 @@
-"""Each adapter through a real vLLM engine in a real Ray actor, and what is told when one fails."""
+"""Each adapter through a real vLLM engine in a real Ray actor, and the message when one fails."""
 
 from __future__ import annotations
 
@@ -27,13 +27,16 @@ from workers.knowledge.engine_errors import load_failure
 # Cold, for at 1 the dice outweigh what a tiny random model has read.
 SAMPLING = SamplingSettings(temperature=0.1, max_tokens=48)
 HUB_NAME = "someone/tiny-chatglm"
+PATHS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_cluster() -> Iterator[None]:
-    connect(cpus=2)
-    yield
-    disconnect()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))  # workers import this file
+        connect(cpus=2)
+        yield
+        disconnect()
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +92,8 @@ def chosen(engine: Any, name: str, model: Path | str) -> str:
 
 def dtype(engine: Any) -> str:
     """In what its model computes."""
-    told = engine.__ray_call__.remote(lambda self: str(self._llm.llm_engine.model_config.dtype))
-    return str(ray.get(told)).removeprefix("torch.")
+    name = engine.__ray_call__.remote(lambda self: str(self._llm.llm_engine.model_config.dtype))
+    return str(ray.get(name)).removeprefix("torch.")
 
 
 def check_answers(engine: Any) -> list[Answer]:
@@ -123,24 +126,28 @@ def test_base_model_completes_patterns(checkpoints: dict[str, Path]) -> None:
         assert all(allowed == everywhere for allowed in threads), "no engine is tied to a core"
 
 
-def test_an_engine_computes_in_the_dtype_that_is_asked_for(checkpoints: dict[str, Path]) -> None:
-    engine = start(checkpoints["base"], dtype="float32")
-    assert dtype(engine) == "float32"
-    check_answers(engine)
+@pytest.fixture(scope="module")
+def chat_engine(checkpoints: dict[str, Path]) -> Any:
+    return start(checkpoints["chat"], dtype="float32")
 
 
-def test_chat_model_is_asked_by_its_template(checkpoints: dict[str, Path]) -> None:
+def test_an_engine_computes_in_the_dtype_that_is_asked_for(chat_engine: Any) -> None:
+    assert dtype(chat_engine) == "float32"
+
+
+def test_chat_model_is_asked_by_its_template(
+    checkpoints: dict[str, Path], chat_engine: Any
+) -> None:
     from transformers import AutoTokenizer
 
-    engine = start(checkpoints["chat"])
-    answers = check_answers(engine)
+    answers = check_answers(chat_engine)
     assert any("\n" in answer.text for answer in answers), "no newline ends an answer"
     tokenizer = AutoTokenizer.from_pretrained(checkpoints["chat"])
-    asked = tokenizer.decode(prompt_ids(engine, "Describe a dog."))
+    asked = tokenizer.decode(prompt_ids(chat_engine, "Describe a dog."))
     assert asked == "[user]Describe a dog.[assistant]<think></think>", "its thoughts are off"
-    assert chosen(engine, "auto", checkpoints["base"]) == "BaseAdapter"
-    assert chosen(engine, "base", checkpoints["chat"]) == "BaseAdapter"
-    assert chosen(engine, "chat", checkpoints["chat"]) == "ChatAdapter"
+    assert chosen(chat_engine, "auto", checkpoints["base"]) == "BaseAdapter"
+    assert chosen(chat_engine, "base", checkpoints["chat"]) == "BaseAdapter"
+    assert chosen(chat_engine, "chat", checkpoints["chat"]) == "ChatAdapter"
 
 
 def test_chatglm_is_asked_in_its_own_layout(
@@ -213,6 +220,13 @@ def failure_to_load(engine: Any) -> RuntimeError:
     return load_failure("its/name", raised.value)
 
 
+class Loader:
+    """Loads engines one after the other in its process, which has to import vLLM only once."""
+
+    def load(self, settings: EngineSettings, model: Path | str) -> None:
+        LLMEngine(settings, model, on_gpu=False)
+
+
 @pytest.fixture(scope="module")
 def long_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that takes more tokens than 1 GiB can remember: 64 KiB each."""
@@ -229,7 +243,7 @@ def long_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def failures(
     checkpoints: dict[str, Path], long_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, RuntimeError]:
-    """What is told of engines that cannot load, all tried at once."""
+    """The errors of engines that cannot load, by cause."""
     folder = tmp_path_factory.mktemp("broken")
 
     def changed(name: str, of: str = "base", **config: Any) -> Path:
@@ -246,23 +260,31 @@ def failures(
     no_tokenizer = changed("no_tokenizer")
     for file in no_tokenizer.glob("tokenizer*"):
         file.unlink()
-    offline = {"HF_HUB_OFFLINE": "1"}
-    engines = {
-        "architecture": start(changed("architecture", architectures=["NoSuchForCausalLM"])),
-        "no such name": start("nobody/nothing", offline),
-        "no JSON": start(no_json),
-        "no tokenizer": start(no_tokenizer),
-        "tiktoken": start(tiktoken),
-        "own code": start(changed("own_code", model_type="wonder", auto_map=own_code)),
-        "too long": start(checkpoints["base"], max_model_len=4096),
-        "cache": start(long_checkpoint, max_model_len=20_000),
-        "memory": start(changed("memory", intermediate_size=2**34)),
-        "heads": start(checkpoints["base"], tensor_parallel=3),
-        "overflow": start(changed("overflow", model_type="gemma3_text"), dtype="float16"),
-        "no template": start(checkpoints["base"], adapter="chat"),
-        "no pieces": start(checkpoints["base"], adapter="chatglm3"),
+    tried: dict[str, tuple[Path | str, dict[str, Any]]] = {
+        "architecture": (changed("architecture", architectures=["NoSuchForCausalLM"]), {}),
+        "no such name": ("nobody/nothing", {}),
+        "no JSON": (no_json, {}),
+        "no tokenizer": (no_tokenizer, {}),
+        "tiktoken": (tiktoken, {}),
+        "own code": (changed("own_code", model_type="wonder", auto_map=own_code), {}),
+        "too long": (checkpoints["base"], {"max_model_len": 4096}),
+        "cache": (long_checkpoint, {"max_model_len": 20_000}),
+        "memory": (changed("memory", intermediate_size=2**34), {}),
+        "heads": (checkpoints["base"], {"tensor_parallel": 3}),
+        "overflow": (changed("overflow", model_type="gemma3_text"), {"dtype": "float16"}),
+        "no template": (checkpoints["base"], {"adapter": "chat"}),
+        "no pieces": (checkpoints["base"], {"adapter": "chatglm3"}),
     }
-    return {name: failure_to_load(engine) for name, engine in engines.items()}
+    environment = {"env_vars": {"HF_HUB_OFFLINE": "1"}}
+    loader = ray.remote(Loader).options(num_cpus=1, runtime_env=environment).remote()
+
+    def failure(model: Path | str, settings: dict[str, Any]) -> RuntimeError:
+        engine_settings = EngineSettings(model=str(model), **{"max_num_seqs": 16, **settings})
+        with pytest.raises(RayTaskError) as raised:
+            ray.get(loader.load.remote(engine_settings, model))
+        return load_failure("its/name", raised.value)
+
+    return {name: failure(model, settings) for name, (model, settings) in tried.items()}
 
 
 @pytest.mark.parametrize(

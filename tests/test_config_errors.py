@@ -96,19 +96,22 @@ UNKNOWN_FIELDS = [
     (BASE + "tuning: {epoch: 5}", "tuning.epoch: unknown field; did you mean tuning.epochs?"),
     (BASE + "knowledge: {llm: {modle: x}}", "knowledge.llm.modle: unknown field; did you mean"),
     (BASE + "tuning: {noise: {sdt: 1}}", "did you mean tuning.noise.std?"),
-    (BASE + "tuning: {zzz: 5}", "tuning.zzz: unknown field; there are: optimizer, lr, momentum"),
+    (
+        BASE + "tuning: {zzz: 5}",
+        "tuning.zzz: unknown field; the fields are: optimizer, lr",
+    ),
     (BASE + "x: {<<: {name: a}}", "x: unknown field"),
     (BASE + "x" * 900 + ": 1", "xxxxxx"),
     (BASE + "losses: {a: 1, b: 1, c: 1, d: 1, e: 1, f: 1, g: 1}", "and 2 more"),
 ]
 
 TYPES = [
-    (BASE + "tuning: {epochs: many}", 'tuning.epochs: must be a whole number (given: "many")'),
-    (BASE + "tuning: {epochs: true}", "tuning.epochs: must be a whole number (given: true)"),
-    (BASE + 'tuning: {epochs: "3"}', 'tuning.epochs: must be a whole number (given: "3")'),
+    (BASE + "tuning: {epochs: many}", 'tuning.epochs: must be a whole number (got "many")'),
+    (BASE + "tuning: {epochs: true}", "tuning.epochs: must be a whole number (got true)"),
+    (BASE + 'tuning: {epochs: "3"}', 'tuning.epochs: must be a whole number (got "3")'),
     (BASE + "tuning: {epochs: 2.5}", "tuning.epochs: must be a whole number"),
     (BASE + "tuning: {epochs: 2.0}", "tuning.epochs: must be a whole number"),
-    (BASE + "tuning: {epochs: }", "tuning.epochs: must be a whole number (given: null)"),
+    (BASE + "tuning: {epochs: }", "tuning.epochs: must be a whole number (got null)"),
     (BASE + "tuning: {lr: fast}", "tuning.lr: must be a number"),
     (BASE + "tuning: {lr: {a: 1}}", "tuning.lr: must be a number"),
     (BASE + "tuning: [1]", "tuning: must be a mapping"),
@@ -121,9 +124,9 @@ TYPES = [
     (BASE + "paths: {cache: 3}", "paths.cache: must be a text"),
     (BASE + "captions: {files: a.tsv}", "captions.files: must be a list"),
     ("name: 5\ncategories: [cat, dog]", "name: must be a text"),
-    ("name: a\ncategories: 3", "categories: must be a text or a list (given: 3)"),
+    ("name: a\ncategories: 3", "categories: must be a text or a list (got 3)"),
     ("name: a\ncategories: {cat: dog}", "categories: must be a text or a list"),
-    ("name: a\ncategories: [cat, 3]", "categories.1: must be a text (given: 3)"),
+    ("name: a\ncategories: [cat, 3]", "categories.1: must be a text (got 3)"),
     (BASE + "knowledge: {llm: {engines: x}}", "engines: must be a whole number or 'auto'"),
     (BASE + "tuning: {cpus_per_worker: true}", "cpus_per_worker: must be a number or 'auto'"),
 ]
@@ -133,16 +136,16 @@ VALUES = [
     (BASE + "tuning: {lr: .inf}", "tuning.lr: must be a finite number"),
     (BASE + "losses: {margin: -.inf}", "losses.margin: must be a finite number"),
     (BASE + "tuning: {lr: 1e999}", "tuning.lr: must be a finite number"),
-    (BASE + "losses: {order: -1}", "losses.order: must be greater than or equal to 0"),
-    (BASE + "tuning: {lr: 0}", "tuning.lr: must be greater than 0"),
-    (BASE + "tuning: {epochs: 0}", "tuning.epochs: must be greater than or equal to 1"),
+    (BASE + "losses: {order: -1}", "losses.order: must be at least 0"),
+    (BASE + "tuning: {lr: 0}", "tuning.lr: must be above 0"),
+    (BASE + "tuning: {epochs: 0}", "tuning.epochs: must be at least 1"),
     (BASE + "tuning: {optimizer: sdg}", "tuning.optimizer: must be 'sgd' or 'adam'"),
     (BASE + f"tuning: {{optimizer: {'x' * 3000}}}", "tuning.optimizer: must be 'sgd' or 'adam'"),
-    (BASE + "prompts: {depth: 9}", "prompts.depth: must be less than or equal to 4"),
+    (BASE + "prompts: {depth: 9}", "prompts.depth: must be at most 4"),
     (BASE + "hierarchy: {fine: 1, coarse: 3}", "hierarchy: fine 1 is below coarse 3"),
     (BASE + "seeds: []", "seeds: must be a list of at least 1"),
-    (BASE + "seeds: [1, 1]", "seeds: lists a seed twice"),
-    (BASE + "seeds: [-1]", "seeds.0: must be greater than or equal to 0"),
+    (BASE + "seeds: [1, 1]", "seeds: must not repeat a seed"),
+    (BASE + "seeds: [-1]", "seeds.0: must be at least 0"),
     (BASE + f"seeds: [{'9' * 5000}]", "seeds.0: must be a whole number"),
     (BASE + "paths: {cache: ''}", "paths.cache: must be a text of 1 or more"),
     (BASE + "captions: {min_words: 9, max_words: 3}", "captions: min_words 9 is above max_words"),
@@ -166,7 +169,7 @@ VALUES = [
     ),
     (
         BASE + "knowledge: {questions: {per_category: 0, relationships: 0}}",
-        "knowledge.questions: per_category and relationships are 0",
+        "knowledge.questions: there would be no captions",
     ),
     (BASE + "tuning: {lr: 0, epochs: 0}", ["tuning.lr: must", "tuning.epochs: must"]),
 ]
@@ -185,10 +188,10 @@ NAMES = [
     ("name: a\ncategories: [cat, '']", "categories.1.name: must be a text of 1 or more"),
     ("name: a\ncategories: [cat, ' ']", "categories.1.name: ' ' is not a plain name"),
     ("name: a\ncategories: [cat, 'hot  dog']", "categories.1.name: 'hot  dog' is not a plain"),
-    ("name: a\ncategories: cocoo", ["categories: 'cocoo' is no file", "coco, nus, scenes, voc"]),
-    ("name: a\ncategories: mine.txt", "categories: 'mine.txt' is no file"),
-    ("name: a\ncategories: .", "categories: '.' is no file"),
-    ("name: a\ncategories: ''", "categories: '' is no file"),
+    ("name: a\ncategories: cocoo", ["categories: 'cocoo' is not a file", "coco, nus, scenes, voc"]),
+    ("name: a\ncategories: mine.txt", "categories: 'mine.txt' is not a file"),
+    ("name: a\ncategories: .", "categories: '.' is not a file"),
+    ("name: a\ncategories: ''", "categories: '' is not a file"),
     (f"name: a\ncategories: {'x' * 5000}", ["categories: 'xxx", "File name too long"]),
     ("name: a\ncategories: ~nobody-here/x", "categories: '~nobody-here/x'"),
 ]
@@ -209,8 +212,8 @@ NOT_YAML = [
     (BASE.encode("utf-16"), "c.yaml: not UTF-8 (byte 0)"),
     (bytes(range(32, 256)), "c.yaml: not UTF-8"),
     ("name: !!python/object/apply:os.system ['touch here']", ["line 1: tags are not", "!!python"]),
-    (BASE + "seeds: [!!int '3']", "line 3: tags are not allowed (here: !!int)"),
-    (BASE + "tuning: !mine {}", "line 3: tags are not allowed (here: !mine)"),
+    (BASE + "seeds: [!!int '3']", "line 3: tags are not allowed (got !!int)"),
+    (BASE + "tuning: !mine {}", "line 3: tags are not allowed (got !mine)"),
     ("name: &n check\ncategories: [*n, dog]", "c.yaml, line 2: aliases are not allowed"),
     (
         "a0: &a0 [x, x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n" for i in range(60)),
@@ -223,7 +226,7 @@ NOT_YAML = [
     (BASE + "seeds: " + "[" * 100_000, "c.yaml, line 3: nested too deeply"),
     (BASE + "seeds: " + "{a: " * 100_000, "c.yaml, line 3: nested too deeply"),
     (BASE + "seeds: " + "[" * 300 + "]" * 300, "c.yaml, line 3: nested too deeply"),
-    (BASE + "#" * 1_100_000, "c.yaml: larger than 1 MB"),
+    (BASE + "#" * 1_100_000, "c.yaml: must be at most 1 MB"),
 ]
 
 MODELS_AND_MACHINE = [
@@ -270,7 +273,7 @@ MODELS_AND_MACHINE = [
     (BASE + "knowledge: {llm: {tensor_parallel: 8}}", ["knowledge.llm.tensor_parallel", "0 GPUs"]),
     (
         BASE + "knowledge: {questions: {templates: t.yaml}}",
-        "knowledge.questions.templates: 't.yaml' is no file",
+        "knowledge.questions.templates: 't.yaml' is not a file",
     ),
     (
         BASE + "hierarchy: {groups: llm}\ncaptions: {files: [own.tsv]}\n"
@@ -279,22 +282,25 @@ MODELS_AND_MACHINE = [
     ),
     (
         BASE + "knowledge: {questions: {per_category: 0, relationships: 0}}",
-        "captions.files names no file and captions.templates is false: there would be no captions",
+        "captions.files is empty and captions.templates is false",
     ),
-    (BASE + "captions: {templates: 80}", "captions.templates: must be true or false (given: 80)"),
-    (BASE + "hierarchy: {groups: builtin}", "hierarchy.groups: builtin goes with categories"),
+    (BASE + "captions: {templates: 80}", "captions.templates: must be true or false (got 80)"),
+    (BASE + "hierarchy: {groups: builtin}", "hierarchy.groups: builtin only goes with categories"),
     ("name: a\ncategories: scenes\nhierarchy: {groups: builtin}", "hierarchy.groups: builtin"),
-    (BASE + "hierarchy: {groups: g.yaml}", "hierarchy.groups: 'g.yaml' is no file"),
-    (BASE + "hierarchy: {groups: .}", "hierarchy.groups: '.' is no file"),
-    (BASE + "captions: {files: [a.tsv]}", "captions.files: 'a.tsv' is no file"),
-    (BASE + "captions: {files: [.]}", "captions.files: '.' is no file"),
+    (BASE + "hierarchy: {groups: g.yaml}", "hierarchy.groups: 'g.yaml' is not a file"),
+    (BASE + "hierarchy: {groups: .}", "hierarchy.groups: '.' is not a file"),
+    (BASE + "captions: {files: [a.tsv]}", "captions.files: 'a.tsv' is not a file"),
+    (BASE + "captions: {files: [.]}", "captions.files: '.' is not a file"),
     (
         BASE + "evaluation: {dataset: imagenet}",
         ["evaluation.dataset: must be 'voc2007', 'voc2012', ", "'folder', 'scenes' or 'none'"],
     ),
     (BASE + "evaluation: {dataset: folder}", "evaluation.root: is missing"),
-    (BASE + "evaluation: {dataset: folder, root: x}", "evaluation.root: 'x' is no folder"),
-    (BASE + "evaluation: {dataset: folder, root: c.yaml}", "evaluation.root: 'c.yaml' is no fold"),
+    (BASE + "evaluation: {dataset: folder, root: x}", "evaluation.root: 'x' is not a folder"),
+    (
+        BASE + "evaluation: {dataset: folder, root: c.yaml}",
+        "evaluation.root: 'c.yaml' is not a fo",
+    ),
     (BASE + "evaluation: {dataset: folder, root: .}", ["evaluation.root", "labels.csv is missing"]),
     (BASE + "evaluation: {root: .}", "evaluation.root: only goes with"),
     (
@@ -331,7 +337,7 @@ MODELS_AND_MACHINE = [
     ),
     (
         BASE + "evaluation: {dataset: coco2014, root: x}",
-        ["evaluation.root: 'x' is no folder", "https://cocodataset.org/#download"],
+        ["evaluation.root: 'x' is not a folder", "https://cocodataset.org/#download"],
     ),
     (
         BASE + "evaluation: {dataset: nus_wide, root: .}",
@@ -402,7 +408,7 @@ OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
         (OWN_CAPTIONS, "in.tsv", "A cat.\nIt sits.\tcow\n", ["captions.files", "row 2", "'cow'"]),
         (OWN_CAPTIONS, "in.tsv", "A cat.\n\nIt sits.\n", ["captions.files", "in.tsv, row 3"]),
         (OWN_CAPTIONS, "in.tsv", b"A caf\xe9 cat.\n", ["captions.files", "in.tsv: not UTF-8"]),
-        (TEMPLATES, "in.yaml", "[a, b]", "in.yaml: must map names to templates"),
+        (TEMPLATES, "in.yaml", "[a, b]", "in.yaml: must map names to question templates"),
         (TEMPLATES, "in.yaml", "look: {kind: specific}", "in.yaml: look: instruction: is missing"),
         (
             TEMPLATES,
@@ -411,7 +417,7 @@ OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
             "line: 'a {nam}:', examples: []}",
             ["in.yaml: own: line has {nam}; a", "kind specific can fill {attribute}, {name}"],
         ),
-        (OWN_PHOTOS, "photos/labels.csv", "", ["evaluation.root", "lists no photo"]),
+        (OWN_PHOTOS, "photos/labels.csv", "", ["evaluation.root", "must list at least one photo"]),
         (OWN_PHOTOS, "photos/labels.csv", "a.jpg,cat\n", ["evaluation.root", "labels.csv: row 1"]),
         (
             OWN_PHOTOS,
@@ -456,7 +462,7 @@ def test_refused_override(cli: CommandLine, override: str, words: str) -> None:
 
 def test_no_such_config_file(cli: CommandLine) -> None:
     cli.refuses("run", "missing.yaml", words="missing.yaml: no such file")
-    cli.refuses("run", ".", words=".: is no file")
+    cli.refuses("run", ".", words=".: not a file")
     cli.refuses("run", "x" * 300, words="File name too long")
 
 
@@ -473,7 +479,7 @@ def test_a_field_that_may_be_several_things_gets_one_line(
 ) -> None:
     cli.write("c.yaml", BASE + content)
     err = cli.call("run", "c.yaml").err
-    assert err.partition(" (given")[0] == f"error: c.yaml: {message}"
+    assert err.partition(" (got")[0] == f"error: c.yaml: {message}"
     assert err.count("\n") == 1
 
 

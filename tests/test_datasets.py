@@ -18,8 +18,8 @@ from PIL import Image
 from orchestrator.cluster.resources import Node, Resources
 from orchestrator.config.load import load_config
 from orchestrator.errors import InputError
-from orchestrator.plan.run import Plan, make_plan
-from orchestrator.stages.evaluation import UNREADABLE, read_images, write_images
+from orchestrator.plan.run import ImagesPlan, make_plan
+from orchestrator.stages.images import UNREADABLE, read_images, write_photos
 from prompt_tuning.categories import Category, CategoryList, built_in
 from prompt_tuning.datasets import nus_wide, voc
 from prompt_tuning.datasets.labelled_images import LabelledImages, readable
@@ -27,7 +27,6 @@ from prompt_tuning.datasets.registry import DatasetSettings, read_photos
 from prompt_tuning.knowledge.noun_matching import NounMatcher
 from workers.stage import run_stage
 
-SHARED = Path("/work/shared/data")
 PAGES = {
     "voc2007": "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/",
     "voc2012": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
@@ -303,7 +302,7 @@ def test_a_table_names_what_is_no_label_with_its_row(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as raised:
         read("folder", tmp_path, categories)
     assert str(raised.value) == (
-        f"{tmp_path}/labels.csv: labels must be names or synonyms of the list's categories "
+        f"{tmp_path}/labels.csv: labels must be names or synonyms of categories "
         r"(got 'cow' in row 2, 'dog\u2060' in row 4, 'elk' in row 1)"
     )
 
@@ -383,10 +382,10 @@ def test_a_label_with_separators_in_its_name_is_one(tmp_path: Path) -> None:
         ("file,dog,elk\na.jpg,1,0\n", "(got 'elk' in row 1)"),
         ("file,dog,couch\na.jpg,1,2\n", r"row 2, 'couch': must be 1 or 0, .* \(got '2'\)"),
         ("file,dog,couch\na.jpg,1\n", r"row 2: must have 3 columns, .* \(got 2\)"),
-        ("file,labels\n", "lists no photo"),
+        ("file,labels\n", "must list at least one photo"),
         ("beach,\na.jpg,dog\n", "row 1: 'beach' must be a file in /"),
         ("beach,castle\na.jpg,dog\n", "row 1: 'beach' must be a file in /"),
-        ("\n \n", "lists no photo"),
+        ("\n \n", "must list at least one photo"),
     ],
 )
 def test_rows_that_cannot_be_meant_are_named(tmp_path: Path, table: str, words: str) -> None:
@@ -437,17 +436,19 @@ def test_what_coco_json_lists_twice_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "twice", "told"),
+    ("field", "twice", "message"),
     [
         ("images", {"id": 100, "file_name": "z.jpg"}, r"image id 100 stands for .*a.jpg' and .*z"),
         ("categories", {"id": 1, "name": "elk"}, "category id 1 stands for 'dog' and 'elk'"),
     ],
 )
-def test_an_id_of_two_things_is_refused(tmp_path: Path, field: str, twice: Any, told: str) -> None:
+def test_an_id_of_two_things_is_refused(
+    tmp_path: Path, field: str, twice: Any, message: str
+) -> None:
     described = coco_json({"a.jpg": [("dog", 0)]}, ("dog",))
     described[field].append(twice)
     write_text(tmp_path / "annotations.json", json.dumps(described))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         read("coco_json", tmp_path, CATEGORIES)
 
 
@@ -652,9 +653,9 @@ def test_a_file_that_is_missing_or_broken_is_named(tmp_path: Path, dataset: str,
             {"annotations": [{"image_id": 100, "category_id": 5}]},
             "annotation 0: category_id 5 is not among categories",
         ),
-        ({"annotations": [{"image_id": 100}]}, "'category_id' is not there"),
+        ({"annotations": [{"image_id": 100}]}, "'category_id' is missing"),
         ({"annotations": ["dog"]}, ""),
-        ({"categories": [{"id": 1}]}, "'name' is not there"),
+        ({"categories": [{"id": 1}]}, "'name' is missing"),
     ],
     ids=str,
 )
@@ -693,7 +694,7 @@ def test_unreadable_images_are_left_out_with_their_labels(tmp_path: Path) -> Non
     assert kept.ignored is not None and (kept.ignored == ignored[[1, 5]]).all()
     assert [f.name for f in reasons] == ["truncated.jpg", "text.jpg", "empty.png", "missing.jpg"]
     assert all(file.name in reason for file, reason in reasons.items())
-    with pytest.raises(ValueError, match=r"shows any category \(1 can be\)"):
+    with pytest.raises(ValueError, match=r"none of the 1 readable images shows any category"):
         readable(LabelledImages((tmp_path / "good.jpg",), labels[1:2]))
 
 
@@ -748,28 +749,28 @@ def test_features_of_images_are_those_of_their_contents(
     write_text(photos / "labels.csv", "a.bmp,dog\nb.bmp,cat\n")
     before = planned(tmp_path, "{dataset: folder, root: photos}")
     again = planned(tmp_path, "{dataset: folder, root: photos}")
-    assert (again.images, again.image_features) == (before.images, before.image_features)
+    assert (again.images, again.features) == (before.images, before.features)
     with monkeypatch.context() as patch:  # another version of Pillow, and so for pillow-heif
         patch.setattr("orchestrator.plan.run.readable_formats", lambda: {"PNG": "1"})
         other = planned(tmp_path, "{dataset: folder, root: photos}")
-    assert other.images != before.images and other.image_features != before.image_features
+    assert other.images != before.images and other.features != before.features
     photos.rename(tmp_path / "moved")
     moved = planned(tmp_path, "{dataset: folder, root: moved}")
-    assert moved.images != before.images and moved.image_features == before.image_features
+    assert moved.images != before.images and moved.features == before.features
     # Two files of one size change places.
     photos = tmp_path / "moved"
     (photos / "a.bmp").rename(photos / "c.bmp")
     (photos / "b.bmp").rename(photos / "a.bmp")
     (photos / "c.bmp").rename(photos / "b.bmp")
     swapped = planned(tmp_path, "{dataset: folder, root: moved}")
-    assert swapped.images != moved.images and swapped.image_features != moved.image_features
+    assert swapped.images != moved.images and swapped.features != moved.features
 
 
-def planned(folder: Path, evaluation: str, categories: str = "voc") -> Plan:
+def planned(folder: Path, evaluation: str, categories: str = "voc") -> ImagesPlan:
     config = folder / "c.yaml"
     config.write_text(f"name: a\ncategories: {categories}\nevaluation: {evaluation}\n")
     loaded = load_config(config, [], str(folder / "cache"), str(folder / "runs"))
-    return make_plan(loaded, Resources((Node(2, 0),)), None)
+    return make_plan(loaded, Resources((Node(2, 0),)), None).labelled
 
 
 def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
@@ -781,7 +782,7 @@ def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
     plan = planned(tmp_path, "{dataset: voc2007, root: .}")
     assert plan.images is not None
     with caplog.at_level(logging.WARNING):
-        assert run_stage(plan.images, partial(write_images, plan, None))
+        assert run_stage(plan.images, partial(write_photos, plan))
     assert "1 of 3 images cannot be read" in caplog.text and str(broken) in caplog.text
     assert shown(read_images(plan), plan.categories) == {
         "000002.jpg": {"airplane", "?dog"},
@@ -790,7 +791,7 @@ def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
     reasons = json.loads((plan.images.folder / UNREADABLE).read_bytes())
     assert list(reasons) == [str(broken)]
     # The resolved config says what was decided, and reads back as the same plan.
-    settings = plan.config.evaluation
+    settings = plan.settings
     assert (settings.split, settings.difficult, settings.crowd) == ("test", "ignore", None)
     again = planned(tmp_path, f"{{dataset: voc2007, root: {settings.root}, difficult: ignore}}")
     assert again.images == plan.images
@@ -805,8 +806,10 @@ def test_labels_of_no_readable_image_are_an_error_of_the_stage(tmp_path: Path) -
     broken = tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages" / "000001.jpg"
     broken.write_bytes(b"")
     plan = planned(tmp_path, "{dataset: voc2007, root: .}")
-    with pytest.raises(InputError, match=r"evaluation.root: no image that can be read shows any"):
-        write_images(plan, None, tmp_path)
+    with pytest.raises(
+        InputError, match=r"evaluation.root: none of the \d+ readable images shows any"
+    ):
+        write_photos(plan, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -817,10 +820,11 @@ def test_labels_of_no_readable_image_are_an_error_of_the_stage(tmp_path: Path) -
     ],
 )
 def test_real_photos(dataset: str, folder: str, split: str, images: int) -> None:
-    if not (SHARED / folder).is_dir():
-        pytest.skip(f"no {SHARED / folder}: photos for measuring while developing")
+    samples = os.environ.get("DATAFREE_PHOTOS")
+    if not samples or not (Path(samples) / folder).is_dir():
+        pytest.skip(f"DATAFREE_PHOTOS names no folder with {folder}")
     for own in (built_in("voc"), built_in("coco")):
-        photos = read(dataset, SHARED / folder, own, split=split)
+        photos = read(dataset, Path(samples) / folder, own, split=split)
         assert photos.labels.shape == (images, len(own))
         tv = "TV monitor" if "TV monitor" in own.names else "tv"
         assert photos.labels[:, own.index(tv)].sum() > 0

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
-from importlib.util import find_spec
+from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from orchestrator.plan.run import _VLM_MODULES
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,6 +17,9 @@ FORBIDDEN = {
     "prompt_tuning": {"workers", "orchestrator", "ray", "vllm"},
     "workers": {"orchestrator"},
 }
+PACKAGE_FILES = [
+    file for package in (*FORBIDDEN, "orchestrator") for file in (ROOT / package).rglob("*.py")
+]
 FILES = [file for package in FORBIDDEN for file in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -41,6 +41,64 @@ def imported(source: str) -> set[str]:
     return names
 
 
+def imported_modules(tree: ast.AST, modules: set[str]) -> set[str]:
+    """The `modules` that some code imports, also inside functions, but not for type checking."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= submodules or {node.module}
+        found |= imported_modules(node, modules)
+    return found & modules
+
+
+def import_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle of modules that import each other, the first one repeated at the end, or []."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in done:
+            for imported in sorted(graph[module]):
+                if cycle := search(imported, [*path, module]):
+                    return cycle
+            done.add(module)
+        return []
+
+    return next(filter(None, (search(module, []) for module in sorted(graph))), [])
+
+
+def test_no_modules_import_each_other() -> None:
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in PACKAGE_FILES
+    }
+    graph = {
+        module: imported_modules(ast.parse(file.read_text("utf-8")), set(files))
+        for module, file in files.items()
+    }
+    assert "workers.stage" in graph["orchestrator.runs.pipeline"]
+    assert import_cycle(graph) == []
+
+
+def test_cycles_are_found_through_functions_but_not_through_types() -> None:
+    modules = {"a", "b", "b.c"}
+    source = "def f():\n    from b import c, d\nif TYPE_CHECKING:\n    import a"
+    assert imported_modules(ast.parse(source), modules) == {"b.c"}
+    assert import_cycle({"a": {"b"}, "b": {"b.c"}, "b.c": {"b"}}) == ["b", "b.c", "b"]
+    assert import_cycle({"a": {"b", "b.c"}, "b": {"b.c"}, "b.c": set()}) == []
+
+
+def test_no_folder_has_more_than_15_modules() -> None:
+    sizes = Counter(file.parent for file in PACKAGE_FILES if file.name != "__init__.py")
+    assert {folder: size for folder, size in sizes.items() if size > 15} == {}
+
+
 def test_imports_are_found_wherever_they_stand() -> None:
     source = """
 import ray.train
@@ -57,22 +115,6 @@ if TYPE_CHECKING:
 def test_imports_go_downwards(file: Path) -> None:
     package = file.relative_to(ROOT).parts[0]
     assert not imported(file.read_text("utf-8")) & FORBIDDEN[package]
-
-
-def test_the_key_of_features_has_every_module_that_makes_them() -> None:
-    files = [Path(spec.origin) for module in _VLM_MODULES if (spec := find_spec(module))]
-    used = {
-        f"prompt_tuning.{name}"
-        for file in files
-        for name in re.findall(r"from prompt_tuning\.([\w.]+) import", file.read_text("utf-8"))
-    }
-    # On messages, prompts and how files are written, no feature depends.
-    used -= {
-        f"prompt_tuning.{name}"
-        for name in ("install_hints", "tuning.prompt_tree", "settings", "storage")
-    }
-    assert used == {module for module in _VLM_MODULES if module.startswith("prompt_tuning.")}
-    assert "prompt_tuning.label_names" not in used  # other spellings of labels keep all features
 
 
 def test_there_are_files_to_check() -> None:

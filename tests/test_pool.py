@@ -133,26 +133,49 @@ def calm(tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ledger
 
 
-def test_answers_are_kept_and_repeat(tiny_llm: Path, calm: Path, tmp_path: Path) -> None:
-    told: list[tuple[str, int, bool, int]] = []
+LONG = replace(questions(1)[0], pattern="A dog. " * 200)
+SPOILT = shards([*WORK[0].questions[:7], LONG, *WORK[0].questions[7:]], size=41)
+ALONE = shards([LONG], size=1)
+
+
+@pytest.fixture(scope="module")
+def again(
+    tiny_llm: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[tuple[str, int, bool, int]]]:
+    """The ledger of `WORK` by another engine in another order, the last shard first and alone, and
+    of `SPOILT` and `ALONE` between; and what was reported of each shard of `WORK`."""
+    ledger = tmp_path_factory.mktemp("again")
+    reported: list[tuple[str, int, bool, int]] = []
 
     def on_shard(shard: Shard, given: list[Answer], fresh: bool, engines_alive: int) -> None:
-        told.append((shard.key, len(given), fresh, engines_alive))
+        reported.append((shard.key, len(given), fresh, engines_alive))
 
-    # Another order of work: the last shard is asked first, and alone.
-    with pool(tiny_llm, tmp_path) as engines:
+    with pool(tiny_llm, ledger) as engines:
         engines.answer(WORK[2:], on_shard)
+        engines.answer([*SPOILT, *ALONE], no_matter)
         engines.answer(WORK[:2], on_shard)
-    assert told == [(shard.key, 40, True, 1) for shard in (WORK[2], WORK[0], WORK[1])]
-    given = answers(tmp_path, WORK)
+    return ledger, reported
+
+
+def test_answers_are_kept_and_repeat(
+    tiny_llm: Path, calm: Path, again: tuple[Path, list[tuple[str, int, bool, int]]]
+) -> None:
+    ledger, reported = again
+    assert reported == [(shard.key, 40, True, 1) for shard in (WORK[2], WORK[0], WORK[1])]
+    given = answers(ledger, WORK)
     assert all(answer.tokens > 0 and answer.failure is None for answer in given)
     assert len({answer.text for answer in given}) > 110, "each question has a seed of its own"
-    assert contents(tmp_path) == contents(calm)
+    there = contents(ledger)
+    assert {path: there[path] for path in contents(calm)} == contents(calm)
 
-    told.clear()
-    with pool(tiny_llm, tmp_path) as engines:
+    kept: list[tuple[str, bool, int]] = []
+
+    def on_shard(shard: Shard, given: list[Answer], fresh: bool, engines_alive: int) -> None:
+        kept.append((shard.key, fresh, engines_alive))
+
+    with pool(tiny_llm, ledger) as engines:
         engines.answer(WORK, on_shard)
-    assert told == [(shard.key, 40, False, 0) for shard in WORK]
+    assert kept == [(shard.key, False, 0) for shard in WORK]
 
 
 def test_two_engines_write_the_same_bytes_as_one(
@@ -172,7 +195,7 @@ def test_killed_engine_is_replaced(tiny_llm: Path, calm: Path, tmp_path: Path) -
                 killed.append(process.pid)
                 process.kill()
                 return
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     killer = threading.Thread(target=kill_first_engine, daemon=True)
     killer.start()
@@ -184,21 +207,17 @@ def test_killed_engine_is_replaced(tiny_llm: Path, calm: Path, tmp_path: Path) -
 
 
 def test_a_prompt_that_is_too_long_is_named_and_spoils_nothing(
-    tiny_llm: Path, calm: Path, tmp_path: Path
+    calm: Path, again: tuple[Path, list[tuple[str, int, bool, int]]]
 ) -> None:
-    long = replace(questions(1)[0], pattern="A dog. " * 200)
-    first, *others = WORK
-    spoilt = shards([*first.questions[:7], long, *first.questions[7:]], size=41)
-    alone = shards([long], size=1)
-    with pool(tiny_llm, tmp_path) as engines:
-        engines.answer([*spoilt, *alone, *others], no_matter)
-    given = answers(tmp_path, spoilt)
+    ledger, _ = again
+    given = answers(ledger, SPOILT)
     failed = given.pop(7)
     assert failed.failure is not None
     assert re.match(r"VLLMValidationError: .* maximum context length is 1024", failed.failure)
-    assert given == answers(calm, [first])
-    assert answers(tmp_path, alone) == [failed]
-    assert answers(tmp_path, others) == answers(calm, others)
+    assert given == answers(calm, WORK[:1])
+    assert answers(ledger, ALONE) == [failed]
+    # They are asked after it, of the same engine.
+    assert answers(ledger, WORK[:2]) == answers(calm, WORK[:2])
 
 
 @pytest.mark.slow
@@ -224,7 +243,7 @@ def test_each_shard_finds_an_empty_prefix_cache(tiny_llm: Path, tmp_path: Path) 
     assert [answer.tokens for answer in answers(tmp_path, second)] == found
 
 
-def test_a_model_that_cannot_be_loaded_is_told_at_once(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_run_at_once(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}', "utf-8")
     with (
         pool(tmp_path, tmp_path / "ledger") as engines,

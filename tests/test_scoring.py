@@ -1,4 +1,4 @@
-"""Scores, against loops written from the formulas in DESIGN.md §3 and VLM.md."""
+"""Scores, against loops written from the formulas in docs/method.md and docs/embedded-model.md."""
 
 from __future__ import annotations
 

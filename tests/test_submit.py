@@ -211,7 +211,9 @@ def test_a_job_outlives_who_follows_it_until_it_is_stopped(head: Head, project: 
     code, output = ask(head, project, "status", name)
     assert code == 0
     python = re.escape(sys.executable)
-    assert re.match(rf"{name}: running, begun 20.*: {python} -m orchestrator run tiny.yaml", output)
+    assert re.match(
+        rf"{name}: running, started 20.*: {python} -m orchestrator run tiny.yaml", output
+    )
     code, output = ask(head, project, "stop", name)
     assert (code, output) == (0, f"{name}: stopped\n")
     code, output = end(follower)
@@ -246,8 +248,8 @@ def test_a_person_s_mistake_that_only_the_cluster_sees_exits_2_and_is_told_once(
     here = ("configs/quickstart.yaml", *wrong, "--runs", f"{project}/runs")
     code, output = end(start(head, ROOT, *here, folders=False))  # whose packages travel as they are
     assert code == 2, output
-    assert output.count("captions.files: '/nowhere.tsv' is no file") == 1
-    assert output.splitlines()[-1] == f"{name_of(output)}: failed, for what it was given is wrong"
+    assert output.count("captions.files: '/nowhere.tsv' is not a file") == 1
+    assert output.splitlines()[-1] == f"{name_of(output)}: failed: invalid input (exit code 2)"
 
 
 def test_a_failure_exits_1(head: Head, project: Path) -> None:
@@ -260,7 +262,7 @@ def test_a_failure_exits_1(head: Head, project: Path) -> None:
 
 
 def test_the_plain_command_of_the_page_where_no_token_is(project: Path, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    page = (ROOT / "docs" / "clusters.md").read_text("utf-8")
     [command] = re.findall(r"^ray job submit .*$", page, re.M)
     with started_head(activated=True, token=False) as head:
         done = subprocess.run(
@@ -287,7 +289,9 @@ def test_a_command_that_the_cluster_does_not_have(
     name = server._client.submit_job(entrypoint="python-of-nobody -m orchestrator")
     said, code = outcome(server.follow(name))
     assert code == 1
-    assert said.startswith(f"{name}: failed, as its command was not found there; activate the env")
+    assert said.startswith(
+        f"{name}: failed: the cluster does not have its command; activate the env"
+    )
 
 
 def test_a_service_on_the_cluster_ends_with_its_command_even_if_that_is_killed(
@@ -351,7 +355,7 @@ def test_relative_folders_are_refused_in_a_job(head: Head, project: Path) -> Non
 REFUSED = [
     ("none.yaml", "none.yaml"),
     ("tiny.yaml tuning.epoch=1", "did you mean tuning.epochs?"),
-    ("tiny.yaml hierarchy.groups=no.yaml", "hierarchy.groups: 'no.yaml' is no file"),
+    ("tiny.yaml hierarchy.groups=no.yaml", "hierarchy.groups: 'no.yaml' is not a file"),
     ("tiny.yaml evaluation={dataset: folder, root: data}", "evaluation.root: 'data' must be abs"),
     ("../elsewhere.yaml", "../elsewhere.yaml: must be below the working directory"),
     ("tiny.yaml categories=../out.txt", "categories: '../out.txt' is not below the working"),
@@ -442,7 +446,7 @@ def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent
     with pytest.raises(InputError) as refusal:
         prepare_job(*given)
     assert str(refusal.value).startswith(
-        f"{project}: must be smaller than 105 MB to travel to the cluster (got 120 MB; largest: "
+        f"{project}: must be smaller than 105 MB to be uploaded (got 120 MB; largest: "
     )
     for words in ("photos/ 60 MB", "model.bin 60 MB", ".rayignore"):
         assert words in str(refusal.value)

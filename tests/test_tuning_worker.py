@@ -113,34 +113,32 @@ def run(*jobs: TuningJob, storage: Path) -> list[Tuned]:
 
 
 def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_path: Path) -> None:
-    """Both of two seeds, which the same workers tune: each comes out as it does alone."""
+    """Two seeds, which the same workers tune one after the other: each comes out as it does alone,
+    the second even though a worker is killed in the middle of it."""
     other = replace(job, seed=1)
-    two, two_other = run(job, other, storage=tmp_path / "two")
-    for tuned in (two, two_other):
+    killed_at: list[int] = []
+    killer = threading.Thread(
+        target=_kill_a_worker, args=(tmp_path / "both" / "progress1.json", killed_at), daemon=True
+    )
+    killer.start()
+    both = run(job, other, storage=tmp_path / "both")
+    assert killed_at and killed_at[0] < EPOCHS, "no worker was killed in the middle"
+    for tuned in both:
         assert [entry["epoch"] for entry in tuned.history] == list(range(1, EPOCHS + 1))
         assert tuned.history[-1]["loss"] < tuned.history[0]["loss"]
         assert tuned.classes["global"].shape == tuned.classes["local"].shape == (len(NAMES), 384)
-    assert not torch.equal(two.classes["global"], two_other.classes["global"])
+    first, second = both
+    assert not torch.equal(first.classes["global"], second.classes["global"])
 
-    alone = replace(other, tuning=job.tuning.model_copy(update={"workers": 1}))
-    (one,) = run(alone, storage=tmp_path / "one")
+    (undisturbed,) = run(other, storage=tmp_path / "undisturbed")
+    assert second.history == undisturbed.history
+    for name, values in undisturbed.classes.items():
+        assert torch.equal(second.classes[name], values), name
+
+    alone = replace(job, tuning=job.tuning.model_copy(update={"workers": 1}))
+    (by_one,) = run(alone, storage=tmp_path / "one")
     for branch in ("global", "local"):
-        assert torch.allclose(one.classes[branch], two_other.classes[branch], atol=1e-5)
-
-    killed_at: list[int] = []
-    killer = threading.Thread(
-        target=_kill_a_worker, args=(tmp_path / "killed" / "progress1.json", killed_at), daemon=True
-    )
-    killer.start()
-    disturbed = run(job, other, storage=tmp_path / "killed")
-    assert killed_at and killed_at[0] < EPOCHS, "no worker was killed in the middle"
-    for tuned, undisturbed in zip(disturbed, (two, two_other), strict=True):
-        assert tuned.history == undisturbed.history
-        for name, values in undisturbed.classes.items():
-            assert torch.equal(tuned.classes[name], values), name
-    (again,) = run(other, storage=tmp_path / "again")
-    assert again.history == two_other.history
-    assert torch.equal(again.classes["global"], two_other.classes["global"])
+        assert torch.allclose(by_one.classes[branch], first.classes[branch], atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(

@@ -20,7 +20,7 @@ from prompt_tuning.knowledge.templates import Template, built_in_templates
 
 
 def with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
-    """The config with input files absolute, checked to be there."""
+    """The config with absolute paths of its input files. Raises InputError if one is missing."""
     updates: dict[str, Any] = {}
     if isinstance(config.categories, str) and config.categories not in BUILT_IN:
         updates["categories"] = _existing(config.categories, base, "categories")
@@ -30,7 +30,7 @@ def with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
     files = tuple(_existing(file, base, "captions.files") for file in config.captions.files)
     updates["captions"] = config.captions.model_copy(update={"files": files})
     try:
-        photos: dict[str, Any] = config.evaluation.options()
+        dataset_options: dict[str, Any] = config.evaluation.options()
     except ValueError as error:
         raise InputError(f"evaluation.{error}") from None
     if config.evaluation.root is not None:
@@ -41,7 +41,9 @@ def with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         except InputError as error:
             where = DATASETS[config.evaluation.dataset].where_to_get
             raise InputError(f"{error}; {where}") from None
-        updates["evaluation"] = config.evaluation.model_copy(update={"root": root, **photos})
+        updates["evaluation"] = config.evaluation.model_copy(
+            update={"root": root, **dataset_options}
+        )
     llm, questions = config.knowledge.llm, config.knowledge.questions
     llm_folder = base / os.path.expanduser(llm.model)
     if llm_folder.is_dir():
@@ -60,22 +62,22 @@ def _existing(name: str, base: Path, field: str, folder: bool = False) -> str:
     try:
         path = (base / Path(name).expanduser()).resolve()
         exists = path.is_dir() if folder else path.is_file()
-    except (OSError, RuntimeError) as error:  # a name that is too long, a ~user who is unknown
+    except (OSError, RuntimeError) as error:  # name too long, unknown ~user
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{field}: {name[:80]!r}: {reason}") from None
     if not exists:
         known = f"; built-in lists: {', '.join(BUILT_IN)}" if field == "categories" else ""
         kind = "folder" if folder else "file"
-        raise InputError(f"{field}: {name!r} is no {kind} (looked at {path}){known}")
+        raise InputError(f"{field}: {name!r} is not a {kind} (looked at {path}){known}")
     return str(path)
 
 
 def load_categories(config: RunConfig) -> CategoryList:
-    """The category list: built in, from a YAML or text file (label_list.py), or as written.
+    """The categories: a built-in list, a YAML or text file, or the list in the config.
 
     Raises:
-        InputError: naming the file or field and the category; also where none of them could be
-            seen in the scenes that are to be evaluated on.
+        InputError: naming the file or field and the category, or when the evaluation uses scenes
+            and these show none of the categories.
     """
     categories = _read_categories(config)
     shown = (categories.find(name) is not None for name in stamp_files())
@@ -109,7 +111,7 @@ def _as_categories(listed: list[Any]) -> dict[str, Any]:
 
 
 def load_templates(config: RunConfig) -> dict[str, Template]:
-    """The built-in templates of questions, with those of the config's own file over and after them.
+    """The built-in question templates, replaced and extended by those of the config's file.
 
     Raises:
         InputError: naming the file, the template and what is wrong with it.
@@ -120,14 +122,14 @@ def load_templates(config: RunConfig) -> dict[str, Template]:
         return templates
     own = read_yaml(Path(file))
     if not isinstance(own, dict):
-        raise InputError(f"{file}: must map names to templates of questions")
+        raise InputError(f"{file}: must map names to question templates")
     for name, raw in own.items():
         templates[name] = validate(Template, raw, f"{file}: {name}")
     return templates
 
 
 def load_groups(config: RunConfig, categories: CategoryList) -> Hierarchy | None:
-    """The hierarchy that the config names, or None where it is to be clustered.
+    """The hierarchy from a file or built-in list, or None if it is made during the run.
 
     Raises:
         InputError: naming the file and the group.
@@ -139,7 +141,7 @@ def load_groups(config: RunConfig, categories: CategoryList) -> Hierarchy | None
         if groups != "builtin":
             return parse_groups(read_yaml(Path(groups)), categories, groups)
         if config.categories not in ("coco", "nus", "voc"):
-            raise InputError("hierarchy.groups: builtin goes with categories coco, nus or voc")
+            raise InputError("hierarchy.groups: builtin only goes with categories coco, nus or voc")
         text = built_in_text(f"{config.categories}_groups")
         return parse_groups(parse_yaml(text, "builtin"), categories, "builtin groups")
     except ValueError as error:

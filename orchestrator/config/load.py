@@ -14,9 +14,9 @@ from orchestrator.errors import InputError
 
 
 def load_config(path: Path, overrides: list[str], cache: str | None, runs: str | None) -> RunConfig:
-    """Read a config file, put `--set` overrides, environment and options on top, and check it.
+    """Read and check a config file with `--set`, environment variables and options applied.
 
-    What a file says of a sweep is not looked at.
+    Ignores the file's `sweep`.
 
     Raises:
         InputError: naming the field or file, what is wrong and what would be right.
@@ -29,7 +29,7 @@ def load_config(path: Path, overrides: list[str], cache: str | None, runs: str |
 def read_config(
     path: Path, overrides: list[str], cache: str | None, runs: str | None
 ) -> dict[str, Any]:
-    """The plain values of a config file with `--set`, environment and options on top, unchecked.
+    """The unchecked values of a config file with `--set`, environment and options applied.
 
     Raises:
         InputError: for a file that cannot be read, or an override without a field.
@@ -52,7 +52,7 @@ def read_config(
 
 
 def build_config(raw: dict[str, Any], path: Path) -> RunConfig:
-    """The checked config of plain values that were read from the file `path`.
+    """The checked config from the plain values of the file `path`.
 
     Raises:
         InputError: naming the field or file, what is wrong and what would be right.
@@ -61,10 +61,10 @@ def build_config(raw: dict[str, Any], path: Path) -> RunConfig:
 
 
 def set_field(raw: dict[str, Any], name: str, value: Any, source: str) -> None:
-    """Put a value into nested mappings under its dotted name.
+    """Set the value of a dotted name in nested mappings.
 
     Raises:
-        InputError: naming `source`, where a part of the name has no fields.
+        InputError: naming `source`, when a part of the name has no fields.
     """
     *parents, last = name.split(".")
     place = raw

@@ -17,9 +17,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], raw: Any, source: str) -> Model:
-    """A settings object from plain values. Raises InputError, a line a mistake, five at most."""
+    """Build a settings object. Raises InputError, with one line per mistake and at most 5."""
     try:
-        # By way of JSON, whose strict mode takes a list for a tuple but no "1" for a 1.
+        # In JSON mode, strict models accept a list for a tuple, but not "1" for 1.
         return model.model_validate_json(to_json(raw, inf_nan_mode="constants"))
     except ValidationError as error:
         lines = _explain(model, raw, error.errors(include_url=False))
@@ -27,11 +27,15 @@ def validate(model: type[Model], raw: Any, source: str) -> Model:
         raise InputError("\n".join(f"{source}: {line}" for line in lines[:5] + more)) from None
 
 
-# What pydantic calls by its Python or JSON names; in its other messages they do not occur.
+# Plain English for pydantic's messages that use names of Python or JSON types or comparisons.
 _EXPECTED = {
     "bool_type": "true or false",
     "float_type": "a number",
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
     "int_type": "a whole number",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "model_type": "a mapping of fields",
     "string_too_long": "a text of {max_length} or fewer characters",
     "string_too_short": "a text of {min_length} or more characters",
@@ -43,26 +47,26 @@ _EXPECTED = {
 
 
 def _explain(model: type[BaseModel], raw: Any, problems: list[ErrorDetails]) -> list[str]:
-    """A line for each field that is wrong: its name, what is wrong, what would be right."""
+    """One line per wrong field: its name, what is wrong and what would be right."""
     by_place: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for problem in problems:
         by_place.setdefault(_place(raw, problem), []).append(problem)
     lines = []
-    for place, of_place in by_place.items():
-        # What is wrong with a part says more than that the whole fits no member of its union.
+    for place, found in by_place.items():
+        # An error inside a value says more than that the value matches no member of a union.
         if any(other[: len(place)] == place for other in by_place if len(other) > len(place)):
             continue
         name = ".".join(str(part) for part in place)
         if moved := renamed(name):
             lines.append(moved)
             continue
-        message = _message(model, place, of_place)
+        message = _message(model, place, found)
         lines.append(f"{name}: {message}"[:300] if name else message[:300])
     return lines
 
 
 def _place(raw: Any, problem: ErrorDetails) -> tuple[int | str, ...]:
-    """Where in what a person wrote: the location without the names of a union's members."""
+    """The location in the file: pydantic's location without the names of a union's members."""
     place: list[int | str] = []
     for part in problem["loc"]:
         if isinstance(raw, list):
@@ -78,8 +82,8 @@ def _place(raw: Any, problem: ErrorDetails) -> tuple[int | str, ...]:
 def _message(
     model: type[BaseModel], place: tuple[int | str, ...], problems: list[ErrorDetails]
 ) -> str:
-    """What is wrong at a place; several problems there are the members of a union."""
-    kind, given = problems[0]["type"], problems[0]["input"]
+    """Say what is wrong at a place. Several problems there come from the members of a union."""
+    kind, value = problems[0]["type"], problems[0]["input"]
     if kind == "missing":
         return "is missing"
     if kind == "value_error":
@@ -88,7 +92,7 @@ def _message(
         fields = list(_fields_at(model, place[:-1]))
         close = difflib.get_close_matches(str(place[-1]), fields, n=1)
         right = ".".join(str(part) for part in (*place[:-1], *close))
-        hint = f"did you mean {right}?" if close else f"there are: {', '.join(fields)}"
+        hint = f"did you mean {right}?" if close else f"the fields are: {', '.join(fields)}"
         return f"unknown field; {hint}"
     expected = [
         _EXPECTED[problem["type"]].format(**problem.get("ctx", {}))
@@ -96,13 +100,13 @@ def _message(
         else problem["msg"].removeprefix("Input should be ")
         for problem in problems
     ]
-    shown = to_json(given, inf_nan_mode="constants").decode()
-    ending = f" (given: {shown})" if len(shown) <= 60 else ""
+    shown = to_json(value, inf_nan_mode="constants").decode()
+    ending = f" (got {shown})" if len(shown) <= 60 else ""
     return f"must be {' or '.join(dict.fromkeys(expected))}{ending}"
 
 
 def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> dict[str, FieldInfo]:
-    """The fields that there are at a place in a model, through lists of models."""
+    """The fields of the model at a place, also inside lists of models."""
     for part in place:
         if isinstance(part, str):
             annotation: Any = model.model_fields[part].annotation

@@ -24,14 +24,14 @@ Seed = Annotated[int, Field(ge=0, le=2**31)]
 
 
 class Paths(Settings):
-    """Where results of stages are kept and where runs are written (DATAFREE_CACHE, -_RUNS)."""
+    """Folders for the cache and for runs. DATAFREE_CACHE and DATAFREE_RUNS override them."""
 
     cache: Annotated[str, Field(min_length=1)] = "cache"
     runs: Annotated[str, Field(min_length=1)] = "runs"
 
 
 class KnowledgeSettings(Settings):
-    """What the language model is asked, and how it answers."""
+    """The language model, its questions, and how it samples answers."""
 
     llm: EngineSettings = EngineSettings()
     questions: QuestionSettings = QuestionSettings()
@@ -41,17 +41,17 @@ class KnowledgeSettings(Settings):
     def _answers_fit(self) -> KnowledgeSettings:
         if self.sampling.max_tokens >= self.llm.max_model_len:
             raise ValueError(
-                f"sampling.max_tokens {self.sampling.max_tokens} leaves no room for a question in "
-                f"llm.max_model_len {self.llm.max_model_len}"
+                f"sampling.max_tokens must be below llm.max_model_len {self.llm.max_model_len}, "
+                f"which also holds the question (got {self.sampling.max_tokens})"
             )
         return self
 
 
 class EvaluationSettings(DatasetSettings):
-    """What the prompts are measured on, and how `scenes` are composed where it is these.
+    """`scenes`: how the demo's images are composed.
 
-    `select_on`: what chooses the artifact's seed: held-out captions (`text`), or half of the
-    labelled images, drawn with `split_seed` (`evaluation`); then only the others are reported.
+    `select_on`: chooses the artifact's seed by held-out captions (`text`), or by half of the
+    labelled images, drawn with `split_seed` (`evaluation`); the report then uses the other half.
     """
 
     scenes: SceneSettings = SceneSettings()
@@ -91,8 +91,8 @@ class RunConfig(Settings):
         given = self.captions.files or self.captions.templates
         if not self.knowledge.questions.asks_something and not given:
             raise ValueError(
-                "knowledge.questions: per_category and relationships are 0, captions.files names "
-                "no file and captions.templates is false: there would be no captions"
+                "knowledge.questions: there would be no captions, because per_category and "
+                "relationships are 0, captions.files is empty and captions.templates is false"
             )
         return self
 
@@ -101,7 +101,7 @@ class RunConfig(Settings):
         if self.hierarchy.groups == "llm" and not self.knowledge.questions.asks_something:
             raise ValueError(
                 "hierarchy.groups: llm needs a language model's answers, but knowledge.questions "
-                "asks nothing; auto clusters the names instead"
+                "asks none; auto clusters the names instead"
             )
         return self
 
@@ -118,5 +118,5 @@ class RunConfig(Settings):
     @classmethod
     def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("lists a seed twice")
+            raise ValueError("must not repeat a seed")
         return seeds

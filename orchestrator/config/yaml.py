@@ -1,10 +1,10 @@
-"""Reading YAML that a person wrote: YAML 1.2's scalars, no tags, no aliases, no repeated keys."""
+"""Read YAML that a person wrote: numbers as in YAML 1.2, no tags, aliases or repeated keys."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -12,80 +12,56 @@ from orchestrator.errors import InputError
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 50
+_WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
+# Longer integers become floats: Python refuses to read more than 4300 digits as an integer.
+_INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan")
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """A safe loader without aliases (alias bombs), tags, merge keys, dates, octals or `yes` as a
-    bool."""
+class _StrictLoader(yaml.BaseLoader):
+    """Reads `1e-3` as a number, and `010`, `yes` and dates not as YAML 1.1 does."""
 
-    yaml_implicit_resolvers: dict[str, list[Any]] = {}
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        problem = None
-        if isinstance(event, yaml.AliasEvent):
-            problem = "aliases are not allowed"
-        elif event.tag is not None:
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            problem = f"tags are not allowed (here: {tag[:60]})"
-        elif self.depth == _MAX_DEPTH:
-            problem = "nested too deeply"
-        if problem:
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        self.depth += 1
-        node = super().compose_node(parent, index)
-        self.depth -= 1
-        return node
-
-    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
-        value = super().construct_scalar(node)
-        # Neither a path nor JSON can hold them.
-        if re.search("[\0\ud800-\udfff]", value):
-            raise yaml.MarkedYAMLError(
-                problem="a text with a character that no file can hold",
-                problem_mark=node.start_mark,
-            )
-        return value
+    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+        text = super().construct_scalar(node)
+        if re.search("[\0\ud800-\udfff]", text):
+            _refuse("a text with a character that no file can hold", node)
+        if node.style is not None:  # quoted
+            return text
+        if text in _WORDS:
+            return _WORDS[text]
+        if _INTEGER.fullmatch(text):
+            return int(text)
+        return float(re.sub(r"\.(?=[in])", "", text)) if _FLOAT.fullmatch(text) else text
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = self.construct_object(key_node)
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} is not a text", problem_mark=key_node.start_mark
-                )
+                _refuse(f"the key {key!r} is not a text", key_node)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key!r} is given twice", problem_mark=key_node.start_mark
-                )
+                _refuse(f"the key {key!r} is given twice", key_node)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-for _tag, _pattern, _first in (
-    ("null", r"~|null|", ["~", "n", ""]),
-    ("bool", r"true|false", list("tf")),
-    # Longer ones are floats: Python refuses to read more than 4300 digits as an integer.
-    ("int", r"[-+]?[0-9]{1,40}", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
-        list("-+.0123456789"),
-    ),
-):
-    _PlainLoader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first
-    )
+def _check_events(text: str) -> None:
+    """Refuse aliases, which could expand without bound, tags and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_StrictLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            _refuse("aliases are not allowed", event)
+        if tag := getattr(event, "tag", None):
+            tag = tag.replace("tag:yaml.org,2002:", "!!")
+            _refuse(f"tags are not allowed (got {tag[:60]})", event)
+        if depth > _MAX_DEPTH:
+            _refuse("nested too deeply", event)
 
 
-def _decimal(loader: _PlainLoader, node: yaml.ScalarNode) -> int:
-    return int(loader.construct_scalar(node))
-
-
-# PyYAML's own takes 010 for 8.
-_PlainLoader.add_constructor("tag:yaml.org,2002:int", _decimal)
+def _refuse(problem: str, place: Any) -> NoReturn:
+    raise yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -95,7 +71,8 @@ def parse_yaml(text: str, source: str) -> Any:
         InputError: naming `source`, line and what is wrong.
     """
     try:
-        return yaml.load(text, Loader=_PlainLoader)  # a SafeLoader, made stricter above
+        _check_events(text)
+        return yaml.load(text, Loader=_StrictLoader)
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{source}{place}: {error.problem}") from None
@@ -104,23 +81,23 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A small file's content.
+    """The content of a small file.
 
     Raises:
-        InputError: when it is missing, no file, too large or unreadable.
+        InputError: when it is missing, not a file, too large or unreadable.
     """
     try:
         if not path.is_file():
-            raise InputError(f"{path}: {'is no file' if path.exists() else 'no such file'}")
+            raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
         if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path}: larger than 1 MB, so hardly a text that a person wrote")
+            raise InputError(f"{path}: must be at most 1 MB")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file, in UTF-8. Raises InputError as `read_bytes`, `parse_yaml` do."""
+    """The value of a YAML file in UTF-8. Raises InputError."""
     try:
         text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:

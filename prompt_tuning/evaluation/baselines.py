@@ -1,4 +1,4 @@
-"""The methods that are compared, and the metrics file (DESIGN.md §2) that compares them."""
+"""The methods that are compared, and the metrics file (docs/evaluation.md) that compares them."""
 
 from __future__ import annotations
 
