@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a plain line now and then elsewhere."""
+"""Progress of long work: a bar in a terminal, otherwise a plain line every 15 s."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class StageProgress:
-    """Counts the work of one stage; `note` says what it has come to (tokens/s, a loss)."""
+    """Shows how much of a stage is done, with a note such as tokens/s or a loss."""
 
     def __init__(self, console: Console, name: str, total: int) -> None:
         self._console, self._name, self._total = console, name, total
@@ -64,7 +64,7 @@ class StageProgress:
         return time.monotonic() - self._started
 
     def advance(self, count: int, note: str = "") -> None:
-        """`count` more items are done."""
+        """Count items as done."""
         self._done += count
         if self._bar:
             self._bar.update(self._task, completed=self._done, note=note)
@@ -80,7 +80,7 @@ class StageProgress:
 
 @contextmanager
 def status(console: Console, text: str) -> Iterator[None]:
-    """Say what is going on while its length is not known."""
+    """Show a text during work of unknown length."""
     if console.is_terminal:
         with console.status(text):
             yield
@@ -90,6 +90,6 @@ def status(console: Console, text: str) -> Iterator[None]:
 
 
 def quieten_libraries() -> None:
-    """Their bars and notices would hide ours; errors come through. tqdm looks once, at import."""
+    """Hide other libraries' bars and notices, but not errors. Call it before tqdm is imported."""
     os.environ.update(TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
     warnings.filterwarnings("ignore", module="torchvision")

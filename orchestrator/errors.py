@@ -1,7 +1,7 @@
-"""The error that a person can mend."""
+"""The error for mistakes in what a person asked for."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Invalid input from a person: one clear line, exit code 2, no traceback."""
+    """Invalid input: shown as one clear line without a traceback, with exit code 2."""

@@ -1,9 +1,8 @@
-"""The end of a command on Ctrl-C or SIGTERM, which `timeout`, Kubernetes and `ray job stop` send.
+"""End a command on Ctrl-C or SIGTERM, which `timeout`, Kubernetes and `ray job stop` send.
 
-The first signal raises KeyboardInterrupt in the main thread, so that what is under way is left in
-order; then the processes below this one are gone, a line says how to go on, and the exit code is
-130 or 143. A second signal, or an end that takes too long, ends the process where it is: whatever
-it writes appears whole or not at all.
+The first signal raises KeyboardInterrupt in the main thread, so that work in progress can clean up.
+Then child processes are killed, a line says how to resume, and the exit code is 130 or 143. After a
+second signal or 25 s the process ends at once; files are written atomically, so none is partial.
 """
 
 from __future__ import annotations
@@ -32,19 +31,18 @@ _last_words = ""
 
 
 def say_if_stopped(text: str) -> None:
-    """Choose the line that a signal ends this command with from now on."""
+    """Set the line to print when a signal ends the command."""
     global _last_words
     _last_words = text
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """End the process in order if SIGINT or SIGTERM comes during the block.
+    """End the process cleanly if SIGINT or SIGTERM arrives during the block.
 
-    Whatever leaves the block after such a signal, an error that follows from it too, is replaced
-    by that end.
+    This also replaces any error that follows from the signal.
     """
-    say_if_stopped("Stopped. The same command goes on from what is finished.")
+    say_if_stopped("Stopped. The same command resumes from what is finished.")
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     interruption = _Interruption(reader)
@@ -68,7 +66,7 @@ def interruptible() -> Iterator[None]:
 
 
 def _leave_to_child() -> None:
-    """In a forked child: signals end it, and are none of its parent's."""
+    """In a forked child, restore the default handlers."""
     for number in _SIGNALS:
         if isinstance(getattr(signal.getsignal(number), "__self__", None), _Interruption):
             default = signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
@@ -80,7 +78,7 @@ os.register_at_fork(after_in_child=_leave_to_child)
 
 
 class _Interruption:
-    """`number`: of the first signal, None before. `wakeup`: where Python writes each signal."""
+    """`number`: the first signal, or None. `wakeup`: the socket to which Python writes signals."""
 
     def __init__(self, wakeup: socket.socket) -> None:
         self._wakeup = wakeup
@@ -90,14 +88,14 @@ class _Interruption:
         self._ending = threading.Lock()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Called in the main thread, as soon as that runs Python code."""
+        """Handle a signal. Python calls this in the main thread, between two instructions."""
         self.number = self.number or number
         if not self._raised:
             self._raised = True
             raise KeyboardInterrupt
 
     def watch(self) -> None:
-        """Wait, in a thread of its own, for what ends the process even if the main thread hangs."""
+        """Wait for signals in another thread, to end the process even if the main thread hangs."""
         first = 0.0
         with self._wakeup, suppress(TimeoutError):
             while received := self._wakeup.recv(1):
@@ -105,7 +103,7 @@ class _Interruption:
                     continue
                 if not first:
                     self.number = received[0]
-                    # A process whose parent ends first is no longer found below this one.
+                    # Listed now: a process whose parent ends first is no longer among the children.
                     self._below = psutil.Process().children(recursive=True)
                     first = time.monotonic()
                     self._wakeup.settimeout(_LONGEST_END_S)
@@ -116,7 +114,7 @@ class _Interruption:
         self.end()
 
     def end(self) -> NoReturn:
-        """Leave no process below this one, say how to go on, and exit."""
+        """Kill all child processes, print how to resume, and exit."""
         assert self.number is not None
         with self._ending:  # by one thread only
             for process in [*self._below, *psutil.Process().children(recursive=True)]:
@@ -126,6 +124,6 @@ class _Interruption:
                 Console().show_cursor()  # a progress bar may have hidden it
                 sys.stdout.flush()
                 print(f"\n{_last_words}", file=sys.stderr, flush=True)
-            # Not by way of the interpreter's end: threads of libraries that are still at work
-            # there would abort ("terminate called without an active exception").
+            # A normal exit would abort ("terminate called without an active exception") in
+            # threads of libraries that still run.
             os._exit(128 + self.number)

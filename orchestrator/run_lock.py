@@ -1,4 +1,4 @@
-"""One driver a run: two at once would write over each other's checkpoints."""
+"""One process per run: two at once would overwrite each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.errors import InputError
 
 @contextmanager
 def only_driver(run_folder: Path, field: str = "name") -> Iterator[None]:
-    """Hold the run for this process; the kernel lets go of it however the process ends.
+    """Lock a run's folder for this process; the kernel releases it however the process ends.
 
-    `field`: what a person would change.
+    `field`: the option or config field that names the folder, for the message.
 
     Raises:
-        InputError: when another process holds it.
+        InputError: when another process has the lock.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     with (run_folder / ".lock").open("w") as lock:
@@ -25,7 +25,7 @@ def only_driver(run_folder: Path, field: str = "name") -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                f"{field}: another process is at work on {run_folder}; "
-                "wait for it, or choose another"
+                f"{field}: another process is working on {run_folder}; "
+                "wait for it, or choose another folder"
             ) from None
         yield

@@ -19,10 +19,10 @@ _ROUNDS = 20
 class HierarchySettings(Settings):
     """Where the groups of categories come from.
 
-    `groups`: `builtin` (our own lists for coco, nus and voc), `auto` (clustered on text
-    features into `coarse` and `fine` groups), `llm` (clustered so on the language model's answers
-    about what categories are and what they are seen with), or a YAML file: coarse group -> fine
-    group -> names.
+    `groups`: `builtin` (lists for coco, nus and voc), `auto` (clusters of text features), `llm`
+    (clusters of the language model's answers about what categories are and what they are seen
+    with), or a YAML file: coarse group -> fine group -> names. `coarse`, `fine`: the numbers of
+    clusters.
     """
 
     groups: str = "auto"

@@ -1,4 +1,4 @@
-"""Each adapter through a real vLLM engine in a real Ray actor, and what is told when one fails."""
+"""Each adapter through a real vLLM engine in a real Ray actor, and the message when one fails."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def chosen(engine: Any, name: str, model: Path | str) -> str:
 
 def dtype(engine: Any) -> str:
     """In what its model computes."""
-    told = engine.__ray_call__.remote(lambda self: str(self._llm.llm_engine.model_config.dtype))
-    return str(ray.get(told)).removeprefix("torch.")
+    name = engine.__ray_call__.remote(lambda self: str(self._llm.llm_engine.model_config.dtype))
+    return str(ray.get(name)).removeprefix("torch.")
 
 
 def check_answers(engine: Any) -> list[Answer]:
@@ -243,7 +243,7 @@ def long_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def failures(
     checkpoints: dict[str, Path], long_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, RuntimeError]:
-    """What is told of engines that cannot load, by what is wrong."""
+    """The errors of engines that cannot load, by cause."""
     folder = tmp_path_factory.mktemp("broken")
 
     def changed(name: str, of: str = "base", **config: Any) -> Path:

@@ -417,7 +417,7 @@ OWN_PHOTOS = BASE + "evaluation: {dataset: folder, root: photos}"
             "line: 'a {nam}:', examples: []}",
             ["in.yaml: own: line has {nam}; a", "kind specific can fill {attribute}, {name}"],
         ),
-        (OWN_PHOTOS, "photos/labels.csv", "", ["evaluation.root", "lists no photo"]),
+        (OWN_PHOTOS, "photos/labels.csv", "", ["evaluation.root", "must list at least one photo"]),
         (OWN_PHOTOS, "photos/labels.csv", "a.jpg,cat\n", ["evaluation.root", "labels.csv: row 1"]),
         (
             OWN_PHOTOS,

@@ -124,7 +124,10 @@ def _tune_twice(rank: int, folder: Path, memory_gib: float) -> None:
 # Seven captions: batches of 3, 3 and 1, the last of which leaves some processes none; five classes,
 # of which four processes have two, two, one and one that another has too. Of three or more, sums
 # depend on the order in which they are taken.
-@pytest.mark.parametrize(("world", "memory_gib"), [(2, PLENTY), (4, SCARCE)])
+@pytest.mark.parametrize(
+    ("world", "memory_gib"),
+    [(2, PLENTY), (2, SCARCE), pytest.param(4, SCARCE, marks=pytest.mark.slow)],
+)
 def test_several_processes_tune_as_one_and_go_on_to_the_same_bytes(
     tmp_path: Path, world: int, memory_gib: float
 ) -> None:

@@ -387,7 +387,7 @@ def write_run(folder: Path) -> None:
             ["--dataset", "voc2007", "--root", ".", "--scenes-images", "9"],
             ["--scenes-images: only goes with dataset: scenes"],
         ),
-        (["--dataset", "scenes", "--scenes-images", "0"], ["scenes.images: must be greater"]),
+        (["--dataset", "scenes", "--scenes-images", "0"], ["scenes.images: must be at least"]),
     ],
 )
 def test_refused_data_set(datafree: Call, options: list[str], words: list[str]) -> None:

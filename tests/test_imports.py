@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,9 @@ FORBIDDEN = {
     "prompt_tuning": {"workers", "orchestrator", "ray", "vllm"},
     "workers": {"orchestrator"},
 }
+PACKAGE_FILES = [
+    file for package in (*FORBIDDEN, "orchestrator") for file in (ROOT / package).rglob("*.py")
+]
 FILES = [file for package in FORBIDDEN for file in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -39,6 +43,64 @@ def imported(source: str) -> set[str]:
         ):
             names.add(str(node.args[0].value).partition(".")[0])
     return names
+
+
+def imported_modules(tree: ast.AST, modules: set[str]) -> set[str]:
+    """The `modules` that some code imports, also inside functions, but not for type checking."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= submodules or {node.module}
+        found |= imported_modules(node, modules)
+    return found & modules
+
+
+def import_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle of modules that import each other, the first one repeated at the end, or []."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module not in done:
+            for imported in sorted(graph[module]):
+                if cycle := search(imported, [*path, module]):
+                    return cycle
+            done.add(module)
+        return []
+
+    return next(filter(None, (search(module, []) for module in sorted(graph))), [])
+
+
+def test_no_modules_import_each_other() -> None:
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in PACKAGE_FILES
+    }
+    graph = {
+        module: imported_modules(ast.parse(file.read_text("utf-8")), set(files))
+        for module, file in files.items()
+    }
+    assert "workers.stage" in graph["orchestrator.runs.pipeline"]
+    assert import_cycle(graph) == []
+
+
+def test_cycles_are_found_through_functions_but_not_through_types() -> None:
+    modules = {"a", "b", "b.c"}
+    source = "def f():\n    from b import c, d\nif TYPE_CHECKING:\n    import a"
+    assert imported_modules(ast.parse(source), modules) == {"b.c"}
+    assert import_cycle({"a": {"b"}, "b": {"b.c"}, "b.c": {"b"}}) == ["b", "b.c", "b"]
+    assert import_cycle({"a": {"b", "b.c"}, "b": {"b.c"}, "b.c": set()}) == []
+
+
+def test_no_folder_has_more_than_15_modules() -> None:
+    sizes = Counter(file.parent for file in PACKAGE_FILES if file.name != "__init__.py")
+    assert {folder: size for folder, size in sizes.items() if size > 15} == {}
 
 
 def test_imports_are_found_wherever_they_stand() -> None:

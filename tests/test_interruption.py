@@ -18,7 +18,7 @@ from tiny_llm import write_tiny_llm
 
 ROOT = Path(__file__).parent.parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GOES_ON = "Stopped. The same command goes on from what is finished."
+GOES_ON = "Stopped. The same command resumes from what is finished."
 STARTS_AGAIN = "Stopped. The same command starts again."
 CONFIG = """
 name: tiny

@@ -210,35 +210,35 @@ def test_a_question_that_kills_is_found_and_named(
     work = shards(4, 12, {5: "die"})
     with pool(model, tmp_path / "ledger", engines) as running:
         running.answer(work, no_matter)
-    innocent = [seed for seed in range(12) if seed != 5]
+    answerable = [seed for seed in range(12) if seed != 5]
     answers = Ledger(tmp_path / "ledger").read(work[0])
     assert answers[5] == Answer("", False, 0, failure="the engine died of it")
-    assert [answers[seed] for seed in innocent] == together(innocent), "one call without probes"
+    assert [answers[seed] for seed in answerable] == together(answerable), "one call without probes"
     assert_calm(tmp_path / "ledger", work[1:])
     # Of the others each was asked whole and no more than once: none was suspected.
     others = [seeds for seeds in diary(model, "asked") if seeds[0] >= 12]
     assert sorted(others) == [seeds_of(shard) for shard in work[1:]]
-    assert diary(model, "asked").count([5]) == 2, "guilty is only who fails twice"
+    assert diary(model, "asked").count([5]) == 2, "a question must fail twice"
 
     before = len(diary(model, "asked"))
     with pool(model, tmp_path / "ledger", engines) as running:
         running.answer(work, no_matter)
-    assert len(diary(model, "asked")) == before, "the guilty is not asked again"
+    assert len(diary(model, "asked")) == before, "a failed question is not asked again"
 
 
 def test_questions_that_raise_are_found_and_named(model: Path, tmp_path: Path) -> None:
-    guilty = (0, 17, 18, 59)
-    work = shards(3, 40, dict.fromkeys(guilty, "raise"))
+    failing = (0, 17, 18, 59)
+    work = shards(3, 40, dict.fromkeys(failing, "raise"))
     alone = list(cut_shards([[work[0].questions[17]]], 1, {}))
     with pool(model, tmp_path / "ledger", 2) as running:
         running.answer(work + alone, no_matter)
     for shard in work:
-        innocent = [seed for seed in seeds_of(shard) if seed not in guilty]
+        answerable = [seed for seed in seeds_of(shard) if seed not in failing]
         named = {
             seed: Answer("", False, 0, failure=f"ValueError: question {seed} is too long")
-            for seed in guilty
+            for seed in failing
         }
-        expected = named | dict(zip(innocent, together(innocent), strict=True))
+        expected = named | dict(zip(answerable, together(answerable), strict=True))
         answers = Ledger(tmp_path / "ledger").read(shard)
         assert answers == [expected[seed] for seed in seeds_of(shard)]
     assert Ledger(tmp_path / "ledger").read(alone[0]) == [named[17]]
@@ -246,27 +246,27 @@ def test_questions_that_raise_are_found_and_named(model: Path, tmp_path: Path) -
     assert len(diary(model, "loaded")) <= 2, "an engine that raises need not load again"
 
 
-def test_one_death_is_nobody_s_fault(model: Path, tmp_path: Path) -> None:
+def test_a_single_death_is_not_blamed_on_a_question(model: Path, tmp_path: Path) -> None:
     work = shards(6, 5, {7: "die once", 16: "die once", 22: "die once"})
     with pool(model, tmp_path / "ledger", 2) as running:
         running.answer(work, no_matter)
     assert_calm(tmp_path / "ledger", work)
-    assert all(len(seeds) == 5 for seeds in diary(model, "asked")), "nobody was probed"
+    assert all(len(seeds) == 5 for seeds in diary(model, "asked")), "no shard was bisected"
 
 
-def test_an_engine_that_raises_at_all_is_told_at_once(model: Path, tmp_path: Path) -> None:
+def test_an_engine_that_always_raises_ends_the_run_soon(model: Path, tmp_path: Path) -> None:
     work = shards(3, 200, dict.fromkeys(range(600), "raise"))
     with (
         pool(model, tmp_path / "ledger", 1) as running,
-        pytest.raises(RuntimeError, match=r"^knowledge: ValueError: question \d+ is too") as told,
+        pytest.raises(RuntimeError, match=r"^knowledge: ValueError: question \d+ is too") as raised,
     ):
         running.answer(work, no_matter)
-    assert isinstance(told.value.__cause__, ValueError)
+    assert isinstance(raised.value.__cause__, ValueError)
     assert len(diary(model, "asked")) <= 12
     assert not list((tmp_path).rglob("*.parquet"))
 
 
-def test_engines_that_die_of_all_are_told_soon(model: Path, tmp_path: Path) -> None:
+def test_engines_that_always_die_end_the_run_soon(model: Path, tmp_path: Path) -> None:
     work = shards(3, 200, dict.fromkeys(range(600), "die"))
     with (
         pool(model, tmp_path / "ledger", 1) as running,
@@ -277,7 +277,7 @@ def test_engines_that_die_of_all_are_told_soon(model: Path, tmp_path: Path) -> N
     assert not list((tmp_path).rglob("*.parquet"))
 
 
-def test_more_than_a_few_guilty_questions_are_the_engine_s_fault(
+def test_more_than_a_few_failing_questions_mean_a_broken_engine(
     model: Path, tmp_path: Path
 ) -> None:
     work = shards(1, 20, dict.fromkeys((1, 2, 3, 8), "raise"))
@@ -334,10 +334,10 @@ def test_without_a_replacement_the_others_go_on(model: Path, tmp_path: Path) -> 
 def test_no_more_engines_start_than_are_needed(model: Path, tmp_path: Path) -> None:
     work = shards(5, 4)
     Ledger(tmp_path / "ledger").write(work[0], together(seeds_of(work[0])))
-    told: list[tuple[str, bool]] = []
+    calls: list[tuple[str, bool]] = []
 
     def on_shard(shard: Shard, answers: list[Answer], fresh: bool, engines_alive: int) -> None:
-        told.append((shard.key, fresh))
+        calls.append((shard.key, fresh))
 
     with pool(model, tmp_path / "ledger", 3) as running:
         running.answer(work[:1], on_shard)
@@ -345,7 +345,7 @@ def test_no_more_engines_start_than_are_needed(model: Path, tmp_path: Path) -> N
         running.answer(work[:2], on_shard)
         assert len(diary(model, "loaded")) == 1
         running.answer(work, on_shard)
-    assert told[:3] == [(work[0].key, False), (work[0].key, False), (work[1].key, True)]
+    assert calls[:3] == [(work[0].key, False), (work[0].key, False), (work[1].key, True)]
     assert_calm(tmp_path / "ledger", work)
 
 
@@ -465,16 +465,16 @@ def test_a_killed_driver_goes_on_where_it_was(
 def test_nodes_go_and_come(cluster: Cluster, model: Path, tmp_path: Path) -> None:
     work = shards(16, 3, dict.fromkeys(range(48), "rest"))
     nodes = [cluster.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
-    told: list[int] = []
+    ready: list[int] = []
 
     def on_shard(shard: Shard, answers: list[Answer], fresh: bool, engines_alive: int) -> None:
-        told.append(engines_alive)
-        if len(told) == 5:
+        ready.append(engines_alive)
+        if len(ready) == 5:
             # Its replacement has no node, and the other engine does the work.
             cluster.remove_node(nodes.pop(), allow_graceful=False)
             while len([node for node in ray.nodes() if node["Alive"]]) > 2:
                 time.sleep(0.1)  # a busy machine notices late
-        if len(told) == 10:
+        if len(ready) == 10:
             # No engine is left, until a node comes.
             cluster.remove_node(nodes.pop(), allow_graceful=False)
             nodes.append(cluster.add_node(num_cpus=1, num_gpus=1))
@@ -482,8 +482,8 @@ def test_nodes_go_and_come(cluster: Cluster, model: Path, tmp_path: Path) -> Non
     with pool(model, tmp_path / "ledger", 2, gpus=1) as running:
         running.answer(work, on_shard)
     assert_calm(tmp_path / "ledger", work)
-    assert len(told) == 16
-    assert 1 in told[5:10], "the replacement had no node to load on"
+    assert len(ready) == 16
+    assert 1 in ready[5:10], "the replacement had no node to load on"
     cluster.remove_node(nodes.pop())
 
 

@@ -78,15 +78,15 @@ def calm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_asked_is_answered_and_accounted_for(folder: Path, calm: Path) -> None:
-    told = calm / "runs/own/knowledge"
-    summary = json.loads((told / "summary.json").read_bytes())
+    results = calm / "runs/own/knowledge"
+    summary = json.loads((results / "summary.json").read_bytes())
     asked = {"attributes": 8, "aspects": 12, "kinds": 24, "classes": 12, "together": 24}
     assert summary["asked"] == {**asked, "specific": 1200, "relationship": 12}
     assert summary["dtype"] == native_dtype(on_gpu=False)
-    answers = pq.read_table(told / "answers.parquet").to_pylist()
+    answers = pq.read_table(results / "answers.parquet").to_pylist()
     assert len(answers) == 1212
     assert len({row["answer"] for row in answers}) > 900
-    kept = pq.read_table(told / "captions.parquet").to_pylist()
+    kept = pq.read_table(results / "captions.parquet").to_pylist()
     assert [(row["text"], row["labels"], row["kind"]) for row in kept[:2]] == [
         ("My dog sleeps.", ["dog"], "file"),
         ("A car by a tree.", ["car", "tree"], "file"),
@@ -145,8 +145,8 @@ def test_a_question_that_cannot_be_answered_is_named_and_the_rest_kept(
     config = write_config(
         folder, "poison", ["dog", "car"], templates="templates.yaml", relationships=2
     )
-    told = run(config, calm)
-    assert "warning: knowledge: 2 questions are in quarantine" in " ".join(told.split())
+    output = run(config, calm)
+    assert "warning: knowledge: 2 questions are in quarantine" in " ".join(output.split())
     summary = json.loads((calm / "runs/poison/knowledge/summary.json").read_bytes())
     assert summary["not_answered"] == 2
     assert {row["question"] for row in summary["quarantined"]} <= {
@@ -158,7 +158,7 @@ def test_a_question_that_cannot_be_answered_is_named_and_the_rest_kept(
 
 
 def test_a_dry_run_prints_the_plan_and_starts_nothing(folder: Path, tmp_path: Path) -> None:
-    told = run(write_config(folder, "plan", CATEGORIES), tmp_path, "--dry-run")
-    assert "questions: 80 for category facts, 1212 for captions" in told
+    output = run(write_config(folder, "plan", CATEGORIES), tmp_path, "--dry-run")
+    assert "questions: 80 for category facts, 1212 for captions" in output
     assert not (tmp_path / "cache").exists()
     assert not (tmp_path / "runs").exists()

@@ -156,15 +156,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_nothing_half_written(small_disk: Path) -> None:
     ledger = Ledger(small_disk / "answers")
     shard, _ = one_shard(2000)
     answers = [Answer(digest(i) * 2, True, 9) for i in range(2000)]  # does not compress
     place = small_disk / "answers" / shard.key[:2] / shard.key
-    with pytest.raises(OSError, match="No space left on device") as told:
+    with pytest.raises(OSError, match="No space left on device") as raised:
         ledger.write(shard, answers)
-    assert told.value.errno == errno.ENOSPC
-    assert told.value.filename == str(place)
+    assert raised.value.errno == errno.ENOSPC
+    assert raised.value.filename == str(place)
     assert not ledger.has(shard)
     assert files_in(small_disk) == []
 
@@ -173,10 +173,10 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(small_disk: Path) -
     assert ledger.read(shard) == answers
 
 
-def test_a_read_only_disk_is_told(small_disk: Path) -> None:
+def test_a_read_only_disk_is_reported(small_disk: Path) -> None:
     ledger = Ledger(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(OSError, match="Read-only file system") as told:
+    with pytest.raises(OSError, match="Read-only file system") as raised:
         ledger.write(*one_shard())
-    assert told.value.errno == errno.EROFS
-    assert str(told.value.filename).startswith(str(small_disk))
+    assert raised.value.errno == errno.EROFS
+    assert str(raised.value.filename).startswith(str(small_disk))

@@ -101,7 +101,7 @@ def test_what_can_never_fit_is_refused_with_what_would() -> None:
 
 
 @pytest.mark.parametrize("field", ["knowledge.llm.pool", "tuning.pool"])
-def test_an_unknown_pool_is_told_with_those_that_there_are(tmp_path: Path, field: str) -> None:
+def test_an_unknown_pool_is_refused_with_the_known_ones(tmp_path: Path, field: str) -> None:
     words = f"{field}: no node advertises the custom resource 'egines'; the nodes advertise: "
     wrong = config(tmp_path, f"{field}=egines")
     with pytest.raises(InputError, match=words + "engines, spare, training"):

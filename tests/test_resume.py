@@ -155,7 +155,7 @@ def stop(config: Path, place: Path, stage: str, number: signal.Signals) -> None:
         process.wait()
     else:
         output = interrupt(process, number, partial(under_way, place))
-        assert "Stopped. The same command goes on from what is finished." in output
+        assert "Stopped. The same command resumes from what is finished." in output
     assert not list((place / "cache").glob(finished))
 
 

@@ -211,7 +211,9 @@ def test_a_job_outlives_who_follows_it_until_it_is_stopped(head: Head, project: 
     code, output = ask(head, project, "status", name)
     assert code == 0
     python = re.escape(sys.executable)
-    assert re.match(rf"{name}: running, begun 20.*: {python} -m orchestrator run tiny.yaml", output)
+    assert re.match(
+        rf"{name}: running, started 20.*: {python} -m orchestrator run tiny.yaml", output
+    )
     code, output = ask(head, project, "stop", name)
     assert (code, output) == (0, f"{name}: stopped\n")
     code, output = end(follower)
@@ -247,7 +249,7 @@ def test_a_person_s_mistake_that_only_the_cluster_sees_exits_2_and_is_told_once(
     code, output = end(start(head, ROOT, *here, folders=False))  # whose packages travel as they are
     assert code == 2, output
     assert output.count("captions.files: '/nowhere.tsv' is not a file") == 1
-    assert output.splitlines()[-1] == f"{name_of(output)}: failed, for what it was given is wrong"
+    assert output.splitlines()[-1] == f"{name_of(output)}: failed: invalid input (exit code 2)"
 
 
 def test_a_failure_exits_1(head: Head, project: Path) -> None:
@@ -287,7 +289,9 @@ def test_a_command_that_the_cluster_does_not_have(
     name = server._client.submit_job(entrypoint="python-of-nobody -m orchestrator")
     said, code = outcome(server.follow(name))
     assert code == 1
-    assert said.startswith(f"{name}: failed, as its command was not found there; activate the env")
+    assert said.startswith(
+        f"{name}: failed: the cluster does not have its command; activate the env"
+    )
 
 
 def test_a_service_on_the_cluster_ends_with_its_command_even_if_that_is_killed(
@@ -442,7 +446,7 @@ def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent
     with pytest.raises(InputError) as refusal:
         prepare_job(*given)
     assert str(refusal.value).startswith(
-        f"{project}: must be smaller than 105 MB to travel to the cluster (got 120 MB; largest: "
+        f"{project}: must be smaller than 105 MB to be uploaded (got 120 MB; largest: "
     )
     for words in ("photos/ 60 MB", "model.bin 60 MB", ".rayignore"):
         assert words in str(refusal.value)

@@ -26,13 +26,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node has told. `blind`: of each folder that it does not share, by name, why."""
+    """A node's versions. `unshared_folders`: names of folders it does not share, and why."""
 
     address: str
     python: str
     ray: str
     packages: dict[str, str]
-    blind: dict[str, str]
+    unshared_folders: dict[str, str]
 
 
 def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
@@ -55,9 +55,11 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
             (marker / here).write_text(token)
         reports = ask_nodes(others, _look, markers, here, token)
         for node, report in zip(others, reports, strict=True):
-            for name in markers.keys() - report.blind.keys():
+            for name in markers.keys() - report.unshared_folders.keys():
                 if why := _unread(markers[name] / node["NodeID"], token):
-                    report.blind[name] = f"what it writes there is not seen on this node ({why})"
+                    report.unshared_folders[name] = (
+                        f"what it writes there is not seen on this node ({why})"
+                    )
         return reports
     finally:
         for marker in markers.values():
@@ -95,18 +97,18 @@ def ask_nodes(
 
 def _look(node: dict[str, Any], markers: dict[str, Path], asker: str, token: str) -> NodeReport:
     """Runs on the node that is asked."""
-    blind = {}
+    unshared = {}
     for name, marker in markers.items():
         if why := _unread(marker / asker, token):
-            blind[name] = f"what the driver's node has written there is not seen ({why})"
+            unshared[name] = f"what the driver's node has written there is not seen ({why})"
             continue
         try:
             (marker / node["NodeID"]).write_text(token)
         except OSError as error:
-            blind[name] = f"it cannot be written to ({error.strerror})"
+            unshared[name] = f"it cannot be written to ({error.strerror})"
     versions = package_versions()
     address = node["NodeManagerAddress"]
-    return NodeReport(address, platform.python_version(), ray.__version__, versions, blind)
+    return NodeReport(address, platform.python_version(), ray.__version__, versions, unshared)
 
 
 def package_versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Whether the nodes of a cluster can work together, before anything long begins."""
+"""Check that the nodes of a cluster can work together, before anything long begins."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
 
 
 def check_cluster(paths: Paths) -> None:
-    """Ask the nodes of the cluster that RAY_ADDRESS names, if they are several.
+    """Compare versions and shared folders on all nodes of the cluster at RAY_ADDRESS.
 
     Raises:
-        InputError: naming the first node that does not fit, what is wrong there and what would be
-            right.
+        InputError: naming the first node that does not fit, and how to mend it.
     """
     if not os.environ.get("RAY_ADDRESS"):
         return
@@ -56,7 +55,7 @@ def _check_node(report: NodeReport, folders: dict[str, str]) -> None:
                 f"node {report.address}: has {what} {theirs}, but the driver's node has {ours}; "
                 "install the same on every node"
             )
-    for name, why in report.blind.items():
+    for name, why in report.unshared_folders.items():
         raise InputError(
             f"{name}: node {report.address} does not share {folders[name]}: {why}; put it on a "
             "file system that every node mounts at this path"
@@ -64,5 +63,5 @@ def _check_node(report: NodeReport, folders: dict[str, str]) -> None:
 
 
 def _minor(version: str) -> str:
-    """Between 3.11 and 3.12 Ray cannot pass objects, between 3.11.4 and 3.11.9 it can."""
+    """3.11 of 3.11.4. Ray can pass objects between 3.11.4 and 3.11.9, not between 3.11 and 3.12."""
     return ".".join(version.split(".")[:2])

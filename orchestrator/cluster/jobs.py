@@ -1,4 +1,4 @@
-"""A command as a job of a Ray cluster: what travels there, what is refused, what became of it."""
+"""Run a command as a job on a Ray cluster: prepare, submit, follow and stop it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ _NO_SUCH_PROGRAM = 127
 
 @dataclass(frozen=True)
 class Job:
-    """`arguments`: of Python. `excludes`: of the working directory, in the manner of .gitignore.
-    `packages`: folders of our own packages, where the working directory does not hold them."""
+    """`arguments`: for Python. `excludes`: patterns, as in .gitignore, of files not to upload.
+
+    `packages`: folders of our own packages, unless the working directory contains them.
+    """
 
     arguments: list[str]
     excludes: list[str]
@@ -55,17 +57,17 @@ class Job:
 def prepare_job(
     config: Path, what: str, overrides: list[str], cache: str | None, runs: str | None
 ) -> Job:
-    """The job that runs `what` with a config on a cluster, with all that can be checked here.
+    """Prepare the job that runs the command `what` with a config; check what this machine can.
 
     Raises:
-        InputError: for what a person has to change; what lies on the cluster is checked there.
+        InputError: for a mistake in the config or options. Files on the cluster are checked there.
     """
     here = Path.cwd()
     path = config.resolve()
     if not path.is_relative_to(here):
         raise InputError(
-            f"{config}: must be below the working directory {here}, which is what travels to the "
-            "cluster"
+            f"{config}: must be below the working directory {here}, because only that is uploaded "
+            "to the cluster"
         )
     given = {
         "cache": cache or os.environ.get("DATAFREE_CACHE"),
@@ -94,7 +96,7 @@ def prepare_job(
 
 
 def _check_files(config: RunConfig, base: Path, here: Path) -> None:
-    """Files named relative to the config travel, so they must be here and in what travels."""
+    """Check that files with a relative path exist and are uploaded. Raises InputError."""
     named = [("captions.files", file) for file in config.captions.files]
     if isinstance(config.categories, str) and config.categories not in BUILT_IN:
         named.append(("categories", config.categories))
@@ -104,14 +106,14 @@ def _check_files(config: RunConfig, base: Path, here: Path) -> None:
         named.append(("knowledge.questions.templates", config.knowledge.questions.templates))
     for field, name in named:
         if Path(name).expanduser().is_absolute():
-            continue  # it may lie where only the cluster sees it
+            continue  # it may exist only on the cluster
         file = (base / name).resolve()
         if not file.is_file():
-            raise InputError(f"{field}: {name!r} is no file (looked at {file})")
+            raise InputError(f"{field}: {name!r} is not a file (looked at {file})")
         if here not in file.parents:
             raise InputError(
-                f"{field}: {name!r} is not below the working directory {here}, which is what "
-                "travels; name it by an absolute path that every node sees"
+                f"{field}: {name!r} is not below the working directory {here}, so it would not be "
+                "uploaded; name it by an absolute path that every node can see"
             )
 
 
@@ -131,7 +133,7 @@ def _own_packages(here: Path) -> list[str]:
 
 
 class _Refused(RuntimeError):
-    """What the job server answers instead, with its HTTP status."""
+    """An error response of the job server, with its HTTP status."""
 
     def __init__(self, answer: Response) -> None:
         super().__init__(f"the job server answered {answer.status_code}: {answer.text}")
@@ -144,15 +146,15 @@ class _Client(JobSubmissionClient):
 
 
 class JobServer:
-    """The job server of a cluster, at `address`, or where the environment says, or on this machine.
+    """The job server of a cluster: at `address`, or as the environment says, or on this machine.
 
     Raises:
-        InputError: when none answers there, or its Ray is not ours, or for a job it does not have.
+        InputError: when no job server answers, its Ray version differs, or it lacks a job.
     """
 
     def __init__(self, address: str | None) -> None:
         self.address = (address or _address()).rstrip("/")
-        # Ray would let the environment overrule what is asked for.
+        # Otherwise Ray prefers the environment to the address it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         try:
             check_reachable(self.address)
@@ -172,7 +174,7 @@ class JobServer:
             )
 
     def resources(self) -> Resources:
-        """The nodes of the cluster that are up; none where even the head does not report itself."""
+        """The nodes of the cluster that are up. A new head may take a while to report itself."""
         end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
         while True:
             nodes = self._get("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]
@@ -182,15 +184,15 @@ class JobServer:
             time.sleep(0.5)
 
     def submit(self, job: Job) -> str:
-        """Send the working directory and start the job; its name.
+        """Upload the working directory, start the job and return its name.
 
         Raises:
-            InputError: when the working directory is too large for what stands before the server.
+            InputError: when a proxy before the server refuses the working directory as too large.
         """
         try:
             environment: dict[str, Any] = {}
-            if job.packages:  # Ray stumbles over none
-                # Sent before `excludes` is known, which means the working directory alone.
+            if job.packages:  # Ray fails on an empty list
+                # Uploaded before `excludes` is set, which is for the working directory only.
                 environment["py_modules"] = job.packages
                 self._client._upload_py_modules_if_needed(environment)
             environment |= {"working_dir": os.getcwd(), "excludes": job.excludes}
@@ -201,13 +203,13 @@ class JobServer:
             if refusal.status != 413:
                 raise
             raise InputError(
-                f"{self.address}: takes less than the working directory {os.getcwd()} is: "
+                f"{self.address}: the working directory {os.getcwd()} is too large for the server: "
                 f"{job.parcel}"
             ) from None
         return name
 
     def _python(self) -> str:
-        """The Python of the head's Ray, as a job's PATH need not have it."""
+        """The Python that runs Ray on the head, which need not be on a job's PATH."""
         end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
         while True:
             nodes = self._get("/nodes?view=summary")["data"]["summary"]
@@ -222,7 +224,7 @@ class JobServer:
         return self._client._do_request("GET", path).json()
 
     def details(self, name: str) -> JobDetails:
-        """What the server knows of a job."""
+        """The server's record of a job."""
         try:
             return self._client.get_job_info(name)
         except _Refused as refusal:
@@ -231,18 +233,18 @@ class JobServer:
             raise InputError(f"{name}: {self.address} has no such job") from None
 
     def follow(self, name: str) -> JobDetails:
-        """Pass on the lines of a job's log until it has ended."""
+        """Print the lines of a job's log until the job ends."""
         self.details(name)
-        asyncio.run(self._pass_on(name))
+        asyncio.run(self._print_log(name))
         return self._end_of(name)
 
-    async def _pass_on(self, name: str) -> None:
+    async def _print_log(self, name: str) -> None:
         async for lines in self._client.tail_job_logs(name):
             sys.stdout.write(lines)
             sys.stdout.flush()
 
     def stop(self, name: str) -> JobDetails:
-        """Stop a job, if it has not ended, and wait for its end."""
+        """Stop a job and wait until it has ended."""
         self.details(name)
         self._client.stop_job(name)
         return self._end_of(name)
@@ -254,7 +256,7 @@ class JobServer:
 
 
 def _client(address: str) -> JobSubmissionClient:
-    """Raises InputError when the cluster asks for a token and does not get the right one."""
+    """Connect, with a token if necessary. Raises InputError when the token is missing or wrong."""
     mode, token = os.environ.get("RAY_AUTH_MODE"), find_token()
     try:
         try:
@@ -262,7 +264,7 @@ def _client(address: str) -> JobSubmissionClient:
         except AuthenticationError:
             if mode or not token:
                 raise
-            # Not before it is asked for: it is of no use to other clusters, or to who reads them.
+            # Sent only on request, so that no other server learns the token.
             return _Client(address, headers={"Authorization": f"Bearer {token.value}"})
     except AuthenticationError:
         if token and (mode or "token") == "token":
@@ -277,13 +279,13 @@ def _client(address: str) -> JobSubmissionClient:
 
 
 def _raylet_command(nodes: list[dict[str, Any]]) -> list[str]:
-    """The words that started Ray on the head; none before it has reported itself."""
+    """The command line of Ray on the head; empty until the head has reported itself."""
     heads = [node for node in nodes if node.get("raylet", {}).get("isHeadNode")]
     return heads[0].get("cmdline") or [] if heads else []
 
 
 def _address() -> str:
-    """Where the environment says that a job server is."""
+    """The job server that the environment names, or the one on this machine."""
     server = os.environ.get("RAY_API_SERVER_ADDRESS")
     if server:
         return server
@@ -299,15 +301,15 @@ def _address() -> str:
 
 
 def outcome(details: JobDetails) -> tuple[str, int]:
-    """How a job has ended or that it goes on, in a line, and the exit code that says the same."""
+    """A line with the state of a job, and the matching exit code."""
     name, code = details.submission_id, details.driver_exit_code
     if details.status != "FAILED":
         return f"{name}: {details.status.lower()}", 0 if details.status == "SUCCEEDED" else 1
     if code == 2:
-        return f"{name}: failed, for what it was given is wrong", 2
+        return f"{name}: failed: invalid input (exit code 2)", 2
     if code == _NO_SUCH_PROGRAM:
         return (
-            f"{name}: failed, as its command was not found there; activate the environment that "
+            f"{name}: failed: the cluster does not have its command; activate the environment that "
             "has it before `ray start`",
             1,
         )
@@ -318,9 +320,9 @@ def outcome(details: JobDetails) -> tuple[str, int]:
 
 
 def describe_job(details: JobDetails) -> str:
-    """A job's state, when it began and what it runs, in a line."""
-    said, _ = outcome(details)
+    """A line with a job's state, start and command."""
+    state, _ = outcome(details)
     began = ""
     if details.start_time:
-        began = f", begun {datetime.fromtimestamp(details.start_time / 1000):%Y-%m-%d %H:%M:%S}"
-    return f"{said}{began}: {details.entrypoint}"
+        began = f", started {datetime.fromtimestamp(details.start_time / 1000):%Y-%m-%d %H:%M:%S}"
+    return f"{state}{began}: {details.entrypoint}"

@@ -1,4 +1,4 @@
-"""The token of a Ray cluster: where Ray looks for it."""
+"""Find the token of a Ray cluster where Ray looks for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Token(NamedTuple):
 
 
 def find_token() -> Token | None:
-    """The token of this machine's Ray, if it has one.
+    """The Ray token of this machine, or None.
 
-    `ray start` asks its clients for a token where it finds one, and any Ray that was started here
-    for one program only has left one. Ray's clients send it only when RAY_AUTH_MODE says so.
+    `ray start` requires a token from clients if the machine has one, and a local Ray leaves one
+    behind. Ray's clients send it only if RAY_AUTH_MODE says so.
     """
     if value := os.environ.get("RAY_AUTH_TOKEN"):
         return Token(value, "RAY_AUTH_TOKEN")

@@ -1,4 +1,4 @@
-"""The working directory as it travels to a cluster: how large it is, and what makes it so."""
+"""The working directory as Ray uploads it: its size, and its largest files."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ from orchestrator.errors import InputError
 
 _WORTH_SAYING = 20_000_000
 _NAMED = 3
-# What Ray's ZIP archive, which is not compressed, adds to a file beside twice its name, and once.
+# Ray's ZIP archive is uncompressed. It adds twice its name and this to each file, and this once.
 _ZIP_ENTRY_BYTES, _ZIP_END_BYTES = 76, 22
 
 
 @dataclass(frozen=True)
 class Parcel:
-    """`packed`: bytes; `largest`: the files and folders of the working directory that are most of
-    it, with their bytes."""
+    """`packed`: bytes. `largest`: the largest files and top folders, with their bytes."""
 
     packed: int
     largest: list[tuple[str, int]]
 
     @property
     def is_large(self) -> bool:
-        """Whether sending it takes so long that people should know why."""
+        """Whether the upload takes long enough to explain it."""
         return self.packed > _WORTH_SAYING
 
     def __str__(self) -> str:
         largest = ", ".join(f"{name} {_megabytes(size)}" for name, size in self.largest)
         return (
             f"{_megabytes(self.packed)}; largest: {largest}; list what the job does not need in "
-            ".rayignore, in the manner of .gitignore"
+            ".rayignore (same syntax as .gitignore)"
         )
 
 
 def pack(folder: Path, excludes: list[str]) -> Parcel:
-    """What Ray would send of a folder, by Ray's own rules for what stays behind.
+    """Measure what Ray would upload of a folder, by Ray's own rules for excluded files.
 
     Raises:
-        InputError: for more than the job server takes.
+        InputError: when this is more than the job server accepts.
     """
     sizes: Counter[str] = Counter()
 
@@ -66,8 +65,8 @@ def pack(folder: Path, excludes: list[str]) -> Parcel:
     parcel = Parcel(sizes.total() + _ZIP_END_BYTES, sizes.most_common(_NAMED))
     if parcel.packed >= DASHBOARD_CLIENT_MAX_SIZE:
         raise InputError(
-            f"{folder}: must be smaller than {_megabytes(DASHBOARD_CLIENT_MAX_SIZE)} to travel to "
-            f"the cluster (got {parcel})"
+            f"{folder}: must be smaller than {_megabytes(DASHBOARD_CLIENT_MAX_SIZE)} to be "
+            f"uploaded (got {parcel})"
         )
     return parcel
 

@@ -1,4 +1,4 @@
-"""Label lists in text files, as people write them, and how a person sees what was read."""
+"""Read label lists from text files, and show what was read."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _SHOWN = 8
 
 
 def read_label_list(path: Path) -> list[str]:
-    """The labels of a text file, one a line.
+    """The labels of a text file with one label per line.
 
-    Comments (`# …`), bullets (`- dog`), numbering (`1. dog`), quotes around a label and separators
-    after it are dropped. A header, and a line with several names, are refused: which of them are
-    labels and which synonyms is not to be guessed.
+    Drops comments (`# …`), bullets (`- dog`), numbers (`1. dog`), quotes around a label and
+    separators after it. Refuses a header, and lines with several names, which could be labels or
+    synonyms.
 
     Raises:
         InputError: naming file and line, what is wrong and what would be right.
@@ -48,10 +48,10 @@ def read_label_list(path: Path) -> list[str]:
 
 
 def _without_counts(entries: list[tuple[int, str]], path: Path) -> list[tuple[int, str]]:
-    """Without the numbers that count the lines; others may be names' own.
+    """Remove numbers that count the lines; any other number may belong to a name.
 
     Raises:
-        InputError: when the first line alone is not counted.
+        InputError: when only the first line has no number.
     """
     counts = [int(match[1]) if (match := _COUNTED.match(text)) else -1 for _, text in entries]
     if _are_counts(counts):

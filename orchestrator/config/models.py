@@ -48,7 +48,7 @@ class KnowledgeSettings(Settings):
 
 
 class EvaluationSettings(DatasetSettings):
-    """The labelled images that prompts are measured on; `scenes` are composed for the demo.
+    """`scenes`: how the demo's images are composed.
 
     `select_on`: chooses the artifact's seed by held-out captions (`text`), or by half of the
     labelled images, drawn with `split_seed` (`evaluation`); the report then uses the other half.

@@ -45,7 +45,7 @@ _BOUNDS = {
 
 
 class Section(NamedTuple):
-    """A settings model, the dotted names of the fields that are of it, and their default."""
+    """A settings model, the dotted names of the fields that have it, and their default."""
 
     model: type[Settings]
     paths: list[str]
@@ -56,7 +56,7 @@ def config_reference() -> str:
     """The whole page."""
     parts = [_PREFACE]
     for section in _sections():
-        parts += [f"## {_heading(section)}", _told(section.model), _table(section)]
+        parts += [f"## {_heading(section)}", _description(section.model), _table(section)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -75,10 +75,10 @@ def _models(
 ) -> Iterator[tuple[str, type[Settings], Settings | None]]:
     yield path, model, default
     for name, field in model.model_fields.items():
-        of_field = getattr(default, name) if default else field.default
+        field_default = getattr(default, name) if default else field.default
         for inner in _settings_in(field.annotation):
-            of_inner = of_field if isinstance(of_field, inner) else None
-            yield from _models(_inside(path, name, field), inner, of_inner)
+            inner_default = field_default if isinstance(field_default, inner) else None
+            yield from _models(_inside(path, name, field), inner, inner_default)
 
 
 def _inside(path: str, name: str, field: FieldInfo) -> str:
@@ -92,14 +92,10 @@ def _settings_in(annotation: Any) -> list[type[Settings]]:
     return [model for part in get_args(annotation) for model in _settings_in(part)]
 
 
-def _told(model: type[Settings]) -> str:
-    """What the model's docstring says, after those of the models that it extends."""
-    told = [
-        inspect.cleandoc(of.__doc__ or "")
-        for of in reversed(model.__mro__)
-        if issubclass(of, Settings) and of is not Settings
-    ]
-    return "\n\n".join(told)
+def _description(model: type[Settings]) -> str:
+    """The model's docstring, after those of the models that it extends."""
+    models = [base for base in reversed(model.__mro__) if issubclass(base, Settings)][1:]
+    return "\n\n".join(inspect.cleandoc(base.__doc__ or "") for base in models)
 
 
 def _table(section: Section) -> str:
@@ -122,12 +118,12 @@ def _heading(section: Section) -> str:
 
 
 def _anchor(heading: str) -> str:
-    """As GitHub makes it."""
+    """The anchor that GitHub makes from a heading."""
     return heading.lower().translate({ord("."): None, ord(","): None, ord(" "): "-"})
 
 
 def _value(annotation: Any, metadata: Any = (), plural: bool = False) -> str:
-    """What a person may write, in words."""
+    """Describe the values that a field accepts."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _value(arguments[0], arguments[1].metadata, plural)
@@ -150,7 +146,7 @@ def _value(annotation: Any, metadata: Any = (), plural: bool = False) -> str:
             limits = f"{most} of them" if least == most else f"{least} to {most} of them"
     else:
         words = _WORDS[annotation] + ("s" if plural else "")
-    # A text that must not be empty goes without saying.
+    # That a text must not be empty is not worth a note.
     return f"{words} ({limits})" if limits and annotation is not str else words
 
 

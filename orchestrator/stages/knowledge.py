@@ -44,21 +44,17 @@ def write_knowledge(plan: KnowledgePlan, console: Console, staging: Path) -> Non
     writer, ledger = question_writer(plan), Ledger(plan.cache / "answers")
     # Blocks have `block_size` questions on average, so most blocks are one shard.
     cut = partial(cut_shards, size=2 * writer.block_size, identity=plan.llm_identity)
-    if plan.config.knowledge.questions.asks_something:
+    settings = plan.config.knowledge
+    if settings.questions.asks_something:
         _prepare_model(plan, console)
         connect(plan.resources.cpus, plan.resources.gpus)
     with KnowledgePool(
-        plan.config.knowledge.llm,
-        plan.config.knowledge.sampling,
-        plan.engines,
-        plan.llm_path,
-        ledger,
+        settings.llm, settings.sampling, plan.engines, plan.llm_path, ledger
     ) as pool:
         with StageProgress(console, "category facts", writer.count(FACTS)) as progress:
             pool.answer(cut(writer.facts()), _ShardProgress(progress).on_shard)
         answered = _pairs(cut(writer.facts()), ledger)
-        attributes = plan.config.knowledge.questions.attributes
-        claimed = read_category_facts(plan.categories, answered, attributes)
+        claimed = read_category_facts(plan.categories, answered, settings.questions.attributes)
         with StageProgress(console, "kinds", writer.count_checks(claimed)) as progress:
             pool.answer(cut(writer.checks(claimed)), _ShardProgress(progress).on_shard)
         checked = _pairs(cut(writer.checks(claimed)), ledger)

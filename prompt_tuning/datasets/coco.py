@@ -1,4 +1,4 @@
-"""Images labelled in COCO's JSON: COCO itself (Lin et al., ECCV 2014), and one's own."""
+"""Images with labels in COCO's JSON format: COCO (Lin et al., ECCV 2014) and your own."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Item = TypeVar("Item", bound=Hashable)
 def read_coco(
     categories: CategoryList, root: Path, year: str, split: str, crowd: bool
 ) -> LabelledImages:
-    """A split of COCO over a run's categories, `(images, categories)`.
+    """Read a split of COCO over a run's categories, labels `(images, categories)`.
 
-    `root` has `annotations/instances_<split><year>.json` and the images in `<split><year>/`; a
-    split that names its year already is taken as it is. Images without any annotation belong to
-    it. `crowd`: a class is positive also where only a crowd region of it is annotated.
+    `root` has `annotations/instances_<split><year>.json` and the images in `<split><year>/`;
+    `split` may contain its year. Images without annotations are included. `crowd`: whether a class
+    is positive if only a crowd region of it is annotated.
 
     Raises:
-        ValueError: naming the file when it is missing, and where COCO is to be had, or when it is
-            no such JSON, or listing COCO's classes when none is a category of the list.
+        ValueError: with the file, if it is missing (with where to get COCO) or not in this format,
+            or with COCO's classes, if none of them is in the category list.
     """
     folder = split if year in split else f"{split}{year}"
     file = root / "annotations" / f"instances_{folder}.json"
@@ -42,13 +42,14 @@ def read_coco(
 
 
 def read_coco_json(categories: CategoryList, root: Path, crowd: bool) -> LabelledImages:
-    """One's own `annotations.json` in COCO's format, `file_name` relative to its folder.
+    """Read `annotations.json` in COCO's format, with `file_name` relative to its folder.
 
-    Its categories that are none of the list are `other_classes`. `crowd`: as in `read_coco`.
+    Its categories that are not in the category list become `other_classes`. `crowd`: as in
+    `read_coco`.
 
     Raises:
-        ValueError: naming the file when it is missing, no such JSON or without annotations, or
-            listing its categories when none is one of the list.
+        ValueError: with the file, if it is missing, not in this format or without annotations, or
+            with its categories, if none of them is in the category list.
     """
     file = root / "annotations.json"
     if not file.is_file():
@@ -60,52 +61,55 @@ def read_coco_json(categories: CategoryList, root: Path, crowd: bool) -> Labelle
 def _read_instances(
     file: Path, folder: Path, crowd: bool
 ) -> tuple[list[Path], list[str], np.ndarray]:
-    """Image files below `folder`, names of the classes, and labels `(images, classes)`.
+    """Image files below `folder`, class names, and labels `(images, classes)`.
 
-    An image that is listed twice is one image, and so is a category.
+    Images and categories that are listed twice are merged.
     """
     try:
         described: dict[str, Any] = json.loads(file.read_bytes())
-        for i, of in enumerate(described["images"]):
-            if not isinstance(of["file_name"], str):
-                raise ValueError(f"image {i}: file_name must be text (got {of['file_name']!r})")
+        for i, image in enumerate(described["images"]):
+            if not isinstance(image["file_name"], str):
+                raise ValueError(f"image {i}: file_name must be text (got {image['file_name']!r})")
         images = [(i["id"], image_file(folder, i["file_name"])) for i in described["images"]]
         classes = [(c["id"], str(c["name"])) for c in described["categories"]]
-        (row, files), (column, names) = _places(images, "image"), _places(classes, "category")
+        (row, files), (column, names) = _merged(images, "image"), _merged(classes, "category")
         labels = np.zeros((len(files), len(names)), dtype=bool)
-        for i, of in enumerate(described["annotations"]):
-            if of.get("iscrowd", 0) and not crowd:
+        for i, annotation in enumerate(described["annotations"]):
+            if annotation.get("iscrowd", 0) and not crowd:
                 continue
-            for field, known in (("image_id", row), ("category_id", column)):
-                if of[field] not in known:
-                    listed = "images" if known is row else "categories"
-                    raise ValueError(f"annotation {i}: {field} {of[field]!r} is not among {listed}")
-            labels[row[of["image_id"]], column[of["category_id"]]] = True
+            image_id, category_id = annotation["image_id"], annotation["category_id"]
+            if image_id not in row:
+                raise ValueError(f"annotation {i}: image_id {image_id!r} is not among images")
+            if category_id not in column:
+                raise ValueError(
+                    f"annotation {i}: category_id {category_id!r} is not among categories"
+                )
+            labels[row[image_id], column[category_id]] = True
     except KeyError as error:
-        raise ValueError(f"{file}: not in COCO's format: {error} is not there") from None
+        raise ValueError(f"{file}: not in COCO's format: {error} is missing") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: not in COCO's format ({error})") from None
     if not described["annotations"]:
         raise ValueError(
-            f"{file}: annotations must not be empty: no image has a label. CVAT leaves image tags "
-            "out of this format: export boxes, or write labels.csv and choose dataset: folder"
+            f"{file}: annotations must not be empty: no image has a label. CVAT does not export "
+            "image tags in this format: export boxes, or use labels.csv with dataset: folder"
         )
     return files, names, labels
 
 
-def _places(
+def _merged(
     pairs: list[tuple[Hashable, Item]], what: str
 ) -> tuple[dict[Hashable, int], list[Item]]:
-    """The place of each id, and what stands there: once, however often it is listed.
+    """The index of each id's item, and the items without duplicates.
 
     Raises:
-        ValueError: for an id that stands for two.
+        ValueError: for an id with two different items.
     """
-    places: dict[Item, int] = {}
-    of_id: dict[Hashable, int] = {}
+    index: dict[Item, int] = {}
+    index_by_id: dict[Hashable, int] = {}
     for key, item in pairs:
-        place = places.setdefault(item, len(places))
-        if of_id.setdefault(key, place) != place:
-            first, second = (str(of) for of in (list(places)[of_id[key]], item))
-            raise ValueError(f"{what} id {key!r} stands for {first!r} and {second!r}")
-    return of_id, list(places)
+        i = index.setdefault(item, len(index))
+        if index_by_id.setdefault(key, i) != i:
+            first = list(index)[index_by_id[key]]
+            raise ValueError(f"{what} id {key!r} stands for {str(first)!r} and {str(item)!r}")
+    return index_by_id, list(index)

@@ -1,4 +1,4 @@
-"""Photos of one's own in a folder, with a table of their labels."""
+"""Your own photos in a folder, with a table of their labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAYOUT = "a folder with labels.csv: rows of path,label;label for each photo"
 
 _COLUMN_SEPARATORS = ",;\t"
 _LABEL_SEPARATORS = ";|,"
-# What a header calls its columns.
+# Column names in a header.
 _HEADER_OF_FILES = re.compile(
     r"((image|img|photo|image|file)s?[ _-]?)?(files?|filename|name|path|id|url)|"
     r"(image|img|photo|image)s?",
@@ -30,23 +30,22 @@ _ROWS_TRIED = 50
 _LISTED = 10
 _VALUES = {"0": False, "0.0": False, "false": False, "1": True, "1.0": True, "true": True}
 
-Row = tuple[int, list[str]]  # its number in the table, and its cells
-Find = Callable[[str], int | None]  # the category that a label means
+Row = tuple[int, list[str]]  # row number in the table, cells
+Find = Callable[[str], int | None]  # label -> index of its category
 
 
 def read_folder(categories: CategoryList, folder: Path) -> LabelledImages:
-    """One's own photos: `labels.csv` in their folder. A label is a category's name or synonym.
+    """Read photos with the labels in `labels.csv`, which are names or synonyms of categories.
 
-    A row is the path of an image and its labels, in one column with `;`, `|` or `,` between them
-    or in several; without any, the image shows no category. Several rows of an image are merged.
-    Or the first row names the labels, and each row has a 1 or a 0 for each of them. Columns are
-    separated by commas, semicolons or tabs; a header (`image`, `filename,labels`)
-    and blank rows are passed over.
+    A row has the path of an image and its labels, in one column with `;`, `|` or `,` between them
+    or in several columns. An image without labels shows no category. Rows of the same image are
+    merged. Alternatively the header names the labels, and each row has a 1 or 0 for each of them.
+    Columns are separated by commas, semicolons or tabs. A header (`image`, `filename,labels`) and
+    empty rows are skipped.
 
     Raises:
-        ValueError: naming the row, for a missing file, labels that are no category of the list,
-            or rows that contradict each other, or naming the table when it is missing, empty, or
-            no CSV in UTF-8 or UTF-16.
+        ValueError: with the row, for a missing image, unknown labels, or rows that contradict each
+            other, or with the table, if it is missing, empty, or not a CSV file in UTF-8 or UTF-16.
     """
     table = folder / "labels.csv"
     if not table.is_file():
@@ -59,7 +58,7 @@ def read_folder(categories: CategoryList, folder: Path) -> LabelledImages:
         files = [_file(row, folder) for row in rows]
         shown = _from_columns(header, rows, find) if columns else _from_lists(rows, find)
         if not files:
-            raise ValueError("lists no photo")
+            raise ValueError("must list at least one photo")
         merged: dict[Path, tuple[int, Path, set[int]]] = {}
         for (number, _), file, labels in zip(rows, files, shown, strict=True):
             first, _, before = merged.setdefault(file.resolve(), (number, file, set(labels)))
@@ -75,7 +74,7 @@ def read_folder(categories: CategoryList, folder: Path) -> LabelledImages:
 
 
 def _rows(text: str, folder: Path) -> list[Row]:
-    """The rows that are not blank, split where most of the first column are files."""
+    """The rows that are not empty, split by the separator that finds most image files."""
     split: dict[str, list[Row]] = {}
     for separator in _COLUMN_SEPARATORS:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -85,7 +84,7 @@ def _rows(text: str, folder: Path) -> list[Row]:
     def fits(rows: list[Row]) -> tuple[int, int]:
         names = [cells[0] for _, cells in rows[:_ROWS_TRIED]]
         found = sum(os.path.isfile(image_file(folder, name)) for name in names)
-        return found, -len("".join(names[:1]))  # where none is there: what separates first
+        return found, -len("".join(names[:1]))  # a tie: the separator that occurs first
 
     return max(split.values(), key=fits)
 
@@ -112,21 +111,21 @@ def _file(row: Row, folder: Path) -> Path:
 
 
 def _from_lists(rows: list[Row], find: Find) -> list[set[int]]:
-    """The categories of each row whose cells list labels."""
+    """The categories of each row, where cells list labels."""
     shown: list[set[int]] = []
     unknown: dict[str, int] = {}
     for number, (_, *cells) in rows:
         labels = {label: find(label) for cell in cells for label in _labels(cell, find)}
-        shown.append({place for place in labels.values() if place is not None})
-        for label, place in labels.items():
-            if place is None:
+        shown.append({category for category in labels.values() if category is not None})
+        for label, category in labels.items():
+            if category is None:
                 unknown.setdefault(label, number)
     _refuse(unknown)
     return shown
 
 
 def _labels(cell: str, find: Find, separators: str = _LABEL_SEPARATORS) -> list[str]:
-    """The labels in a cell; what is a label as it stands is not split."""
+    """The labels in a cell. Text that is itself a label is not split."""
     cell = cell.strip()
     if not separators or not cell or find(cell) is not None:
         return [cell] if cell else []
@@ -135,11 +134,11 @@ def _labels(cell: str, find: Find, separators: str = _LABEL_SEPARATORS) -> list[
 
 
 def _from_columns(header: Row, rows: list[Row], find: Find) -> list[set[int]]:
-    """The categories of each row that has a 1 or a 0 for each label that the header names."""
+    """The categories of each row, where the header names labels and cells are 1 or 0."""
     first, names = header
     columns = {k: name.strip() for k, name in enumerate(names) if k and name.strip()}
-    places = {k: find(name) for k, name in columns.items()}
-    _refuse({name: first for k, name in columns.items() if places[k] is None})
+    found = {k: find(name) for k, name in columns.items()}
+    _refuse({name: first for k, name in columns.items() if found[k] is None})
     shown = []
     for number, cells in rows:
         if len(cells) != len(names):
@@ -154,16 +153,16 @@ def _from_columns(header: Row, rows: list[Row], find: Find) -> list[set[int]]:
                     f"row {number}, {columns[k]!r}: must be 1 or 0, as row {first} names labels "
                     f"(got {cells[k]!r})"
                 )
-        shown.append({p for k, p in places.items() if p is not None and _VALUES[values[k]]})
+        shown.append({c for k, c in found.items() if c is not None and _VALUES[values[k]]})
     return shown
 
 
 def _refuse(unknown: dict[str, int]) -> None:
-    """Raises ValueError for labels that are no category, given with their rows."""
+    """Raise ValueError if there are unknown labels, given with their row numbers."""
     if unknown:
         listed = [f"{label!r} in row {number}" for label, number in sorted(unknown.items())]
         more = [f"{len(listed) - _LISTED} more"] if len(listed) > _LISTED else []
         raise ValueError(
-            "labels must be names or synonyms of the list's categories "
+            "labels must be names or synonyms of categories "
             f"(got {', '.join([*listed[:_LISTED], *more])})"
         )

@@ -1,4 +1,4 @@
-"""Labelled images: their files, what each shows, and which of it counts."""
+"""Labelled images: their files, their labels, and which labels count."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LabelledImages:
     """Image files and their labels `(images, classes)`, bool.
 
     `ignored`: `(images, classes)`, bool: entries that count neither as positive nor as negative;
-    None where every entry counts. `other_classes`: names of annotated classes that are none of
-    these; nothing else is known of them.
+    None if every entry counts. `other_classes`: names of annotated classes that are not among the
+    classes.
     """
 
     files: tuple[Path, ...]
@@ -35,12 +35,12 @@ class LabelledImages:
 
     @cached_property
     def contents(self) -> list[str | None]:
-        """SHA-256 (hex) of each file's content, None where there is no file."""
+        """SHA-256 (hex) of each file's content, None if it cannot be read."""
         with ThreadPoolExecutor() as pool:
             return list(pool.map(_content, self.files))
 
     def digest(self) -> str:
-        """SHA-256 (hex) over all that is here, with the files' names and contents."""
+        """SHA-256 (hex) of the files' names and contents and of all labels."""
         return digest(
             {
                 "files": [ascii(str(file)) for file in self.files],
@@ -52,13 +52,13 @@ class LabelledImages:
         )
 
     def describe_other_classes(self) -> str:
-        """A sentence that names the classes that are left out, the first ten of many."""
+        """A sentence that lists the first ten of the classes that are left out."""
         count, first = len(self.other_classes), ", ".join(self.other_classes[:10])
         more = f" and {count - 10} more" if count > 10 else ""
-        return f"Left out, as the list does not have them: {first}{more}."
+        return f"Left out, because the category list does not have them: {first}{more}."
 
     def save(self, file: Path) -> None:
-        """Write the labels and the files' paths, not their pixels."""
+        """Write the labels and the paths of the files, without their pixels."""
         arrays: dict[str, Any] = {
             "files": np.array([str(image) for image in self.files]),
             "labels": self.labels,
@@ -70,7 +70,7 @@ class LabelledImages:
 
     @classmethod
     def load(cls, file: Path) -> LabelledImages:
-        """Read what `save` wrote."""
+        """Read a file that `save` wrote."""
         with np.load(file) as arrays:
             files = tuple(Path(image) for image in arrays["files"])
             others = tuple(arrays["other_classes"].tolist())
@@ -78,15 +78,17 @@ class LabelledImages:
 
 
 def image_file(folder: Path, name: str) -> Path:
-    """The file that is meant by a name in annotations; it need not be there.
+    """The image file with a name from annotations; it may not exist.
 
-    The exact name wins. Names as they come from other systems and tools find it too: with blanks
-    around them, with backslashes, with `./`, or with accents in the other of Unicode's two forms.
+    The exact name wins. Otherwise names of other systems and tools match too: with spaces around
+    them, with backslashes, with `./`, or with accents in the other Unicode normal form.
     """
     plain = os.path.normpath(name.strip().replace("\\", "/"))
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
     for spelling in (os.path.normpath(name), plain, *forms):
-        if os.path.isfile(folder / spelling):  # unlike Path's, it takes what is too long for a name
+        if os.path.isfile(
+            folder / spelling
+        ):  # unlike Path.is_file, it accepts names that are too long
             return folder / spelling
     return folder / plain
 
@@ -98,37 +100,37 @@ def labels_over(
     labels: np.ndarray,
     ignored: np.ndarray | None = None,
 ) -> LabelledImages:
-    """A data set over a run's categories, `(images, categories)`.
+    """Map the labels of a data set to a run's categories, `(images, categories)`.
 
-    A class goes to the category that shares a name with it, by `CategoryList.find`. A category
-    with several classes shows where any of them does. A category without a class is ignored on
-    every image: the data set says nothing about it.
+    A class belongs to the category with one of its names, by `CategoryList.find`. A category with
+    several classes is positive if any of them is. A category without a class is ignored on every
+    image, because the data set says nothing about it.
 
     Args:
-        classes: of each class all its names, its official one first.
+        classes: all names of each class, the official one first.
         labels: `(images, classes)`, bool.
         ignored: `(images, classes)`, bool.
 
     Raises:
-        ValueError: listing the classes, when none is a category of the list.
+        ValueError: with the classes, if none of them is in the category list.
     """
     found = ({categories.find(name) for name in names} for names in classes)
-    places = [of_class - {None} for of_class in found]
+    targets = [indices - {None} for indices in found]
     over = np.zeros((len(labels), len(categories)), dtype=bool)
     uncounted = np.ones_like(over)
     for c in range(len(categories)):
-        columns = [i for i, of_class in enumerate(places) if c in of_class]
+        columns = [i for i, target in enumerate(targets) if c in target]
         if columns:
             over[:, c] = labels[:, columns].any(1)
             unsure = ignored[:, columns].any(1) if ignored is not None else False
             uncounted[:, c] = unsure & ~over[:, c]
-    if not any(places):
-        listed = ", ".join(of_class[0] for of_class in classes)
-        raise ValueError(f"no class of the data set is a category of the list; there are: {listed}")
+    if not any(targets):
+        listed = ", ".join(names[0] for names in classes)
+        raise ValueError(f"no class of the data set is in the category list; there are: {listed}")
     others = (
         names[0]
-        for names, of_class, column in zip(classes, places, labels.T, strict=True)
-        if column.any() and not of_class
+        for names, target, column in zip(classes, targets, labels.T, strict=True)
+        if column.any() and not target
     )
     return LabelledImages(
         tuple(files), over, uncounted if uncounted.any() else None, tuple(sorted(others))
@@ -136,16 +138,16 @@ def labels_over(
 
 
 def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
-    """The images that can be read, all decoded to find out, and why each other one cannot.
+    """Decode all images: those that can be read, and the reason for each other one.
 
     Raises:
-        ValueError: when none of those that can be read shows a category.
+        ValueError: if none of the readable images shows a category.
     """
     with ThreadPoolExecutor() as pool:
         problems = list(pool.map(problem_of, images.files))
     rows = [i for i, problem in enumerate(problems) if problem is None]
     if not images.labels[rows].any():
-        raise ValueError(f"no image that can be read shows any category ({len(rows)} can be)")
+        raise ValueError(f"none of the {len(rows)} readable images shows any category")
     kept = replace(
         images,
         files=tuple(images.files[i] for i in rows),
@@ -160,7 +162,7 @@ def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
 
 
 def problem_of(file: Path) -> str | None:
-    """Why an image cannot be read, None when it can."""
+    """Why an image cannot be read, or None if it can."""
     try:
         open_image(file)
     except ValueError as error:
@@ -174,6 +176,6 @@ def _entries_digest(entries: np.ndarray) -> str:
 
 def _content(file: Path) -> str | None:
     try:
-        return file_digest(file) if file.is_file() else None  # reading a pipe would never end
+        return file_digest(file) if file.is_file() else None  # reading a pipe would block
     except OSError:
         return None

@@ -1,4 +1,4 @@
-"""NUS-WIDE's 81 concepts in their official layout (Chua et al., CIVR 2009)."""
+"""NUS-WIDE with its 81 concepts in the official layout (Chua et al., CIVR 2009)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WHERE_TO_GET = (
     "NUS-WIDE.html"
 )
 
-# The names in the files of labels, in the order of the built-in list.
+# The names in the label files, in the order of the built-in list.
 CONCEPTS = tuple(
     """
     airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds
@@ -28,15 +28,14 @@ CONCEPTS = tuple(
 
 
 def read_nus_wide(categories: CategoryList, root: Path, split: str) -> LabelledImages:
-    """The images of NUS-WIDE's list of a split over a run's categories, `(images, categories)`.
+    """Read a split of NUS-WIDE over a run's categories, labels `(images, categories)`.
 
-    `root` has `ImageList/`, `Groundtruth/TrainTestLabels/` and the images under `Flickr/`.
-    `split`: test or train. Images without any concept belong to it.
+    `root` has `ImageList/`, `Groundtruth/TrainTestLabels/` and the images in `Flickr/`. `split`:
+    test or train. Images without concepts are included.
 
     Raises:
-        ValueError: naming a file that is missing, and where the data set is to be had, or one
-            that does not go with the list of images, or listing the concepts when none is a
-            category of the list.
+        ValueError: with a file that is missing (and where to get the data set) or does not match
+            the image list, or with the concepts, if none of them is in the category list.
     """
     split = split.capitalize()
     listed = root / "ImageList" / f"{split}Imagelist.txt"

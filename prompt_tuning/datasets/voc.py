@@ -1,4 +1,4 @@
-"""Pascal VOC in the layout of its development kit (Everingham et al., IJCV 88, 2010)."""
+"""Pascal VOC in the layout of its devkit (Everingham et al., IJCV 88, 2010)."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from prompt_tuning.datasets.labelled_images import LabelledImages, labels_over
 
 Difficult = Literal["ignore", "negative", "positive"]
 
-# The devkit's own class names, in the order of the built-in list.
+# Class names of the devkit, in the order of the built-in list.
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
 
-# What people call them too, by the devkit's name.
+# Usual names by devkit name.
 OTHER_NAMES = {
     name: category.names for name, category in zip(CLASSES, built_in("voc").categories, strict=True)
 }
 
-VALUES = {"1", "-1", "0"}  # shown, not shown, only as an object that is marked as difficult
+VALUES = {"1", "-1", "0"}  # positive, negative, only objects marked as difficult
 
 
 def where_to_get(year: str) -> str:
-    """Where the data set is to be had."""
+    """Where to get the data set, as a sentence."""
     return f"VOC {year} is at http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/"
 
 
@@ -40,14 +40,14 @@ def read_voc(
     classes: Sequence[str] = CLASSES,
     difficult: Difficult = "ignore",
 ) -> LabelledImages:
-    """A split of VOC (`ImageSets/Main`) over VOC's own classes, `(images, classes)`.
+    """Read a split of VOC (`ImageSets/Main`) over VOC's own classes, labels `(images, classes)`.
 
-    `root`: a folder with `VOCdevkit`, that folder, or the year's folder in it. `difficult`: what
-    a class counts as of which an image shows only objects that are marked so.
+    `root`: the folder with `VOCdevkit`, `VOCdevkit` itself, or the year's folder in it.
+    `difficult`: how a class counts if an image shows only objects of it marked as difficult.
 
     Raises:
-        ValueError: naming a file that is missing, and where the data set is to be had, or one
-            that does not go with the list of the split.
+        ValueError: with a file that is missing (and where to get the data set) or does not match
+            the image list of the split.
     """
     base = _year_folder(root, year)
     lists = base / "ImageSets" / "Main"
@@ -71,7 +71,7 @@ def read_voc(
 def read_voc_over(
     categories: CategoryList, root: Path, year: str, split: str, difficult: Difficult
 ) -> LabelledImages:
-    """A split of VOC over a run's categories, `(images, categories)`. Raises as `read_voc`."""
+    """`read_voc` over a run's categories, labels `(images, categories)`."""
     photos = read_voc(root, year, split, CLASSES, difficult)
     names = [(official, *OTHER_NAMES[official]) for official in CLASSES]
     return labels_over(categories, photos.files, names, photos.labels, photos.ignored)

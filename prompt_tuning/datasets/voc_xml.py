@@ -1,4 +1,4 @@
-"""Images labelled in Pascal VOC's XML, a file for each image, as labelling tools write it."""
+"""Images with labels in Pascal VOC's XML format, one file per image, as labelling tools write."""
 
 from __future__ import annotations
 
@@ -21,19 +21,18 @@ _DIFFICULT = ("1", "true")  # some tools write "Unspecified"
 
 
 def read_voc_xml(categories: CategoryList, root: Path, difficult: Difficult) -> LabelledImages:
-    """Every XML file below `root` over a run's categories, `(images, categories)`.
+    """Read all XML files below `root` over a run's categories, labels `(images, categories)`.
 
-    Hidden files and folders and `ImageSets` are not read. An image is what the XML's `filename`
-    names, beside the XML or in a folder without XML that lies beside one of those that hold it: in
-    the one that the XML's `folder` names, in `JPEGImages`, in `images` or in another. Where it
-    names no image, it is the file called like the XML. Classes that are no category of the list
-    are `other_classes`. `difficult`: what a class counts as where an image shows only objects that
-    are marked so.
+    Hidden files and folders are skipped. The image has the XML's `filename`, or else the name of
+    the XML file. It is looked for next to the XML file, then in sibling folders (without XML files)
+    of the folders around it: first the one that the XML's `folder` names, then `JPEGImages`,
+    `images` and others. Classes that are not in the category list become `other_classes`.
+    `difficult`: how a class counts if an image shows only objects of it marked as difficult.
 
     Raises:
-        ValueError: naming a file that is not VOC XML, has a DOCTYPE, or may mean several images or
-            the image of a file in another folder; when there is no such file; or listing the
-            classes when none is a category of the list.
+        ValueError: with the file, if it is not VOC XML, has a DOCTYPE, matches several images, or
+            matches the image of a file in another folder; if there are no files; or with the
+            classes, if none of them is in the category list.
     """
     files = [
         file
@@ -41,43 +40,46 @@ def read_voc_xml(categories: CategoryList, root: Path, difficult: Difficult) -> 
         if not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
     images = _Images(root, files)
-    shown: dict[Path, dict[str, bool]] = {}  # of each class, whether an object is not difficult
+    shown: dict[
+        Path, dict[str, bool]
+    ] = {}  # by image and class: whether an object is not difficult
     owners: dict[Path, Path] = {}
     for file in files:
         filename, folder, objects = _read(file)
-        image = images.of(file, filename, folder)
+        image = images.find(file, filename, folder)
         owner = owners.setdefault(image, file)
         if owner.parent != file.parent:
             raise ValueError(f"{file}: must have an image of its own (got {image}, as {owner} has)")
-        of_image = shown.setdefault(image, {})
+        classes = shown.setdefault(image, {})
         for name, sure in objects:
-            of_image[name] = of_image.get(name, False) or sure
+            classes[name] = classes.get(name, False) or sure
     if not shown:
         raise ValueError(f"{root}: VOC XML is missing; it must be {LAYOUT}")
-    names = sorted({name for of_image in shown.values() for name in of_image})
+    names = sorted({name for classes in shown.values() for name in classes})
     if not names:
-        raise ValueError(f"{root}: no VOC XML there has an object, so no image has a label")
-    named = np.array([[name in of_image for name in names] for of_image in shown.values()])
-    certain = np.array([[of.get(name, False) for name in names] for of in shown.values()])
-    classes = [(name, *OTHER_NAMES.get(name, ())) for name in names]
+        raise ValueError(f"{root}: no image has a label: the VOC XML files list no objects")
+    named = np.array([[name in classes for name in names] for classes in shown.values()])
+    certain = np.array([[classes.get(name, False) for name in names] for classes in shown.values()])
+    all_names = [(name, *OTHER_NAMES.get(name, ())) for name in names]
     return labels_over(
         categories,
         tuple(shown),
-        classes,
+        all_names,
         named if difficult == "positive" else certain,
         named & ~certain if difficult == "ignore" else None,
     )
 
 
 class _Tree(ElementTree.TreeBuilder):
-    """Refuses what could define entities, which can grow without end."""
+    """Refuses a DOCTYPE, because its entities can expand without end."""
 
     def doctype(self, *_: str | None) -> NoReturn:
         raise ValueError("must not have a DOCTYPE")
 
 
 def _read(file: Path) -> tuple[str, str, list[tuple[str, bool]]]:
-    """The names of the image and its folder; each object's class and if it is not difficult."""
+    """The file name and folder name of the image; each object's class and whether it is not
+    difficult."""
     try:
         annotation = ElementTree.parse(file, ElementTree.XMLParser(target=_Tree())).getroot()
         if annotation.tag != "annotation":
@@ -110,30 +112,31 @@ class _Images:
         self._folders: dict[Path, list[Path]] = {}
         self._stems: dict[Path, dict[str, Path]] = {}
 
-    def of(self, file: Path, filename: str, folder: str) -> Path:
-        """The image of an XML file; where it would lie, when it is not there.
+    def find(self, file: Path, filename: str, folder: str) -> Path:
+        """The image of an XML file, or its expected path if it does not exist.
 
         Raises:
-            ValueError: naming two images, when nothing says which is meant.
+            ValueError: with two images, if both match equally well.
         """
         around = list(self._around(file.parent, folder))
         for name in dict.fromkeys((filename, Path(filename).name)):
             for _, folders in around if name else ():
-                images = (image_file(of, name) for of in folders)
+                images = (image_file(near, name) for near in folders)
                 if found := [image for image in images if os.path.isfile(image)]:
                     return _only(file, found)
-        # In any folder only where nothing better is known: a mask may be called like an image.
+        # Other folders only if `filename` is not an image: a mask may have the same stem.
         named = filename.lower().endswith(image_suffixes())
-        for of_images, folders in around:
-            stems = map(self._by_stem, folders if of_images or not named else ())
-            if found := [of[file.stem] for of in stems if file.stem in of]:
+        for for_images, folders in around:
+            stems = map(self._by_stem, folders if for_images or not named else ())
+            if found := [by_stem[file.stem] for by_stem in stems if file.stem in by_stem]:
                 return _only(file, found)
         return file.with_name(Path(filename).name or file.name)
 
     def _around(self, start: Path, folder: str) -> Iterator[tuple[bool, list[Path]]]:
-        """Where images may lie, nearest first: whether folders are made for images, and these.
+        """Groups of folders that may have the image, nearest first, and whether they are meant for
+        images.
 
-        `start`: where the XML is. `folder`: what it names as its image's folder.
+        `start`: the folder of the XML file. `folder`: the image folder that it names.
         """
         first = [name.lower() for name in (folder, "JPEGImages", "images")]
         for up in (start, *(up for up in start.parents if up.is_relative_to(self._root))):
@@ -144,14 +147,14 @@ class _Images:
             for name in first:
                 for near in inside:
                     if near.name.lower() == name:
-                        yield from ((True, [of]) for of in dict.fromkeys(inside[near]))
+                        yield from ((True, [one]) for one in dict.fromkeys(inside[near]))
             others = [
-                of for near in inside if near.name.lower() not in first for of in inside[near]
+                one for near in inside if near.name.lower() not in first for one in inside[near]
             ]
             yield False, list(dict.fromkeys(others))
 
     def _inside(self, up: Path) -> list[Path]:
-        """The folders in one that have no XML, however deep, and are not hidden."""
+        """The folders in `up` that are not hidden and have no XML files at any depth."""
         if up not in self._folders:
             shown = (near for near in up.iterdir() if not near.name.startswith("."))
             self._folders[up] = sorted(
@@ -170,7 +173,7 @@ class _Images:
 def _only(file: Path, images: list[Path]) -> Path:
     if len(images) > 1:
         raise ValueError(
-            f"{file}: must have one image; {images[0]} and {images[1]} are called as it says "
-            "(its <folder> can name the one that is meant)"
+            f"{file}: must have one image; {images[0]} and {images[1]} both match "
+            "(name the right one's folder in <folder>)"
         )
     return images[0]

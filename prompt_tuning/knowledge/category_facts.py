@@ -54,12 +54,10 @@ def read_category_facts(
 
     A kind counts if two answers agree on it, because a model rarely repeats a mistake.
     """
-    shared: Counter[str] = Counter()
-    aspects: dict[str, Counter[str]] = {name: Counter() for name in categories.names}
-    kinds: dict[str, Counter[str]] = {name: Counter() for name in categories.names}
-    classes: dict[str, Counter[str]] = {name: Counter() for name in categories.names}
-    company: dict[str, Counter[str]] = {name: Counter() for name in categories.names}
-    together: dict[str, Counter[str]] = {name: Counter() for name in categories.names}
+    shared = Counter[str]()
+    aspects, kinds, classes, company, together = (
+        {name: Counter[str]() for name in categories.names} for _ in range(5)
+    )
     matcher = NounMatcher(categories.categories)
     for question, answer in pairs:
         items = _items(answer)

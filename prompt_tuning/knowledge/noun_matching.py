@@ -1,4 +1,4 @@
-"""Which categories a sentence names: by name, synonym or kind, singular or plural, whole words."""
+"""Which categories a sentence names, by whole-word name, synonym or kind in either number."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prompt_tuning.knowledge.parts_of_speech import is_noun, may_be_verb, parts_
 from prompt_tuning.label_names import folded, head_position, name_key, singular
 from prompt_tuning.plain_text import visible
 
-# Compounds in which neither noun is there to be seen: "a hot dog" shows no dog.
+# Compounds that show neither of their nouns: there is no dog in "a hot dog".
 _NEITHER_NOUN = (
     "hot dog",
     "sea horse",
@@ -24,11 +24,11 @@ _NEITHER_NOUN = (
     "flower bed",
     "palm of",
 )
-# Words, a possessive's ending, and other signs one by one; a hyphen is as a blank.
-_LETTERS = r"[^\W_](?:[^\W_]|[\u0300-\u036f])*"  # with accents that no letter has room for
+# Words, the possessive ending, and single other characters; a hyphen counts as a space.
+_LETTERS = r"[^\W_](?:[^\W_]|[\u0300-\u036f])*"  # with combining accents
 _TOKEN = re.compile(rf"{_LETTERS}(?:'(?!s\b){_LETTERS})*|'s\b|[^\w\s\u2010-\u2015-]")
 _HYPHENS = frozenset("-\u2010\u2011")
-# Between these, a word is a noun: no need to look at the rest of the sentence.
+# A word between one of each is a noun, whatever the rest of the sentence.
 _BEFORE_NOUN = frozenset(
     """
     a an the this these those my your his its our their every each both many several another one
@@ -40,7 +40,7 @@ _AFTER_NOUN = frozenset(
     at beside by from in into near of on onto under with without is are was were has have . , ; !
     """.split()
 )
-# With its part, or with others of its kind, the thing itself is there: "a tree branch".
+# The object itself is visible with its part or in a group: "a tree branch", "a dog pack".
 _PARTS = frozenset(
     """
     back beak branch breed couple cub deck door ear engine eye face family flock group half head
@@ -48,9 +48,9 @@ _PARTS = frozenset(
     trunk type variety wheel window windshield wing
     """.split()
 )
-# Only of what is cut, so that "orange slices" are no colour.
+# Only objects are cut, so the orange in "orange slices" is not a colour.
 _CUTS = frozenset("half slice".split())
-# But "a glass door" is no glass.
+# But "a glass door" does not show a glass.
 _MATERIALS = frozenset(
     """
     brick bronze copper cotton glass gold iron leather marble metal orange paper plastic rubber silk
@@ -61,7 +61,7 @@ _MATERIALS = frozenset(
 
 @dataclass(frozen=True)
 class _Token:
-    """A word or sign, as it is written and folded, and where it stands in the text."""
+    """A word or other character, as written and case-folded, with its position in the text."""
 
     text: str
     word: str
@@ -70,19 +70,19 @@ class _Token:
 
 
 class NounMatcher:
-    """Finds the categories that a text names; the longest name at a place wins.
+    """Finds the categories that a text names; the longest name at a position wins.
 
-    So "hot dog" is no dog, and a "tree frog" is a frog and no tree when it is listed as a kind.
-    A name that is no noun there ("I saw a dog") or only tells which thing is meant ("an apple
-    tree", "the glass door") does not count.
+    So "hot dog" does not name "dog", and "tree frog", if listed as a kind of frog, does not name
+    "tree". A name does not count where it is not a noun ("I saw a dog") or only describes another
+    noun ("an apple tree", "the glass door").
     """
 
     def __init__(
         self, categories: Sequence[Category], kinds: Mapping[str, Sequence[str]] | None = None
     ) -> None:
-        """`kinds`: unreviewed words by category name; those of two categories stand for none."""
+        """`kinds`: unreviewed kinds by category name; one of two categories counts for neither."""
         owner: dict[str, int | None] = {}
-        # A name as it is written wins over another's singular: "glasses" beside "glass".
+        # A name as written wins over the singular of another name: "glasses" and "glass".
         for form in (_written, _counted):
             for i, category in enumerate(categories):
                 for name in (*category.names, *category.kinds):
@@ -95,7 +95,7 @@ class NounMatcher:
         for compound in _NEITHER_NOUN:
             owner.setdefault(_written(compound), None)
         self._owner = owner
-        # How many words the names have that begin with a word.
+        # By first word, the numbers of words in the names that begin with it.
         self._lengths = defaultdict[str, set[int]](set)
         for name in owner:
             first, *others = name.split(" ")
@@ -106,7 +106,7 @@ class NounMatcher:
         return self.read(text)[0]
 
     def read(self, text: str) -> tuple[tuple[int, ...], str]:
-        """What `find` gives, and `text` with one plain word for each name ("thingdog")."""
+        """The result of `find`, and `text` with each name replaced by one word ("thingdog")."""
         text = visible(text)
         named = list(self._named(text))
         for _, start, end in reversed(named):
@@ -115,13 +115,13 @@ class NounMatcher:
         return tuple(sorted({category for category, _, _ in named})), text
 
     def _named(self, text: str) -> Iterator[tuple[int, int, int]]:
-        """Each category that is named, with the characters where its name begins and ends."""
+        """Each named category with the start and end of its name in the text."""
         tokens = [
             _Token(match.group(), folded(match.group()), match.start(), match.end())
             for match in _TOKEN.finditer(text)
         ]
         places = list(self._places([token.word for token in tokens]))
-        tags: list[str] = []  # of each token, worked out when it is needed
+        tags: list[str] = []  # of all tokens, computed when first needed
         for category, first, last in places:
             before = tokens[first - 1].word if first else "the"
             after = tokens[last + 1].word if last + 1 < len(tokens) else "."
@@ -132,7 +132,7 @@ class NounMatcher:
             yield category, tokens[first].start, tokens[last].end
 
     def _places(self, words: list[str]) -> Iterator[tuple[int, int, int]]:
-        """Each category with the positions of the first and the last word of its name."""
+        """Each category with the positions of the first and last word of its name."""
         position = 0
         while position < len(words):
             length, category = self._longest(words, position)
@@ -147,7 +147,7 @@ class NounMatcher:
             name = words[start : start + length]
             spellings = [" ".join(name), _singular_head(name)]
             if words[start + length : start + length + 1] == ["of"]:
-                spellings.reverse()  # "two glasses of wine" are no glasses to see with
+                spellings.reverse()  # "two glasses of wine" are not spectacles
             for spelling in spellings:
                 if spelling in self._owner:
                     return len(name), self._owner[spelling]
@@ -157,8 +157,8 @@ class NounMatcher:
 def _tags(text: str, tokens: Sequence[_Token], names: Sequence[tuple[int, int]]) -> list[str]:
     """The part of speech of each token.
 
-    What hyphens join has that of the whole; a name of several words, or of one that is not
-    English, that of "thing".
+    Hyphenated words are tagged as one word. Names of several words and names that are not English
+    words are tagged as "thing".
     """
     things = {
         first: last
@@ -181,7 +181,7 @@ def _tags(text: str, tokens: Sequence[_Token], names: Sequence[tuple[int, int]])
 
 
 def _is_named(tokens: Sequence[_Token], tags: Sequence[str], first: int, last: int) -> bool:
-    """Whether the words from `first` to `last` name a thing of their own."""
+    """Whether the words from `first` to `last` name an object rather than describe another one."""
     token, tag = tokens[last], tags[last]
     before = tags[first - 1] if first else ""
     after = tags[last + 1] if last + 1 < len(tags) else ""
@@ -190,8 +190,8 @@ def _is_named(tokens: Sequence[_Token], tags: Sequence[str], first: int, last: i
         if part in _CUTS:
             return True
         if not tag.startswith(("AJ", "VVG")):
-            of_it = part in _PARTS and token.word not in _MATERIALS
-            return of_it or (tag == "NN1" and may_be_verb(tokens[last + 1].word, tags, last + 1))
+            is_part = part in _PARTS and token.word not in _MATERIALS
+            return is_part or (tag == "NN1" and may_be_verb(tokens[last + 1].word, tags, last + 1))
     if first < last or is_noun(token.word, tag):
         # "Turkey", but "a Labrador".
         proper = tag == "NP0" and first == last and before and token.text[0].isupper()
@@ -211,7 +211,7 @@ def _written(name: str) -> str:
 
 
 def _counted(name: str) -> str:
-    """As it is found in a text in either number."""
+    """The form of a name that matches a text in singular and plural."""
     return " ".join(_words(name_key(name)))
 
 

@@ -1,7 +1,7 @@
-"""Parts of speech: whether a word of a sentence is a noun there.
+"""Parts of speech: whether a word is a noun in its sentence.
 
-"I saw a dog" has no saw in it, nor "an orange bus" an orange. The tagger is HanTa's model of the
-British National Corpus, pure Python, with that corpus's tags (NN1, VVD, AJ0 …).
+"I saw a dog" does not mention a saw, nor "an orange bus" an orange. The tagger is HanTa, in pure
+Python, with its model and the tags of the British National Corpus (NN1, VVD, AJ0 …).
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from HanTa.HanoverTagger import HanoverTagger
 
 from prompt_tuning.label_names import singular
 
-# Differences of logarithms of likelihoods.
+# Differences of log-likelihoods.
 _CLEARLY, _SELDOM, _RARELY, _HARDLY = 1.0, 3.0, 3.5, 5.0
-_UNSEEN = -17.0  # the logarithm for a tag that a word never has in the corpus, which is small
+_UNSEEN = -17.0  # log-likelihood of a tag that a word never has in the (small) corpus
 _SINGULAR_DETERMINERS = frozenset("a an another each every one that this".split())
 _SUBJECTS = frozenset("i he she we they who".split())
 _DETERMINERS = ("AT", "DT", "DP", "CR")
 _NOUNS = ("NN0", "NN1", "NN2", "UNC")
-# After a noun, these are things rather than what it does: "train tracks in the desert".
+# After a noun, these are nouns rather than its verb: "train tracks in the desert".
 _THINGS = frozenset(
     "bar bottle box branch cup house light rack shelter sign stall track wheel".split()
 )
@@ -40,7 +40,7 @@ def tag_words(words: Sequence[str]) -> list[str]:
             if _is_verb(words, tags, i):
                 tags[i] = "VVZ" if tags[i] == "NN2" else "VVB"
         elif tags[i] in ("VVB", "VVI") and tags[i - 1] == "NN1":
-            # No subject: "at the bus stop".
+            # The noun before it is not a subject: "at the bus stop".
             start = _start_of_phrase(tags, i - 1)
             if start and tags[start].startswith(_DETERMINERS) and tags[start - 1][:2] == "PR":
                 tags[i] = "NN1"
@@ -48,13 +48,13 @@ def tag_words(words: Sequence[str]) -> list[str]:
 
 
 def _is_verb(words: Sequence[str], tags: Sequence[str], i: int) -> bool:
-    """Whether what was taken for "dog barks", many barks, is a dog that barks."""
+    """Whether the word at `i` is the verb of "the dog barks" rather than a plural noun."""
     if words[i - 1].lower() in _SUBJECTS:
         return True
     start = _start_of_phrase(tags, i - 1)
     after_noun = tags[i - 1] in _NOUNS
     if tags[i] != "NN2" and tags[i - 1] == "NN2":
-        # What tells which thing is meant is singular: "dog food", but "dogs bark".
+        # A noun that describes another one is singular: "dog food", but "dogs bark".
         verb_follows = i + 1 < len(tags) and tags[i + 1].startswith(_FINITE)
         if _opens_clause(tags, start) and not verb_follows:
             return _likelier(words[i], _VERBS, _NOUNS) > -_HARDLY
@@ -73,9 +73,9 @@ def _is_verb(words: Sequence[str], tags: Sequence[str], i: int) -> bool:
 
 
 def may_be_verb(word: str, tags: Sequence[str], i: int) -> bool:
-    """Whether the plural `word` at `i` may be what the noun before it does: "Dog barks at cat."
+    """Whether the plural `word` at `i` may be the verb of the noun before it: "Dog barks at cat."
 
-    Only where the sentence has no other verb.
+    This is possible only if the sentence has no other verb.
     """
     if tags[i] != "NN2" or singular(word) in _THINGS or any(t.startswith(_FINITE) for t in tags):
         return False
@@ -88,13 +88,13 @@ def may_be_verb(word: str, tags: Sequence[str], i: int) -> bool:
 
 
 def _opens_clause(tags: Sequence[str], start: int) -> bool:
-    """Whether a noun phrase that begins at `start` can be a subject."""
+    """Whether a noun phrase that starts at `start` can be a subject."""
     after = not start or tags[start - 1].startswith(("NN", "PUN", "CJ"))
     return after and not tags[start].startswith(("PR", "V"))
 
 
 def _start_of_phrase(tags: Sequence[str], i: int) -> int:
-    """Where the noun phrase begins that `i` belongs to."""
+    """The position where the noun phrase around `i` starts."""
     while i and tags[i].startswith((*_NOUNS, "AJ", "ORD", "VVN")):
         i -= 1
     return i
@@ -102,16 +102,16 @@ def _start_of_phrase(tags: Sequence[str], i: int) -> int:
 
 @lru_cache(maxsize=65536)
 def parts_of_speech(word: str) -> frozenset[str]:
-    """All that an English word can be: NOUN, VERB, ADJ, ADV, AUX. Empty for other words."""
+    """The possible parts of speech of an English word (NOUN, VERB, ADJ, ADV, AUX), else empty."""
     return frozenset(lemminflect.getAllLemmas(word))
 
 
 @lru_cache(maxsize=65536)
 def is_noun(word: str, tag: str) -> bool:
-    """Whether `word` under `tag` is what a label of this name means.
+    """Whether `word` with `tag` has the meaning of a label with this name.
 
-    What is no English noun counts under any tag, and so does what is nothing else. What is an
-    adjective first ("red") or a doing ("cooking") is meant so too.
+    Words that cannot be English nouns, or can be nothing else, match with any tag. A word that is
+    mainly an adjective ("red") or a gerund ("cooking") matches as such too.
     """
     parts = parts_of_speech(word)
     if tag.startswith("N") or tag == "UNC" or "NOUN" not in parts or len(parts) == 1:
@@ -123,7 +123,7 @@ def is_noun(word: str, tag: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def _likelier(word: str, these: tuple[str, ...], those: tuple[str, ...]) -> float:
-    """How much likelier a word has one of these tags than of those: a difference of logarithms."""
+    """The log-likelihood of a word having one of `these` tags, minus that of `those`."""
     likely = dict(_tagger().tag_word(word))
     return max(likely.get(tag, _UNSEEN) for tag in these) - max(
         likely.get(tag, _UNSEEN) for tag in those
@@ -132,8 +132,8 @@ def _likelier(word: str, these: tuple[str, ...], those: tuple[str, ...]) -> floa
 
 @cache
 def _tagger() -> HanoverTagger:
-    # The whole path: a bare name would be looked for in the working directory first.
+    # With a bare name HanTa would look in the working directory first.
     tagger = HanoverTagger(str(resources.files("HanTa") / "morphmodel_en.pgz"))
-    # It works words out anew each time that its corpus lacks; this doubles its speed.
+    # HanTa does not cache the analysis of unknown words; this doubles its speed.
     tagger._tag_word = lru_cache(maxsize=65536)(tagger._tag_word)
     return tagger

@@ -12,7 +12,9 @@ blocks of a few categories. So a new category, kind or template changes only its
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -41,9 +43,9 @@ class QuestionSettings(Settings):
 
     `attributes`: the maximum number of attributes. `per_category`: questions about each category,
     from each template of kind `specific`. `relationships`: questions about sets of categories, from
-    each template of kind `relationship`; each category starts the same number of sets, so the total
-    is rounded up, by about an eighth at most in long runs. `set_shares`: the shares of sets with 1
-    to 5 categories. `templates`: a YAML file of templates that replace the built-in ones of the
+    each template of kind `relationship`; each category starts an equal number of sets, rounded up
+    (to a whole number up to 15, by at most an eighth above). `set_shares`: the shares of sets with
+    1 to 5 categories. `templates`: a YAML file of templates that replace the built-in ones of the
     same name or are asked in addition. `seed`: of all random draws.
     """
 
@@ -192,12 +194,7 @@ class QuestionWriter:
             yield self._question(template, tuple(chosen), tuple(words), n, names=names)
 
     def _set_size(self, position: float) -> int:
-        total = 0.0
-        for size, share in enumerate(self._settings.set_shares, start=1):
-            total += share
-            if position < total:
-                return size
-        return len(self._settings.set_shares)
+        return 1 + bisect(list(accumulate(self._settings.set_shares[:-1])), position)
 
     def _companion(self, chosen: list[str], template: str, n: int, facts: CategoryFacts) -> str:
         """A category that the model has named with those chosen, or any if it has named none."""
@@ -242,7 +239,7 @@ class QuestionWriter:
 
 
 def _round_up(share: float) -> int:
-    """Round up to a coarse grid, by an eighth at most (by less than 1 up to 15).
+    """Round up to a whole number up to 15, by at most an eighth above.
 
     So a longer category list rarely changes how many sets each category starts, and the shards of
     these questions stay valid.

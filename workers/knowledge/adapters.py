@@ -41,13 +41,11 @@ class BaseAdapter:
         self._tokenizer = tokenizer
 
     def prompt_ids(self, question: Question) -> list[int]:
-        """The tokens that ask `question`."""
         ids = self._tokenizer.encode(question.pattern, add_special_tokens=False)
         first = self._tokenizer.bos_token_id
         return list(ids if first is None else [first, *ids])
 
     def text(self, completion: Any) -> str:
-        """The answer in a `vllm.CompletionOutput`."""
         return str(completion.text).strip()
 
 
@@ -64,7 +62,6 @@ class ChatAdapter:
         self._switches: dict[str, Any] = {"enable_thinking": False} if switched else {}
 
     def prompt_ids(self, question: Question) -> list[int]:
-        """The tokens that ask `question`."""
         return list(
             self._tokenizer.apply_chat_template(
                 [{"role": "user", "content": question.instruction}],
@@ -76,8 +73,7 @@ class ChatAdapter:
         )
 
     def text(self, completion: Any) -> str:
-        """The answer in a `vllm.CompletionOutput`, without the thinking of models whose template
-        cannot switch it off."""
+        # Without the thinking that some templates cannot switch off.
         return str(completion.text).rpartition("</think>")[2].strip()
 
 
@@ -101,14 +97,12 @@ class ChatGLM3Adapter:
         }
 
     def prompt_ids(self, question: Question) -> list[int]:
-        """The tokens that ask `question`."""
         start = [self._words + 1, self._words + 3, self._user]  # [gMASK] sop <|user|>
         # Encoded separately, as in ChatGLM3's training: each begins with SentencePiece's space.
         role_end, message = self._pieces.encode(["\n", question.instruction])
         return [*start, *role_end, *message, self._assistant]
 
     def text(self, completion: Any) -> str:
-        """The answer in a `vllm.CompletionOutput`."""
         words = [token for token in completion.token_ids if token < self._words]
         return str(self._pieces.decode(words)).strip()
 
