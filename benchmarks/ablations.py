@@ -36,15 +36,11 @@ from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.resources import find_resources
 from orchestrator.config.load import load_config
 from orchestrator.plan.run import Plan, make_plan
-from orchestrator.stages.evaluation import read_images, write_image_features, write_images
-from orchestrator.stages.knowledge import CAPTIONS, write_knowledge
-from orchestrator.stages.tuning import (
-    FEATURES,
-    read_caption_sets,
-    read_hierarchy,
-    write_caption_features,
-    write_hierarchy,
-)
+from orchestrator.runs.stage_work import stage_work
+from orchestrator.stages.evaluation import read_caption_sets
+from orchestrator.stages.hierarchy import read_hierarchy
+from orchestrator.stages.images import read_images
+from orchestrator.stages.knowledge_summary import CAPTIONS
 from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.captions import read_captions
@@ -59,11 +55,11 @@ from prompt_tuning.evaluation.baselines import (
     untuned_baselines,
 )
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import Features, concatenate, load_features, save_features
+from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import digest, is_published, publishing
 from prompt_tuning.tuning.trainer import CaptionSet, ClassPrompts, TuningRun, load_caption_sets
-from workers.stage import Stage, run_stage
+from workers.stage import run_stage
 from workers.tuning.job import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
@@ -161,16 +157,9 @@ def plan_variation(overrides: list[str], seeds: int, args: argparse.Namespace) -
 
 def run_shared_stages(plan: Plan, console: Console) -> None:
     """All that comes before tuning, and the scenes' features, unless they are there."""
-    assert plan.images and plan.image_features
-    work: dict[Stage, Callable[[Path], None]] = {
-        plan.knowledge.stage: partial(write_knowledge, plan.knowledge, console),
-        plan.captions: partial(write_caption_features, plan, console),
-        plan.hierarchy: partial(write_hierarchy, plan),
-        plan.images: partial(write_images, plan, stamps_source(plan.cache)),
-        plan.image_features: partial(write_image_features, plan, console),
-    }
-    for stage, fill in work.items():
-        run_stage(stage, fill)
+    work = stage_work(plan, stamps_source(plan.cache), console)
+    for stage in plan.shared:
+        run_stage(stage, work[stage])
     disconnect()
 
 
@@ -247,8 +236,8 @@ def tune_all(variations: dict[str, Variation], runs: Path) -> dict[str, list[Cla
 
 def scenes_of(plan: Plan) -> tuple[Features, LabelledImages]:
     """The composed scenes with their features."""
-    assert plan.image_features
-    return load_features(plan.image_features.folder / FEATURES), read_images(plan)
+    assert plan.labelled.features
+    return load_features(plan.labelled.features.folder / FEATURES), read_images(plan.labelled)
 
 
 def photos_of(root: Path, categories: CategoryList) -> dict[str, LabelledImages]:

@@ -49,9 +49,10 @@ from rich.console import Console
 from torch import Tensor
 
 from orchestrator.plan.run import Plan
-from orchestrator.stages.knowledge import CAPTIONS, question_writer, read_category_facts_file
-from orchestrator.stages.tuning import read_caption_sets
+from orchestrator.stages.evaluation import read_caption_sets
+from orchestrator.stages.knowledge import question_writer
 from prompt_tuning.backbones import load_vlm
+from prompt_tuning.knowledge.category_facts import CategoryFacts
 from prompt_tuning.tuning.trainer import CaptionSet
 
 KINDS = ("agnostic", "specific", "relationship")
@@ -68,14 +69,12 @@ def question_kinds(plan: Plan) -> list[str]:
     plain = {
         (question.line, question.seed)
         for block in question_writer(plan.knowledge).sentences(
-            read_category_facts_file(plan.knowledge)
+            CategoryFacts.model_validate_json(plan.knowledge.facts_file.read_bytes())
         )
         for question in block
         if question.words == question.categories
     }
-    captions = pq.read_table(
-        plan.knowledge.stage.folder / CAPTIONS, columns=["kind", "question", "seed"]
-    )
+    captions = pq.read_table(plan.knowledge.captions_file, columns=["kind", "question", "seed"])
     return [
         "agnostic"
         if row["kind"] == "specific" and (row["question"], row["seed"]) in plain

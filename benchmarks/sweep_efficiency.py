@@ -26,7 +26,7 @@ from rich.console import Console
 from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.resources import find_resources
 from orchestrator.console import quieten_libraries
-from orchestrator.runs.pipeline import stage_work
+from orchestrator.runs.stage_work import stage_work
 from orchestrator.sweep.plan import SweepPlan, plan_sweep
 from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.results import tuning_seconds

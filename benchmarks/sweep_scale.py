@@ -26,7 +26,7 @@ from sweep_efficiency import sweep_config
 from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.resources import find_resources
 from orchestrator.console import quieten_libraries
-from orchestrator.runs.pipeline import stage_work
+from orchestrator.runs.stage_work import stage_work
 from orchestrator.sweep.plan import plan_sweep
 from orchestrator.sweep.records import TrialRecords
 from orchestrator.sweep.rounds import run_rounds

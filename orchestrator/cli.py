@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.commands.cache import cache
 from orchestrator.commands.calibrate import calibrate
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.evaluate import evaluate
@@ -51,7 +52,19 @@ def _options(
 ) -> None: ...
 
 
-for _command in (run, knowledge, sweep, evaluate, tag, calibrate, serve, export, submit, doctor):
+for _command in (
+    run,
+    knowledge,
+    sweep,
+    evaluate,
+    tag,
+    calibrate,
+    serve,
+    export,
+    submit,
+    cache,
+    doctor,
+):
     app.command()(_command)
 
 

@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+# What files of features are called, in whatever folder.
+FEATURES = "features.safetensors"
+
 
 class Features(NamedTuple):
     """Features of images or captions, each vector of unit length.

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -54,16 +53,6 @@ def folder_digest(folder: Path) -> str:
     """SHA-256 (hex) over the relative names and contents of all files below a folder."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return digest([[str(p.relative_to(folder)), file_digest(p)] for p in files])
-
-
-def source_digest(*modules: str) -> str:
-    """SHA-256 (hex) of the source files of modules, found by name without importing them."""
-    sources = []
-    for module in sorted(modules):
-        spec = importlib.util.find_spec(module)
-        assert spec is not None and spec.origin is not None, module
-        sources.append([module, file_digest(Path(spec.origin))])
-    return digest(sources)
 
 
 @contextmanager

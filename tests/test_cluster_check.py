@@ -21,7 +21,8 @@ from orchestrator.errors import InputError
 from workers import cluster_probe
 from workers.cluster_probe import NodeReport, _unread, package_versions
 from workers.failure import DescribedFailure
-from workers.knowledge.engine_dtype import cluster_dtype, native_dtype
+from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.pool import cluster_dtype
 
 # A mount that only the processes below see: the same path, another folder.
 BLIND = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')

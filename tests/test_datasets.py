@@ -18,8 +18,8 @@ from PIL import Image
 from orchestrator.cluster.resources import Node, Resources
 from orchestrator.config.load import load_config
 from orchestrator.errors import InputError
-from orchestrator.plan.run import Plan, make_plan
-from orchestrator.stages.evaluation import UNREADABLE, read_images, write_images
+from orchestrator.plan.run import ImagesPlan, make_plan
+from orchestrator.stages.images import UNREADABLE, read_images, write_photos
 from prompt_tuning.categories import Category, CategoryList, built_in
 from prompt_tuning.datasets import nus_wide, voc
 from prompt_tuning.datasets.labelled_images import LabelledImages, readable
@@ -749,28 +749,28 @@ def test_features_of_images_are_those_of_their_contents(
     write_text(photos / "labels.csv", "a.bmp,dog\nb.bmp,cat\n")
     before = planned(tmp_path, "{dataset: folder, root: photos}")
     again = planned(tmp_path, "{dataset: folder, root: photos}")
-    assert (again.images, again.image_features) == (before.images, before.image_features)
+    assert (again.images, again.features) == (before.images, before.features)
     with monkeypatch.context() as patch:  # another version of Pillow, and so for pillow-heif
         patch.setattr("orchestrator.plan.run.readable_formats", lambda: {"PNG": "1"})
         other = planned(tmp_path, "{dataset: folder, root: photos}")
-    assert other.images != before.images and other.image_features != before.image_features
+    assert other.images != before.images and other.features != before.features
     photos.rename(tmp_path / "moved")
     moved = planned(tmp_path, "{dataset: folder, root: moved}")
-    assert moved.images != before.images and moved.image_features == before.image_features
+    assert moved.images != before.images and moved.features == before.features
     # Two files of one size change places.
     photos = tmp_path / "moved"
     (photos / "a.bmp").rename(photos / "c.bmp")
     (photos / "b.bmp").rename(photos / "a.bmp")
     (photos / "c.bmp").rename(photos / "b.bmp")
     swapped = planned(tmp_path, "{dataset: folder, root: moved}")
-    assert swapped.images != moved.images and swapped.image_features != moved.image_features
+    assert swapped.images != moved.images and swapped.features != moved.features
 
 
-def planned(folder: Path, evaluation: str, categories: str = "voc") -> Plan:
+def planned(folder: Path, evaluation: str, categories: str = "voc") -> ImagesPlan:
     config = folder / "c.yaml"
     config.write_text(f"name: a\ncategories: {categories}\nevaluation: {evaluation}\n")
     loaded = load_config(config, [], str(folder / "cache"), str(folder / "runs"))
-    return make_plan(loaded, Resources((Node(2, 0),)), None)
+    return make_plan(loaded, Resources((Node(2, 0),)), None).labelled
 
 
 def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
@@ -782,7 +782,7 @@ def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
     plan = planned(tmp_path, "{dataset: voc2007, root: .}")
     assert plan.images is not None
     with caplog.at_level(logging.WARNING):
-        assert run_stage(plan.images, partial(write_images, plan, None))
+        assert run_stage(plan.images, partial(write_photos, plan))
     assert "1 of 3 images cannot be read" in caplog.text and str(broken) in caplog.text
     assert shown(read_images(plan), plan.categories) == {
         "000002.jpg": {"airplane", "?dog"},
@@ -791,7 +791,7 @@ def test_the_stage_of_images_names_and_leaves_out_what_cannot_be_read(
     reasons = json.loads((plan.images.folder / UNREADABLE).read_bytes())
     assert list(reasons) == [str(broken)]
     # The resolved config says what was decided, and reads back as the same plan.
-    settings = plan.config.evaluation
+    settings = plan.settings
     assert (settings.split, settings.difficult, settings.crowd) == ("test", "ignore", None)
     again = planned(tmp_path, f"{{dataset: voc2007, root: {settings.root}, difficult: ignore}}")
     assert again.images == plan.images
@@ -809,7 +809,7 @@ def test_labels_of_no_readable_image_are_an_error_of_the_stage(tmp_path: Path) -
     with pytest.raises(
         InputError, match=r"evaluation.root: none of the \d+ readable images shows any"
     ):
-        write_images(plan, None, tmp_path)
+        write_photos(plan, tmp_path)
 
 
 @pytest.mark.parametrize(

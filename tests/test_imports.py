@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from collections import Counter
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-
-from orchestrator.plan.run import _VLM_MODULES
 
 ROOT = Path(__file__).parent.parent
 
@@ -119,22 +115,6 @@ if TYPE_CHECKING:
 def test_imports_go_downwards(file: Path) -> None:
     package = file.relative_to(ROOT).parts[0]
     assert not imported(file.read_text("utf-8")) & FORBIDDEN[package]
-
-
-def test_the_key_of_features_has_every_module_that_makes_them() -> None:
-    files = [Path(spec.origin) for module in _VLM_MODULES if (spec := find_spec(module))]
-    used = {
-        f"prompt_tuning.{name}"
-        for file in files
-        for name in re.findall(r"from prompt_tuning\.([\w.]+) import", file.read_text("utf-8"))
-    }
-    # On messages, prompts and how files are written, no feature depends.
-    used -= {
-        f"prompt_tuning.{name}"
-        for name in ("install_hints", "tuning.prompt_tree", "settings", "storage")
-    }
-    assert used == {module for module in _VLM_MODULES if module.startswith("prompt_tuning.")}
-    assert "prompt_tuning.label_names" not in used  # other spellings of labels keep all features
 
 
 def test_there_are_files_to_check() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 from without_packages import datafree_without
 
 from orchestrator.cluster.resources import Node, Resources
@@ -17,7 +17,8 @@ from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import CAPTIONS, KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.plan.run import make_plan
-from orchestrator.stages.knowledge import read_summary, write_knowledge
+from orchestrator.stages.given_captions import write_given_knowledge
+from orchestrator.stages.knowledge_summary import read_summary
 from prompt_tuning.install_hints import install_set
 from prompt_tuning.knowledge.noun_matching import NounMatcher
 from workers.knowledge.engine import GPU_DEFAULT
@@ -141,7 +142,7 @@ def test_templates_are_captions_without_any_engine(tmp_path: Path) -> None:
     own = ("captions.files=[own.tsv]", *NOTHING_ASKED)
     planned, without = plan(tmp_path, *own, "captions.templates=true"), plan(tmp_path, *own)
     assert planned.stage.key != without.stage.key
-    run_stage(planned.stage, lambda staging: write_knowledge(planned, Console(quiet=True), staging))
+    run_stage(planned.stage, partial(write_given_knowledge, planned))
     rows = pq.read_table(planned.stage.folder / CAPTIONS).to_pylist()
     assert [(row["kind"], row["labels"]) for row in rows] == [
         ("file", ["dog"]),
@@ -211,7 +212,7 @@ def test_own_captions_are_matched_once_however_often_a_run_is_planned(
         return find(matcher, text)
 
     monkeypatch.setattr(NounMatcher, "find", counted)
-    run_stage(planned.stage, lambda staging: write_knowledge(planned, Console(quiet=True), staging))
+    run_stage(planned.stage, partial(write_given_knowledge, planned))
     again = make_plan(own, ON_CPU, None)
     assert again.knowledge.stage.done()
     assert matched == []

@@ -407,7 +407,7 @@ def test_stopping_cuts_no_request_that_is_under_way(service: Service) -> None:
         ),
         (["{all}", "--port", "{taken}"], "--port: cannot listen on 127.0.0.1:"),
         (["{all}", "--port", "70000"], "--port: must be between 1 and 65535 (got 70000)"),
-        (["{all}", "--replicas", "0"], "--replicas: 0 is too few"),
+        (["{all}", "--replicas", "0"], "--replicas: must be at least 1 (got 0)"),
         (["{all}", "--replicas", "4000"], "--replicas: 4000 with 1 CPUs and"),
         (["{all}", "--token", "a b"], "--token: "),
     ],

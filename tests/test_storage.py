@@ -20,7 +20,6 @@ from prompt_tuning.storage import (
     is_published,
     publishing,
     remove_abandoned,
-    source_digest,
     write_atomic,
 )
 
@@ -247,15 +246,3 @@ def test_write_atomic_that_fails_keeps_the_old_and_leaves_no_temporary_file(
     with pytest.raises(TypeError):
         write_atomic(tmp_path / "file", "no bytes")  # type: ignore[arg-type]
     assert names_in(tmp_path) == ["folder", "folder/inner"]
-
-
-def test_source_digests_change_with_the_source_of_any_module(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("hashed_one", "hashed_two"):
-        (tmp_path / f"{name}.py").write_text("raise RuntimeError('imported')\n")
-    first = source_digest("hashed_one", "hashed_two")
-    assert source_digest("hashed_two", "hashed_one") == first
-    (tmp_path / "hashed_two.py").write_text("VALUE = 2\n")
-    assert source_digest("hashed_one", "hashed_two") != first

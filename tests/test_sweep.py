@@ -32,6 +32,7 @@ from prompt_tuning.tagging.artifact import Artifact
 CATEGORIES = ["dog", "bicycle", "violin", "lemon"]
 LOOKS = ["small", "large", "brown", "old", "bright", "strange", "new", "wet"]
 PLACES = ["in the park", "near a wall", "on the grass", "by the road"]
+EPOCHS = 20
 # Stages that do not tune: what one sweep has, another may take.
 SHARED = (
     "caption_features",
@@ -70,7 +71,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "captions": {"files": ["sentences.tsv"], "held_out": 0.2},
         "hierarchy": {"groups": "auto", "coarse": 1, "fine": 2},
         "vlm": {"model": "efficientnet-lite0+minilm", "resolution": 224},
-        "tuning": {"epochs": 30, "batch": 32, "workers": 2},
+        "tuning": {"epochs": EPOCHS, "batch": 32, "workers": 2},
         "evaluation": {
             "dataset": "folder",
             "root": str(folder / "photos"),
@@ -219,7 +220,7 @@ def test_a_sweep_with_asha_that_loses_a_worker_ends_with_the_same_table(
     assert [row["status"] for row in table(whole)] == ["finished", "stopped", "finished"]
     process = start(config, disturbed, *sets)
     # Of the last trial, whose slot nobody else can take meanwhile.
-    wait_for(lambda: epochs(disturbed) >= 30 + 2 + 5, process)
+    wait_for(lambda: epochs(disturbed) >= EPOCHS + 2 + 5, process)
     a_worker().kill()
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM, VLMSettings
-from prompt_tuning.features import Features, concatenate, load_features, save_features
+from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import is_published, publishing
 from workers.failure import DescribedFailure
@@ -25,7 +25,6 @@ _CAPTIONS_PER_PART = 512
 _IMAGES_PER_PART = {"cpu": 48, "cuda": 1024}
 # Small on CPUs, for the sake of their caches: EfficientNet is 1.4 times as fast as with 16.
 IMAGES_PER_BATCH = {"cpu": 4, "cuda": 64}
-_FEATURES = "features.safetensors"
 
 
 def encode_captions(
@@ -89,7 +88,7 @@ def _encode(
         done = waiting.first(list(running))
         ray.get(done)
         on_items(len(missing[running.pop(done)]))
-    return concatenate(load_features(part / _FEATURES) for part in chunks)
+    return concatenate(load_features(part / FEATURES) for part in chunks)
 
 
 def _readers(gpus: float) -> int:
@@ -112,7 +111,7 @@ def _load(vlm: VLMSettings, cache: Path) -> None:
 def _caption_part(captions: Sequence[str], vlm: VLMSettings, cache: Path, part: Path) -> None:
     with publishing(part) as staging:
         features = _loaded(vlm, cache, _device()).encode_captions(list(captions))
-        save_features(staging / _FEATURES, features.to("cpu"))
+        save_features(staging / FEATURES, features.to("cpu"))
 
 
 @ray.remote(num_cpus=1)
@@ -126,7 +125,7 @@ def _image_part(
             # Convolutions are faster so on CPUs: RN50 by 2 to 30 %, EfficientNet by 10 to 80 %.
             pixels = pixels.to(model.device, memory_format=torch.channels_last)
             batches.append(model.encode_image(pixels).to("cpu"))
-        save_features(staging / _FEATURES, concatenate(batches))
+        save_features(staging / FEATURES, concatenate(batches))
 
 
 def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.code_digest import code_digest
 from prompt_tuning.storage import (
     canonical_json,
     digest,
     is_published,
     publishing,
-    source_digest,
 )
 
 _TIMING = "timing.json"
@@ -26,7 +26,7 @@ _TIMING = "timing.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: `folder` holds its result once it is done; `parts` what an unfinished one has."""
+    """One step: `folder` holds its result once it is done, `parts` what it has until then."""
 
     name: str
     key: str
@@ -52,15 +52,18 @@ class Stage:
 def plan_stage(
     cache: Path,
     name: str,
-    modules: tuple[str, ...],
+    entry: str,
     inputs: tuple[Stage, ...] = (),
     **settings: Any,
 ) -> Stage:
-    """A stage whose key hashes its settings, its modules' source and its inputs' keys."""
+    """A stage whose key hashes its settings, its code and its inputs' keys.
+
+    `entry`: the module whose function fills the stage's folder.
+    """
     key = digest(
         {
             "settings": settings,
-            "source": source_digest(*modules),
+            "source": code_digest(entry),
             "inputs": [stage.key for stage in inputs],
         }
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -53,8 +52,7 @@ def tag(
     from orchestrator.tagging.tags_file import SUFFIXES
 
     if threshold is not None and not 0 <= threshold <= 1:
-        got = "nan" if math.isnan(threshold) else threshold
-        raise InputError(f"--threshold: must be between 0 and 1 (got {got})")
+        raise InputError(f"--threshold: must be between 0 and 1 (got {threshold})")
     for option, value in (("--top", top), ("--workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option}: must be at least 1 (got {value})")

@@ -9,7 +9,6 @@ protocol's.
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -17,19 +16,19 @@ from rich.console import Console
 
 from orchestrator.cluster.connect import disconnect
 from orchestrator.cluster.resources import find_resources
-from orchestrator.config.models import EvaluationSettings, RunConfig
+from orchestrator.config.models import EvaluationSettings
 from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
 from orchestrator.plan.run import plan_images, text_side
-from orchestrator.stages.evaluation import read_images, write_image_features, write_images
-from orchestrator.stages.tuning import FEATURES
+from orchestrator.runs.stage_work import images_work
+from orchestrator.stages.images import read_images
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.voc import CLASSES
 from prompt_tuning.evaluation.baselines import BRANCHES, ClassFeatures, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import load_features
+from prompt_tuning.features import FEATURES, load_features
 from prompt_tuning.tuning.prompts import anchor_features
 from workers.stage import run_stage
 
@@ -45,35 +44,30 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
     Raises:
         InputError: when there is no VOC 2007 below `root`, or the weights cannot be had.
     """
-    config = RunConfig(
-        name="verify-clip",
-        categories=CLASSES,
-        vlm=vlm,
-        evaluation=EvaluationSettings(
-            dataset="voc2007", root=str(root.resolve()), split="test", difficult="negative"
-        ),
+    settings = EvaluationSettings(
+        dataset="voc2007", root=str(root.resolve()), split="test", difficult="negative"
     )
     categories = CategoryList(categories=tuple(Category(name=name) for name in CLASSES))
     resources = find_resources()
     folder, vlm_text = check_folder(cache, "cache"), text_side(vlm, resources)
     try:
-        plan = plan_images(config, resources, folder, categories, None, vlm_text)
+        plan = plan_images(settings, vlm, resources, folder, categories, None, vlm_text)
     except InputError as error:
         raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
-    assert plan.images and plan.image_features
+    assert plan.images and plan.features
     try:
         fetch_weights(vlm)
         model = load_vlm(vlm, cache=plan.cache)
     except ValueError as error:
         raise InputError(str(error)) from None
     try:
-        run_stage(plan.images, partial(write_images, plan, None))
-        run_stage(plan.image_features, partial(write_image_features, plan, console))
+        for stage, work in images_work(plan, None, console).items():
+            run_stage(stage, work)
     finally:
         disconnect()
     texts = F.normalize(anchor_features(model, categories), dim=-1)
     labels = read_images(plan).labels
-    items = load_features(plan.image_features.folder / FEATURES)
+    items = load_features(plan.features.folder / FEATURES)
     scores = method_scores(items, ClassFeatures(texts, texts), model.geometry, "mean")
     maps = {branch: 100 * mean_average_precision(scores[branch], labels) for branch in BRANCHES}
     return _told(vlm, maps, len(labels), console)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +37,11 @@ from orchestrator.paths import check_folder
 from orchestrator.plan.run import ImagesPlan, plan_images, text_side
 from orchestrator.runs.finished_run import FinishedRun, read_run
 from orchestrator.runs.results import write_metrics
+from orchestrator.runs.stage_work import images_work
 from orchestrator.stages.evaluation import (
     make_metrics,
-    read_images,
-    write_image_features,
-    write_images,
 )
-from orchestrator.stages.tuning import FEATURES
+from orchestrator.stages.images import read_images
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
@@ -59,7 +56,7 @@ from prompt_tuning.evaluation.baselines import (
 from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.evaluation.selection import images_at
-from prompt_tuning.features import Features, load_features
+from prompt_tuning.features import FEATURES, Features, load_features
 from prompt_tuning.images import small_jpeg
 from prompt_tuning.label_names import LabelNames
 from prompt_tuning.storage import write_atomic
@@ -100,7 +97,7 @@ def evaluate(
         for one in (run, other):
             if one:
                 _check_vlm(one, place, console)
-        listed = _images(plan, stamps)
+        listed = _images(plan, stamps, console)
         selecting = _selecting(run, settings, listed)
         theirs = _selecting(other, settings, listed) if other else np.zeros_like(selecting)
         rows = np.flatnonzero(~(selecting | theirs))
@@ -112,10 +109,11 @@ def evaluate(
             )
         if other:
             _check_shared(run, other, images)
-        items = _features(plan, console).take(torch.from_numpy(rows))
+        items = _features(plan, stamps, console).take(torch.from_numpy(rows))
         scores = score_methods(items, run.methods, run.artifact.geometry, run.artifact.fusion)
         metrics = make_metrics(
             plan,
+            run.artifact.fusion,
             scores,
             images.labels,
             images.ignored,
@@ -129,7 +127,7 @@ def evaluate(
             raw, images.labels, images.ignored, artifact.calibration
         )
         if other and other_plan:
-            of_other = _features(other_plan, console).take(torch.from_numpy(rows))
+            of_other = _features(other_plan, stamps, console).take(torch.from_numpy(rows))
             metrics["against"] = _compare(run, scores, other, of_other, images)
             if other.selection.selecting:
                 told = other.selection.told(int(theirs.sum()))
@@ -179,15 +177,9 @@ def _plan(
     stamps: Path | None,
 ) -> ImagesPlan:
     """The images over the categories of `run`, and the features of them that `of` needs."""
-    config = of.config.model_copy(
-        update={
-            "evaluation": settings,
-            "scoring": of.config.scoring.model_copy(update={"fusion": of.artifact.fusion}),
-        }
-    )
-    categories = run.artifact.categories
-    vlm_text = text_side(config.vlm, resources)
-    return plan_images(config, resources, cache, categories, stamps, vlm_text)
+    categories, vlm = run.artifact.categories, of.config.vlm
+    vlm_text = text_side(vlm, resources)
+    return plan_images(settings, vlm, resources, cache, categories, stamps, vlm_text)
 
 
 @contextmanager
@@ -217,10 +209,10 @@ def _check_vlm(run: FinishedRun, cache: Path, console: Console) -> None:
         )
 
 
-def _images(plan: ImagesPlan, stamps: Path | None) -> LabelledImages:
+def _images(plan: ImagesPlan, stamps: Path | None, console: Console) -> LabelledImages:
     """The labelled images, listed or composed unless they have been before."""
     assert plan.images is not None
-    run_stage(plan.images, partial(write_images, plan, stamps))
+    run_stage(plan.images, images_work(plan, stamps, console)[plan.images])
     images = read_images(plan)
     if not images.labels.any():
         raise InputError("--dataset: no image shows any category of the artifact")
@@ -245,11 +237,11 @@ def _shared_classes(run: FinishedRun, other: FinishedRun) -> tuple[list[int], li
     return list(shared), list(shared.values())
 
 
-def _features(plan: ImagesPlan, console: Console) -> Features:
+def _features(plan: ImagesPlan, stamps: Path | None, console: Console) -> Features:
     """The images' features, encoded unless they have been before."""
-    assert plan.image_features is not None
-    run_stage(plan.image_features, partial(write_image_features, plan, console))
-    return load_features(plan.image_features.folder / FEATURES)
+    assert plan.features is not None
+    run_stage(plan.features, images_work(plan, stamps, console)[plan.features])
+    return load_features(plan.features.folder / FEATURES)
 
 
 def _compare(

@@ -16,40 +16,23 @@ from orchestrator.config.inputs import load_categories, load_templates
 from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
-from prompt_tuning.captions import Caption, given_captions, read_captions
+from orchestrator.stages.knowledge_summary import CAPTIONS, FACTS_FILE
+from prompt_tuning.captions import Caption, CaptionSettings, given_captions, read_captions
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.code_digest import code_digest
 from prompt_tuning.install_hints import install_set
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.knowledge.label_check import dropped_labels
 from prompt_tuning.knowledge.templates import Template
-from prompt_tuning.storage import file_digest, folder_digest, source_digest
+from prompt_tuning.storage import file_digest, folder_digest
 from workers.knowledge import embedded_llm
 from workers.knowledge.engine import GPU_DEFAULT, chosen_dtype, engine_versions
-from workers.knowledge.engine_dtype import cluster_dtype, native_dtype
-from workers.knowledge.pool import Placement
+from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.pool import Placement, cluster_dtype
 from workers.stage import Stage, plan_stage
 
 _log = logging.getLogger(__name__)
 
-CAPTIONS = "captions.parquet"
-_MODULES = (
-    "orchestrator.stages.knowledge",
-    "prompt_tuning.captions",
-    "prompt_tuning.categories",
-    "prompt_tuning.knowledge.caption_filter",
-    "prompt_tuning.knowledge.dialogue",
-    "prompt_tuning.label_names",
-    "prompt_tuning.knowledge.noun_matching",
-    "prompt_tuning.knowledge.parts_of_speech",
-    "prompt_tuning.plain_text",
-    "prompt_tuning.knowledge.category_facts",
-    "prompt_tuning.knowledge.templates",
-    "prompt_tuning.knowledge.questions",
-    "prompt_tuning.parquet_writer",
-    "prompt_tuning.knowledge.hashed_sampling",
-    "workers.knowledge.pool",
-    "workers.knowledge.ledger",
-)
 # Their lexicons decide which words name a category.
 _PACKAGES = ("HanTa", "lemminflect")
 
@@ -76,6 +59,16 @@ class KnowledgePlan:
     llm_path: Path | str
     stage: Stage
 
+    @property
+    def captions_file(self) -> Path:
+        """Where the stage writes the captions."""
+        return self.stage.folder / CAPTIONS
+
+    @property
+    def facts_file(self) -> Path:
+        """Where the stage writes the category facts."""
+        return self.stage.folder / FACTS_FILE
+
     @cached_property
     def given(self) -> list[Caption]:
         """The captions that no language model writes, matched once: 100,000 take a minute.
@@ -93,7 +86,7 @@ class KnowledgePlan:
     def coverage(self) -> CaptionCoverage:
         """Which labels have captions, as far as is known without asking a language model."""
         if self.stage.done():
-            captions = read_captions(self.stage.folder / CAPTIONS, self.categories)
+            captions = read_captions(self.captions_file, self.categories)
         else:
             captions = self.given
         return CaptionCoverage.of(captions, self.categories, self.config.captions.held_out)
@@ -133,17 +126,12 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
             "accelerators": sorted({node.accelerator for node in on.nodes if node.gpus}),
             "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
             "versions": engine_versions(),
-            "source": source_digest(
-                "prompt_tuning.knowledge.dialogue",
-                "workers.knowledge.engine",
-                "workers.knowledge.adapters",
-                "workers.knowledge.embedded_llm",
-            ),
+            "source": code_digest("workers.knowledge.engine"),
         }
     stage = plan_stage(
         cache,
         "knowledge",
-        _MODULES,
+        f"orchestrator.stages.{'knowledge' if asks else 'given_captions'}",
         llm=llm_identity,
         templates={name: template.model_dump() for name, template in templates.items()},
         categories=categories.model_dump(mode="json"),
@@ -178,6 +166,34 @@ def describe_engines(plan: KnowledgePlan) -> str:
         f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
         f"in {plan.config.knowledge.llm.dtype}"
     )
+
+
+def check_captions(plan: KnowledgePlan) -> None:
+    """Refuse captions that the knowledge stage has written and that cannot be tuned on.
+
+    Raises:
+        InputError: naming the labels without any (see `check_coverage`).
+        RuntimeError: if there is no caption at all.
+    """
+    coverage = plan.coverage()
+    if not coverage.training + coverage.held_out:
+        raise RuntimeError(
+            "knowledge: no caption survived the filters; see answers.parquet in "
+            f"{plan.stage.folder}"
+        )
+    check_coverage(coverage, plan.config.captions)
+
+
+def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None:
+    """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
+
+    Raises:
+        InputError: in one line, with what would help.
+    """
+    try:
+        captions.check(settings.allow_missing, "captions.allow_missing: true")
+    except ValueError as error:
+        raise InputError(f"captions: {error}") from None
 
 
 def _check_vllm() -> None:

@@ -1,97 +1,80 @@
-"""The plan of a run: its stages with their keys, worked out before anything runs."""
+"""The plan of a run: its stages with their keys, worked out before anything runs.
+
+A stage's entry module is the one whose function fills its folder; its key has the code of all that
+this module imports.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from orchestrator.cluster.placement import WorkerShare, place_workers
 from orchestrator.cluster.resources import Resources
 from orchestrator.config.inputs import load_groups
-from orchestrator.config.models import RunConfig
+from orchestrator.config.models import EvaluationSettings, RunConfig
 from orchestrator.errors import InputError
-from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
+from orchestrator.plan.knowledge import KnowledgePlan, check_coverage, plan_knowledge
 from prompt_tuning.backbones import check_prompt_length, check_vlm, weight_files
 from prompt_tuning.backbones.base import VLMSettings
-from prompt_tuning.captions import CaptionSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.registry import read_photos
 from prompt_tuning.datasets.stamps import stamps_hash
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.images import readable_formats
-from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import file_digest
 from workers.stage import Stage, plan_stage
 
-_VLM_MODULES = (
-    "prompt_tuning.backbones",
-    "prompt_tuning.backbones.imagenet_bridge",
-    "prompt_tuning.features",
-    "prompt_tuning.images",
-    "prompt_tuning.backbones.checkpoint",
-    "prompt_tuning.backbones.clip",
-    "prompt_tuning.backbones.noun_phrases",
-    "prompt_tuning.plain_text",
-    "prompt_tuning.backbones.siglip",
-    "prompt_tuning.backbones.base",
-    "workers.features",
-)
 _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
-_PHOTO_MODULES = ("prompt_tuning.datasets.labelled_images", "prompt_tuning.images")
-# The fields of a config on which nothing depends that comes before tuning.
+# The fields of a config that change nothing before the tuning.
 TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
-_TUNING_MODULES = (
-    "prompt_tuning.tuning.losses",
-    "prompt_tuning.evaluation.metrics",
-    "prompt_tuning.tuning.prompt_encoder",
-    "prompt_tuning.tuning.prompt_tree",
-    "prompt_tuning.tuning.prompts",
-    "prompt_tuning.tuning.scoring",
-    "prompt_tuning.tuning.trainer",
-    "workers.tuning.driver",
-    "workers.tuning.job",
-    "workers.tuning.worker",
-)
 
 
 @dataclass(frozen=True)
 class ImagesPlan:
-    """Which labelled images are wanted as features of which VLM; `images` is None when none are."""
+    """The labelled images to evaluate on, and their features; None where there are no images."""
+
+    settings: EvaluationSettings
+    vlm: VLMSettings
+    resources: Resources
+    categories: CategoryList
+    cache: Path
+    images: Stage | None
+    features: Stage | None
+
+    @property
+    def stages(self) -> list[Stage]:
+        """The stages that there are, in their order."""
+        return [stage for stage in (self.images, self.features) if stage]
+
+    @property
+    def select(self) -> bool:
+        """Whether a half of the images chooses the artifact's seed."""
+        return self.images is not None and self.settings.select_on == "evaluation"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that a run has decided before it starts.
+
+    `groups`: those that the config gives, if it does. `vlm_text`: see `text_side`. `tuning`: by
+    seed. `tuning_run`: the key that all seeds share, by which Ray Train finds its checkpoints.
+    """
 
     config: RunConfig
     resources: Resources
     categories: CategoryList
     cache: Path
-    images: Stage | None
-    image_features: Stage | None
-
-    @property
-    def images_select(self) -> bool:
-        """Whether a half of the images chooses the artifact's seed."""
-        return self.images is not None and self.config.evaluation.select_on == "evaluation"
-
-
-@dataclass(frozen=True)
-class _Inputs(ImagesPlan):
-    """What is decided before anything is tuned; `vlm_text`: of `text_side`."""
-
-    groups: Hierarchy | None
     run_folder: Path
+    groups: Hierarchy | None
+    vlm_text: dict[str, object]
     knowledge: KnowledgePlan
     captions: Stage
     hierarchy: Stage
-    vlm_text: dict[str, object]
-
-
-@dataclass(frozen=True)
-class Plan(_Inputs):
-    """All that a run has decided before it starts.
-
-    `tuning`: by seed. `tuning_run`: what its seeds share, whichever are to do: Ray Train's name.
-    """
-
+    labelled: ImagesPlan
     share: WorkerShare
     tuning: dict[int, Stage]
     tuning_run: str
@@ -100,14 +83,13 @@ class Plan(_Inputs):
     @property
     def shared(self) -> list[Stage]:
         """The stages that do not depend on how prompts are tuned, in their order."""
-        measured_on = [stage for stage in (self.images, self.image_features) if stage]
-        return [self.knowledge.stage, self.captions, self.hierarchy, *measured_on]
+        return [self.knowledge.stage, self.captions, self.hierarchy, *self.labelled.stages]
 
     @property
     def stages(self) -> list[Stage]:
-        """All, in the order in which they run: images come last."""
-        before, measured_on = self.shared[:3], self.shared[3:]
-        return [*before, *self.tuning.values(), *measured_on, self.evaluation]
+        """All stages, in the order in which they run: images come last."""
+        text = [self.knowledge.stage, self.captions, self.hierarchy]
+        return [*text, *self.tuning.values(), *self.labelled.stages, self.evaluation]
 
 
 def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> Plan:
@@ -125,61 +107,61 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
     vlm_text = text_side(config.vlm, resources)
-    captions = plan_stage(cache, "caption_features", _VLM_MODULES, (knowledge.stage,), vlm=vlm_text)
+    captions = plan_stage(
+        cache, "caption_features", "orchestrator.stages.features", (knowledge.stage,), vlm=vlm_text
+    )
     clustered_on = {"auto": vlm_text, "llm": knowledge.stage.key}.get(config.hierarchy.groups)
     hierarchy = plan_stage(
         cache,
         "hierarchy",
-        ("prompt_tuning.hierarchy", "prompt_tuning.tuning.prompts", *_VLM_MODULES),
+        "orchestrator.stages.hierarchy",
         groups=asdict(groups) if groups else config.hierarchy.model_dump(),
         categories=list(categories.names),
         clustered_on=clustered_on,
     )
-    measured_on = plan_images(config, resources, cache, categories, stamps, vlm_text)
-    inputs = _Inputs(
+    labelled = plan_images(
+        config.evaluation, config.vlm, resources, cache, categories, stamps, vlm_text
+    )
+    return Plan(
         config=config,
         resources=resources,
         categories=categories,
         cache=cache,
-        images=measured_on.images,
-        image_features=measured_on.image_features,
-        groups=groups,
         run_folder=knowledge.run_folder,
+        groups=groups,
+        vlm_text=vlm_text,
         knowledge=knowledge,
         captions=captions,
         hierarchy=hierarchy,
-        vlm_text=vlm_text,
+        labelled=labelled,
+        **_plan_tuning(config, resources, captions, hierarchy, labelled, vlm_text),
     )
-    return _plan_tuning(inputs)
-
-
-def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None:
-    """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
-
-    Raises:
-        InputError: in one line, with what would do.
-    """
-    try:
-        captions.check(settings.allow_missing, "captions.allow_missing: true")
-    except ValueError as error:
-        raise InputError(f"captions: {error}") from None
 
 
 def retune(plan: Plan, config: RunConfig) -> Plan:
-    """The plan of a config that differs from a plan's in nothing but the fields in `TUNING`.
+    """The plan for a config that differs from the plan's own only in the fields in `TUNING`.
 
     Raises:
         InputError: for what a person has to change.
     """
-    inputs = {field.name: getattr(plan, field.name) for field in fields(_Inputs)}
     # With the language model that the plan has found.
-    inputs["config"] = config.model_copy(update={"knowledge": plan.config.knowledge})
-    return _plan_tuning(_Inputs(**inputs))
+    config = config.model_copy(update={"knowledge": plan.config.knowledge})
+    tuning = _plan_tuning(
+        config, plan.resources, plan.captions, plan.hierarchy, plan.labelled, plan.vlm_text
+    )
+    return replace(plan, config=config, **tuning)
 
 
-def _plan_tuning(inputs: _Inputs) -> Plan:
-    """Key the stages that tune and evaluate, given all that comes before them."""
-    config, resources, categories = inputs.config, inputs.resources, inputs.categories
+def _plan_tuning(
+    config: RunConfig,
+    resources: Resources,
+    captions: Stage,
+    hierarchy: Stage,
+    labelled: ImagesPlan,
+    vlm_text: dict[str, object],
+) -> dict[str, Any]:
+    """Key the stages that tune and evaluate: the last four fields of a `Plan`."""
+    cache, categories = labelled.cache, labelled.categories
     try:
         check_prompt_length(config.vlm, config.prompts.context_tokens, list(categories.names))
     except ValueError as error:
@@ -187,10 +169,10 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
     share = place_workers(config.tuning, resources)
     tuning_stage = partial(
         plan_stage,
-        inputs.cache,
+        cache,
         "tuning",
-        (*_TUNING_MODULES, *_VLM_MODULES),
-        (inputs.captions, inputs.hierarchy),
+        "orchestrator.stages.tuning",
+        (captions, hierarchy),
         held_out=config.captions.held_out,
         prompts=config.prompts.model_dump(),
         scoring=config.scoring.model_dump(),
@@ -199,90 +181,81 @@ def _plan_tuning(inputs: _Inputs) -> Plan:
         share={"cpus": share.cpus, "gpus": share.gpus},
     )
     tuning = {seed: tuning_stage(seed=seed) for seed in config.seeds}
-    measured_on = tuple(stage for stage in (inputs.images, inputs.image_features) if stage)
     evaluation = plan_stage(
-        inputs.cache,
+        cache,
         "evaluation",
-        (
-            "orchestrator.stages.evaluation",
-            "prompt_tuning.tagging.calibration",
-            "prompt_tuning.knowledge.caption_coverage",
-            "prompt_tuning.evaluation.baselines",
-            "prompt_tuning.evaluation.bootstrap",
-            "prompt_tuning.evaluation.selection",
-            *_TUNING_MODULES,
-        ),
-        (inputs.captions, *tuning.values(), *measured_on),
-        vlm={**inputs.vlm_text, "resolution": config.vlm.resolution},
+        "orchestrator.stages.evaluation",
+        (captions, *tuning.values(), *labelled.stages),
+        vlm={**vlm_text, "resolution": config.vlm.resolution},
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
-        split_seed=config.evaluation.split_seed if inputs.images_select else None,
+        split_seed=config.evaluation.split_seed if labelled.select else None,
     )
-    known = {field.name: getattr(inputs, field.name) for field in fields(_Inputs)}
-    return Plan(
-        **known,
-        share=share,
-        tuning=tuning,
-        tuning_run=tuning_stage().key,
-        evaluation=evaluation,
-    )
+    return {
+        "share": share,
+        "tuning": tuning,
+        "tuning_run": tuning_stage().key,
+        "evaluation": evaluation,
+    }
 
 
 def plan_images(
-    config: RunConfig,
+    settings: EvaluationSettings,
+    vlm: VLMSettings,
     resources: Resources,
     cache: Path,
     categories: CategoryList,
     stamps: Path | None,
     vlm_text: dict[str, object],
 ) -> ImagesPlan:
-    """Find the labelled images that the config names, and key them and their features.
+    """Find the labelled images that the settings name, and key them and their features.
 
-    `stamps`: as in `make_plan`; without them there are no scenes. `vlm_text`: of `text_side`.
+    `stamps`: as in `make_plan`; without them there are no scenes. `vlm_text`: see `text_side`.
 
     Raises:
         InputError: for what a person has to change.
     """
-    settings = config.evaluation
-    vlm = {**vlm_text, "resolution": config.vlm.resolution}
-    images = image_features = None
+    images = features = None
+    features_stage = partial(
+        plan_stage,
+        cache,
+        "image_features",
+        "orchestrator.stages.features",
+        vlm={**vlm_text, "resolution": vlm.resolution},
+    )
     if settings.dataset == "scenes" and stamps is not None:
         images = plan_stage(
             cache,
             "images",
-            ("prompt_tuning.datasets.scenes",),
+            "prompt_tuning.datasets.scenes",
             scenes=settings.scenes.model_dump(),
             stamps=stamps_hash(stamps),
             categories=built_in_text("scenes_stamps"),
         )
-        image_features = plan_stage(cache, "image_features", _VLM_MODULES, (images,), vlm=vlm)
+        features = features_stage((images,))
     elif settings.dataset not in ("scenes", "none"):
         try:
             photos = read_photos(settings, categories)
         except (ValueError, OSError) as error:
             raise InputError(f"evaluation.root: {error}") from None
-        # What the readers make of their files is in the key, so their source need not be.
-        formats = readable_formats()  # others are left out
+        formats = readable_formats()  # images of other formats are left out
         images = plan_stage(
-            cache, "images", _PHOTO_MODULES, photos=photos.digest(), formats=formats
-        )
-        # Other categories, options or names want the same features of the same images.
-        image_features = plan_stage(
             cache,
-            "image_features",
-            _VLM_MODULES,
-            vlm=vlm,
-            contents=photos.contents,
+            "images",
+            "orchestrator.stages.images",
+            photos=photos.digest(),
             formats=formats,
         )
-    return ImagesPlan(config, resources, categories, cache, images, image_features)
+        # By content: other categories, options or names need the same features of the same images.
+        features = features_stage(contents=photos.contents, formats=formats)
+    return ImagesPlan(settings, vlm, resources, categories, cache, images, features)
 
 
 def text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
-    """What the features of texts depend on: all of a VLM but the resolution of images.
+    """What the features of texts depend on: all of a VLM except the resolution of images.
 
     Raises:
-        InputError: for settings that no backbone can follow.
+        InputError: if no backbone can follow the settings.
     """
     try:
         check_vlm(vlm)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from orchestrator.config.models import RunConfig
 from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.run_lock import only_driver
-from prompt_tuning.captions import read_captions
-from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
+from orchestrator.stages.knowledge_summary import RESULTS, read_summary
 from prompt_tuning.storage import copy_atomic
 from workers.stage import run_stage
 
@@ -38,12 +36,12 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         _print_plan(plan, console)
         return
     check_cluster(config.paths)
-    from orchestrator.stages.knowledge import CAPTIONS, RESULTS, read_summary, write_knowledge
+    from orchestrator.runs.knowledge_work import knowledge_work  # heavy
 
     with only_driver(plan.run_folder):
         show_labels(plan.categories, console)
         try:
-            ran = run_stage(plan.stage, partial(write_knowledge, plan, console))
+            ran = run_stage(plan.stage, knowledge_work(plan, console))
         finally:
             disconnect()
         results = plan.run_folder / "knowledge"
@@ -53,9 +51,8 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
     if not ran:
         console.print("Nothing to do: every question is already answered.")
     _print_summary(summary, results, console)
-    captions = read_captions(plan.stage.folder / CAPTIONS, plan.categories)
-    coverage = CaptionCoverage.of(captions, plan.categories, config.captions.held_out)
-    for note in caption_notes({"captions": asdict(coverage), "positives": plan.categories.names}):
+    coverage = asdict(plan.coverage())
+    for note in caption_notes({"captions": coverage, "positives": plan.categories.names}):
         console.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
     warn_of_unanswered(summary, console)
     if strict and summary["not_answered"]:

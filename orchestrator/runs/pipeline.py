@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from orchestrator.console import status
 from orchestrator.errors import InputError
 from orchestrator.pages.metrics_summary import caption_notes, evaluated_on
 from orchestrator.paths import check_folder
-from orchestrator.plan.knowledge import describe_engines
+from orchestrator.plan.knowledge import check_captions, describe_engines
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.run_lock import only_driver
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
@@ -50,7 +49,7 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
             disconnect()
         from orchestrator.runs.knowledge_job import warn_of_unanswered
         from orchestrator.runs.results import write_results
-        from orchestrator.stages.knowledge import read_summary
+        from orchestrator.stages.knowledge_summary import read_summary
 
         metrics = write_results(plan, ran)
     warn_of_unanswered(read_summary(plan.knowledge), console)
@@ -66,7 +65,7 @@ def run_stages(
     Raises:
         InputError: for captions that cannot be tuned on.
     """
-    from orchestrator.stages.tuning import check_captions
+    from orchestrator.runs.stage_work import stage_work  # heavy
 
     # Once for each plan: its seeds are tuned together.
     work = {id(plan): stage_work(plan, stamps, console) for plan in stages.values()}
@@ -74,32 +73,8 @@ def run_stages(
     for stage, plan in stages.items():
         ran[stage] = run_stage(stage, work[id(plan)][stage])
         if stage == plan.knowledge.stage:
-            check_captions(plan)
+            check_captions(plan.knowledge)
     return ran
-
-
-def stage_work(
-    plan: Plan, stamps: Path | None, console: Console
-) -> dict[Stage, Callable[[Path], None]]:
-    """What fills the folder of each stage of a plan."""
-    # Heavy imports happen inside the stages: when all are done, none is needed.
-    from orchestrator.stages.evaluation import write_evaluation, write_image_features, write_images
-    from orchestrator.stages.knowledge import write_knowledge
-    from orchestrator.stages.tuning import SeedTuning, write_caption_features, write_hierarchy
-
-    work: dict[Stage, Callable[[Path], None]] = {
-        plan.knowledge.stage: partial(write_knowledge, plan.knowledge, console),
-        plan.captions: partial(write_caption_features, plan, console),
-        plan.hierarchy: partial(write_hierarchy, plan),
-        plan.evaluation: partial(write_evaluation, plan),
-    }
-    tuning = SeedTuning(plan, console)
-    for seed, stage in plan.tuning.items():
-        work[stage] = partial(tuning.write, seed)
-    if plan.images and plan.image_features:
-        work[plan.images] = partial(write_images, plan, stamps)
-        work[plan.image_features] = partial(write_image_features, plan, console)
-    return work
 
 
 def stamps_here(config: RunConfig) -> Path | None:
@@ -154,7 +129,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
     for stage in plan.stages:
         table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")
     console.print(table)
-    if plan.config.evaluation.dataset == "scenes" and not plan.images:
+    if plan.config.evaluation.dataset == "scenes" and not plan.labelled.images:
         console.print("The cut-outs of the scenes are not here yet; a run fetches them first.")
     share = plan.share
     console.print(
@@ -179,7 +154,7 @@ def _print_summary(
         console.print(f"Done before: {', '.join(done_before)}.")
     held_out = metrics["captions"]["held_out"]
     on_text = f"{held_out} held-out caption{'' if held_out == 1 else 's'}"
-    where = evaluated_on(metrics) if plan.images else on_text
+    where = evaluated_on(metrics) if plan.labelled.images else on_text
     table = Table("method", "global", "local", "fused", title=f"mAP on {where}")
     for method, by_branch in metrics["map"].items():
         table.add_row(

@@ -14,8 +14,8 @@ import yaml
 from orchestrator.pages.html import EXAMPLE_SIDE
 from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.pages.run_page import Example, ReportData, render
-from orchestrator.plan.knowledge import CAPTIONS
 from orchestrator.plan.run import Plan
+from orchestrator.runs.stage_work import write_curves
 from orchestrator.stages.evaluation import (
     CALIBRATION,
     CLASS_FEATURES,
@@ -23,16 +23,13 @@ from orchestrator.stages.evaluation import (
     GEOMETRY,
     IDENTITY,
     SELECTION,
-    read_images,
     read_metrics,
     read_selection,
 )
-from orchestrator.stages.knowledge import read_summary
-from orchestrator.stages.tuning import (
-    RAY_STORAGE,
-    read_hierarchy,
-    write_curves,
-)
+from orchestrator.stages.hierarchy import read_hierarchy
+from orchestrator.stages.images import read_images
+from orchestrator.stages.knowledge_summary import read_summary
+from orchestrator.stages.tuning import RAY_STORAGE
 from prompt_tuning.backbones.base import Geometry, VLMIdentity
 from prompt_tuning.captions import read_captions
 from prompt_tuning.images import small_jpeg
@@ -113,7 +110,7 @@ def _report_data(
     knowledge = read_summary(plan.knowledge)
     # Of the lists the report shows what came of them; their answers are no sentences.
     knowledge["asked"] = {kind: knowledge["asked"].get(kind, 0) for kind in SENTENCES}
-    captions = read_captions(stage.folder / CAPTIONS, plan.categories)
+    captions = read_captions(plan.knowledge.captions_file, plan.categories)
     step = max(1, len(captions) // _SAMPLE_CAPTIONS)
     samples = [
         {
@@ -131,21 +128,23 @@ def _report_data(
         embedded=plan.config.vlm.kind == "embedded",
         stages=[{"stage": name, **told} for name, told in run["stages"].items()],
         versions=run["versions"],
-        metrics=metrics if plan.images else None,
-        held_out=None if plan.images else {a: m["fused"] for a, m in metrics["map"].items()},
+        metrics=metrics if plan.labelled.images else None,
+        held_out=None
+        if plan.labelled.images
+        else {a: m["fused"] for a, m in metrics["map"].items()},
         histories={seed: read_history(plan.tuning[seed].folder) for seed in plan.tuning},
         hierarchy=[
             {"name": c, "fine": [{"name": f, "categories": names} for f, names in fines.items()]}
             for c, fines in tree.items()
         ],
-        examples=_examples(plan) if plan.images else [],
+        examples=_examples(plan) if plan.labelled.images else [],
         knowledge={**knowledge, "samples": samples, "seconds": stage.seconds()},
         notes=[*metrics["notes"], *caption_notes(metrics)],
     )
 
 
 def _examples(plan: Plan) -> list[Example]:
-    files = read_images(plan).files
+    files = read_images(plan.labelled).files
     listed = json.loads((plan.evaluation.folder / EXAMPLES).read_bytes())
     return [
         Example(

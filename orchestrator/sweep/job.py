@@ -23,7 +23,6 @@ from orchestrator.runs.pipeline import (
     fetch_scenes,
     fetch_vlm,
     run_stages,
-    stage_work,
     stamps_here,
     warn_of_captions,
 )
@@ -65,6 +64,7 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
             shared = run_stages(plan.shared(), stamps, console)
             ran = {stage for stage, was_missing in shared.items() if was_missing}
             # Imported late: these load Ray Tune and torch.
+            from orchestrator.runs.stage_work import stage_work
             from orchestrator.sweep.outputs import write_sweep
             from orchestrator.sweep.records import TrialRecords
             from orchestrator.sweep.results import best_point, point_results

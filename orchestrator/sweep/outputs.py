@@ -22,11 +22,11 @@ from orchestrator.stages.evaluation import (
     GEOMETRY,
     SELECTION,
     image_features_at,
-    read_images,
     read_metrics,
     read_selection,
     reported_rows,
 )
+from orchestrator.stages.images import read_images
 from orchestrator.stages.tuning import RAY_STORAGE
 from orchestrator.sweep.plan import Point, SweepPlan
 from orchestrator.sweep.results import Compared, PointResult, ranked_by, tuning_seconds
@@ -47,9 +47,9 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
 
     The evaluation stages of both must be done.
     """
-    default, images = plan.default.plan, read_images(plan.default.plan)
+    default, images = plan.default.plan, read_images(plan.default.plan.labelled)
     _, selection = read_selection(default.evaluation.folder / SELECTION)
-    rows = reported_rows(default, images, selection)
+    rows = reported_rows(default.labelled, images, selection)
     reported, sides = images_at(images, rows), (_scores(best.plan, rows), _scores(default, rows))
     difference = paired_difference(*sides, reported.labels, RESAMPLES, 0, reported.ignored)
     of_best, of_default = read_metrics(best.plan), read_metrics(default)
@@ -65,7 +65,7 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
 
 def _scores(plan: Plan, rows: np.ndarray) -> list[np.ndarray]:
     """The fused scores of the images at `rows`, `(rows, classes)` for each seed."""
-    items = image_features_at(plan, rows)
+    items = image_features_at(plan.labelled, rows)
     geometry = Geometry.model_validate_json((plan.evaluation.folder / GEOMETRY).read_bytes())
     return [
         method_scores(items, read_classes(stage.folder), geometry, plan.config.scoring.fusion)[
@@ -99,7 +99,7 @@ def write_sweep(
     write_results(best_run, {stage: stage in ran for stage in best_run.stages})
     Artifact.load(best_run.run_folder / "artifact").save(folder / "best")
     _write_table(results, folder / "results.parquet")
-    comparable = plan.default.plan.images and results[0].finished
+    comparable = plan.default.plan.labelled.images and results[0].finished
     compared = compare(plan, best_point) if comparable else None
     page = render_sweep(_page_data(plan, results, best, compared, ran, wall_seconds))
     write_atomic(folder / "report.html", page.encode())

@@ -71,15 +71,15 @@ class SweepPlan:
     @property
     def on_images(self) -> bool:
         """Whether points are ranked on images, or else on held-out captions."""
-        return self.default.plan.images_select
+        return self.default.plan.labelled.select
 
     @property
     def measured_on(self) -> str:
         """An identifier of the images that points are ranked on, or "text"."""
         plan = self.default.plan
-        if not plan.images_select or plan.images is None:
+        if not plan.labelled.select or plan.labelled.images is None:
             return "text"
-        return digest([plan.images.key, plan.config.evaluation.split_seed])[:12]
+        return digest([plan.labelled.images.key, plan.config.evaluation.split_seed])[:12]
 
     def shared(self) -> dict[Stage, Plan]:
         """The stages before tuning, each once, with a plan that contains it."""

@@ -11,9 +11,12 @@ from rich.console import Console
 
 from orchestrator.cluster.connect import connect
 from orchestrator.console import StageProgress
+from orchestrator.plan.knowledge import check_captions
 from orchestrator.runs.curves import new_curves
-from orchestrator.stages.evaluation import read_images, selecting_half
-from orchestrator.stages.tuning import RAY_STORAGE, check_captions, tell_of_waiting, tuning_job
+from orchestrator.runs.stage_work import report_waiting
+from orchestrator.stages.evaluation import selecting_half
+from orchestrator.stages.images import read_images
+from orchestrator.stages.tuning import RAY_STORAGE, tuning_job
 from orchestrator.sweep.plan import Point, SweepPlan
 from orchestrator.sweep.proposals import ProposedTrials
 from orchestrator.sweep.records import TrialRecords
@@ -114,14 +117,15 @@ class _Rounds:
         self._points[stage] = (point, seed)
         captions = (plan.captions, plan.config.captions.held_out)
         if captions not in self._checked:
-            check_captions(plan)
+            check_captions(plan.knowledge)
             self._checked.add(captions)
-        if plan.images_select and plan.image_features not in self._halves:
-            self._halves[plan.image_features] = selecting_half(plan, read_images(plan))
+        labelled = plan.labelled
+        if labelled.select and labelled.features not in self._halves:
+            self._halves[labelled.features] = selecting_half(labelled, read_images(labelled))
         return Trial(
             fields={**point.fields, "seed": seed},
             stage=stage,
-            job=tuning_job(plan, seed, self._storage, self._halves.get(plan.image_features)),
+            job=tuning_job(plan, seed, self._storage, self._halves.get(labelled.features)),
             storage=self._storage,
             resources=plan.share.resources,
         )
@@ -190,7 +194,7 @@ class _Rounds:
                 plan.run_folder / _TUNE_STORAGE,
                 on_outcome,
                 partial(
-                    tell_of_waiting, self._console, default.share, default.config.tuning.workers
+                    report_waiting, self._console, default.share, default.config.tuning.workers
                 ),
                 asha=settings.asha if early_stop else None,
                 known=self._first_seeds() if early_stop else [],

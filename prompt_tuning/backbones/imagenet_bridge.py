@@ -20,9 +20,10 @@ from torch import Tensor
 
 from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.backbones.noun_phrases import noun_phrases
+from prompt_tuning.code_digest import code_digest
 from prompt_tuning.features import Features
 from prompt_tuning.install_hints import pip_install
-from prompt_tuning.storage import digest, file_digest, is_published, publishing, source_digest
+from prompt_tuning.storage import digest, file_digest, is_published, publishing
 
 MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 _ANCHORS = "anchors.safetensors"
@@ -175,7 +176,7 @@ class ImageNetBridge(VLM):
     def _imagenet_anchors(self, cache: Path | None) -> tuple[Tensor, str]:
         """A text embedding of each ImageNet class, `(1000, dim)`, and the digest of the texts."""
         versions = {package: version(package) for package in ("timm", "torch", "transformers")}
-        key = digest([self._weights, versions, source_digest(__name__)])
+        key = digest([self._weights, versions, code_digest(__name__)])
         kept = cache / "imagenet_anchors" / key[:20] if cache else None
         if kept and is_published(kept):
             of_texts = (kept / _TEXTS_DIGEST).read_text("utf-8")

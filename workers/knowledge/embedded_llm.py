@@ -17,8 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.code_digest import code_digest
 from prompt_tuning.install_hints import pip_install
-from prompt_tuning.storage import digest, file_digest, is_published, publishing, source_digest
+from prompt_tuning.storage import digest, file_digest, is_published, publishing
 
 EMBEDDED_MODEL = "embedded:gemma-3-270m"
 
@@ -62,7 +63,7 @@ def content_digest() -> str:
 def checkpoint_folder(cache: Path) -> Path:
     """The folder for `assemble`, named by a hash of all that the checkpoint depends on."""
     versions = [version("transformers"), version("gguf")]
-    key = digest([content_digest(), versions, source_digest("workers.knowledge.embedded_llm")])
+    key = digest([content_digest(), versions, code_digest("workers.knowledge.embedded_llm")])
     return cache / "embedded_llm" / key[:20]
 
 

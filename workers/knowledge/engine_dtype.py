@@ -6,7 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -30,33 +30,6 @@ def native_dtype(on_gpu: bool) -> Dtype:
 def common_dtype(dtypes: Iterable[Dtype]) -> Dtype:
     """The dtype that all nodes support, so that answers do not depend on the node."""
     return min(dtypes, key=("float32", "float16", "bfloat16").index)
-
-
-def cluster_dtype(needs: dict[str, float], on_gpu: bool) -> Dtype:
-    """The common dtype of all nodes of the cluster that can hold an engine.
-
-    `needs`: the engine's resources, by Ray's names.
-
-    Raises:
-        DescribedFailure: if a node does not answer.
-        ray.exceptions.RayError: if a node goes away in the meantime.
-    """
-    import ray
-
-    from workers.cluster_probe import ask_nodes
-
-    nodes = [
-        node
-        for node in ray.nodes()
-        if node["Alive"]
-        and all(node["Resources"].get(name, 0) >= need for name, need in needs.items())
-    ]
-    return common_dtype(ask_nodes(nodes, _native_dtype_of, on_gpu))
-
-
-def _native_dtype_of(node: dict[str, Any], on_gpu: bool) -> Dtype:
-    """Runs on `node`."""
-    return native_dtype(on_gpu)
 
 
 def _cpu_flags() -> set[str]:

@@ -20,7 +20,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prompt_tuning.knowledge.dialogue import Answer
+from workers.cluster_probe import ask_nodes
 from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
+from workers.knowledge.engine_dtype import Dtype, common_dtype, native_dtype
 from workers.knowledge.engine_errors import load_failure
 from workers.knowledge.ledger import Ledger, Shard
 from workers.waiting import Waiting
@@ -373,3 +375,26 @@ def _reason(error: RayError) -> str:
         return "the engine died of it"
     text = str(error.cause).strip() or "no message"
     return f"{type(error.cause).__name__}: {text.splitlines()[0]}"
+
+
+def cluster_dtype(needs: dict[str, float], on_gpu: bool) -> Dtype:
+    """The common dtype of all nodes of the cluster that can hold an engine.
+
+    `needs`: the engine's resources, by Ray's names.
+
+    Raises:
+        DescribedFailure: if a node does not answer.
+        ray.exceptions.RayError: if a node goes away in the meantime.
+    """
+    nodes = [
+        node
+        for node in ray.nodes()
+        if node["Alive"]
+        and all(node["Resources"].get(name, 0) >= need for name, need in needs.items())
+    ]
+    return common_dtype(ask_nodes(nodes, _native_dtype_of, on_gpu))
+
+
+def _native_dtype_of(node: dict[str, Any], on_gpu: bool) -> Dtype:
+    """Runs on `node`."""
+    return native_dtype(on_gpu)

@@ -1,0 +1,30 @@
+"""`datafree cache`."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from orchestrator.commands.options import Cache, Runs
+
+
+def cache(
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove results that no run refers to")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --remove: only show what would go")
+    ] = False,
+    cache: Cache = None,
+    runs: Runs = None,
+) -> None:
+    """List the results that stages keep, and the runs that refer to them."""
+    from rich.console import Console
+
+    from orchestrator.paths import cache_folder, check_folder
+    from orchestrator.runs.cache import show_cache
+
+    runs_folder = check_folder(runs or os.environ.get("DATAFREE_RUNS") or "runs", "--runs")
+    show_cache(cache_folder(cache), runs_folder, Console(), remove, dry_run)

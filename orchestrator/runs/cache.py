@@ -1,0 +1,127 @@
+"""The cache folder: what it holds, which runs refer to it, and what may go."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.errors import InputError
+
+# What stages are named, and so the folders of their results.
+_STAGES = (
+    "knowledge",
+    "caption_features",
+    "hierarchy",
+    "tuning",
+    "images",
+    "image_features",
+    "evaluation",
+)
+# What stays: answers of language models, and what is assembled or downloaded.
+_KEPT = ("answers", "embedded_llm", "imagenet_anchors", "stamps")
+_DAY = 24 * 3600.0
+_KEY_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage's result, or the parts of one that is not finished. `age`: seconds since its last
+    change. `runs`: the run folders that refer to it, by name."""
+
+    folder: Path
+    stage: str
+    key: str
+    size: int
+    age: float
+    runs: tuple[str, ...]
+
+    @property
+    def removable(self) -> bool:
+        """Whether no run refers to it and it has not changed for a day."""
+        return not self.runs and self.age > _DAY
+
+
+def show_cache(cache: Path, runs: Path, console: Console, remove: bool, dry_run: bool) -> None:
+    """List what the cache holds; with `remove` and without `dry_run` remove what is removable.
+
+    Raises:
+        InputError: to `remove` while a run is at work.
+    """
+    if remove and not dry_run:
+        _check_idle(runs)
+    entries = list_cache(cache, runs)
+    table = Table("stage", "key", "MB", "days", "runs", title=str(cache))
+    for entry in entries:
+        where = ", ".join(entry.runs) or ("none: removable" if entry.removable else "none yet")
+        days = f"{entry.age / _DAY:.1f}"
+        table.add_row(entry.stage, entry.key[:_KEY_SHOWN], _megabytes(entry.size), days, where)
+    for name in _KEPT:
+        if (cache / name).exists():
+            size = _size_and_change(cache / name)[0]
+            table.add_row(name, "", _megabytes(size), "", "all (never removed)")
+    console.print(table)
+    removable = [entry for entry in entries if entry.removable]
+    freed = _megabytes(sum(entry.size for entry in removable))
+    if remove and not dry_run:
+        for entry in removable:
+            shutil.rmtree(entry.folder)
+        console.print(f"removed: {len(removable)} results, {freed} MB")
+    else:
+        console.print(f"no run refers to {len(removable)} results, {freed} MB (see --remove)")
+
+
+def list_cache(cache: Path, runs: Path) -> list[Entry]:
+    """Results and unfinished parts of stages in a cache, by stage, the newest first."""
+    referring = _runs_by_key(runs)
+    found = [(stage, f.name, f) for stage in _STAGES for f in (cache / stage).glob("[!.]*")]
+    for folder in (cache / "parts").glob("[!.]*-*"):
+        stage, _, key = folder.name.rpartition("-")
+        found.append((f"{stage} (parts)", key, folder))
+    entries = []
+    for stage, key, folder in found:
+        size, changed = _size_and_change(folder)
+        age = max(0.0, time.time() - changed)
+        entries.append(Entry(folder, stage, key, size, age, tuple(sorted(referring[key]))))
+    return sorted(entries, key=lambda entry: (entry.stage, entry.age))
+
+
+def _runs_by_key(runs: Path) -> defaultdict[str, set[str]]:
+    """The runs that refer to each key: by their `run.json`, a sweep also by its trials' records."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for file in (*runs.glob("*/run.json"), *runs.glob("*/*/run.json")):
+        try:
+            stages = json.loads(file.read_bytes())["stages"]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"--runs: {file} cannot be read: {error}") from None
+        for stage in stages.values():
+            found[stage["key"]].add(file.relative_to(runs).parts[0])
+    for file in runs.glob("*/trials/*/*.json"):
+        found[file.stem].add(file.relative_to(runs).parts[0])
+    return found
+
+
+def _check_idle(runs: Path) -> None:
+    for file in runs.glob("*/.lock"):
+        with file.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"--remove: {file.parent} is at work; wait for it") from None
+
+
+def _size_and_change(folder: Path) -> tuple[int, float]:
+    """Bytes of all files below a folder, and when the newest was changed."""
+    stats = [path.lstat() for path in (folder, *folder.rglob("*"))]
+    return sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f}"

@@ -1,0 +1,49 @@
+"""The stage of labelled images: photos stay where they are and are listed."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import InputError
+from prompt_tuning.datasets.labelled_images import LabelledImages, readable
+from prompt_tuning.datasets.registry import read_photos
+from prompt_tuning.datasets.scenes import read_scenes
+from prompt_tuning.storage import canonical_json
+
+if TYPE_CHECKING:
+    from orchestrator.plan.run import ImagesPlan
+
+PHOTOS = "photos.npz"
+UNREADABLE = "unreadable.json"
+_UNREADABLE_SHOWN = 10
+_log = logging.getLogger(__name__)
+
+
+def write_photos(plan: ImagesPlan, staging: Path) -> None:
+    """List the labelled photos. Those that cannot be read are left out; a file says why."""
+    assert plan.images is not None
+    try:
+        photos, unreadable = readable(read_photos(plan.settings, plan.categories))
+    except (ValueError, OSError) as error:
+        raise InputError(f"evaluation.root: {error}") from None
+    photos.save(staging / PHOTOS)
+    reasons = {str(file): reason for file, reason in unreadable.items()}
+    (staging / UNREADABLE).write_text(canonical_json(reasons), "utf-8")
+    if unreadable:
+        _log.warning(
+            "%d of %d images cannot be read and are left out (all are in %s):\n%s",
+            len(unreadable),
+            len(unreadable) + len(photos.files),
+            plan.images.folder / UNREADABLE,
+            "\n".join(list(reasons.values())[:_UNREADABLE_SHOWN]),
+        )
+
+
+def read_images(plan: ImagesPlan) -> LabelledImages:
+    """The labelled images of the plan: those that `write_photos` listed, or composed scenes."""
+    assert plan.images is not None
+    if plan.settings.dataset == "scenes":
+        return read_scenes(plan.images.folder, plan.categories)
+    return LabelledImages.load(plan.images.folder / PHOTOS)

@@ -1,0 +1,152 @@
+"""The digest of the code that a result depends on: what its entry modules import, without prose.
+
+The keys of results hold it, so a changed formula makes a new result in whatever module it stands,
+and a reworded error does not.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from prompt_tuning.storage import digest
+
+_PACKAGES = ("prompt_tuning", "workers", "orchestrator")
+_ROOT = Path(__file__).parent.parent
+_LOG_METHODS = {"debug", "info", "warning", "error", "exception", "warn", "print"}
+
+
+def code_digest(*entries: str, root: Path = _ROOT) -> str:
+    """SHA-256 (hex) of the code of modules and of all that they import from our packages.
+
+    Comments, docstrings, types of `if TYPE_CHECKING` and the text of messages (see `_Code`) do not
+    count. Names looked up at run time, as by `importlib`, are not followed.
+
+    Args:
+        entries: names of modules; these are read, not imported.
+        root: the folder of our packages.
+    """
+    return digest(
+        [[name, _read(name, root).digest] for name in imported_modules(*entries, root=root)]
+    )
+
+
+def imported_modules(*entries: str, root: Path = _ROOT) -> list[str]:
+    """The entries and the modules of our packages that they import, at whatever distance, sorted.
+
+    Imports inside functions count; those of which only messages make use do not.
+    """
+    found: set[str] = set()
+    ahead = list(entries)
+    while ahead:
+        name = ahead.pop()
+        if name not in found:
+            found.add(name)
+            ahead += _read(name, root).imports
+            if "." in name:  # importing a module runs its package's __init__
+                ahead.append(name.rpartition(".")[0])
+    return sorted(found)
+
+
+@dataclass(frozen=True)
+class _Module:
+    digest: str
+    imports: tuple[str, ...]
+
+
+@cache
+def _read(name: str, root: Path) -> _Module:
+    file = _file(name, root)
+    assert file is not None, f"no module {name} below {root}"
+    code = _Code()
+    tree = code.visit(ast.parse(file.read_bytes()))
+    nodes = list(ast.walk(tree))
+    only_in_messages = code.in_messages - {n.id for n in nodes if isinstance(n, ast.Name)}
+    imports = tuple(sorted(set(_imports(nodes, only_in_messages, root))))
+    return _Module(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
+
+
+def _file(name: str, root: Path) -> Path | None:
+    place = root.joinpath(*name.split("."))
+    return next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)
+
+
+def _imports(nodes: Iterable[ast.AST], ignored: set[str], root: Path) -> Iterator[str]:
+    """Our modules that import statements name, but for those bound to the `ignored` names."""
+    for node in nodes:
+        if not isinstance(node, ast.Import | ast.ImportFrom):
+            continue
+        for alias in node.names:
+            if (alias.asname or alias.name) in ignored:
+                continue
+            names = [alias.name]
+            if isinstance(node, ast.ImportFrom):
+                assert node.module and not node.level, "relative imports are not used here"
+                names = [node.module, f"{node.module}.{alias.name}"]
+            for name in names:
+                if name.partition(".")[0] in _PACKAGES and _file(name, root):
+                    yield name
+
+
+class _Code(ast.NodeTransformer):
+    """Removes what cannot change a result.
+
+    That is docstrings, `if TYPE_CHECKING` blocks, and text in the arguments of exceptions that are
+    raised and of statements that log or print. Values inside an f-string there go with its text;
+    all other arguments stay, for an exception may carry data.
+    """
+
+    def __init__(self) -> None:
+        self.in_messages: set[str] = set()
+
+    def _visit_documented(
+        self, node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    ) -> ast.AST:
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+        return self.generic_visit(node)
+
+    visit_Module = visit_ClassDef = visit_FunctionDef = _visit_documented
+    visit_AsyncFunctionDef = _visit_documented
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        guard = isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        return node.orelse if guard else node
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if isinstance(node.exc, ast.Call):
+            self._remove_text(node.exc)
+        return self.generic_visit(node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        call = node.value
+        if isinstance(call, ast.Call):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else ""
+            if name in _LOG_METHODS or (
+                isinstance(call.func, ast.Name) and call.func.id == "print"
+            ):
+                self._remove_text(call)
+        return self.generic_visit(node)
+
+    def _remove_text(self, call: ast.Call) -> None:
+        call.args = [self._without_text(argument) for argument in call.args]
+        for keyword in call.keywords:
+            keyword.value = self._without_text(keyword.value)
+
+    def _without_text(self, value: ast.expr) -> ast.expr:
+        if isinstance(value, ast.JoinedStr):
+            self.in_messages |= {n.id for n in ast.walk(value) if isinstance(n, ast.Name)}
+        elif isinstance(value, ast.BinOp):
+            value.left, value.right = map(self._without_text, (value.left, value.right))
+            return value
+        elif isinstance(value, ast.IfExp):
+            value.body, value.orelse = map(self._without_text, (value.body, value.orelse))
+            return value
+        elif not (isinstance(value, ast.Constant) and isinstance(value.value, str)):
+            return value
+        return ast.Constant("")
