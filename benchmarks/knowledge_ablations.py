@@ -2,28 +2,28 @@
 
     python benchmarks/knowledge_ablations.py [--seeds 5]
 
-Captions, their features, the scenes and all settings are the quickstart's, as in ablations.py, but
-that free vectors are tuned instead of tokens, which takes seconds. Finished
-tunings are kept in the same way. Three ablations in one table:
+Captions, caption features, scenes and settings are the quickstart's, as in ablations.py, except
+that free vectors are tuned instead of tokens, which takes seconds. Finished tunings are kept in
+the same way. One table has three ablations:
 
-By kind of question (arXiv 2403.01209, §3.2). Agnostic: a category by its plain name under an
-attribute that is asked of all things alike. Specific: under a word that is known of this category,
-a synonym or a kind. (In our questions the agnostic ones of the paper ask for the attributes
-themselves, which is no caption.) Relationship: a set of categories. Each in full, and as many of
-each, and of all, as the smallest kind has.
+By kind of question (arXiv 2403.01209, §3.2). Agnostic: a category's plain name with an attribute
+that is asked of all categories. Specific: a synonym or a kind of the category. (The paper's
+agnostic questions ask for the attributes themselves, and their answers are not captions.)
+Relationship: a set of categories. Each kind in full, and each kind and all kinds cut to the
+number of the smallest.
 
-By number of captions: of each category the first 4, 8, … in an order drawn by the seed, so that
-the smaller sets are part of the larger ones. A caption of several categories is the first of any.
+By number of captions: the first 4, 8, … of each category in an order drawn by the seed, so that
+larger sets contain the smaller ones. A caption of several categories is kept if it is among the
+first of any of them.
 
-With a share of wrong labels, with and without the order loss: a wrong caption has the labels of
-another one drawn at random, which leaves the frequency of labels as it was and now and then a
-label right.
+With a share of wrong labels, with and without the order loss: a wrong caption gets the labels of
+another one drawn at random. The frequency of labels stays the same, and a label may happen to be
+right.
 
-Smaller sets are repeated up to the length of the whole training set: steps, batches and epochs are
-the default's. The held-out captions, which choose the checkpoint, are always all, also where
-they are more than those tuned on. With wrong labels the same share is wrong among them too, for
-they come from the same source. Nothing is chosen on any image.
-The last line is one JSON object: mean and sample deviation over seeds.
+Smaller sets are repeated to the length of the whole training set; steps, batches and epochs are
+the default's. The checkpoint is chosen on all held-out captions, even where these outnumber the
+captions of tuning. With wrong labels, the same share of the held-out labels is wrong. Nothing is
+chosen on any image. The last line is one JSON object: mean and sample deviation over seeds.
 """
 
 from __future__ import annotations

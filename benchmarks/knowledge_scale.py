@@ -1,13 +1,14 @@
-"""What the pool itself costs with 64 engines: an engine is a sleep, all else is real.
+"""What the pool itself costs with 64 engines: an engine only sleeps, everything else is real.
 
-python benchmarks/knowledge_scale.py
+    python benchmarks/knowledge_scale.py
 
-200,000 questions, made as they are taken, go in shards to 64 actors that sleep instead of thinking
-(log-normal, mean 2 s); answers are published to a real ledger. `overhead` compares the wall time,
-from when all actors are ready until the last shard is published, with the sleeps shared out
-perfectly; `tail` is the part of it that no pool can save, for at the end engines run out of shards.
-`driver_busy_ms` is what the driver does for a shard besides waiting; its inverse
-`limit_shards_s` is what the pool can do at most on this machine. Last line: JSON.
+200,000 questions, generated while they are asked, go in shards to 64 actors that sleep
+(log-normal, mean 2 s). Answers are published to a real ledger. `overhead` compares the wall
+time, from the moment at which all actors are ready to the last published shard, with a perfect
+distribution of the sleeps. `tail` is the part of it that no pool can avoid, because engines run
+out of shards at the end. `driver_busy_ms` is the driver's work per shard without waiting, and
+`limit_shards_s`, its inverse, is the most that the pool can do on this machine. The last line is
+one JSON object.
 """
 
 from __future__ import annotations

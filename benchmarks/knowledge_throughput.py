@@ -1,13 +1,14 @@
-"""Tokens a second of our pool and of plain `vllm.LLM.generate`, on the same questions.
+"""Tokens per second of our pool and of plain `vllm.LLM.generate`, on the same questions.
 
-python benchmarks/knowledge_throughput.py
+    python benchmarks/knowledge_throughput.py
 
-Both sides hold one engine of the same class, options and CPUs (so also threads), in a Ray actor of
-its own, loaded and warmed by the same call before anything is measured. Plain computes in the dtype
-in which it is the faster on this machine, as a trial says; ours in what `auto` is. Ours answers
-shards through the pool and publishes them to a ledger, and its whole wall time counts. Plain is one
-`generate` of all prompts, tokenized beforehand, with the same sampling and a seed for each request;
-only that call counts. The two take turns. Last line: JSON; `ratio` is ours ÷ plain.
+Both sides have one engine of the same class with the same options, CPUs and threads, in a Ray
+actor of its own, loaded and warmed up by the same call before anything is measured. Plain uses
+the data type that is faster on this machine, as a trial shows; ours uses `auto`. Ours answers
+shards through the pool and publishes them to a ledger, and its whole wall time counts. Plain is
+one `generate` of all prompts, tokenized beforehand, with the same sampling and a seed per
+request; only that call counts. The two alternate. The last line is one JSON object; `ratio` is
+ours ÷ plain.
 """
 
 from __future__ import annotations

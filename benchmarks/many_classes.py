@@ -3,9 +3,9 @@
     python benchmarks/many_classes.py [--steps 2]
 
 RN50's text tower with random weights, float32, and the released recipe's tokens and losses; groups
-in the proportion of COCO's (a fine one for each 4 classes, a coarse one for each 9), batch 512 with
-captions of 12 to 30 tokens. Each size runs in a process of its own; its peak is that of the whole
-process, with the model loaded (`ru_maxrss`). The last line is one JSON object.
+in the proportion of COCO's (one fine group per 4 classes, one coarse group per 9), batch 512 with
+captions of 12 to 30 tokens. Each size runs in a process of its own; the peak includes the loaded
+model (`ru_maxrss`). The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from PIL import Image
 
 from orchestrator.cli import app
 from orchestrator.config.inputs import load_categories
@@ -221,3 +222,14 @@ def test_the_config_in_the_readme_is_one(tmp_path: Path) -> None:
     (config,) = blocks(ROOT / "README.md", "yaml")
     (tmp_path / "workshop.yaml").write_text(config, "utf-8")
     assert load_config(tmp_path / "workshop.yaml", [], None, None).name == "workshop"
+
+
+@pytest.mark.slow
+def test_the_python_example_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (320, 240), "grey").save("photo.jpg")
+    (example,) = blocks(ROOT / "README.md", "python")
+    exec(compile(example, "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("[[")
