@@ -11,16 +11,16 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from prompt_tuning.storage import digest
 
 _PACKAGES = ("prompt_tuning", "workers", "orchestrator")
-_ROOT = Path(__file__).parent.parent
 _LOG_METHODS = {"debug", "info", "warning", "error", "exception", "warn", "print"}
 
 
-def code_digest(*entries: str, root: Path = _ROOT) -> str:
+def code_digest(*entries: str, root: Path | None = None) -> str:
     """SHA-256 (hex) of the code of modules and of all that they import from our packages.
 
     Comments, docstrings, types of `if TYPE_CHECKING` and the text of messages (see `_Code`) do not
@@ -28,14 +28,15 @@ def code_digest(*entries: str, root: Path = _ROOT) -> str:
 
     Args:
         entries: names of modules; these are read, not imported.
-        root: the folder of our packages.
+        root: the folder of our packages, by default wherever Python finds each of them: in a Ray
+            job each is in a folder of its own.
     """
     return digest(
         [[name, _read(name, root).digest] for name in imported_modules(*entries, root=root)]
     )
 
 
-def imported_modules(*entries: str, root: Path = _ROOT) -> list[str]:
+def imported_modules(*entries: str, root: Path | None = None) -> list[str]:
     """The entries and the modules of our packages that they import, at whatever distance, sorted.
 
     Imports inside functions count; those of which only messages make use do not.
@@ -59,9 +60,9 @@ class _Module:
 
 
 @cache
-def _read(name: str, root: Path) -> _Module:
+def _read(name: str, root: Path | None) -> _Module:
     file = _file(name, root)
-    assert file is not None, f"no module {name} below {root}"
+    assert file is not None, f"no module {name}"
     code = _Code()
     tree = code.visit(ast.parse(file.read_bytes()))
     nodes = list(ast.walk(tree))
@@ -70,12 +71,21 @@ def _read(name: str, root: Path) -> _Module:
     return _Module(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
 
 
-def _file(name: str, root: Path) -> Path | None:
-    place = root.joinpath(*name.split("."))
+def _file(name: str, root: Path | None) -> Path | None:
+    package, *rest = name.split(".")
+    folder = root / package if root else _installed(package)
+    place = folder.joinpath(*rest)
     return next((f for f in (place.with_suffix(".py"), place / "__init__.py") if f.is_file()), None)
 
 
-def _imports(nodes: Iterable[ast.AST], ignored: set[str], root: Path) -> Iterator[str]:
+@cache
+def _installed(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None and spec.submodule_search_locations, f"no package {package}"
+    return Path(spec.submodule_search_locations[0])
+
+
+def _imports(nodes: Iterable[ast.AST], ignored: set[str], root: Path | None) -> Iterator[str]:
     """Our modules that import statements name, but for those bound to the `ignored` names."""
     for node in nodes:
         if not isinstance(node, ast.Import | ast.ImportFrom):

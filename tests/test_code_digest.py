@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,3 +127,20 @@ def test_keys_are_not_needlessly_wide() -> None:
     engine = imported_modules(ENGINE)
     assert not {"prompt_tuning.install_hints", "workers.cluster_probe"} & set(engine)
     assert not {m for m in engine if m.startswith("prompt_tuning.captions")}
+
+
+def test_packages_in_folders_of_their_own_have_the_same_digest(tmp_path: Path) -> None:
+    for package in ("prompt_tuning", "workers", "orchestrator"):  # as Ray unpacks them for a job
+        shutil.copytree(ROOT / package, tmp_path / package[:1] / package)
+    script = (
+        f"from prompt_tuning.code_digest import code_digest; print(code_digest({EVALUATION!r}))"
+    )
+    path = os.pathsep.join(str(folder) for folder in tmp_path.iterdir())
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {script}", EVALUATION],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == code_digest(EVALUATION), done.stderr
