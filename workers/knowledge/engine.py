@@ -152,7 +152,7 @@ class LLMEngine:
 
 def _end_with_children() -> None:
     """End this process when a child process of the engine ends: vLLM does not report a killed one,
-    and `generate` would wait for ever."""
+    and `generate` would wait forever."""
     multiprocessing.connection.wait([child.sentinel for child in multiprocessing.active_children()])
     os._exit(1)
 
