@@ -134,7 +134,7 @@ def run_trials(
 ) -> None:
     """Run trials, `slots` at a time, and call `on_outcome` as soon as one has ended.
 
-    The others continue when a trial fails. If its driver dies, it resumes from its last checkpoint.
+    When a trial fails, the others continue. When its driver dies, it resumes from its checkpoint.
 
     Args:
         trials: the trials, or a searcher that suggests each in the form of `as_config`.
