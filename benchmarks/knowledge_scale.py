@@ -31,7 +31,8 @@ import ray
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.knowledge.engine import EngineSettings, SamplingSettings
 from workers.knowledge.ledger import Ledger, cut_shards
-from workers.knowledge.pool import KnowledgePool, Placement
+from workers.knowledge.pool import KnowledgePool
+from workers.placement import Placement
 
 MEAN_S, SIGMA = 2.0, 0.5
 WORDS = "a small brown dog sleeps on old grass near the wall of red bricks today".split()

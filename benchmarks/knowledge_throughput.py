@@ -34,7 +34,8 @@ from workers.knowledge import embedded_llm
 from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, chosen_dtype
 from workers.knowledge.engine_dtype import native_dtype
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
-from workers.knowledge.pool import KnowledgePool, Placement
+from workers.knowledge.pool import KnowledgePool
+from workers.placement import Placement
 
 SHARD_SIZE = 384  # as the knowledge stage takes on a CPU
 SHARDS = 10

@@ -27,12 +27,6 @@ from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import concatenate
 from prompt_tuning.tuning.prompts import anchor_features
 
-# The devkit's own class names, in the order of the built-in list.
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
-    *("train", "tvmonitor"),
-)
 DESCRIBED = {  # docs/embedded-model.md: global, local, fused
     ("efficientnet-lite0+minilm", 224): (71.7, 74.6, 74.0),
     ("efficientnet-lite0+minilm", 320): (73.9, 76.6, 76.8),
@@ -50,7 +44,7 @@ def main() -> None:
     options = parser.parse_args()
 
     categories = CategoryList.model_validate_json(json.dumps(yaml.safe_load(built_in_text("voc"))))
-    photos = read_voc(options.root, options.year, options.split, VOC_CLASSES)
+    photos = read_voc(categories, options.root, options.year, options.split)
     measured = {}
     farthest = 0.0
     for (model, resolution), described in DESCRIBED.items():

@@ -19,7 +19,7 @@ from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.features import load_features, save_features
 from prompt_tuning.images import open_image
-from workers.features import encode_images
+from workers.features import encode_in_tasks
 from workers.stage import Stage, run_stage
 
 # Another driver of the same stage, on the same Ray.
@@ -28,13 +28,13 @@ import pickle, sys
 from pathlib import Path
 from orchestrator.cluster.connect import connect
 from prompt_tuning.features import save_features
-from workers.features import encode_images
+from workers.features import encode_in_tasks
 from workers.stage import run_stage
 
 stage, files, vlm, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
 connect()
 def work(staging):
-    features = encode_images(files, vlm, cache, stage.parts, lambda _: None)
+    features = encode_in_tasks(files, vlm, cache, stage.parts, lambda _: None)
     save_features(staging / "features.safetensors", features)
 assert run_stage(stage, work)
 """
@@ -56,7 +56,7 @@ def test_images_have_the_backbones_features_also_after_a_stop(
     for file in files:
         Image.fromarray(draw.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
     parts, told = tmp_path / "parts", []
-    features = encode_images(files, embedded_settings, lasting_cache, parts, told.append)
+    features = encode_in_tasks(files, embedded_settings, lasting_cache, parts, told.append)
     assert sum(told) == len(files)
     rows = [0, 3, 47, 48, 60]
     pixels = torch.stack([embedded_vlm.preprocess(open_image(files[row])) for row in rows])
@@ -66,7 +66,7 @@ def test_images_have_the_backbones_features_also_after_a_stop(
 
     first, _ = sorted(parts.iterdir())
     shutil.rmtree(first)
-    again = encode_images(files, embedded_settings, lasting_cache, parts, told.append)
+    again = encode_in_tasks(files, embedded_settings, lasting_cache, parts, told.append)
     assert torch.equal(again.pooled, features.pooled)
     assert torch.equal(again.regions, features.regions)
 
@@ -95,7 +95,7 @@ def test_the_slower_of_two_drivers_succeeds_and_discards_its_copy(
             published.append((stage.folder / "manifest.json").stat().st_mtime_ns)
 
     def work(staging: Path) -> None:
-        features = encode_images(
+        features = encode_in_tasks(
             files, embedded_settings, lasting_cache, stage.parts, the_other_is_faster
         )
         save_features(staging / "features.safetensors", features)

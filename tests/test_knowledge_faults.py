@@ -26,7 +26,8 @@ from workers import waiting
 from workers.failure import DescribedFailure
 from workers.knowledge.engine import EngineSettings, SamplingSettings
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
-from workers.knowledge.pool import KnowledgePool, Placement
+from workers.knowledge.pool import KnowledgePool
+from workers.placement import Placement
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 

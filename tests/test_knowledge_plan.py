@@ -77,8 +77,8 @@ def test_how_many_engines_answer_is_not_in_the_key(tmp_path: Path) -> None:
         plan(tmp_path, "knowledge.llm.cpus_per_engine=4", f"knowledge.llm.engines={engines}")
         for engines in (1, 2)
     )
-    assert one.engines.engines == 1
-    assert two.engines.engines == 2
+    assert one.engines.count == 1
+    assert two.engines.count == 2
     assert one.stage.key == two.stage.key
 
 

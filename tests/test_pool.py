@@ -20,7 +20,8 @@ from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
-from workers.knowledge.pool import KnowledgePool, Placement
+from workers.knowledge.pool import KnowledgePool
+from workers.placement import Placement
 
 SAMPLING = SamplingSettings(temperature=0.9, max_tokens=24)
 LETHAL = "a question that kills"

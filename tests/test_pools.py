@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.placement import WorkerShare, place, place_engines, place_workers
+from orchestrator.cluster.placement import place, place_engines, place_workers
 from orchestrator.cluster.resources import Node, Resources
 from orchestrator.config.load import load_config
 from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.run import Plan, make_plan
-from workers.knowledge.pool import Placement
+from workers.placement import Placement
 
 CLUSTER = Resources(
     (
@@ -35,7 +35,7 @@ def test_only_nodes_of_the_pool_are_counted(tmp_path: Path) -> None:
     assert place_engines(config(tmp_path).knowledge.llm, CLUSTER) == Placement(5, 1, 1)
     pooled = config(tmp_path, "knowledge.llm.pool=engines", "tuning.pool=training")
     assert place_engines(pooled.knowledge.llm, CLUSTER) == Placement(4, 1, 1, "engines")
-    assert place_workers(pooled.tuning, CLUSTER) == WorkerShare(1, 1, "training")
+    assert place_workers(pooled.tuning, CLUSTER) == Placement(1, 1, 1, "training")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_engines_and_workers_fit_on_uneven_nodes(tmp_path: Path) -> None:
     assert engines == Placement(2, 3, 0)
     thin = Resources((Node(1, 0), Node(2, 0)))
     workers = place_workers(config(tmp_path, "tuning.workers=4").tuning, thin)
-    assert workers == WorkerShare(2 / 3, 0)
+    assert workers == Placement(4, 2 / 3, 0)
 
 
 def test_what_can_never_fit_is_refused_with_what_would() -> None:

@@ -1,4 +1,4 @@
-"""What each node of a cluster is and sees: its versions, and whether it shares the folders."""
+"""Checks of each node of a cluster: its versions, and whether it shares the folders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from workers.failure import DescribedFailure
 
-# A client of NFS looks at a folder again after some seconds; a node may have to start a worker.
-_PATIENCE = 10.0
-_ANSWERS_WITHIN = 120.0
+_READABLE_WITHIN_S = 10.0  # NFS clients refresh a folder only every few seconds
+_ANSWERS_WITHIN_S = 120.0  # a node may have to start a worker
 _PACKAGES = ("torch", "transformers")
 
 Answer = TypeVar("Answer")
@@ -26,7 +25,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class NodeReport:
-    """A node's versions. `unshared_folders`: names of folders it does not share, and why."""
+    """A node's versions. `unshared_folders`: why it does not share folders, by name."""
 
     address: str
     python: str
@@ -36,15 +35,16 @@ class NodeReport:
 
 
 def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
-    """Ask every node but this one. This one writes a marker into each folder, the others read it
-    and write one back, which this one reads.
+    """Probe every node but this one.
 
-    `folders`: by name, on this node there already. `token`: names this probe's markers.
+    This node writes a marker into each folder. The others read it and write one of their own, which
+    this node reads.
+
+    `folders`: existing folders by name. `token`: identifies the markers of this probe.
 
     Raises:
-        OSError: when this node cannot write to a folder.
-        DescribedFailure: when a node gives no answer.
-        ray.exceptions.RayError: when a node goes away meanwhile.
+        OSError: if this node cannot write to a folder.
+        DescribedFailure, ray.exceptions.RayError: as `ask_nodes`.
     """
     here = ray.get_runtime_context().get_node_id()
     others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
@@ -57,25 +57,24 @@ def probe_nodes(folders: dict[str, Path], token: str) -> list[NodeReport]:
         for node, report in zip(others, reports, strict=True):
             for name in markers.keys() - report.unshared_folders.keys():
                 if why := _unread(markers[name] / node["NodeID"], token):
-                    report.unshared_folders[name] = (
-                        f"what it writes there is not seen on this node ({why})"
-                    )
+                    reason = f"what it writes there is not seen on this node ({why})"
+                    report.unshared_folders[name] = reason
         return reports
     finally:
         for marker in markers.values():
-            _remove(marker)
+            for file in marker.glob("*"):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(marker, ignore_errors=True)  # NFS may keep a file for a while
 
 
 def ask_nodes(
     nodes: Sequence[dict[str, Any]], function: Callable[..., Answer], *arguments: object
 ) -> list[Answer]:
-    """What a function returns on each of these nodes, which are as `ray.nodes` describes them.
-
-    The node's description is the function's first argument.
+    """Call `function(node, *arguments)` on each of these nodes (entries of `ray.nodes()`).
 
     Raises:
-        DescribedFailure: when a node gives no answer.
-        ray.exceptions.RayError: when a node goes away meanwhile.
+        DescribedFailure: if a node does not answer.
+        ray.exceptions.RayError: if a node goes away in the meantime.
     """
     ask: Any = ray.remote(num_cpus=0)(function)
     asked = [
@@ -84,11 +83,11 @@ def ask_nodes(
         ).remote(node, *arguments)
         for node in nodes
     ]
-    _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWERS_WITHIN)
+    _, silent = ray.wait(asked, num_returns=len(asked), timeout=_ANSWERS_WITHIN_S)
     for node, answer in zip(nodes, asked, strict=True):
         if answer in silent:
             raise DescribedFailure(
-                f"node {node['NodeManagerAddress']}: no answer within {_ANSWERS_WITHIN:.0f} s; "
+                f"node {node['NodeManagerAddress']}: no answer within {_ANSWERS_WITHIN_S:.0f} s; "
                 "it may be overloaded, or unable to start a Ray worker"
             )
     answers: list[Answer] = ray.get(asked)
@@ -96,7 +95,7 @@ def ask_nodes(
 
 
 def _look(node: dict[str, Any], markers: dict[str, Path], asker: str, token: str) -> NodeReport:
-    """Runs on the node that is asked."""
+    """Runs on `node`; `asker` is the id of the driver's node."""
     unshared = {}
     for name, marker in markers.items():
         if why := _unread(marker / asker, token):
@@ -106,17 +105,21 @@ def _look(node: dict[str, Any], markers: dict[str, Path], asker: str, token: str
             (marker / node["NodeID"]).write_text(token)
         except OSError as error:
             unshared[name] = f"it cannot be written to ({error.strerror})"
-    versions = package_versions()
-    address = node["NodeManagerAddress"]
-    return NodeReport(address, platform.python_version(), ray.__version__, versions, unshared)
+    return NodeReport(
+        node["NodeManagerAddress"],
+        platform.python_version(),
+        ray.__version__,
+        package_versions(),
+        unshared,
+    )
 
 
 def package_versions() -> dict[str, str]:
-    """The packages here on which numbers depend; `none` where one is not installed."""
+    """The versions here of packages that can change results; `none` if not installed."""
     found = {}
     for package in _PACKAGES:
         try:
-            # A build for CPUs beside one for GPUs is no mismatch: nodes differ so.
+            # Without the build (+cpu, +cu128): CPU and GPU nodes may differ in it.
             found[package] = version(package).partition("+")[0]
         except PackageNotFoundError:
             found[package] = "none"
@@ -124,8 +127,8 @@ def package_versions() -> dict[str, str]:
 
 
 def _unread(marker: Path, token: str) -> str:
-    """Why a marker cannot be read, after some patience; empty when it can."""
-    end = time.monotonic() + _PATIENCE
+    """Why a marker is still not readable after some seconds; empty if it is."""
+    end = time.monotonic() + _READABLE_WITHIN_S
     while True:
         try:
             list(marker.parent.iterdir())  # makes an NFS client look again
@@ -137,9 +140,3 @@ def _unread(marker: Path, token: str) -> str:
         if time.monotonic() > end:
             return why
         time.sleep(0.1)
-
-
-def _remove(marker: Path) -> None:
-    for file in marker.glob("*"):
-        file.unlink(missing_ok=True)
-    shutil.rmtree(marker, ignore_errors=True)  # NFS may keep a file for a while

@@ -1,4 +1,4 @@
-"""Ray tasks that encode captions and images in parts; a part that is on disk is not done again."""
+"""Ray tasks that encode captions and images in parts; parts that are on disk are not repeated."""
 
 from __future__ import annotations
 
@@ -23,53 +23,28 @@ from workers.waiting import Waiting
 
 _CAPTIONS_PER_PART = 512
 _IMAGES_PER_PART = {"cpu": 48, "cuda": 1024}
-# Small on CPUs, for the sake of their caches: EfficientNet is 1.4 times as fast as with 16.
+# Small on CPUs, to fit their caches: EfficientNet is 1.4 times as fast as with 16.
 IMAGES_PER_BATCH = {"cpu": 4, "cuda": 64}
 
 
-def encode_captions(
-    captions: Sequence[str],
+def encode_in_tasks(
+    items: Sequence[str] | Sequence[Path],
     vlm: VLMSettings,
     cache: Path,
     parts: Path,
     on_items: Callable[[int], None],
     gpus: float = 0,
 ) -> Features:
-    """Features of captions, in order, by tasks that take `gpus` each.
+    """Features of captions (str) or image files (Path), in order, by tasks with `gpus` each.
 
-    `on_items` is told how many more are done.
+    `on_items`: called with the number of items of each finished part.
     """
-    task = _caption_part.options(num_gpus=gpus).remote
-    return _encode(task, captions, _CAPTIONS_PER_PART, vlm, cache, parts, on_items, gpus)
-
-
-def encode_images(
-    files: Sequence[Path],
-    vlm: VLMSettings,
-    cache: Path,
-    parts: Path,
-    on_items: Callable[[int], None],
-    gpus: float = 0,
-) -> Features:
-    """Features of image files, in order, by tasks that take `gpus` each.
-
-    `on_items` is told how many more are done.
-    """
-    task = partial(_image_part.options(num_gpus=gpus).remote, _readers(gpus))
-    size = _IMAGES_PER_PART["cuda" if gpus else "cpu"]
-    return _encode(task, files, size, vlm, cache, parts, on_items, gpus)
-
-
-def _encode(
-    task: Callable[..., Any],
-    items: Sequence[Any],
-    size: int,
-    vlm: VLMSettings,
-    cache: Path,
-    parts: Path,
-    on_items: Callable[[int], None],
-    gpus: float,
-) -> Features:
+    task: Any
+    if isinstance(items[0], str):
+        task, size = _caption_part.options(num_gpus=gpus).remote, _CAPTIONS_PER_PART
+    else:
+        task = partial(_image_part.options(num_gpus=gpus).remote, _readers(gpus))
+        size = _IMAGES_PER_PART["cuda" if gpus else "cpu"]
     chunks = {
         parts / f"{start:08d}": items[start : start + size] for start in range(0, len(items), size)
     }
@@ -81,7 +56,7 @@ def _encode(
             missing[part] = chunk
     waiting = Waiting("feature tasks", {"CPU": 1, "GPU": gpus})
     if missing:
-        # Alone: what a backbone derives from its weights is then computed only once.
+        # One task first, so that what a backbone derives from its weights is computed only once.
         ray.get(waiting.first([_load.options(num_gpus=gpus).remote(vlm, cache)]))
     running = {task(chunk, vlm, cache, part): part for part, chunk in missing.items()}
     while running:
@@ -92,10 +67,9 @@ def _encode(
 
 
 def _readers(gpus: float) -> int:
-    """Threads that read images for a task: the CPUs that fall to its share of a node's GPUs.
+    """The threads that read images for a task: the CPUs per GPU of a node, times its GPUs.
 
-    Ray is asked for one of them: a task that waits for all of a node's would wait for whatever
-    else has one.
+    The task reserves only one of these CPUs, because other tasks may hold some of them.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     shares = [gpus * node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU")]
@@ -122,14 +96,14 @@ def _image_part(
     with publishing(part) as staging:
         batches = []
         for pixels in _pixels(files, model, readers):
-            # Convolutions are faster so on CPUs: RN50 by 2 to 30 %, EfficientNet by 10 to 80 %.
+            # Makes convolutions faster on CPUs: RN50 by 2 to 30 %, EfficientNet by 10 to 80 %.
             pixels = pixels.to(model.device, memory_format=torch.channels_last)
             batches.append(model.encode_image(pixels).to("cpu"))
         save_features(staging / FEATURES, concatenate(batches))
 
 
 def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]:
-    """Batches of images `(batch, 3, resolution, resolution)`; the next is read meanwhile."""
+    """Batches of images `(batch, 3, resolution, resolution)`; threads read one batch ahead."""
     size = IMAGES_PER_BATCH[model.device.type]
     batches = [files[start : start + size] for start in range(0, len(files), size)]
     with ThreadPoolExecutor(readers) as pool:
@@ -144,7 +118,7 @@ def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]
 
 
 def _opened(file: Path) -> Image:
-    """An image that could be read when it was listed. Raises DescribedFailure if it cannot now."""
+    """An image that was readable when it was listed. Raises DescribedFailure if it is not now."""
     try:
         return open_image(file)
     except ValueError as error:
@@ -157,5 +131,4 @@ def _loaded(vlm: VLMSettings, cache: Path, device: str) -> VLM:
 
 
 def _device() -> str:
-    """Where this task computes: on the GPU that Ray gave it, if it did."""
     return "cuda" if ray.get_gpu_ids() else "cpu"

@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.code_digest import code_digest
-from prompt_tuning.storage import (
-    canonical_json,
-    digest,
-    is_published,
-    publishing,
-)
+from prompt_tuning.storage import canonical_json, digest, is_published, publishing
 
 _TIMING = "timing.json"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step: `folder` holds its result once it is done, `parts` what it has until then."""
+    """One step: `folder` holds its result once it is done, `parts` its unfinished work."""
 
     name: str
     key: str
@@ -50,11 +45,7 @@ class Stage:
 
 
 def plan_stage(
-    cache: Path,
-    name: str,
-    entry: str,
-    inputs: tuple[Stage, ...] = (),
-    **settings: Any,
+    cache: Path, name: str, entry: str, inputs: tuple[Stage, ...] = (), **settings: Any
 ) -> Stage:
     """A stage whose key hashes its settings, its code and its inputs' keys.
 
@@ -71,9 +62,9 @@ def plan_stage(
 
 
 def run_stage(stage: Stage, work: Callable[[Path], None]) -> bool:
-    """Fill the stage's folder by `work` unless it is done; whether it had to.
+    """Fill the stage's folder by `work` unless it is done; return whether `work` ran.
 
-    Several drivers may do so at once: the first result stays, whatever becomes of the others' work.
+    Several drivers may do so at once: the first result stays, even if the work of others fails.
     """
     if stage.done():
         return False

@@ -1,6 +1,6 @@
 """Waiting for Ray with reports and a time limit.
 
-Ray itself waits for ever, without a message, for what it cannot place and for what hangs.
+Ray itself waits forever, without a message, for tasks that it cannot place or that hang.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import ray
 from workers.failure import DescribedFailure
 
 _SECONDS_BETWEEN_REPORTS = 90.0
-# While no node has the needed resources: time for a lost node to come back.
+# The limit while no node has the needed resources: a lost node may come back.
 _SECONDS_UNPLACEABLE = 600.0
 _MINUTES_WITHOUT_RESULT = 120.0
 
@@ -22,16 +22,16 @@ _log = logging.getLogger(__name__)
 
 
 class Waiting:
-    """Waits for results, logs a warning at intervals, and gives up in the end.
+    """Waits for results, logs a warning at intervals, and gives up after a time limit.
 
-    `what`: the name of what is awaited, for messages. `needs`: the resources of each, by Ray's
-    names. `minutes`: the limit without a result; it is shorter while no node has the resources.
+    `subject`: for messages, such as "engines". `needs`: the resources of each, by Ray's names.
+    `minutes`: the limit without a result; it is shorter while no node has the resources.
     """
 
     def __init__(
-        self, what: str, needs: Mapping[str, float], minutes: float = _MINUTES_WITHOUT_RESULT
+        self, subject: str, needs: Mapping[str, float], minutes: float = _MINUTES_WITHOUT_RESULT
     ) -> None:
-        self._what, self._minutes = what, minutes
+        self._subject, self._minutes = subject, minutes
         self._needs = {name: amount for name, amount in needs.items() if amount}
 
     def first(
@@ -55,20 +55,20 @@ class Waiting:
             _log.warning("waiting for %.0f s: %s", seconds, self.describe(seconds, state))
 
     def describe(self, seconds: float, state: Callable[[str], str] = str) -> str:
-        """A text about what is awaited after `seconds` without a result; `state` as for `first`.
+        """Describe the wait after `seconds` without a result; `state` as for `first`.
 
         Raises:
             DescribedFailure: if the time limit has passed.
         """
         placeable, needs = _describe_needs(self._needs)
-        described = f"{self._what}: {state(needs)}"
+        described = f"{self._subject}: {state(needs)}"
         if seconds >= 60 * self._minutes or (not placeable and seconds >= _SECONDS_UNPLACEABLE):
             raise DescribedFailure(f"gave up after {seconds / 60:.0f} minutes: {described}")
         return described
 
 
 def _describe_needs(needs: Mapping[str, float]) -> tuple[bool, str]:
-    """Whether any node has these resources, and a text about what is needed and free."""
+    """Whether any node has these resources, and a text about needed and free resources."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = _listed(needs, needs)
     if not any(all(node.get(name, 0) >= n for name, n in needs.items()) for node in nodes):
@@ -78,5 +78,4 @@ def _describe_needs(needs: Mapping[str, float]) -> tuple[bool, str]:
 
 
 def _listed(names: Iterable[str], resources: Mapping[str, float]) -> str:
-    """Such as `4 CPU, 0 GPU`."""
     return ", ".join(f"{resources.get(name, 0):g} {name}" for name in names)

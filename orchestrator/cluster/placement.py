@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.cluster.resources import Resources
 from orchestrator.errors import InputError
+from workers.placement import Placement
 
 if TYPE_CHECKING:
     from workers.knowledge.engine import EngineSettings
-    from workers.knowledge.pool import Placement
     from workers.tuning.job import DistributedTuningSettings
 
 # With fewer CPUs, workers only wait for each other and fill the memory.
 _LEAST_CPUS_PER_WORKER = 0.25
-
-
-@dataclass(frozen=True)
-class WorkerShare:
-    """What each tuning worker gets, and the pool whose nodes it may run on (None: any node)."""
-
-    cpus: float
-    gpus: float
-    pool: str | None = None
-
-    @property
-    def resources(self) -> dict[str, float]:
-        """Ray's names and amounts. The pool only says where workers run, hence its tiny amount."""
-        pool = {self.pool: 0.001} if self.pool else {}
-        return {"CPU": self.cpus, "GPU": self.gpus, **pool}
 
 
 def place(
@@ -75,9 +59,6 @@ def place_engines(llm: EngineSettings, resources: Resources) -> Placement:
     Raises:
         InputError: naming the field that asks for more than the nodes have.
     """
-    # Imports Ray, which `tag` uses `place` without.
-    from workers.knowledge.pool import Placement
-
     resources = resources.in_pool(llm.pool, "knowledge.llm.pool")
     gpus = llm.tensor_parallel if resources.gpus else 0
     if llm.tensor_parallel > max(1, *(node.gpus for node in resources.nodes)):
@@ -94,8 +75,8 @@ def place_engines(llm: EngineSettings, resources: Resources) -> Placement:
     return Placement(engines, cpus, gpus, llm.pool)
 
 
-def place_workers(tuning: DistributedTuningSettings, resources: Resources) -> WorkerShare:
-    """Return what each tuning worker gets.
+def place_workers(tuning: DistributedTuningSettings, resources: Resources) -> Placement:
+    """Return how many tuning workers run and what each gets.
 
     Raises:
         InputError: naming the field that asks for more than the nodes have.
@@ -107,4 +88,4 @@ def place_workers(tuning: DistributedTuningSettings, resources: Resources) -> Wo
     if tuning.cpus_per_worker != "auto":
         least = most = tuning.cpus_per_worker
     cpus = place(tuning.workers, gpus, resources, "tuning.workers", least, most)
-    return WorkerShare(cpus, gpus, tuning.pool)
+    return Placement(tuning.workers, cpus, gpus, tuning.pool)

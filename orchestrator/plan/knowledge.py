@@ -28,7 +28,8 @@ from prompt_tuning.storage import file_digest, folder_digest
 from workers.knowledge import embedded_llm
 from workers.knowledge.engine import GPU_DEFAULT, chosen_dtype, engine_versions
 from workers.knowledge.engine_dtype import native_dtype
-from workers.knowledge.pool import Placement, cluster_dtype
+from workers.knowledge.pool import cluster_dtype
+from workers.placement import Placement
 from workers.stage import Stage, plan_stage
 
 _log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def describe_engines(plan: KnowledgePlan) -> str:
         return "engines: none, for no language model is asked"
     engines = plan.engines
     return (
-        f"engines: {engines.engines}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
+        f"engines: {engines.count}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
         f"in {plan.config.knowledge.llm.dtype}"
     )
 
@@ -222,7 +223,7 @@ def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
     if llm.dtype != "auto":
         return config
     on_gpu, in_cluster = engines.gpus > 0, bool(os.environ.get("RAY_ADDRESS"))
-    native = cluster_dtype(engines.needs, on_gpu) if in_cluster else native_dtype(on_gpu)
+    native = cluster_dtype(engines.resources, on_gpu) if in_cluster else native_dtype(on_gpu)
     chosen = llm.model_copy(update={"dtype": chosen_dtype(llm, native)})
     knowledge = config.knowledge.model_copy(update={"llm": chosen})
     return config.model_copy(update={"knowledge": knowledge})

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.placement import WorkerShare, place_workers
+from orchestrator.cluster.placement import place_workers
 from orchestrator.cluster.resources import Resources
 from orchestrator.config.inputs import load_groups
 from orchestrator.config.models import EvaluationSettings, RunConfig
@@ -26,6 +26,7 @@ from prompt_tuning.datasets.stamps import stamps_hash
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.images import readable_formats
 from prompt_tuning.storage import file_digest
+from workers.placement import Placement
 from workers.stage import Stage, plan_stage
 
 _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
@@ -75,7 +76,7 @@ class Plan:
     captions: Stage
     hierarchy: Stage
     labelled: ImagesPlan
-    share: WorkerShare
+    share: Placement
     tuning: dict[int, Stage]
     tuning_run: str
     evaluation: Stage

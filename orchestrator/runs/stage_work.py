@@ -11,7 +11,6 @@ import ray
 from rich.console import Console
 
 from orchestrator.cluster.connect import connect
-from orchestrator.cluster.placement import WorkerShare
 from orchestrator.console import StageProgress
 from orchestrator.plan.run import ImagesPlan, Plan
 from orchestrator.runs.curves import curves_folder, new_curves
@@ -22,6 +21,7 @@ from orchestrator.stages.hierarchy import write_hierarchy
 from orchestrator.stages.images import read_images, write_photos
 from orchestrator.stages.tuning import tune_seeds
 from prompt_tuning.datasets.scenes import compose_scenes
+from workers.placement import Placement
 from workers.stage import Stage
 from workers.tuning.job import Lack, Tuned, TuningJob, read_history
 
@@ -101,7 +101,7 @@ class _SeedTuning:
 
 
 def report_waiting(
-    console: Console, share: WorkerShare, workers: int, seconds: float, lack: Lack
+    console: Console, share: Placement, workers: int, seconds: float, lack: Lack
 ) -> None:
     """Say why no workers are up yet: on a busy cluster their resources may be taken."""
     if lack == "processes":

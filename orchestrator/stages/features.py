@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from prompt_tuning.features import FEATURES, save_features
-from workers.features import encode_captions, encode_images
+from workers.features import encode_in_tasks
 
 if TYPE_CHECKING:
     from orchestrator.console import StageProgress
@@ -23,7 +23,7 @@ def write_caption_features(plan: Plan, start_progress: StartProgress, staging: P
     """Encode all captions once, in Ray tasks."""
     texts = pq.read_table(plan.knowledge.captions_file, columns=["text"])["text"].to_pylist()
     with start_progress("caption features", len(texts)) as progress:
-        features = encode_captions(
+        features = encode_in_tasks(
             texts,
             plan.config.vlm,
             plan.cache,
@@ -40,7 +40,7 @@ def write_image_features(
     """Encode these images once, in Ray tasks."""
     assert plan.features is not None
     with start_progress("image features", len(files)) as progress:
-        features = encode_images(
+        features = encode_in_tasks(
             files,
             plan.vlm,
             plan.cache,

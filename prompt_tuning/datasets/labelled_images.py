@@ -86,11 +86,17 @@ def image_file(folder: Path, name: str) -> Path:
     plain = os.path.normpath(name.strip().replace("\\", "/"))
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
     for spelling in (os.path.normpath(name), plain, *forms):
-        if os.path.isfile(
-            folder / spelling
-        ):  # unlike Path.is_file, it accepts names that are too long
+        # Unlike Path.is_file, this accepts names that are too long.
+        if os.path.isfile(folder / spelling):
             return folder / spelling
     return folder / plain
+
+
+def read_lines(file: Path, where_to_get: str) -> list[str]:
+    """The lines of a benchmark's file that are not empty. Raises ValueError if it is missing."""
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; {where_to_get}")
+    return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
 def labels_over(
@@ -138,7 +144,7 @@ def labels_over(
 
 
 def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
-    """Decode all images: those that can be read, and the reason for each other one.
+    """Decode all images; return the readable ones, and the problem of each other file.
 
     Raises:
         ValueError: if none of the readable images shows a category.
@@ -154,11 +160,7 @@ def readable(images: LabelledImages) -> tuple[LabelledImages, dict[Path, str]]:
         labels=images.labels[rows],
         ignored=None if images.ignored is None else images.ignored[rows],
     )
-    return kept, {
-        file: problem
-        for file, problem in zip(images.files, problems, strict=True)
-        if problem is not None
-    }
+    return kept, {images.files[i]: problem for i, problem in enumerate(problems) if problem}
 
 
 def problem_of(file: Path) -> str | None:

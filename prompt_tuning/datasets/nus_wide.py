@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tuning.categories import CategoryList, built_in
-from prompt_tuning.datasets.labelled_images import LabelledImages, labels_over
+from prompt_tuning.datasets.labelled_images import LabelledImages, labels_over, read_lines
 
 WHERE_TO_GET = (
     "NUS-WIDE is at https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/"
@@ -39,11 +39,11 @@ def read_nus_wide(categories: CategoryList, root: Path, split: str) -> LabelledI
     """
     split = split.capitalize()
     listed = root / "ImageList" / f"{split}Imagelist.txt"
-    images = _lines(listed)
+    images = read_lines(listed, WHERE_TO_GET)
     labels = np.zeros((len(images), len(CONCEPTS)), dtype=bool)
     for c, concept in enumerate(CONCEPTS):
         file = root / "Groundtruth" / "TrainTestLabels" / f"Labels_{concept}_{split}.txt"
-        values = _lines(file)
+        values = read_lines(file, WHERE_TO_GET)
         if len(values) != len(images) or not set(values) <= {"0", "1"}:
             raise ValueError(f"{file}: must have a 0 or a 1 for each image of {listed.name}")
         labels[:, c] = np.array(values) == "1"
@@ -53,9 +53,3 @@ def read_nus_wide(categories: CategoryList, root: Path, split: str) -> LabelledI
         for official, category in zip(CONCEPTS, built_in("nus").categories, strict=True)
     ]
     return labels_over(categories, files, classes, labels)
-
-
-def _lines(file: Path) -> list[str]:
-    if not file.is_file():
-        raise ValueError(f"{file} is missing; {WHERE_TO_GET}")
-    return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]

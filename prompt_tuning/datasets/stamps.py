@@ -102,25 +102,21 @@ def check_stamps(folder: Path) -> None:
 
 
 def _download(work: Path) -> Path:
-    """Download the package into `work`, with updated package lists if the system's do not do."""
+    """Download the package into `work`, with updated package lists if the system's fail."""
     try:
         _call(["apt-get", "download", PACKAGE], work, timeout=1200)
     except StampsUnavailable:
-        private = _private_apt(work)
+        # apt keeps its own lists and cache in `work`, so that it needs no root.
+        state, store = work / "apt/state", work / "apt/cache"
+        (state / "lists/partial").mkdir(parents=True)
+        (store / "archives/partial").mkdir(parents=True)
+        private = ["-o", f"Dir::State={state}", "-o", f"Dir::Cache={store}"]
         _call(["apt-get", "update", *private], work, timeout=300)
         _call(["apt-get", "download", *private, PACKAGE], work, timeout=1200)
     packages = list(work.glob(f"{PACKAGE}_*.deb"))
     if not packages:
         raise StampsUnavailable(f"apt-get download did not write {PACKAGE}_*.deb")
     return packages[0]
-
-
-def _private_apt(work: Path) -> list[str]:
-    """Options with which apt keeps its lists and cache in `work`, so that it needs no root."""
-    state, store = work / "apt/state", work / "apt/cache"
-    (state / "lists/partial").mkdir(parents=True)
-    (store / "archives/partial").mkdir(parents=True)
-    return ["-o", f"Dir::State={state}", "-o", f"Dir::Cache={store}"]
 
 
 def _call(command: list[str], work: Path, timeout: float) -> None:

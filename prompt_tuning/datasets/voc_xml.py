@@ -40,9 +40,8 @@ def read_voc_xml(categories: CategoryList, root: Path, difficult: Difficult) -> 
         if not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
     images = _Images(root, files)
-    shown: dict[
-        Path, dict[str, bool]
-    ] = {}  # by image and class: whether an object is not difficult
+    # By image and class: whether any object is not difficult.
+    shown: dict[Path, dict[str, bool]] = {}
     owners: dict[Path, Path] = {}
     for file in files:
         filename, folder, objects = _read(file)
@@ -92,9 +91,7 @@ def _read(file: Path) -> tuple[str, str, list[tuple[str, bool]]]:
             raise ValueError("each object must have a name")
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{file}: {error}") from None
-    filename, folder = (
-        _text(annotation, child).replace("\\", "/") for child in ("filename", "folder")
-    )
+    filename, folder = (_text(annotation, tag).replace("\\", "/") for tag in ("filename", "folder"))
     return filename, Path(folder).name, objects
 
 
@@ -133,11 +130,8 @@ class _Images:
         return file.with_name(Path(filename).name or file.name)
 
     def _around(self, start: Path, folder: str) -> Iterator[tuple[bool, list[Path]]]:
-        """Groups of folders that may have the image, nearest first, and whether they are meant for
-        images.
-
-        `start`: the folder of the XML file. `folder`: the image folder that it names.
-        """
+        """Groups of folders around `start` that may have the image, nearest first, and whether
+        they are meant for images. `folder`: the image folder that the XML file names."""
         first = [name.lower() for name in (folder, "JPEGImages", "images")]
         for up in (start, *(up for up in start.parents if up.is_relative_to(self._root))):
             if up == start or up not in self._with_xml:

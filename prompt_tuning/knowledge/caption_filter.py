@@ -66,29 +66,9 @@ class CaptionFilter:
         if answer.failure is not None:
             return "not answered"
         text = " ".join(answer.text.translate(_TYPOGRAPHY).split()).strip("\"' ")
+        # `bare` lacks the category names, which may be "C#" or "no parking sign".
         labels, bare = self._matcher.read(text)
         asked = {self._names.index(name) for name in question.categories}
-        reason = self._reason_to_drop(question, answer, text, bare, labels, asked)
-        if reason:
-            return reason
-        # With labels, because "a dog on the grass" does not duplicate "a cow on the grass".
-        content = f"{_content_words(text)}/{labels}".encode()
-        hashed = hashlib.blake2b(content, digest_size=8).digest()
-        if hashed in self._seen:
-            return "duplicate or nearly"
-        self._seen.add(hashed)
-        return Caption(text, labels, question.kind)
-
-    def _reason_to_drop(
-        self,
-        question: Question,
-        answer: Answer,
-        text: str,
-        bare: str,
-        labels: tuple[int, ...],
-        asked: set[int],
-    ) -> str | None:
-        """`bare`: the text without category names, which may be "C#" or "no parking sign"."""
         words = text.split()
         if not self._settings.min_words <= len(words) <= self._settings.max_words:
             return "too short or too long"
@@ -109,13 +89,16 @@ class CaptionFilter:
         if not asked & set(labels):
             return "does not name what was asked for"
         for runs, named, content in map(self._example, question.shown):
-            if (
-                runs & _runs(text)
-                or named & (set(labels) - asked)
-                or content == _content_words(text)
-            ):
+            also_named = named & (set(labels) - asked)
+            if runs & _runs(text) or also_named or content == _content_words(text):
                 return "copies an example"
-        return None
+        # With labels, because "a dog on the grass" does not duplicate "a cow on the grass".
+        key = f"{_content_words(text)}/{labels}".encode()
+        hashed = hashlib.blake2b(key, digest_size=8).digest()
+        if hashed in self._seen:
+            return "duplicate or nearly"
+        self._seen.add(hashed)
+        return Caption(text, labels, question.kind)
 
 
 def _is_foreign(text: str) -> bool:

@@ -24,8 +24,8 @@ class CategoryFacts(Settings):
 
     `attributes`: in which things differ, the most frequent first. `aspects`: the attributes that
     matter for a category. `kinds`: of a category, besides those in the category list. `classes`:
-    votes for words for what a category is. `company`: votes for words for what it is seen with.
-    `together`: votes for other categories that it is seen with, in either direction.
+    votes for words for its type. `company`: votes for words for things that appear with it.
+    `together`: votes for other categories that appear with it, in either direction.
     """
 
     attributes: tuple[str, ...] = _FIRST_ATTRIBUTES
@@ -61,16 +61,19 @@ def read_category_facts(
     matcher = NounMatcher(categories.categories)
     for question, answer in pairs:
         items = _items(answer)
+        words = [item for item in items if re.fullmatch(r"[a-z]{3,14}", item)]
         if question.kind == "attributes":
-            shared.update(item for item in items if re.fullmatch(r"[a-z]{3,14}", item))
+            shared.update(words)
             continue
         (name,) = question.categories
         if question.kind == "aspects":
-            aspects[name].update(item for item in items if re.fullmatch(r"[a-z]{3,14}", item))
+            aspects[name].update(words)
         elif question.kind == "kinds":
             copied = {item for shown in question.shown for item in shown.split(", ")}
             others = {item for item in items if name_key(item) != name_key(name)}
-            kinds[name].update({_singular(item) for item in others} - copied)
+            # In the singular, so that both numbers share their votes.
+            heads = (item.rpartition(" ") for item in others)
+            kinds[name].update({f"{a}{space}{singular(last)}" for a, space, last in heads} - copied)
         elif question.kind == "classes":
             classes[name].update(items)
         elif question.kind == "together":
@@ -101,12 +104,6 @@ def _items(answer: Answer) -> list[str]:
         items.pop()
     plain = [re.sub(r"^(\d+[.)]|[-*])? ?((an?|the|and) )?", "", item).strip(" .") for item in items]
     return list(dict.fromkeys(item for item in plain if re.fullmatch(r"[a-z][a-z' -]{1,39}", item)))
-
-
-def _singular(item: str) -> str:
-    """A kind in the singular, so that both numbers share their votes."""
-    *first, last = item.split(" ")
-    return " ".join([*first, singular(last)])
 
 
 def confirm_kinds(

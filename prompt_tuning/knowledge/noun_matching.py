@@ -202,17 +202,13 @@ def _is_named(tokens: Sequence[_Token], tags: Sequence[str], first: int, last: i
     return determined and not after.startswith(("AJ", "CJ", "NN", "PUN"))
 
 
-def _words(text: str) -> list[str]:
-    return [folded(word) for word in _TOKEN.findall(visible(text))]
-
-
 def _written(name: str) -> str:
-    return " ".join(_words(name))
+    return " ".join(folded(word) for word in _TOKEN.findall(visible(name)))
 
 
 def _counted(name: str) -> str:
     """The form of a name that matches a text in singular and plural."""
-    return " ".join(_words(name_key(name)))
+    return _written(name_key(name))
 
 
 def _singular_head(words: list[str]) -> str:

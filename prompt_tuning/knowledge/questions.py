@@ -30,6 +30,7 @@ from prompt_tuning.storage import digest
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Names = tuple[str, ...]
 
 # How often each list is asked for: what several answers agree on is more likely true.
 _SAMPLES: dict[Kind, int] = {"attributes": 8, "aspects": 2, "kinds": 4, "classes": 2, "together": 4}
@@ -180,7 +181,8 @@ class QuestionWriter:
         start = unit_draw(self._settings.seed, template, asked)
         for n in range(self._per_category("relationship")):
             # Steps of the golden ratio fill the shares evenly for any number of questions.
-            size = self._set_size((start + n * _GOLDEN_RATIO) % 1)
+            position = (start + n * _GOLDEN_RATIO) % 1
+            size = 1 + bisect(list(accumulate(self._settings.set_shares[:-1])), position)
             chosen = [asked]
             while len(chosen) < min(size, len(self._categories)):
                 chosen.append(self._companion(chosen, template, n, facts))
@@ -192,9 +194,6 @@ class QuestionWriter:
                 words.append(name if plain else shuffled(others, *draw)[0])
             names = ", ".join(words)
             yield self._question(template, tuple(chosen), tuple(words), n, names=names)
-
-    def _set_size(self, position: float) -> int:
-        return 1 + bisect(list(accumulate(self._settings.set_shares[:-1])), position)
 
     def _companion(self, chosen: list[str], template: str, n: int, facts: CategoryFacts) -> str:
         """A category that the model has named with those chosen, or any if it has named none."""
@@ -211,13 +210,7 @@ class QuestionWriter:
         return list(dict.fromkeys([*category.names[1:], *category.kinds, *kinds]))
 
     def _question(
-        self,
-        name: str,
-        asked: tuple[str, ...],
-        words: tuple[str, ...],
-        number: int,
-        /,
-        **fields: object,
+        self, name: str, asked: Names, words: Names, number: int, /, **fields: object
     ) -> Question:
         template = self._templates[name]
         line = template.line.format(**fields)

@@ -32,12 +32,12 @@ _FIELDS: dict[Kind, set[str]] = {
 class Template(Settings):
     """One way to ask.
 
-    `kind`: what the answers are used for. Category facts come from `attributes` (not about a
-    category), `aspects` (which attributes matter for a category), `kinds`, `classes` (what a
-    category is) and `together` (what it is seen with); captions from `specific` (one category and
-    an attribute) and `relationship` (a set of categories). `instruction`: for chat models.
-    `heading`, `line`: the first and last line of the pattern for base models, with some of the
-    `examples` between them.
+    `kind`: the use of the answers. Category facts come from `attributes` (not about a category),
+    `aspects` (which attributes matter for a category), `kinds`, `classes` (the type of a category)
+    and `together` (things that appear with it); captions from `specific` (one category and an
+    attribute) and `relationship` (a set of categories). `instruction`: for chat models. `heading`,
+    `line`: the first and last line of the pattern for base models, with some of the `examples`
+    between them.
     """
 
     kind: Kind

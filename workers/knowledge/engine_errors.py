@@ -21,11 +21,7 @@ _LOAD_FAILURES = (
     (r"the derived max_model_len \(\w+=(\d+)", "max_model_len", "the model supports at most {}"),
     (r"maximum model length is (\d+)", "max_model_len", "the memory suffices for at most {}"),
     (r"KV cache is needed, which is larger", "max_model_len", "the memory does not suffice"),
-    (
-        r"divisible by(?: tensor parallel size| \d)",
-        "tensor_parallel",
-        "it cannot split the model",
-    ),
+    (r"divisible by(?: tensor parallel size| \d)", "tensor_parallel", "it cannot split the model"),
     (r"the number of available GPUs", "tensor_parallel", "one machine has too few GPUs"),
     (
         r"out of memory|No available memory for the cache blocks|desired GPU memory utilization",

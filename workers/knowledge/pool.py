@@ -25,6 +25,7 @@ from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
 from workers.knowledge.engine_dtype import Dtype, common_dtype, native_dtype
 from workers.knowledge.engine_errors import load_failure
 from workers.knowledge.ledger import Ledger, Shard
+from workers.placement import Placement
 from workers.waiting import Waiting
 
 # Called with a shard, its answers, whether they are new, and the number of engines that are ready.
@@ -39,24 +40,6 @@ _MAX_INCONCLUSIVE = 2
 _MAX_LOST_WHILE_LOADING = 2
 # This many questions of a shard may fail, or a tenth of them if that is more.
 _MAX_FAILED = 3
-# An engine takes almost nothing of a pool's custom resource: it says where, not how many.
-_POOL_SHARE = 0.001
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The number of engines, the CPUs and GPUs of each, and the pool of nodes (None: any node)."""
-
-    engines: int
-    cpus: int
-    gpus: int
-    pool: str | None = None
-
-    @property
-    def needs(self) -> dict[str, float]:
-        """The resources of one engine, by Ray's names."""
-        pool = {self.pool: _POOL_SHARE} if self.pool else {}
-        return {"CPU": self.cpus, "GPU": self.gpus, **pool}
 
 
 @dataclass(eq=False)
@@ -109,7 +92,7 @@ class _Engine:
     def __init__(self, engine: type, placement: Placement, *arguments: Any) -> None:
         self._group = None
         strategy: Any = "SPREAD"
-        needs = placement.needs
+        needs = placement.resources
         if placement.gpus > 1:
             self._group = placement_group([needs])
             strategy = PlacementGroupSchedulingStrategy(self._group)
@@ -120,8 +103,7 @@ class _Engine:
             scheduling_strategy=strategy,
         )
         self._actor: Any = actor.remote(*arguments)
-        # None once the engine has loaded.
-        self.loading: ray.ObjectRef | None = self._actor.__ray_ready__.remote()
+        self.loading: ray.ObjectRef | None = self._actor.__ray_ready__.remote()  # None: loaded
         self.calls: deque[tuple[ray.ObjectRef, _Call]] = deque()
 
     def ask(self, call: _Call, sampling: SamplingSettings) -> None:
@@ -140,10 +122,7 @@ class _Engine:
 
 
 class KnowledgePool:
-    """Engines as Ray actors: started when shards need them, ended on exit.
-
-    `engine`: a class with the constructor and the `answer` method of `LLMEngine`.
-    """
+    """Engines as Ray actors: started when shards need them, ended on exit."""
 
     def __init__(
         self,
@@ -157,7 +136,7 @@ class KnowledgePool:
         self._settings, self._sampling, self._placement = settings, sampling, placement
         self._model, self._ledger, self._engine_class = model, ledger, engine
         self._engines: list[_Engine] = []
-        self._max_engines = placement.engines
+        self._max_engines = placement.count
         self._some_loaded = False
         self._lost_while_loading = 0
         self._queue: deque[_Call] = deque()
@@ -183,7 +162,7 @@ class KnowledgePool:
             OSError: if the ledger cannot write the answers.
         """
         source = iter(shards)
-        waiting = Waiting("engines", self._placement.needs, self._settings.timeout_minutes)
+        waiting = Waiting("engines", self._placement.resources, self._settings.timeout_minutes)
         while True:
             self._dispatch(source, on_shard)
             # Only the oldest call of each engine: if it fails, it was the one that ran.
@@ -392,9 +371,4 @@ def cluster_dtype(needs: dict[str, float], on_gpu: bool) -> Dtype:
         if node["Alive"]
         and all(node["Resources"].get(name, 0) >= need for name, need in needs.items())
     ]
-    return common_dtype(ask_nodes(nodes, _native_dtype_of, on_gpu))
-
-
-def _native_dtype_of(node: dict[str, Any], on_gpu: bool) -> Dtype:
-    """Runs on `node`."""
-    return native_dtype(on_gpu)
+    return common_dtype(ask_nodes(nodes, lambda _: native_dtype(on_gpu)))

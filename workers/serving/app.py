@@ -97,8 +97,8 @@ def build_app(
     def check_token(request: Request) -> None:
         given = request.headers.get("authorization", "")
         if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-            headers = {"WWW-Authenticate": "Bearer"}
-            raise HTTPException(401, "Missing or invalid bearer token", headers)
+            bearer = {"WWW-Authenticate": "Bearer"}
+            raise HTTPException(401, "Missing or invalid bearer token", bearer)
 
     def resolved(artifact: str | None) -> str:
         if artifact is None and len(artifacts) == 1:
@@ -263,8 +263,6 @@ def application(
         **_SHUTDOWN,
     )(TaggingModel)
     front = serve.deployment(
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=2 * limits.waiting,
-        **_SHUTDOWN,
+        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=2 * limits.waiting, **_SHUTDOWN
     )(Front)
     return front.bind(model.bind(folders, cache, limits.pixels, gpus, cpus))

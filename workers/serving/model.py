@@ -71,7 +71,7 @@ class Label:
 
 @dataclass(frozen=True)
 class ArtifactState:
-    """What is served of an artifact, if any. `problem`: why the files in its folder are not."""
+    """The served version of an artifact, if any; `problem`: why newer files are not served."""
 
     version: str | None
     labels: list[Label]
@@ -202,7 +202,7 @@ class TaggingModel:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
     def _decoded(self, image: bytes, use: Callable[[Image], Result]) -> Result | Refusal:
-        """What `use` gives for the decoded image."""
+        """The result of `use` for the decoded image, or the refusal if it cannot be read."""
         try:
             return use(read_image(image, self._max_pixels))
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a tuning worker is given for a seed, and what it hands back."""
+"""The job of tuning one seed, and its result."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ HISTORY = "history.json"
 
 OnEpoch = Callable[[dict[str, float]], None]
 OnEpochOf = Callable[["TuningJob", dict[str, float]], None]
-# What jobs that have not started wait for.
+# The reason why workers are not up yet: free resources are missing, or processes still start.
 Lack = Literal["resources", "processes"]
-# Called with the seconds since the start and what the jobs wait for.
+# Called with the seconds since the start and the reason.
 OnWaiting = Callable[[float, Lack], None]
 
 
@@ -51,7 +51,7 @@ class DistributedTuningSettings(TuningSettings):
 
 @dataclass(frozen=True)
 class TuningJob:
-    """All that workers need to tune one seed. Paths are absolute: workers change directory.
+    """The inputs for tuning one seed. Paths are absolute: workers change directory.
 
     `threads`: of each worker, on a CPU. `selecting`: the labelled images that each epoch's prompts
     are measured on, where images choose. `slots`: the actor (`Slots`) at which workers that have

@@ -17,9 +17,8 @@ from ray.actor import ActorHandle
 class Slots:
     """An actor that decides which trials may load, and which of the loaded ones may tune.
 
-    At most `count` trials load and at most `count` tune at any time. The limit on loading keeps the
-    first trials from sharing the machine with those that have to wait anyway. Whoever notices that
-    a trial has ended or lost its processes releases what it holds.
+    At most `count` trials load and at most `count` tune at any time. Without the limit on loading,
+    all trials would load at the start and slow down the first ones.
     """
 
     def __init__(self, count: int) -> None:
@@ -41,7 +40,7 @@ class Slots:
         await self._join(trial, self._tuning)
 
     async def release(self, trial: str) -> None:
-        """Free what the trial holds, and end its waits."""
+        """Free the slot of a trial that has ended or lost its processes, and end its waits."""
         async with self._changed:
             self._releases[trial] += 1
             self._loading.discard(trial)
@@ -62,10 +61,8 @@ class Slots:
 
 
 class ReleaseOnFailure(ray.train.UserCallback):
-    """Releases a trial's slot while its dead workers restart, so that another trial can use it.
-
-    That other trial may hold the resources that the restart needs.
-    """
+    """Releases a trial's slot while its dead workers restart: a trial that waits for this slot may
+    hold the resources that the restart needs."""
 
     def __init__(self, slots: ActorHandle, trial: str) -> None:
         self._slots, self._trial = slots, trial

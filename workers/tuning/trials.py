@@ -33,11 +33,9 @@ from workers.tuning.slots import Slots
 Tracker = Literal["mlflow", "wandb"]
 Entry = dict[str, float]
 
-# The driver of a trial needs no CPU. It runs on the head node, so that the loss of another node
-# costs only workers.
+# Drivers of trials run on the head node, so that the loss of another node costs only workers.
 _ON_HEAD_NODE = {"node:__internal_head__": 0.001}
-# At most so many trials start their processes and load while others tune, so that a free slot need
-# not wait for them.
+# This many trials start their processes and load while others tune, so that no slot stays free.
 _MOST_AHEAD = 2
 _DRIVER_DEATHS_ALLOWED = 2
 _MOST_CALLS_WAITING = 100_000
@@ -58,7 +56,7 @@ class ASHA(Settings):
 class Trial:
     """One seed of one point: the stage that it fills, and the job that fills it.
 
-    `fields`: the swept fields and the seed, for experiment trackers. `resources`: of each worker.
+    `fields`: the swept fields and the seed, for trackers. `resources`: of each worker.
     """
 
     fields: dict[str, Any]
@@ -70,7 +68,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended; `entries` has one entry per epoch, as `tune` passes them on."""
+    """The outcome of a trial; `entries` has one entry per epoch, as `tune` passes them on."""
 
     status: Literal["finished", "stopped", "failed"]
     entries: list[Entry]
@@ -87,15 +85,10 @@ def as_config(trial: Trial) -> dict[str, Any]:
     return {"point": {"trial": ray.put(trial), **trial.fields}}
 
 
-def _trial_of(config: dict[str, Any]) -> Trial:
-    trial: Trial = ray.get(config["point"]["trial"])
-    return trial
-
-
 def objective(entries: Sequence[Entry], on_images: bool) -> float:
-    """What trials are ranked by after these epochs: mAP (0-100) of the best epoch's prompts.
+    """The mAP (0-100) of the best epoch's prompts, by which trials are ranked.
 
-    `on_images`: measured on the images that select, or else on held-out captions.
+    `on_images`: whether it is measured on the images that select, or else on held-out captions.
     """
     if on_images:
         return entries[-1]["selecting_map"]
@@ -141,8 +134,7 @@ def run_trials(
 ) -> None:
     """Run trials, `slots` at a time, and call `on_outcome` as soon as one has ended.
 
-    A trial that fails does not end the others. One whose driver dies starts again, from its last
-    checkpoint.
+    When a trial fails, the others continue. When its driver dies, it resumes from its checkpoint.
 
     Args:
         trials: the trials, or a searcher that suggests each in the form of `as_config`.
@@ -161,10 +153,10 @@ def run_trials(
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     }
     at_once = slots + min(slots, _MOST_AHEAD)
-    actor = ray.remote(Slots).options(
+    actor: Any = ray.remote(Slots).options(
         num_cpus=0, resources=_ON_HEAD_NODE, max_concurrency=_MOST_CALLS_WAITING
     )
-    slots_actor: Any = actor.remote(slots)
+    slots_actor = actor.remote(slots)
     searcher = trials if isinstance(trials, Searcher) else None
     space = {}
     if not isinstance(trials, Searcher):
@@ -198,16 +190,15 @@ def run_trials(
 
 
 def _run_trial(work: Work, slots: ActorHandle, share: float, config: dict[str, Any]) -> None:
-    """What Tune runs: one trial from start to end, which reports each epoch to Tune.
+    """Run one trial from start to end, and report each epoch to Tune.
 
-    `share`: each worker requests only this share of its CPUs, so that the workers of trials that
-    load early fit beside those that tune. Workers with a GPU keep their request: of their trials
-    only the drivers start early.
+    `share`: the share of its CPUs that each worker requests, so that the workers of trials that
+    load early fit too. Workers with a GPU keep their request: only their drivers start early.
     """
-    trial = _trial_of(config)
-    needs = trial.resources
+    trial: Trial = ray.get(config["point"]["trial"])
+    needs = dict(trial.resources)
     if not needs["GPU"]:
-        needs = {**needs, "CPU": share * needs["CPU"]}
+        needs["CPU"] *= share
     trial = replace(trial, resources=needs, job=replace(trial.job, slots=slots))
     # An earlier driver of this trial may have died while it held a slot.
     ray.get(slots.release.remote(trial.job.name))
@@ -266,16 +257,16 @@ def _tracking(tracker: Tracker) -> ray.tune.Callback:
 
 
 class _Listener(ray.tune.Callback):
-    """Collects the entries of trials, and passes on how each trial ended."""
+    """Collects the entries of trials, and passes on the outcome of each trial."""
 
     def __init__(self, on_outcome: OnOutcome, on_waiting: OnWaiting, slots: ActorHandle) -> None:
         self._on_outcome, self._on_waiting, self._slots = on_outcome, on_waiting, slots
         self._entries: dict[str, dict[float, Entry]] = {}
-        # By trial: the time of its last report, and how long it has waited for what.
+        # By trial: the time of its last report, the seconds that it has waited, and the reason.
         self._waiting: dict[str, tuple[float, tuple[float, Lack]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves callbacks to restore a sweep, but our sweeps resume from records."""
+        """Empty: Tune saves callbacks to restore a sweep, but our sweeps resume from records."""
         return {}
 
     def on_trial_result(
@@ -287,13 +278,9 @@ class _Listener(ray.tune.Callback):
         if "waiting" in result:
             now = time.time()
             self._waiting[trial.trial_id] = (now, result["waiting"])
-            recent = {
-                name: waiting
-                for name, (at, waiting) in self._waiting.items()
-                if now - at < 1.5 * SECONDS_BETWEEN_WAITS
-            }
-            running = [other for other in trials if other.status == "RUNNING"]
-            if all(other.trial_id in recent for other in running):
+            since = now - 1.5 * SECONDS_BETWEEN_WAITS
+            recent = {name: wait for name, (at, wait) in self._waiting.items() if at > since}
+            if all(other.trial_id in recent for other in trials if other.status == "RUNNING"):
                 self._on_waiting(*min(recent.values()))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -306,6 +293,6 @@ class _Listener(ray.tune.Callback):
         self._ended(trial, Outcome("failed", entries, reason))
 
     def _ended(self, trial: Any, outcome: Outcome) -> None:
-        ended = _trial_of(trial.config)
+        ended: Trial = ray.get(trial.config["point"]["trial"])
         self._slots.release.remote(ended.job.name)
         self._on_outcome(ended, outcome)

@@ -68,13 +68,7 @@ def _tune_seed(
     device = ray.train.torch.get_device()
     rank = ray.train.get_context().get_world_rank()
     prompts = ClassPrompts(
-        vlm,
-        job.categories,
-        job.hierarchy,
-        job.prompts,
-        job.scoring,
-        job.losses,
-        job.seed,
+        vlm, job.categories, job.hierarchy, job.prompts, job.scoring, job.losses, job.seed
     ).to(device)
     train, held_out = load_caption_sets(job.captions, job.features, job.categories, job.held_out)
     # Without the search for unused parameters DDP sorts its buckets again after the first step;
