@@ -78,15 +78,15 @@ def calm(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_everything_asked_is_answered_and_accounted_for(folder: Path, calm: Path) -> None:
-    results = calm / "runs/own/knowledge"
-    summary = json.loads((results / "summary.json").read_bytes())
+    knowledge = calm / "runs/own/knowledge"
+    summary = json.loads((knowledge / "summary.json").read_bytes())
     asked = {"attributes": 8, "aspects": 12, "kinds": 24, "classes": 12, "together": 24}
     assert summary["asked"] == {**asked, "specific": 1200, "relationship": 12}
     assert summary["dtype"] == native_dtype(on_gpu=False)
-    answers = pq.read_table(results / "answers.parquet").to_pylist()
+    answers = pq.read_table(knowledge / "answers.parquet").to_pylist()
     assert len(answers) == 1212
     assert len({row["answer"] for row in answers}) > 900
-    kept = pq.read_table(results / "captions.parquet").to_pylist()
+    kept = pq.read_table(knowledge / "captions.parquet").to_pylist()
     assert [(row["text"], row["labels"], row["kind"]) for row in kept[:2]] == [
         ("My dog sleeps.", ["dog"], "file"),
         ("A car by a tree.", ["car", "tree"], "file"),
