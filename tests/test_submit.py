@@ -427,7 +427,7 @@ def test_a_run_on_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> 
     )
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]  # Ray has its own before it
-    assert error.startswith(f"error: RAY_ADDRESS: what answers at '{head.cluster}' is not a Ray cl")
+    assert error.startswith(f"error: RAY_ADDRESS: '{head.cluster}' is not a Ray cl")
 
 
 def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent(

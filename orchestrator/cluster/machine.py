@@ -9,7 +9,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +23,7 @@ from prompt_tuning.datasets.stamps import stamps_source
 from prompt_tuning.install_hints import SOURCE, install_set, pip_install
 from workers.knowledge import embedded_llm
 from workers.knowledge.engine import EngineSettings, chosen_dtype
-from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.engine_dtype import native_dtype, query_gpus
 
 _INSTALL = install_set("cpu")
 _INSTALL_GPU = install_set("gpu")
@@ -107,22 +106,10 @@ def _gpus(node: Node) -> Finding:
     seen = visible_gpus()
     if seen and not node.gpus:
         return Finding("GPUs", f"{seen}, but torch is built for CPUs", _INSTALL_GPU, needed=False)
-    used = f"{seen}{_gpu_names()}" if seen else "none: the CPU does all the work"
-    return Finding("GPUs", used)
-
-
-def _gpu_names() -> str:
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=3,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f" ({', '.join(sorted(set(listed.stdout.splitlines())))} on this machine)"
+    if not seen:
+        return Finding("GPUs", "none: the CPU does all the work")
+    names = ", ".join(sorted(set(query_gpus("name"))))
+    return Finding("GPUs", f"{seen} ({names} on this machine)" if names else f"{seen}")
 
 
 def _version(package: str) -> str | None:

@@ -70,11 +70,7 @@ def place(
 
 
 def place_engines(llm: EngineSettings, resources: Resources) -> Placement:
-    """Return how many engines run and what each gets.
-
-    Raises:
-        InputError: naming the field that asks for more than the nodes have.
-    """
+    """Return how many engines run and what each gets. Raises InputError."""
     # Imports Ray, which `tag` uses `place` without.
     from workers.knowledge.pool import Placement
 
@@ -95,11 +91,7 @@ def place_engines(llm: EngineSettings, resources: Resources) -> Placement:
 
 
 def place_workers(tuning: DistributedTuningSettings, resources: Resources) -> WorkerShare:
-    """Return what each tuning worker gets.
-
-    Raises:
-        InputError: naming the field that asks for more than the nodes have.
-    """
+    """Return what each tuning worker gets. Raises InputError."""
     resources = resources.in_pool(tuning.pool, "tuning.pool")
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker

@@ -56,11 +56,7 @@ class Resources:
         return sum(node.holds(cpus, gpus) for node in self.nodes)
 
     def in_pool(self, pool: str | None, field: str) -> Resources:
-        """The nodes that advertise the pool, or all nodes if `pool` is None.
-
-        Raises:
-            InputError: naming the field, when no node advertises the pool.
-        """
+        """The nodes that advertise the pool, or all nodes if `pool` is None. Raises InputError."""
         if not self.nodes:
             raise InputError(f"{field}: no node of the cluster is up")
         nodes = tuple(node for node in self.nodes if pool is None or pool in node.pools)

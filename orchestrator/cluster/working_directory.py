@@ -43,11 +43,7 @@ class Parcel:
 
 
 def pack(folder: Path, excludes: list[str]) -> Parcel:
-    """Measure what Ray would upload of a folder, by Ray's own rules for excluded files.
-
-    Raises:
-        InputError: when this is more than the job server accepts.
-    """
+    """Measure what Ray would upload of a folder. Raises InputError if that is too large."""
     sizes: Counter[str] = Counter()
 
     def count(path: Path) -> None:

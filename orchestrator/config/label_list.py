@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.config.yaml import read_bytes
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, as_input_error
 from prompt_tuning.categories import CategoryList, category_named
 from prompt_tuning.label_names import name_key
 from prompt_tuning.plain_text import plain_lines
@@ -35,10 +35,8 @@ def read_label_list(path: Path) -> list[str]:
     Raises:
         InputError: naming file and line, what is wrong and what would be right.
     """
-    try:
+    with as_input_error():
         lines = plain_lines(read_bytes(path), str(path))
-    except ValueError as error:
-        raise InputError(str(error)) from None
     kept = [(row, _COMMENT.sub("", line).strip()) for row, line in enumerate(lines, start=1)]
     entries = _without_counts([(row, text) for row, text in kept if text], path)
     return [
@@ -86,10 +84,8 @@ def _label(text: str, where: str, first: bool) -> str:
         )
     if not re.search(r"\w", text):
         raise InputError(f"{where}: must be a label (got {text!r})")
-    try:
+    with as_input_error(f"{where}: "):
         return category_named(text).name
-    except ValueError as error:
-        raise InputError(f"{where}: {error}") from None
 
 
 def show_labels(categories: CategoryList, console: Console) -> None:

@@ -65,11 +65,7 @@ def _refuse(problem: str, place: Any) -> NoReturn:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        InputError: naming `source`, line and what is wrong.
-    """
+    """The value of a YAML text. Raises InputError, naming `source`, line and what is wrong."""
     try:
         _check_events(text)
         return yaml.load(text, Loader=_StrictLoader)

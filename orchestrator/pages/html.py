@@ -28,7 +28,7 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (fixed, signed, between, signed_between, duration, quantity, config_value)
+    formats = (fixed, signed, between, signed_between, duration, quantity, config_value, data_uri)
     environment.filters |= {function.__name__: function for function in formats}
     return environment.get_template(name)
 

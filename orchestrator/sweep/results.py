@@ -115,11 +115,7 @@ def point_results(plan: SweepPlan, records: TrialRecords) -> list[PointResult]:
 
 
 def best_point(results: Sequence[PointResult]) -> PointResult:
-    """The finished point with the highest mean objective, the first one of equals.
-
-    Raises:
-        RuntimeError: with the first reason, if no point has finished.
-    """
+    """The finished point with the highest mean, the first of equals. Raises RuntimeError."""
     finished = [result for result in results if result.finished]
     if not finished:
         reason = next((result.reason for result in results if result.reason), "all were stopped")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.cluster.resources import local_node
 from orchestrator.console import StageProgress
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, as_input_error
 from orchestrator.tagging.listing import ImageListing
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
@@ -47,10 +47,8 @@ def calibrate_artifact(
     """
     if out.exists():
         raise InputError(f"--out: {out} exists already; choose another name")
-    try:
+    with as_input_error():
         artifact = Artifact.load(folder)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
     if artifact.calibration.labelled_photos:
         raise InputError(
             f"{folder}: was calibrated on labelled photos before, which would count twice; "
@@ -127,22 +125,20 @@ def _always_shown(
 
 def _read_labelled(fields: dict[str, str], categories: CategoryList) -> LabelledImages:
     try:
-        return read_photos(DatasetSettings.model_validate(fields), categories)
+        settings = DatasetSettings.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--{first['loc'][0]}: {first['msg']}") from None
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    with as_input_error():
+        return read_photos(settings, categories)
 
 
 def _raw_scores(
     artifact: Path, files: Sequence[Path], cache: Path, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw scores `(photos, classes)` of the files that can be read, and these files' indices."""
-    try:
+    with as_input_error(f"{artifact}: "):
         tagger = Tagger.load(artifact, cache=cache)
-    except ValueError as error:
-        raise InputError(f"{artifact}: {error}") from None
     scores, rows = [np.zeros((0, len(tagger.names)))], []
     with StageProgress(console, "scoring", len(files)) as progress:
         for row, scored in enumerate(score_files(tagger, files, local_node().cpus)):
