@@ -46,8 +46,7 @@ def place(
     An actor runs on one node. Shares of one CPU or more are rounded down to whole CPUs, unless
     `least == most`.
 
-    Raises:
-        InputError: naming the field, when not all actors fit even with `least` CPUs each.
+    Raises InputError, naming the field, when not all actors fit even with `least` CPUs each.
     """
     room = resources.holds(least, gpus)
     if room < count:

@@ -76,8 +76,7 @@ class Resources:
 def find_resources() -> Resources:
     """The nodes of the cluster at RAY_ADDRESS, else this machine, without starting Ray.
 
-    Raises:
-        InputError: when nothing answers at RAY_ADDRESS, or Ray cannot start on this machine.
+    Raises InputError when no cluster answers at RAY_ADDRESS, or Ray cannot start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:

@@ -14,13 +14,7 @@ from orchestrator.errors import InputError
 
 
 def load_config(path: Path, overrides: list[str], cache: str | None, runs: str | None) -> RunConfig:
-    """Read and check a config file with `--set`, environment variables and options applied.
-
-    Ignores the file's `sweep`.
-
-    Raises:
-        InputError: naming the field or file, what is wrong and what would be right.
-    """
+    """The checked config of a file, without its `sweep`, with all overrides. Raises InputError."""
     raw = read_config(path, overrides, cache, runs)
     raw.pop("sweep", None)
     return build_config(raw, path)

@@ -1,7 +1,7 @@
-"""What all pages share: their template environment, images as data URIs, and number formats.
+"""The template environment of all pages, with images as data URIs and number formats.
 
 Each page is one HTML file that loads nothing: images are data URIs, charts are inline SVG. The
-templates escape whatever a person or a language model wrote.
+templates escape all text.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a sweep writes: the table of its trials, the best artifact with its run, and the page."""
+"""Write a sweep's results: the table of its trials, the best artifact and run, and the page."""
 
 from __future__ import annotations
 

@@ -117,8 +117,7 @@ def plan_sweep(
     `raw`: the plain values of the config file `path`, with its `sweep` part. `stamps`: as in
     `make_plan`.
 
-    Raises:
-        InputError: for a mistake in the config of any point.
+    Raises InputError for a mistake in the config of any point.
     """
     run = dict(raw)
     if "sweep" not in run:

@@ -1,4 +1,4 @@
-"""The `sweep` part of a config: which fields vary, over which values, and how it is searched."""
+"""The `sweep` part of a config: which fields vary, over which values, and how to search them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The points of a sweep: which values the swept fields take together."""
+"""The points of a sweep: combinations of values of the swept fields."""
 
 from __future__ import annotations
 

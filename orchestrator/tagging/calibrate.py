@@ -42,8 +42,7 @@ def calibrate_artifact(
     `photos`: files, folders and patterns of photos without labels. `labelled`: fields of
     `DatasetSettings`, for labelled photos instead.
 
-    Raises:
-        InputError: for a mistake in the arguments.
+    Raises InputError for a mistake in the arguments.
     """
     if out.exists():
         raise InputError(f"--out: {out} exists already; choose another name")
@@ -73,7 +72,7 @@ def calibrate_artifact(
 def _fit_labelled(
     artifact: Artifact, images: LabelledImages, raw: np.ndarray, rows: np.ndarray, console: Console
 ) -> Calibration:
-    """Fit on the images of these rows, which could be read, and print what that changes."""
+    """Fit on the readable images, at `rows`, and print how much better the tags become."""
     if len(rows) < _MIN_LABELLED:
         raise InputError(
             f"--root: at least {_MIN_LABELLED} readable photos are required (got {len(rows)}); "
@@ -99,10 +98,9 @@ def _fit_labelled(
 def _always_shown(
     labels: np.ndarray, ignored: np.ndarray, categories: CategoryList, console: Console
 ) -> np.ndarray:
-    """Labels `(classes,)`, bool, that all photos show, so that no threshold can be fitted.
+    """The labels `(classes,)`, bool, that all photos show: these have no threshold to fit.
 
-    Raises:
-        InputError: unless some photos show a label that others do not.
+    Raises InputError unless at least one label is on some photos and not on others.
     """
     fitted = contrasted(labels, ignored)
     always = (labels & ~ignored).any(0) & ~fitted

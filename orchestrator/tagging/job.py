@@ -281,7 +281,6 @@ def _tagged_on_workers(
 
 
 def _summary(listing: ImageListing, tally: Tally) -> Iterator[str]:
-    """Lines for people."""
     yield f"{tally.tagged:,} tagged, {tally.without:,} of them without a tag"
     if tally.labels:
         frequent = tally.labels.most_common(_LABELS_SHOWN)
