@@ -57,10 +57,9 @@ class Job:
 def prepare_job(
     config: Path, what: str, overrides: list[str], cache: str | None, runs: str | None
 ) -> Job:
-    """Prepare the job that runs the command `what` with a config; check what this machine can.
+    """Prepare the job that runs the command `what` with a config.
 
-    Raises:
-        InputError: for a mistake in the config or options. Files on the cluster are checked there.
+    Raises InputError for a mistake in the config or options. The job checks files on the cluster.
     """
     here = Path.cwd()
     path = config.resolve()
@@ -137,8 +136,7 @@ class _Client(JobSubmissionClient):
 class JobServer:
     """The job server of a cluster: at `address`, or as the environment says, or on this machine.
 
-    Raises:
-        InputError: when no job server answers, its Ray version differs, or it lacks a job.
+    Raises InputError when no job server answers, its Ray version differs, or it lacks a job.
     """
 
     def __init__(self, address: str | None) -> None:
