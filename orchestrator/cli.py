@@ -20,6 +20,7 @@ from orchestrator.commands.serve import serve
 from orchestrator.commands.submit import submit
 from orchestrator.commands.sweep import sweep
 from orchestrator.commands.tag import tag
+from orchestrator.console import quieten_libraries
 from orchestrator.errors import InputError
 from orchestrator.interruption import interruptible
 
@@ -84,6 +85,7 @@ def _home_expanded(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Run the command line. Exit codes: 1 the system failed, 2 the input was wrong."""
+    quieten_libraries()
     with interruptible():
         try:
             app(_home_expanded(sys.argv[1:]))

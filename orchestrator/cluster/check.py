@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def check_cluster(paths: Paths) -> None:
-    """Compare versions and shared folders on all nodes of the cluster at RAY_ADDRESS.
-
-    Raises:
-        InputError: naming the first node that does not fit, and how to mend it.
-    """
+    """Raise InputError if a node at RAY_ADDRESS has other versions, or does not share a folder."""
     if not os.environ.get("RAY_ADDRESS"):
         return
     import ray

@@ -22,13 +22,13 @@ from orchestrator.cluster.placement import place_engines, place_workers
 from orchestrator.cluster.resources import Resources, ray_node
 from orchestrator.cluster.token import find_token
 from orchestrator.cluster.working_directory import Parcel, pack
-from orchestrator.config.load import read_config
+from orchestrator.config.inputs import input_files
+from orchestrator.config.load import chosen_folders, read_config
 from orchestrator.config.messages import validate
 from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
 from orchestrator.paths import check_absolute
 from orchestrator.sweep.settings import SweepSettings
-from prompt_tuning.categories import BUILT_IN
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -57,10 +57,9 @@ class Job:
 def prepare_job(
     config: Path, what: str, overrides: list[str], cache: str | None, runs: str | None
 ) -> Job:
-    """Prepare the job that runs the command `what` with a config; check what this machine can.
+    """Prepare the job that runs the command `what` with a config.
 
-    Raises:
-        InputError: for a mistake in the config or options. Files on the cluster are checked there.
+    Raises InputError for a mistake in the config or options. The job checks files on the cluster.
     """
     here = Path.cwd()
     path = config.resolve()
@@ -69,10 +68,6 @@ def prepare_job(
             f"{config}: must be below the working directory {here}, because only that is uploaded "
             "to the cluster"
         )
-    given = {
-        "cache": cache or os.environ.get("DATAFREE_CACHE"),
-        "runs": runs or os.environ.get("DATAFREE_RUNS"),
-    }
     raw = read_config(config, overrides, cache, runs)
     varied = raw.pop("sweep", None)
     if what == "sweep":
@@ -87,8 +82,8 @@ def prepare_job(
     arguments = ["-m", "orchestrator", what, str(path.relative_to(here))]
     for override in overrides:
         arguments += ["--set", override]
-    for option, value in given.items():
-        arguments += [f"--{option}", value] if value else []
+    for option, folder in chosen_folders(cache, runs).items():
+        arguments += [f"--{option}", folder]
     folders = [Path(name).expanduser().resolve() for name in stay.values()]
     inside = [folder for folder in folders if here in folder.parents]
     excludes = [f"/{folder.relative_to(here)}" for folder in inside]
@@ -97,14 +92,7 @@ def prepare_job(
 
 def _check_files(config: RunConfig, base: Path, here: Path) -> None:
     """Check that files with a relative path exist and are uploaded. Raises InputError."""
-    named = [("captions.files", file) for file in config.captions.files]
-    if isinstance(config.categories, str) and config.categories not in BUILT_IN:
-        named.append(("categories", config.categories))
-    if config.hierarchy.groups not in ("auto", "builtin", "llm"):
-        named.append(("hierarchy.groups", config.hierarchy.groups))
-    if config.knowledge.questions.templates is not None:
-        named.append(("knowledge.questions.templates", config.knowledge.questions.templates))
-    for field, name in named:
+    for field, name in input_files(config):
         if Path(name).expanduser().is_absolute():
             continue  # it may exist only on the cluster
         file = (base / name).resolve()
@@ -148,8 +136,7 @@ class _Client(JobSubmissionClient):
 class JobServer:
     """The job server of a cluster: at `address`, or as the environment says, or on this machine.
 
-    Raises:
-        InputError: when no job server answers, its Ray version differs, or it lacks a job.
+    Raises InputError when no job server answers, its Ray version differs, or it lacks a job.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -184,11 +171,7 @@ class JobServer:
             time.sleep(0.5)
 
     def submit(self, job: Job) -> str:
-        """Upload the working directory, start the job and return its name.
-
-        Raises:
-            InputError: when a proxy before the server refuses the working directory as too large.
-        """
+        """Upload the working directory, start the job, return its name. Raises InputError."""
         try:
             environment: dict[str, Any] = {}
             if job.packages:  # Ray fails on an empty list
@@ -213,7 +196,9 @@ class JobServer:
         end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
         while True:
             nodes = self._get("/nodes?view=summary")["data"]["summary"]
-            for argument in _raylet_command(nodes):
+            heads = [node for node in nodes if node.get("raylet", {}).get("isHeadNode")]
+            # Empty until the head has reported itself.
+            for argument in (heads[0].get("cmdline") or []) if heads else []:
                 if argument.startswith("--python_worker_command="):
                     return shlex.split(argument.partition("=")[2])[0]
             if time.monotonic() > end:
@@ -276,12 +261,6 @@ def _client(address: str) -> JobSubmissionClient:
             f"{address}: this cluster asks for a token: set RAY_AUTH_MODE=token, with the "
             "token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token"
         ) from None
-
-
-def _raylet_command(nodes: list[dict[str, Any]]) -> list[str]:
-    """The command line of Ray on the head; empty until the head has reported itself."""
-    heads = [node for node in nodes if node.get("raylet", {}).get("isHeadNode")]
-    return heads[0].get("cmdline") or [] if heads else []
 
 
 def _address() -> str:

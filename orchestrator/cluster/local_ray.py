@@ -26,11 +26,7 @@ def ray_folder() -> tuple[str, Path]:
 
 
 def check_ray_folder() -> None:
-    """Check that Ray can start in its folder for temporary files.
-
-    Raises:
-        InputError: naming the environment variable that chooses it.
-    """
+    """Check that Ray can start in its folder for temporary files. Raises InputError."""
     name, folder = ray_folder()
     length = len(os.fsencode(folder))
     if length > _LONGEST_RAY_FOLDER:

@@ -1,4 +1,4 @@
-"""What the quickstart needs, which of it this machine lacks, and how to get that.
+"""Check that this machine has everything for the quickstart, and say how to get what is missing.
 
 Looks only at files and installed packages: importing torch or Ray would take too long.
 """
@@ -9,7 +9,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +23,7 @@ from prompt_tuning.datasets.stamps import stamps_source
 from prompt_tuning.install_hints import SOURCE, install_set, pip_install
 from workers.knowledge import embedded_llm
 from workers.knowledge.engine import EngineSettings, chosen_dtype
-from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.engine_dtype import native_dtype, query_gpus
 
 _INSTALL = install_set("cpu")
 _INSTALL_GPU = install_set("gpu")
@@ -42,14 +41,14 @@ _MEMORY_NEEDED = 9 * _GIB
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the report. `get`: how to get what is missing, else empty.
+    """A line of the report. `remedy`: how to get what is missing, else empty.
 
     `needed`: whether the quickstart cannot run without it.
     """
 
-    what: str
+    name: str
     found: str
-    get: str = ""
+    remedy: str = ""
     needed: bool = True
 
 
@@ -66,14 +65,14 @@ def report_machine(cache: Path) -> bool:
     ]
     console = Console(highlight=False)
     for finding in findings:
-        mark, colour = ("ok", "green") if not finding.get else ("missing", "red")
-        if finding.get and not finding.needed:
+        mark, colour = ("ok", "green") if not finding.remedy else ("missing", "red")
+        if finding.remedy and not finding.needed:
             mark, colour = "without", "yellow"
         console.print(f"{mark:<8}", style=colour, end="")
-        console.print(f"{finding.what:<21} {finding.found}", soft_wrap=True, markup=False)
-        if finding.get:
-            console.print(f"{'':<8}{'':<21} -> {finding.get}", soft_wrap=True, markup=False)
-    lacking = [finding.what for finding in findings if finding.get and finding.needed]
+        console.print(f"{finding.name:<21} {finding.found}", soft_wrap=True, markup=False)
+        if finding.remedy:
+            console.print(f"{'':<8}{'':<21} -> {finding.remedy}", soft_wrap=True, markup=False)
+    lacking = [finding.name for finding in findings if finding.remedy and finding.needed]
     if lacking:
         console.print(f"The quickstart cannot run yet; missing: {', '.join(lacking)}.")
         return False
@@ -107,22 +106,10 @@ def _gpus(node: Node) -> Finding:
     seen = visible_gpus()
     if seen and not node.gpus:
         return Finding("GPUs", f"{seen}, but torch is built for CPUs", _INSTALL_GPU, needed=False)
-    used = f"{seen}{_gpu_names()}" if seen else "none: the CPU does all the work"
-    return Finding("GPUs", used)
-
-
-def _gpu_names() -> str:
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=3,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return f" ({', '.join(sorted(set(listed.stdout.splitlines())))} on this machine)"
+    if not seen:
+        return Finding("GPUs", "none: the CPU does all the work")
+    names = ", ".join(sorted(set(query_gpus("name"))))
+    return Finding("GPUs", f"{seen} ({names} on this machine)" if names else f"{seen}")
 
 
 def _version(package: str) -> str | None:
@@ -169,8 +156,8 @@ def _models(cache: Path) -> list[Finding]:
         lacking = [name for name in (tower, _TEXT_TOWER) if not _importable(name)]
         model = f"{tower.removesuffix('-pytorch-model')}+minilm"
         found = f"{model}: {', '.join(lacking)} not installed" if lacking else model
-        get, needed = _INSTALL if lacking else "", tower == _QUICKSTART_TOWER
-        findings.append(Finding("vision-language model", found, get, needed))
+        remedy, needed = _INSTALL if lacking else "", tower == _QUICKSTART_TOWER
+        findings.append(Finding("vision-language model", found, remedy, needed))
     return findings
 
 

@@ -30,8 +30,7 @@ def place(
     An actor runs on one node. Shares of one CPU or more are rounded down to whole CPUs, unless
     `least == most`.
 
-    Raises:
-        InputError: naming the field, when not all actors fit even with `least` CPUs each.
+    Raises InputError, naming the field, when not all actors fit even with `least` CPUs each.
     """
     room = resources.holds(least, gpus)
     if room < count:
@@ -54,11 +53,7 @@ def place(
 
 
 def place_engines(llm: EngineSettings, resources: Resources) -> Placement:
-    """Return how many engines run and what each gets.
-
-    Raises:
-        InputError: naming the field that asks for more than the nodes have.
-    """
+    """Return how many engines run and what each gets. Raises InputError."""
     resources = resources.in_pool(llm.pool, "knowledge.llm.pool")
     gpus = llm.tensor_parallel if resources.gpus else 0
     if llm.tensor_parallel > max(1, *(node.gpus for node in resources.nodes)):
@@ -76,11 +71,7 @@ def place_engines(llm: EngineSettings, resources: Resources) -> Placement:
 
 
 def place_workers(tuning: DistributedTuningSettings, resources: Resources) -> Placement:
-    """Return how many tuning workers run and what each gets.
-
-    Raises:
-        InputError: naming the field that asks for more than the nodes have.
-    """
+    """Return how many tuning workers run and what each gets. Raises InputError."""
     resources = resources.in_pool(tuning.pool, "tuning.pool")
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker

@@ -56,11 +56,7 @@ class Resources:
         return sum(node.holds(cpus, gpus) for node in self.nodes)
 
     def in_pool(self, pool: str | None, field: str) -> Resources:
-        """The nodes that advertise the pool, or all nodes if `pool` is None.
-
-        Raises:
-            InputError: naming the field, when no node advertises the pool.
-        """
+        """The nodes that advertise the pool, or all nodes if `pool` is None. Raises InputError."""
         if not self.nodes:
             raise InputError(f"{field}: no node of the cluster is up")
         nodes = tuple(node for node in self.nodes if pool is None or pool in node.pools)
@@ -80,8 +76,7 @@ class Resources:
 def find_resources() -> Resources:
     """The nodes of the cluster at RAY_ADDRESS, else this machine, without starting Ray.
 
-    Raises:
-        InputError: when nothing answers at RAY_ADDRESS, or Ray cannot start on this machine.
+    Raises InputError when no cluster answers at RAY_ADDRESS, or Ray cannot start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:

@@ -16,8 +16,8 @@ from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
 from orchestrator.errors import InputError
 
-_WORTH_SAYING = 20_000_000
-_NAMED = 3
+_LARGE = 20_000_000
+_FILES_NAMED = 3
 # Ray's ZIP archive is uncompressed. It adds twice its name and this to each file, and this once.
 _ZIP_ENTRY_BYTES, _ZIP_END_BYTES = 76, 22
 
@@ -31,8 +31,8 @@ class Parcel:
 
     @property
     def is_large(self) -> bool:
-        """Whether the upload takes long enough to explain it."""
-        return self.packed > _WORTH_SAYING
+        """Whether the upload takes so long that the user should know why."""
+        return self.packed > _LARGE
 
     def __str__(self) -> str:
         largest = ", ".join(f"{name} {_megabytes(size)}" for name, size in self.largest)
@@ -43,11 +43,7 @@ class Parcel:
 
 
 def pack(folder: Path, excludes: list[str]) -> Parcel:
-    """Measure what Ray would upload of a folder, by Ray's own rules for excluded files.
-
-    Raises:
-        InputError: when this is more than the job server accepts.
-    """
+    """Measure what Ray would upload of a folder. Raises InputError if that is too large."""
     sizes: Counter[str] = Counter()
 
     def count(path: Path) -> None:
@@ -62,7 +58,7 @@ def pack(folder: Path, excludes: list[str]) -> Parcel:
         count,
         include_gitignore=os.environ.get(RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1",
     )
-    parcel = Parcel(sizes.total() + _ZIP_END_BYTES, sizes.most_common(_NAMED))
+    parcel = Parcel(sizes.total() + _ZIP_END_BYTES, sizes.most_common(_FILES_NAMED))
     if parcel.packed >= DASHBOARD_CLIENT_MAX_SIZE:
         raise InputError(
             f"{folder}: must be smaller than {_megabytes(DASHBOARD_CLIENT_MAX_SIZE)} to be "

@@ -6,8 +6,10 @@ import os
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.commands.options import Cache, Runs
+from orchestrator.paths import cache_folder, check_folder
 
 
 def cache(
@@ -21,9 +23,6 @@ def cache(
     runs: Runs = None,
 ) -> None:
     """List the results that stages keep, and the runs that refer to them."""
-    from rich.console import Console
-
-    from orchestrator.paths import cache_folder, check_folder
     from orchestrator.runs.cache import show_cache
 
     runs_folder = check_folder(runs or os.environ.get("DATAFREE_RUNS") or "runs", "--runs")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.commands.options import Artifact, Cache, Split
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
+from orchestrator.paths import cache_folder
 
 
 def calibrate(
@@ -28,15 +31,7 @@ def calibrate(
     cache: Cache = None,
 ) -> None:
     """Fit scores and thresholds to your photos: a few with labels, or any without."""
-    import warnings
-
-    from rich.console import Console
-
-    from orchestrator.console import quieten_libraries
-    from orchestrator.paths import cache_folder
-
     say_if_stopped("Stopped. The same command starts again.")
-    quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")
     if bool(photos) == bool(root):
         raise InputError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.commands.options import Cache
 
@@ -24,11 +25,6 @@ def doctor(
     """Check that this machine has what the quickstart needs: memory, packages, models, cache."""
     folder = Path(cache or os.environ.get("DATAFREE_CACHE") or "cache").expanduser().resolve()
     if verify_clip:
-        from rich.console import Console
-
-        from orchestrator.console import quieten_libraries
-
-        quieten_libraries()
         from orchestrator.evaluate.clip_check import RN50
         from orchestrator.evaluate.clip_check import verify_clip as verify
 

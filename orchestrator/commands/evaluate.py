@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.commands.options import ConfigCache, Split
 
@@ -33,11 +34,6 @@ def evaluate(
     cache: ConfigCache = None,
 ) -> None:
     """Measure a finished run and its untuned baselines on labelled images."""
-    from rich.console import Console
-
-    from orchestrator.console import quieten_libraries
-
-    quieten_libraries()
     from orchestrator.evaluate.job import evaluate as evaluate_run
 
     options = {

@@ -24,10 +24,7 @@ def export(
     cache: Cache = None,
 ) -> None:
     """Export an artifact as an ONNX file, or as a folder with a model card."""
-    from orchestrator.console import quieten_libraries
-
     say_if_stopped("Stopped. The same command starts again.")
-    quieten_libraries()
     from orchestrator.runs.export import export_artifact
 
     export_artifact(artifact, onnx, hf, cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.commands.options import Config, ConfigCache, DryRun, Overrides, Runs
 
@@ -20,11 +21,6 @@ def knowledge(
     runs: Runs = None,
 ) -> None:
     """Ask a language model for captions of the categories and write them as Parquet."""
-    from rich.console import Console
-
-    from orchestrator.console import quieten_libraries
-
-    quieten_libraries()
     from orchestrator.config.load import load_config
     from orchestrator.runs.knowledge_job import run_knowledge
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from orchestrator.commands.options import Config, ConfigCache, DryRun, Overrides, Runs
 
 
@@ -13,11 +15,6 @@ def run(
     runs: Runs = None,
 ) -> None:
     """Tune prompts for a list of labels and report how well they recognise images."""
-    from rich.console import Console
-
-    from orchestrator.console import quieten_libraries
-
-    quieten_libraries()
     from orchestrator.config.load import load_config
     from orchestrator.runs.pipeline import run as run_pipeline
 

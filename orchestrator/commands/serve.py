@@ -6,10 +6,12 @@ import os
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.commands.options import Cache
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
+from orchestrator.paths import cache_folder
 
 
 def serve(
@@ -32,13 +34,7 @@ def serve(
     cache: Cache = None,
 ) -> None:
     """Serve tags over HTTP, with a page to try them; updated artifacts are reloaded."""
-    from rich.console import Console
-
-    from orchestrator.console import quieten_libraries
-    from orchestrator.paths import cache_folder
-
     say_if_stopped("Stopped.")
-    quieten_libraries()
     if not 0 < port < 65536:
         raise InputError(f"--port: must be between 1 and 65535 (got {port})")
     if replicas is not None and replicas < 1:

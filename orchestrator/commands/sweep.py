@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.console import Console
+
 from orchestrator.commands.options import Config, ConfigCache, DryRun, Overrides, Runs
 
 
@@ -13,11 +15,6 @@ def sweep(
     runs: Runs = None,
 ) -> None:
     """Tune many variants of a config, compare them and report the best."""
-    from rich.console import Console
-
-    from orchestrator.console import quieten_libraries
-
-    quieten_libraries()
     from orchestrator.config.load import read_config
     from orchestrator.sweep.job import sweep as run_sweep
 

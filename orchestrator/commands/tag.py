@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from orchestrator.commands.options import Artifact, Cache
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
+from orchestrator.paths import cache_folder, check_folder
 
 
 def tag(
@@ -37,16 +40,8 @@ def tag(
     cache: Cache = None,
 ) -> None:
     """Tag images, folders or patterns; an interrupted command with --out can be resumed."""
-    import warnings
-
-    from rich.console import Console
-
-    from orchestrator.console import quieten_libraries
-    from orchestrator.paths import cache_folder, check_folder
-
     if not out:
         say_if_stopped("Stopped. With --out, the same command resumes from the images tagged.")
-    quieten_libraries()
     warnings.filterwarnings("ignore", module="PIL")  # odd but readable images
     from orchestrator.tagging.job import tag_images
     from orchestrator.tagging.tags_file import SUFFIXES

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config.label_list import read_label_list
-from orchestrator.config.messages import validate
+from orchestrator.config.messages import Model, validate
 from orchestrator.config.models import RunConfig
 from orchestrator.config.yaml import parse_yaml, read_yaml
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, as_input_error
 from orchestrator.paths import check_absolute
 from prompt_tuning.categories import BUILT_IN, CategoryList, built_in_text
 from prompt_tuning.datasets.registry import DATASETS
@@ -21,18 +21,11 @@ from prompt_tuning.knowledge.templates import Template, built_in_templates
 
 def with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
     """The config with absolute paths of its input files. Raises InputError if one is missing."""
-    updates: dict[str, Any] = {}
-    if isinstance(config.categories, str) and config.categories not in BUILT_IN:
-        updates["categories"] = _existing(config.categories, base, "categories")
-    if config.hierarchy.groups not in ("auto", "builtin", "llm"):
-        groups = _existing(config.hierarchy.groups, base, "hierarchy.groups")
-        updates["hierarchy"] = config.hierarchy.model_copy(update={"groups": groups})
-    files = tuple(_existing(file, base, "captions.files") for file in config.captions.files)
-    updates["captions"] = config.captions.model_copy(update={"files": files})
-    try:
-        dataset_options: dict[str, Any] = config.evaluation.options()
-    except ValueError as error:
-        raise InputError(f"evaluation.{error}") from None
+    found = [(field, _existing(name, base, field)) for field, name in input_files(config)]
+    updates: dict[str, Any] = dict(found)
+    updates["captions.files"] = tuple(path for field, path in found if field == "captions.files")
+    with as_input_error("evaluation."):
+        dataset_options = config.evaluation.options()
     if config.evaluation.root is not None:
         if os.environ.get("RAY_ADDRESS"):
             check_absolute(config.evaluation.root, "evaluation.root")
@@ -41,21 +34,36 @@ def with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         except InputError as error:
             where = DATASETS[config.evaluation.dataset].where_to_get
             raise InputError(f"{error}; {where}") from None
-        updates["evaluation"] = config.evaluation.model_copy(
-            update={"root": root, **dataset_options}
-        )
-    llm, questions = config.knowledge.llm, config.knowledge.questions
-    llm_folder = base / os.path.expanduser(llm.model)
+        updates["evaluation.root"] = root
+        updates |= {f"evaluation.{name}": value for name, value in dataset_options.items()}
+    llm_folder = base / os.path.expanduser(config.knowledge.llm.model)
     if llm_folder.is_dir():
-        llm = llm.model_copy(update={"model": str(llm_folder.resolve())})
-    if questions.templates is not None:
-        file = _existing(questions.templates, base, "knowledge.questions.templates")
-        questions = questions.model_copy(update={"templates": file})
-    updates["knowledge"] = config.knowledge.model_copy(update={"llm": llm, "questions": questions})
+        updates["knowledge.llm.model"] = str(llm_folder.resolve())
     vlm_file = base / os.path.expanduser(config.vlm.pretrained or "")
     if vlm_file.is_file():
-        updates["vlm"] = config.vlm.model_copy(update={"pretrained": str(vlm_file.resolve())})
-    return config.model_copy(update=updates)
+        updates["vlm.pretrained"] = str(vlm_file.resolve())
+    for field, value in updates.items():
+        config = _updated(config, field, value)
+    return config
+
+
+def input_files(config: RunConfig) -> list[tuple[str, str]]:
+    """The files that a config names, as (field, name)."""
+    files = [("captions.files", file) for file in config.captions.files]
+    if isinstance(config.categories, str) and config.categories not in BUILT_IN:
+        files.append(("categories", config.categories))
+    if config.hierarchy.groups not in ("auto", "builtin", "llm"):
+        files.append(("hierarchy.groups", config.hierarchy.groups))
+    if config.knowledge.questions.templates is not None:
+        files.append(("knowledge.questions.templates", config.knowledge.questions.templates))
+    return files
+
+
+def _updated(settings: Model, field: str, value: Any) -> Model:
+    """A copy with another value of a dotted field."""
+    name, _, rest = field.partition(".")
+    new = _updated(getattr(settings, name), rest, value) if rest else value
+    return settings.model_copy(update={name: new})
 
 
 def _existing(name: str, base: Path, field: str, folder: bool = False) -> str:
@@ -73,12 +81,7 @@ def _existing(name: str, base: Path, field: str, folder: bool = False) -> str:
 
 
 def load_categories(config: RunConfig) -> CategoryList:
-    """The categories: a built-in list, a YAML or text file, or the list in the config.
-
-    Raises:
-        InputError: naming the file or field and the category, or when the evaluation uses scenes
-            and these show none of the categories.
-    """
+    """The categories of a config. Raises InputError, also if the scenes show none of them."""
     categories = _read_categories(config)
     shown = (categories.find(name) is not None for name in stamp_files())
     if config.evaluation.dataset == "scenes" and not any(shown):
@@ -111,11 +114,7 @@ def _as_categories(listed: list[Any]) -> dict[str, Any]:
 
 
 def load_templates(config: RunConfig) -> dict[str, Template]:
-    """The built-in question templates, replaced and extended by those of the config's file.
-
-    Raises:
-        InputError: naming the file, the template and what is wrong with it.
-    """
+    """The built-in question templates and those of the config's file. Raises InputError."""
     templates = built_in_templates()
     file = config.knowledge.questions.templates
     if file is None:
@@ -129,20 +128,14 @@ def load_templates(config: RunConfig) -> dict[str, Template]:
 
 
 def load_groups(config: RunConfig, categories: CategoryList) -> Hierarchy | None:
-    """The hierarchy from a file or built-in list, or None if it is made during the run.
-
-    Raises:
-        InputError: naming the file and the group.
-    """
+    """The hierarchy of a config, or None if it is made during the run. Raises InputError."""
     groups = config.hierarchy.groups
     if groups in ("auto", "llm"):
         return None
-    try:
+    with as_input_error():
         if groups != "builtin":
             return parse_groups(read_yaml(Path(groups)), categories, groups)
         if config.categories not in ("coco", "nus", "voc"):
             raise InputError("hierarchy.groups: builtin only goes with categories coco, nus or voc")
         text = built_in_text(f"{config.categories}_groups")
         return parse_groups(parse_yaml(text, "builtin"), categories, "builtin groups")
-    except ValueError as error:
-        raise InputError(str(error)) from None

@@ -14,13 +14,7 @@ from orchestrator.errors import InputError
 
 
 def load_config(path: Path, overrides: list[str], cache: str | None, runs: str | None) -> RunConfig:
-    """Read and check a config file with `--set`, environment variables and options applied.
-
-    Ignores the file's `sweep`.
-
-    Raises:
-        InputError: naming the field or file, what is wrong and what would be right.
-    """
+    """The checked config of a file, without its `sweep`, with all overrides. Raises InputError."""
     raw = read_config(path, overrides, cache, runs)
     raw.pop("sweep", None)
     return build_config(raw, path)
@@ -29,11 +23,7 @@ def load_config(path: Path, overrides: list[str], cache: str | None, runs: str |
 def read_config(
     path: Path, overrides: list[str], cache: str | None, runs: str | None
 ) -> dict[str, Any]:
-    """The unchecked values of a config file with `--set`, environment and options applied.
-
-    Raises:
-        InputError: for a file that cannot be read, or an override without a field.
-    """
+    """The unchecked values of a config file, with all overrides. Raises InputError."""
     raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InputError(f"{path}: must be a mapping of settings, such as `name: my-run`")
@@ -42,30 +32,28 @@ def read_config(
         if not equals or not name:
             raise InputError(f"--set {override!r}: must be FIELD=VALUE, such as tuning.epochs=5")
         set_field(raw, name, parse_yaml(text, f"--set {override!r}"), f"--set {override!r}")
-    chosen_paths = {
-        "cache": cache or os.environ.get("DATAFREE_CACHE"),
-        "runs": runs or os.environ.get("DATAFREE_RUNS"),
-    }
-    if any(chosen_paths.values()) and isinstance(raw.setdefault("paths", {}), dict):
-        raw["paths"].update({k: v for k, v in chosen_paths.items() if v})
+    chosen = chosen_folders(cache, runs)
+    if chosen and isinstance(raw.setdefault("paths", {}), dict):
+        raw["paths"].update(chosen)
     return raw
 
 
-def build_config(raw: dict[str, Any], path: Path) -> RunConfig:
-    """The checked config from the plain values of the file `path`.
+def chosen_folders(cache: str | None, runs: str | None) -> dict[str, str]:
+    """The fields of `paths` that an option or else an environment variable sets."""
+    given = {
+        "cache": cache or os.environ.get("DATAFREE_CACHE"),
+        "runs": runs or os.environ.get("DATAFREE_RUNS"),
+    }
+    return {name: folder for name, folder in given.items() if folder}
 
-    Raises:
-        InputError: naming the field or file, what is wrong and what would be right.
-    """
+
+def build_config(raw: dict[str, Any], path: Path) -> RunConfig:
+    """The checked config from the plain values of the file `path`. Raises InputError."""
     return with_absolute_inputs(validate(RunConfig, raw, str(path)), path.parent)
 
 
 def set_field(raw: dict[str, Any], name: str, value: Any, source: str) -> None:
-    """Set the value of a dotted name in nested mappings.
-
-    Raises:
-        InputError: naming `source`, when a part of the name has no fields.
-    """
+    """Set the value of a dotted name in nested mappings. Raises InputError."""
     *parents, last = name.split(".")
     place = raw
     for parent in parents:

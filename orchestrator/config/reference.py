@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -62,23 +61,17 @@ def config_reference() -> str:
 
 def _sections() -> list[Section]:
     found: dict[type[Settings], Section] = {}
-    for path, model, default in (
-        *_models("", RunConfig, None),
-        *_models("sweep", SweepSettings, None),
-    ):
+
+    def add(path: str, model: type[Settings], default: Settings | None) -> None:
         found.setdefault(model, Section(model, [], default)).paths.append(path)
+        for name, field in model.model_fields.items():
+            value = getattr(default, name) if default else field.default
+            for inner in _settings_in(field.annotation):
+                add(_inside(path, name, field), inner, value if isinstance(value, inner) else None)
+
+    add("", RunConfig, None)
+    add("sweep", SweepSettings, None)
     return list(found.values())
-
-
-def _models(
-    path: str, model: type[Settings], default: Settings | None
-) -> Iterator[tuple[str, type[Settings], Settings | None]]:
-    yield path, model, default
-    for name, field in model.model_fields.items():
-        field_default = getattr(default, name) if default else field.default
-        for inner in _settings_in(field.annotation):
-            inner_default = field_default if isinstance(field_default, inner) else None
-            yield from _models(_inside(path, name, field), inner, inner_default)
 
 
 def _inside(path: str, name: str, field: FieldInfo) -> str:
@@ -146,7 +139,7 @@ def _value(annotation: Any, metadata: Any = (), plural: bool = False) -> str:
             limits = f"{most} of them" if least == most else f"{least} to {most} of them"
     else:
         words = _WORDS[annotation] + ("s" if plural else "")
-    # That a text must not be empty is not worth a note.
+    # Nearly every text must not be empty, so the page leaves that out.
     return f"{words} ({limits})" if limits and annotation is not str else words
 
 

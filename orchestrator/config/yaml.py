@@ -1,4 +1,4 @@
-"""Read YAML that a person wrote: numbers as in YAML 1.2, no tags, aliases or repeated keys."""
+"""Read YAML with numbers as in YAML 1.2, and refuse tags, aliases and repeated keys."""
 
 from __future__ import annotations
 
@@ -65,11 +65,7 @@ def _refuse(problem: str, place: Any) -> NoReturn:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        InputError: naming `source`, line and what is wrong.
-    """
+    """The value of a YAML text. Raises InputError, naming `source`, line and what is wrong."""
     try:
         _check_events(text)
         return yaml.load(text, Loader=_StrictLoader)
@@ -81,11 +77,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a small file.
-
-    Raises:
-        InputError: when it is missing, not a file, too large or unreadable.
-    """
+    """The content of a file of at most 1 MB. Raises InputError."""
     try:
         if not path.is_file():
             raise InputError(f"{path}: {'not a file' if path.exists() else 'no such file'}")

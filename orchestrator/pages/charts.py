@@ -66,7 +66,7 @@ def make_chart(
     x_title: str = "",
     epochs: bool = True,
 ) -> Chart:
-    """Scale lines and marks to the frame; what lies outside the ranges of x and y is cut off.
+    """Scale lines and marks to the frame, whose borders are the `ranges` of x and y.
 
     `epochs`: whether x counts epochs, so that its ticks are whole numbers.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from orchestrator.pages.charts import Point, polyline
-from orchestrator.pages.html import between, data_uri, fixed, page_template, signed
+from orchestrator.pages.html import between, fixed, page_template, signed
 from orchestrator.pages.metrics_summary import (
     ClassRow,
     best_baseline,
@@ -34,11 +34,6 @@ class Mistake:
     name: str
     score: float
     true: list[str]
-
-    @property
-    def source(self) -> str:
-        """The image as a data URI."""
-        return data_uri(self.image)
 
 
 @dataclass(frozen=True)

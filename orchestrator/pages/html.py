@@ -1,7 +1,7 @@
-"""What all pages share: their template environment, images as data URIs, and number formats.
+"""The template environment of all pages, with images as data URIs and number formats.
 
 Each page is one HTML file that loads nothing: images are data URIs, charts are inline SVG. The
-templates escape whatever a person or a language model wrote.
+templates escape all text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    formats = (fixed, signed, between, signed_between, duration, quantity, config_value)
+    formats = (fixed, signed, between, signed_between, duration, quantity, config_value, data_uri)
     environment.filters |= {function.__name__: function for function in formats}
     return environment.get_template(name)
 

@@ -1,4 +1,4 @@
-"""What a metrics file says, as rows and sentences for the pages, the model card and the console."""
+"""Rows and sentences from a metrics file, for the pages, the model card and the console."""
 
 from __future__ import annotations
 

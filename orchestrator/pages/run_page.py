@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.pages.charts import Chart, Frame, Line, Mark, make_chart, padded
-from orchestrator.pages.html import data_uri, fixed, page_template, quantity
+from orchestrator.pages.html import fixed, page_template, quantity
 from orchestrator.pages.metrics_summary import (
     best_baseline,
     class_rows,
@@ -35,11 +35,6 @@ class Example:
     image: bytes
     true: list[str]
     predicted: list[tuple[str, float]]
-
-    @property
-    def source(self) -> str:
-        """The image as a data URI."""
-        return data_uri(self.image)
 
     @property
     def tags(self) -> list[tuple[str, str, float | None]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
 
 from orchestrator.pages.html import data_uri, page_template
 from orchestrator.tagging.tags_file import Row, file_of
@@ -14,22 +13,16 @@ SHEET_IMAGES = 300  # a page of about 5 MB
 _SIDE = 240  # pixels
 
 
-class Card(NamedTuple):
-    """An image of the page; `source` is a data URI, or None where the file cannot be shown."""
-
-    row: Row
-    source: str | None
-
-
 def write_sheet(page: Path, rows: list[Row], images: int) -> None:
     """Write the page of these rows, the first ones of `images` images in all."""
     html = page_template("tags.html.j2").render(
-        cards=[Card(row, _source(row)) for row in rows], images=images
+        cards=[(row, _source(row)) for row in rows], images=images
     )
     write_atomic(page, html.encode())
 
 
 def _source(row: Row) -> str | None:
+    """The image as a data URI, or None where the file cannot be shown."""
     if "error" in row:
         return None
     try:

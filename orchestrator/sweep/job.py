@@ -1,4 +1,4 @@
-"""`sweep`: plan all points, run what they share once, tune each, write what came of them."""
+"""`sweep`: plan all points, run the stages that they share, tune each, write the results."""
 
 from __future__ import annotations
 

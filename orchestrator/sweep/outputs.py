@@ -1,4 +1,4 @@
-"""What a sweep writes: the table of its trials, the best artifact with its run, and the page."""
+"""Write a sweep's results: the table of its trials, the best artifact and run, and the page."""
 
 from __future__ import annotations
 
@@ -118,7 +118,10 @@ def _write_table(results: Sequence[PointResult], file: Path) -> None:
         {
             "point": result.number,
             "seed": seed,
-            **{key: _plain(value) for key, value in result.fields.items()},
+            **{
+                key: canonical_json(value) if isinstance(value, list | dict) else value
+                for key, value in result.fields.items()
+            },
             "status": outcome.status,
             "epochs": len(outcome.entries),
             "objective": (
@@ -146,10 +149,6 @@ def _write_table(results: Sequence[PointResult], file: Path) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), sink)
     write_atomic(file, sink.getvalue().to_pybytes())
-
-
-def _plain(value: Any) -> Any:
-    return canonical_json(value) if isinstance(value, list | dict) else value
 
 
 def _page_data(

@@ -86,11 +86,7 @@ class SweepPlan:
         return {stage: point.plan for point in reversed(self.points) for stage in point.plan.shared}
 
     def add(self, fields: Fields) -> Point:
-        """Add the point with these fields, or return the earlier point with the same stages.
-
-        Raises:
-            InputError: with the point and what is wrong with it.
-        """
+        """Add a point, or return the earlier one with the same stages. Raises InputError."""
         config = config_at(self.raw, fields, self.path)
         config = config.model_copy(update={"seeds": tuple(range(self.settings.seeds))})
         try:
@@ -107,7 +103,7 @@ class SweepPlan:
 
     def _plan(self, config: RunConfig) -> Plan:
         """Plan a run; points with the same stages before tuning share the plan of these."""
-        before = _before_tuning(config)
+        before = canonical_json(config.model_dump(mode="json", exclude=set(TUNING)))
         if before not in self._planned:
             self._planned[before] = make_plan(config, self.resources, self.stamps)
         return retune(self._planned[before], config)
@@ -121,8 +117,7 @@ def plan_sweep(
     `raw`: the plain values of the config file `path`, with its `sweep` part. `stamps`: as in
     `make_plan`.
 
-    Raises:
-        InputError: for a mistake in the config of any point.
+    Raises InputError for a mistake in the config of any point.
     """
     run = dict(raw)
     if "sweep" not in run:
@@ -152,23 +147,11 @@ def _check_extras(settings: SweepSettings) -> None:
             raise InputError(f"sweep: {extra} is not installed: {pip_install(package)}")
 
 
-def _before_tuning(config: RunConfig) -> str:
-    """The part of a config that the stages before tuning depend on."""
-    return canonical_json(config.model_dump(mode="json", exclude=set(TUNING)))
-
-
 def values_of(config: RunConfig, keys: Iterable[str]) -> Fields:
-    """A config's values of the swept fields; a key with several fields has the value of the first.
-
-    Raises:
-        InputError: with the name of a field that does not exist.
-    """
+    """The values of the swept fields; several in a key have the first's. Raises InputError."""
     dumped = config.model_dump(mode="json")
-    values = {}
-    for key in keys:
-        first, *_ = [_value_at(dumped, name) for name in split_names(key)]
-        values[key] = first
-    return values
+    values = {key: [_value_at(dumped, name) for name in split_names(key)] for key in keys}
+    return {key: first for key, (first, *_) in values.items()}
 
 
 def _value_at(place: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a sweep remembers of its trials: a record of how each ended, beside the finished stages."""
+"""The records of a sweep: how each of its trials ended."""
 
 from __future__ import annotations
 

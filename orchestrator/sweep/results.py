@@ -1,4 +1,4 @@
-"""What came of the points of a sweep, and which of them is best."""
+"""The results of the points of a sweep, and which point is best."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PointResult:
 
     @property
     def status(self) -> Literal["finished", "stopped", "failed"]:
-        """Finished if all seeds are; otherwise what became of the first that is not."""
+        """ "finished" if all seeds are; otherwise the status of the first that is not."""
         unfinished = [o.status for o in self.outcomes.values() if o.status != "finished"]
         if len(self.outcomes) == self.seeds and not unfinished:
             return "finished"
@@ -115,11 +115,7 @@ def point_results(plan: SweepPlan, records: TrialRecords) -> list[PointResult]:
 
 
 def best_point(results: Sequence[PointResult]) -> PointResult:
-    """The finished point with the highest mean objective, the first one of equals.
-
-    Raises:
-        RuntimeError: with the first reason, if no point has finished.
-    """
+    """The finished point with the highest mean, the first of equals. Raises RuntimeError."""
     finished = [result for result in results if result.finished]
     if not finished:
         reason = next((result.reason for result in results if result.reason), "all were stopped")

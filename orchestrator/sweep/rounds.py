@@ -47,8 +47,7 @@ def run_rounds(
     ASHA compares points by their first seed. The points that finish it are tuned with the other
     seeds too. So is the default, even if ASHA stopped it, because the best is compared with it.
 
-    Raises:
-        InputError: if there are too few captions, or if the selection images show no category.
+    Raises InputError if there are too few captions, or the selection images show no category.
     """
     rounds = _Rounds(plan, records, console, work)
     first = plan.seeds[0]

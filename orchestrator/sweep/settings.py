@@ -1,4 +1,4 @@
-"""The `sweep` part of a config: which fields vary, over which values, and how it is searched."""
+"""The `sweep` part of a config: which fields vary, over which values, and how to search them."""
 
 from __future__ import annotations
 
@@ -116,7 +116,11 @@ class SweepSettings(Settings):
             )
         if self.search == "optuna" and grids:
             raise ValueError(f"space.{grids[0]}: optuna cannot use a grid; use choice")
-        early = [key for key in self.space if not all(map(_tunes, split_names(key)))]
+        early = [
+            key
+            for key in self.space
+            if not all(name.split(".")[0] in TUNING for name in split_names(key))
+        ]
         if self.search == "optuna" and early:
             raise ValueError(
                 f"space.{early[0]}: optuna can only vary fields of tuning; use search: random"
@@ -124,11 +128,7 @@ class SweepSettings(Settings):
         return self
 
     def check_comparable(self, select_on: str) -> None:
-        """Refuse points whose held-out captions differ if these rank the points.
-
-        Raises:
-            InputError: naming the axis.
-        """
+        """Raise InputError if held-out captions rank the points, but are not the same for all."""
         for key in self.space:
             if select_on == "text" and any(is_below(n, _CAPTIONS) for n in split_names(key)):
                 raise InputError(
@@ -140,10 +140,6 @@ class SweepSettings(Settings):
 def is_below(name: str, fields: tuple[str, ...]) -> bool:
     """Whether a dotted name is one of these fields, or is inside one, or contains one."""
     return any(f"{name}.".startswith(f"{f}.") or f"{f}.".startswith(f"{name}.") for f in fields)
-
-
-def _tunes(name: str) -> bool:
-    return name.split(".")[0] in TUNING
 
 
 def split_names(key: str) -> list[str]:

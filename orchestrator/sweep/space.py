@@ -1,4 +1,4 @@
-"""The points of a sweep: which values the swept fields take together."""
+"""The points of a sweep: combinations of values of the swept fields."""
 
 from __future__ import annotations
 
@@ -35,11 +35,7 @@ def points(settings: SweepSettings) -> list[Fields]:
 
 
 def config_at(raw: dict[str, Any], point: Fields, path: Path) -> RunConfig:
-    """The run config of a point: the config of the file with the point's values.
-
-    Raises:
-        InputError: naming the point, the field, and what is wrong.
-    """
+    """The run config with a point's values. Raises InputError, which names the point."""
     at_point = copy.deepcopy(raw)
     source = f"sweep.space: {describe(point)}" if point else str(path)
     for key, value in point.items():

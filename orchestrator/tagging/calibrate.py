@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.cluster.resources import local_node
 from orchestrator.console import StageProgress
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, as_input_error
 from orchestrator.tagging.listing import ImageListing
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
@@ -42,15 +42,12 @@ def calibrate_artifact(
     `photos`: files, folders and patterns of photos without labels. `labelled`: fields of
     `DatasetSettings`, for labelled photos instead.
 
-    Raises:
-        InputError: for a mistake in the arguments.
+    Raises InputError for a mistake in the arguments.
     """
     if out.exists():
         raise InputError(f"--out: {out} exists already; choose another name")
-    try:
+    with as_input_error():
         artifact = Artifact.load(folder)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
     if artifact.calibration.labelled_photos:
         raise InputError(
             f"{folder}: was calibrated on labelled photos before, which would count twice; "
@@ -75,7 +72,7 @@ def calibrate_artifact(
 def _fit_labelled(
     artifact: Artifact, images: LabelledImages, raw: np.ndarray, rows: np.ndarray, console: Console
 ) -> Calibration:
-    """Fit on the images of these rows, which could be read, and print what that changes."""
+    """Fit on the readable images, at `rows`, and print how much better the tags become."""
     if len(rows) < _MIN_LABELLED:
         raise InputError(
             f"--root: at least {_MIN_LABELLED} readable photos are required (got {len(rows)}); "
@@ -101,10 +98,9 @@ def _fit_labelled(
 def _always_shown(
     labels: np.ndarray, ignored: np.ndarray, categories: CategoryList, console: Console
 ) -> np.ndarray:
-    """Labels `(classes,)`, bool, that all photos show, so that no threshold can be fitted.
+    """The labels `(classes,)`, bool, that all photos show: these have no threshold to fit.
 
-    Raises:
-        InputError: unless some photos show a label that others do not.
+    Raises InputError unless at least one label is on some photos and not on others.
     """
     fitted = contrasted(labels, ignored)
     always = (labels & ~ignored).any(0) & ~fitted
@@ -127,22 +123,20 @@ def _always_shown(
 
 def _read_labelled(fields: dict[str, str], categories: CategoryList) -> LabelledImages:
     try:
-        return read_photos(DatasetSettings.model_validate(fields), categories)
+        settings = DatasetSettings.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"--{first['loc'][0]}: {first['msg']}") from None
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    with as_input_error():
+        return read_photos(settings, categories)
 
 
 def _raw_scores(
     artifact: Path, files: Sequence[Path], cache: Path, console: Console
 ) -> tuple[np.ndarray, np.ndarray]:
     """Raw scores `(photos, classes)` of the files that can be read, and these files' indices."""
-    try:
+    with as_input_error(f"{artifact}: "):
         tagger = Tagger.load(artifact, cache=cache)
-    except ValueError as error:
-        raise InputError(f"{artifact}: {error}") from None
     scores, rows = [np.zeros((0, len(tagger.names)))], []
     with StageProgress(console, "scoring", len(files)) as progress:
         for row, scored in enumerate(score_files(tagger, files, local_node().cpus)):

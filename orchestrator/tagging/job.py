@@ -21,7 +21,7 @@ from rich.console import Console
 from orchestrator.cluster.placement import place
 from orchestrator.cluster.resources import find_resources, local_node
 from orchestrator.console import StageProgress
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, as_input_error
 from orchestrator.pages.tag_sheet import SHEET_IMAGES, write_sheet
 from orchestrator.run_lock import only_driver
 from orchestrator.tagging.listing import ImageListing
@@ -149,14 +149,10 @@ def tag_images(
 
 def _resolved_labels(artifact: Path, labels: list[str] | None) -> list[str] | None:
     """The labels as the artifact spells them. Raises InputError for a bad artifact or label."""
-    try:
+    with as_input_error():
         categories = Artifact.load(artifact).categories
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-    try:
+    with as_input_error("--labels: "):
         return None if labels is None else list(meant_labels(labels, categories))
-    except ValueError as error:
-        raise InputError(f"--labels: {error}") from None
 
 
 def _fill(
@@ -252,10 +248,8 @@ def _tagged_here(
     artifact: Path, labels: list[str] | None, cache: Path, rule: TagRule, files: Iterable[Path]
 ) -> Iterator[Tagged]:
     """Tag files in this process. Raises InputError when the model is not available."""
-    try:
+    with as_input_error(f"{artifact}: "):
         tagger = Tagger.load(artifact, cache=cache)
-    except ValueError as error:
-        raise InputError(f"{artifact}: {error}") from None
     if labels:
         tagger = tagger.with_labels(labels)
     yield from tag_files(tagger, files, rule, local_node().cpus)
@@ -287,7 +281,6 @@ def _tagged_on_workers(
 
 
 def _summary(listing: ImageListing, tally: Tally) -> Iterator[str]:
-    """Lines for people."""
     yield f"{tally.tagged:,} tagged, {tally.without:,} of them without a tag"
     if tally.labels:
         frequent = tally.labels.most_common(_LABELS_SHOWN)

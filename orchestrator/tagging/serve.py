@@ -20,7 +20,7 @@ from rich.console import Console
 from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.placement import place
 from orchestrator.cluster.resources import find_resources
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, as_input_error
 from orchestrator.pages.html import page_template
 from prompt_tuning.backbones import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
@@ -45,7 +45,6 @@ def serve_artifacts(
     port: int = 8080,
     token: str | None = None,
     replicas: int | None = None,
-    limits: Limits = Limits(),
 ) -> None:
     """Check the arguments, start Ray Serve, print the address, and serve until KeyboardInterrupt.
 
@@ -57,9 +56,10 @@ def serve_artifacts(
         DescribedFailure: when the service does not start, or ends on its own.
         KeyboardInterrupt: when it is stopped, after the requests under way.
     """
-    folders = named_folders(artifacts)
+    folders, limits = named_folders(artifacts), Limits()
     for folder in folders.values():
-        _check_artifact(folder)
+        with as_input_error():
+            fetch_weights(Artifact.load(folder).vlm_settings)
     hosts = _allowed_hosts(host, token)
     _check_port(host, port)
     resources = find_resources()
@@ -138,17 +138,13 @@ def named_folders(artifacts: list[str]) -> dict[str, Path]:
     return folders
 
 
-def _check_artifact(folder: Path) -> None:
-    """Raises InputError when a folder holds no artifact, or its model is not available."""
-    try:
-        fetch_weights(Artifact.load(folder).vlm_settings)
-    except ValueError as error:
-        raise InputError(" ".join(str(error).split())) from None
-
-
 def _allowed_hosts(host: str, token: str | None) -> list[str]:
     """Host names that requests may use. Raises InputError when a token is required and missing."""
-    if _is_local(host):
+    try:
+        is_local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_local = host == "localhost"
+    if is_local:
         return ["localhost", "127.0.0.1", _in_url(host)]
     if not token:
         raise InputError(
@@ -156,13 +152,6 @@ def _allowed_hosts(host: str, token: str | None) -> list[str]:
             "DATAFREE_TOKEN or --token"
         )
     return ["*"]
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_port(host: str, port: int) -> None:
@@ -198,11 +187,7 @@ def _status() -> ApplicationStatusOverview:
 
 
 def _wait_until_ready(replicas: int, waiting: Waiting, console: Console) -> None:
-    """Print how many models are ready, and what the others wait for, until all are.
-
-    Raises:
-        DescribedFailure: when the service has ended, or no further model becomes ready.
-    """
+    """Print the progress until all models are ready. Raises DescribedFailure when it ends."""
     begun = last_ready = reported = time.monotonic()
     ready = 0
     while (status := _status()).status != ApplicationStatus.RUNNING:

@@ -47,9 +47,15 @@ def _capabilities() -> list[tuple[int, int]]:
 
     torch would not do: it sees no GPUs in a Ray task without one.
     """
-    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    text = "\n".join(query_gpus("compute_cap"))
+    return [(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d+)", text, re.M)]
+
+
+def query_gpus(field: str) -> list[str]:
+    """A field of each of this machine's GPUs, as nvidia-smi prints it; empty if that fails."""
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
-        text = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d+)", text, re.M)]
+    return done.stdout.splitlines()
