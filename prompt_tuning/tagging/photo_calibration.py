@@ -103,10 +103,8 @@ def cross_validated(
         scores[fold] = fitted.scores(raw[fold])
         tags[fold] = scores[fold] >= fitted.thresholds
     before = calibration.scores(raw)
-    return (
-        _quality(before, before >= calibration.thresholds, labels, ignored),
-        _quality(scores, tags, labels, ignored),
-    )
+    quality_before = _quality(before, before >= calibration.thresholds, labels, ignored)
+    return quality_before, _quality(scores, tags, labels, ignored)
 
 
 def _quality(
