@@ -39,11 +39,11 @@ def tune(
 ) -> Artifact:
     """Tune prompts for `categories` on `sentences`, each with the names of what it shows.
 
-    Groups are clustered on text features. `allow_missing`: whether to tune although some categories
-    have no sentence to tune on. `on_epoch` is told of each epoch's figures.
+    Groups are clustered on text features. `allow_missing`: whether to tune even if some categories
+    have no sentence to tune on. `on_epoch` gets each epoch's figures.
 
     Raises:
-        ValueError: for a label that is no category, categories without a sentence, or too few
+        ValueError: for a label that is not a category, categories without a sentence, or too few
             sentences to hold some out.
     """
     listed = CategoryList(

@@ -1,7 +1,7 @@
-"""The digest of the code that a result depends on: what its entry modules import, without prose.
+"""The digest of the code that a result depends on: its entry modules and their imports.
 
-The keys of results hold it, so a changed formula makes a new result in whatever module it stands,
-and a reworded error does not.
+The keys of results include it: a changed formula in any module makes a new result, a reworded error
+does not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,15 +30,13 @@ def code_digest(*entries: str, root: Path | None = None) -> str:
         root: the folder of our packages, by default wherever Python finds each of them: in a Ray
             job each is in a folder of its own.
     """
-    return digest(
-        [[name, _read(name, root).digest] for name in imported_modules(*entries, root=root)]
-    )
+    return digest([[name, _read(name, root)[0]] for name in imported_modules(*entries, root=root)])
 
 
 def imported_modules(*entries: str, root: Path | None = None) -> list[str]:
-    """The entries and the modules of our packages that they import, at whatever distance, sorted.
+    """The entries and all modules of our packages that they import, also indirectly, sorted.
 
-    Imports inside functions count; those of which only messages make use do not.
+    Imports inside functions count; imports that only messages use do not.
     """
     found: set[str] = set()
     ahead = list(entries)
@@ -47,28 +44,23 @@ def imported_modules(*entries: str, root: Path | None = None) -> list[str]:
         name = ahead.pop()
         if name not in found:
             found.add(name)
-            ahead += _read(name, root).imports
+            ahead += _read(name, root)[1]
             if "." in name:  # importing a module runs its package's __init__
                 ahead.append(name.rpartition(".")[0])
     return sorted(found)
 
 
-@dataclass(frozen=True)
-class _Module:
-    digest: str
-    imports: tuple[str, ...]
-
-
 @cache
-def _read(name: str, root: Path | None) -> _Module:
+def _read(name: str, root: Path | None) -> tuple[str, list[str]]:
+    """The digest of a module's code, and the modules of our packages that it imports."""
     file = _file(name, root)
     assert file is not None, f"no module {name}"
     code = _Code()
     tree = code.visit(ast.parse(file.read_bytes()))
     nodes = list(ast.walk(tree))
     only_in_messages = code.in_messages - {n.id for n in nodes if isinstance(n, ast.Name)}
-    imports = tuple(sorted(set(_imports(nodes, only_in_messages, root))))
-    return _Module(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports)
+    imports = list(_imports(nodes, only_in_messages, root))
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), imports
 
 
 def _file(name: str, root: Path | None) -> Path | None:
@@ -86,7 +78,7 @@ def _installed(package: str) -> Path:
 
 
 def _imports(nodes: Iterable[ast.AST], ignored: set[str], root: Path | None) -> Iterator[str]:
-    """Our modules that import statements name, but for those bound to the `ignored` names."""
+    """Our modules in import statements, except those bound to the `ignored` names."""
     for node in nodes:
         if not isinstance(node, ast.Import | ast.ImportFrom):
             continue
@@ -103,11 +95,11 @@ def _imports(nodes: Iterable[ast.AST], ignored: set[str], root: Path | None) -> 
 
 
 class _Code(ast.NodeTransformer):
-    """Removes what cannot change a result.
+    """Removes code that cannot change a result.
 
-    That is docstrings, `if TYPE_CHECKING` blocks, and text in the arguments of exceptions that are
-    raised and of statements that log or print. Values inside an f-string there go with its text;
-    all other arguments stay, for an exception may carry data.
+    These are docstrings, `if TYPE_CHECKING` blocks, and text in the arguments of raised exceptions
+    and of statements that log or print. Values inside an f-string there go with its text; all other
+    arguments stay, because an exception may carry data.
     """
 
     def __init__(self) -> None:

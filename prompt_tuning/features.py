@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-# What files of features are called, in whatever folder.
+# The name of files with features.
 FEATURES = "features.safetensors"
 
 
@@ -35,7 +35,7 @@ class Features(NamedTuple):
         return Features(self.pooled[rows], self.regions[shifts + torch.arange(len(shifts))], counts)
 
     def merge(self, group: int) -> Features:
-        """Each `group` neighbours as one item: the mean, of unit length, and all regions."""
+        """Merge each `group` neighbours into one item: their mean, of unit length, all regions."""
         pooled = self.pooled.float().unflatten(0, (-1, group)).mean(1)
         counts = self.counts.unflatten(0, (-1, group)).sum(1)
         return Features(F.normalize(pooled, dim=-1), self.regions, counts)
@@ -45,7 +45,7 @@ class Features(NamedTuple):
         return Features(*(part.to(device) for part in self))
 
     def float(self) -> Features:
-        """In single precision, as computations want them."""
+        """The same in single precision, for computations."""
         return Features(self.pooled.float(), self.regions.float(), self.counts)
 
 

@@ -1,4 +1,4 @@
-"""Opening images that people have: as people see them, within limits, each error with a reason."""
+"""Opening images of any source as people see them, within limits; each error has a reason."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ FORMATS = tuple("AVIF BMP DIB GIF JPEG JPEG2000 PNG PPM TGA TIFF WEBP".split())
 _HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 _HEIF_BRANDS = tuple(b"ftyp" + kind for kind in b"heic heix heim heis hevc hevx mif1 msf1".split())
 _TIFF_BITS, _TIFF_SAMPLES, _TIFF_SIGNED = 258, 339, 2
-# What stands for white where the format leaves it open.
+# Possible values of white where the format does not define it.
 _WHITES = (255.0, 4095.0, 65535.0, 2.0**31 - 1, 2.0**32 - 1)
 
 
 class UnknownFormatError(ValueError):
-    """No image of a known format, or one whose beginning is damaged."""
+    """Not an image of a known format, or one whose beginning is damaged."""
 
 
 class TooManyPixelsError(ValueError):
@@ -37,7 +37,7 @@ def open_image(file: Path) -> Image.Image:
     """An image as RGB (see `as_rgb`), turned as its EXIF says; of an animation the first frame.
 
     Raises:
-        ValueError: naming the file, when it is missing, no image, truncated or too large.
+        ValueError: naming the file, if it is missing, not an image, truncated or too large.
     """
     try:
         if file.is_fifo():  # opening it would wait for its writer
@@ -50,12 +50,12 @@ def open_image(file: Path) -> Image.Image:
 
 
 def read_image(data: bytes, max_pixels: int) -> Image.Image:
-    """As `open_image`, of a file's content.
+    """As `open_image`, from a file's content.
 
     Raises:
-        UnknownFormatError: when it is no image.
-        TooManyPixelsError: when it has more than these.
-        ValueError: when it is truncated or damaged.
+        UnknownFormatError: if it is not an image.
+        TooManyPixelsError: if it has more than `max_pixels`.
+        ValueError: if it is truncated or damaged.
     """
     return _decoded(io.BytesIO(data), max_pixels)
 
@@ -63,8 +63,8 @@ def read_image(data: bytes, max_pixels: int) -> Image.Image:
 def as_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as people see it: on white where it is transparent, with 8 bits.
 
-    Shades of 16 bits are scaled by the range of their format. Those of 32 seldom fill theirs: it is
-    the least of 0 to 1 (floats), 255, 4,095, 65,535 and those of 31 and 32 bits that holds them.
+    Shades of 16 bits are scaled by the range of their format. Shades of 32 bits seldom fill theirs:
+    white is the smallest of 1 (floats), 255, 4,095, 65,535, 2³¹-1 and 2³²-1 that holds them all.
     """
     return _as_rgb(image, _white(image))
 
@@ -80,7 +80,7 @@ def _as_rgb(image: Image.Image, white: float | None) -> Image.Image:
 
 
 def _white(image: Image.Image) -> float | None:
-    """The value that stands for white where a shade has more than 8 bits, else None."""
+    """The value of white for shades of more than 8 bits, else None."""
     if image.mode == "F":
         shades = np.asarray(image)
         most = float(shades.max(where=np.isfinite(shades), initial=0))
@@ -100,7 +100,7 @@ def _white(image: Image.Image) -> float | None:
 
 
 def _with_8_bits(image: Image.Image, white: float) -> Image.Image:
-    """Shades as grey of 8 bits; a shade that is declared transparent stays so."""
+    """Shades as grey of 8 bits; a transparent shade stays transparent."""
     shades = np.asarray(image)
     if white == 2**32 - 1:
         shades = shades.view(np.uint32)  # Pillow has only signed ones
@@ -114,7 +114,7 @@ def _with_8_bits(image: Image.Image, white: float) -> Image.Image:
 
 @cache
 def readable_formats() -> dict[str, str]:
-    """Pillow's names of the formats that can be read here, with the version of what reads them."""
+    """Pillow's names of the readable formats, with the version of the package that reads them."""
     formats = dict.fromkeys(FORMATS, PIL.__version__)
     try:
         import pillow_heif
@@ -140,9 +140,9 @@ def _decoded(source: Path | io.BytesIO, max_pixels: int) -> Image.Image:
         raise TooManyPixelsError(f"too many pixels; {max_pixels:,} are the most") from None
     except UnidentifiedImageError:
         raise UnknownFormatError(
-            f"cannot be read as an image ({_what_it_is(_beginning(source))})"
+            f"cannot be read as an image ({_content_kind(_beginning(source))})"
         ) from None
-    except Exception as error:  # Pillow raises whatever a broken file makes it stumble over
+    except Exception as error:  # Pillow raises anything for broken files
         reason = getattr(error, "strerror", None) or error  # without the path
         raise ValueError(f"cannot be read as an image ({reason})") from None
 
@@ -154,8 +154,8 @@ def _beginning(source: Path | io.BytesIO) -> bytes:
         return stream.read(1024)
 
 
-def _what_it_is(beginning: bytes) -> str:
-    """Of content that no format here reads, with what to do where that is known."""
+def _content_kind(beginning: bytes) -> str:
+    """The kind of an unreadable file, with advice if there is any."""
     if beginning[4:].startswith(_HEIF_BRANDS) and "HEIF" not in readable_formats():
         return f"a HEIC image, which pillow-heif reads: {pip_install('pillow-heif')}"
     if b"%PDF-" in beginning:
@@ -166,7 +166,7 @@ def _what_it_is(beginning: bytes) -> str:
 
 
 def small_jpeg(file: Path, side: int) -> bytes:
-    """An image as a page shows it, no side longer than this. Raises ValueError as above."""
+    """An image for a page, no side longer than `side`. Raises ValueError as `open_image`."""
     small = open_image(file)
     small.thumbnail((side, side))
     stream = io.BytesIO()
@@ -176,9 +176,9 @@ def small_jpeg(file: Path, side: int) -> bytes:
 
 @cache
 def image_suffixes() -> tuple[str, ...]:
-    """What the names of images end in, lower case, with the dot; HEIC's whether it is read or not.
+    """The suffixes of images, lower case, with the dot.
 
-    A folder of them is then no empty one: each is named with what reads it.
+    They include HEIC's even if it cannot be read: each such file then gets an error with advice.
     """
     known = Image.registered_extensions().items()
     return (*(end for end, kind in known if kind in FORMATS), *_HEIF_SUFFIXES)

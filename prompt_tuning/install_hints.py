@@ -1,4 +1,4 @@
-"""The commands that messages give for what is not installed: right for the Python that runs."""
+"""Install commands for messages about missing packages, for the running Python."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def pip_install(*arguments: str) -> str:
-    """A command line for this Python, whatever `pip` the shell would find."""
+    """A command line for this Python; the shell may find another `pip`."""
     return shlex.join([sys.executable, "-m", "pip", "install", *arguments])
 
 
 def install_set(name: Literal["cpu", "gpu"]) -> str:
     """The command that installs a pinned set; its file is in datafree's source, not in a wheel."""
     if Path(sys.prefix) == SOURCE / ".venv":
-        # Anew: it may hold another set, or PyPI's torch where the CPU build could not be reached.
+        # With `clean`: it may have another set, or PyPI's torch instead of the CPU build.
         python = os.path.realpath(sys.executable)
         make = ["make", "-C", str(SOURCE), "clean", "install", f"SET={name}", f"PYTHON={python}"]
         return shlex.join(make)

@@ -1,9 +1,9 @@
-"""Content-addressed results on disk: hash, publish once and whole, verify.
+"""Content-addressed results on disk: hash, publish atomically, verify.
 
-Everything that takes long is written beside its target, fsynced and renamed, so a reader sees a
-whole result or none, whatever was killed when. A published folder carries `manifest.json` with the
-size and checksum of each of its files; a folder whose files no longer match counts as not there.
-What others put beside them (.DS_Store, .git) changes nothing.
+Results are written beside their target, fsynced and renamed, so a reader sees a whole result or
+none, even if a writer is killed. A published folder has a `manifest.json` with the size and
+checksum of each of its files; a folder whose files no longer match counts as missing. Other files
+in the folder (.DS_Store, .git) change nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 MANIFEST = "manifest.json"
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-# What safetensors, SQLite and torch say of a full disk.
+# Messages of safetensors, SQLite and torch about a full disk.
 _FULL = re.compile(r"os error (28|122|27)\)|disk is full|inline_container.* unexpected pos")
 
 
@@ -57,10 +57,10 @@ def folder_digest(folder: Path) -> str:
 
 @contextmanager
 def naming(target: Path | str) -> Iterator[None]:
-    """Name what could not be written: most errors of a full disk name no file.
+    """Name the target that could not be written: most errors of a full disk name no file.
 
     Raises:
-        OSError: with `target` as its `filename`, where something in the block cannot be written.
+        OSError: with `target` as its `filename`, if something in the block cannot be written.
     """
     try:
         yield
@@ -95,7 +95,7 @@ def replacing(target: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file that readers see as it was or as it will be, and never in between."""
+    """Write a file; readers see its old or its new content, never a part."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
 
@@ -108,10 +108,10 @@ def copy_atomic(source: Path, target: Path) -> None:
 
 @contextmanager
 def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
-    """Give a private folder to fill; on success it becomes `target`, on failure it goes away.
+    """Give a private folder to fill; on success it becomes `target`, on failure it is removed.
 
-    A target that is there whole stays, and this copy is discarded (another process was faster),
-    unless the caller wants to `replace` it; what others put beside its files stays then.
+    A whole target stays, and this copy is discarded (another process was faster). With `replace` it
+    is replaced, except files that others put into it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target)
@@ -133,14 +133,14 @@ def publishing(target: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def is_published(target: Path) -> bool:
-    """Whether a folder was published whole and still has what its manifest says."""
+    """Whether a folder was published whole and still matches its manifest."""
     return find_damage(target) is None
 
 
 def find_damage(target: Path, files: Iterable[str] | None = None) -> str | None:
-    """What differs from a folder's manifest, in words; None when nothing does.
+    """A sentence about the first difference from a folder's manifest, or None.
 
-    `files`: names of the files to compare; all that the manifest lists by default.
+    `files`: names of the files to compare; by default all in the manifest.
     """
     listed = _listed(target)
     if listed is None:
@@ -170,7 +170,7 @@ def _rename_folder(staging: Path, target: Path, replace: bool) -> None:
 
 
 def _keep_foreign(old: Path, target: Path) -> None:
-    """Move what others put into a published folder to the one that took its place."""
+    """Move other people's files from a published folder to the one that replaces it."""
     own = {name.partition("/")[0] for name in _listed(old) or ()}
     for path in old.iterdir():
         if path.name not in own and not (target / path.name).exists():
@@ -178,7 +178,7 @@ def _keep_foreign(old: Path, target: Path) -> None:
 
 
 def _listed(folder: Path) -> dict[str, Any] | None:
-    """What a folder's manifest lists; None where it cannot be read."""
+    """The entries of a folder's manifest, or None if it cannot be read."""
     try:
         listed = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -199,7 +199,7 @@ def _entry(file: Path) -> dict[str, int | str]:
 
 
 def _host() -> str:
-    """Where this process's number means something: containers may share a host's name."""
+    """The scope of this process's number: containers may share a host's name."""
     return f"{socket.gethostname()}-{os.stat('/proc/self/ns/pid').st_ino}"
 
 
@@ -208,10 +208,10 @@ def _writer() -> str:
 
 
 def remove_abandoned(target: Path) -> None:
-    """Remove what killed processes of this host have left of the same target.
+    """Remove the leftovers of killed processes of this host for the same target.
 
-    One that was killed while it replaced the target had moved it away: it comes back, or where
-    its successor is in place, what others had put into it.
+    A process killed while replacing the target has moved it away: it is moved back, or, if its
+    successor is in place, only other people's files are.
     """
     for path in target.parent.glob(f".{target.name}.{_host()}-*.tmp*"):
         pid = path.name.removesuffix(".old").rsplit("-", 2)[-2]

@@ -229,7 +229,7 @@ def test_text_batches_change_nothing(
 ) -> None:
     vlm, _ = pair
     whole, features = vlm.encode_text(CAPTIONS), vlm.encode_captions(CAPTIONS)
-    monkeypatch.setattr("prompt_tuning.backbones.clip._TEXT_BATCH", 3)
+    monkeypatch.setattr("prompt_tuning.backbones.open_clip_vlm._TEXT_BATCH", 3)
     close(vlm.encode_text(CAPTIONS), whole)
     for actual, expected in zip(vlm.encode_captions(CAPTIONS), features, strict=True):
         close(actual, expected)
@@ -341,7 +341,7 @@ class _Malicious:
 def test_unsafe_pickle_is_refused(checkpoints: Path, tmp_path: Path) -> None:
     path, target = tmp_path / "bad.pt", tmp_path / "executed"
     torch.save({"state_dict": _Malicious(target)}, path)
-    with pytest.raises(ValueError, match=r"^vlm\.pretrained .* is no safe checkpoint of [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^vlm\.pretrained .* not a safe checkpoint of [^\n]*$"):
         CLIP(settings(checkpoints, "tiny-ViT", pretrained=str(path)))
     assert not target.exists()
 
@@ -359,7 +359,7 @@ def test_files_that_are_no_checkpoint_are_refused(
 
 def test_checkpoint_of_another_model_is_refused(checkpoints: Path) -> None:
     other = str(checkpoints / "tiny-RN-quickgelu.pt")
-    with pytest.raises(ValueError, match="no safe checkpoint of tiny-ViT"):
+    with pytest.raises(ValueError, match="not a safe checkpoint of tiny-ViT"):
         CLIP(settings(checkpoints, "tiny-ViT", pretrained=other))
 
 
@@ -426,12 +426,12 @@ def test_shipped_configs_can_be_loaded(written: dict[str, Any]) -> None:
     [
         ({"model": "tiny-VIT"}, "vlm.model 'tiny-VIT' .* did you mean 'tiny-ViT'"),
         ({"model": "ViT-B/16"}, "vlm.model 'ViT-B/16' .* did you mean 'ViT-B-16'"),
-        ({"model": "?"}, "vlm.model '\\?' is no model of open_clip$"),
+        ({"model": "?"}, "vlm.model '\\?' is not a model of open_clip$"),
         ({"model": "tiny-SigLIP"}, "vlm.model 'tiny-SigLIP' .* \\(text no_causal_mask\\)"),
         ({"model": "ViT-B-16-SigLIP"}, "vlm.model 'ViT-B-16-SigLIP' is not supported"),
         ({"pretrained": None}, "vlm.pretrained is missing: .* tiny-ViT: there is none"),
         ({"model": "RN50", "pretrained": "opnai"}, "vlm.pretrained 'opnai' .* openai, yfcc15m"),
-        ({"pretrained": "/nowhere.pt"}, "vlm.pretrained '/nowhere.pt' is no file"),
+        ({"pretrained": "/nowhere.pt"}, "vlm.pretrained '/nowhere.pt' is neither a file"),
         ({"quick_gelu": None}, "vlm.quick_gelu is missing"),
         ({"quick_gelu": True}, "vlm.quick_gelu: .* 'tiny-ViT' computes without it$"),
         ({"model": "tiny-RN", "quick_gelu": True}, "use vlm.model: tiny-RN-quickgelu$"),

@@ -13,8 +13,9 @@ from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor
 
-from prompt_tuning.backbones import check_vlm, load_vlm, weight_files
+from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM, VLMSettings
+from prompt_tuning.backbones.imagenet_bridge import ImageNetBridge
 from prompt_tuning.backbones.noun_phrases import noun_phrases
 from prompt_tuning.datasets.stamps import stamp_files
 from prompt_tuning.tuning.scoring import branch_scores, fuse
@@ -188,10 +189,10 @@ def test_settings_that_no_embedded_model_follows_are_refused(
     embedded_settings: VLMSettings,
 ) -> None:
     with pytest.raises(ValueError, match="'RN50' is no embedded model; there are: efficientnet"):
-        check_vlm(VLMSettings(model="RN50"))
+        ImageNetBridge.check_settings(VLMSettings(model="RN50"))
     with pytest.raises(ValueError, match="only go with"):
-        check_vlm(VLMSettings(pretrained="openai"))
-    assert all(path.is_file() for path in weight_files(embedded_settings))
+        ImageNetBridge.check_settings(VLMSettings(pretrained="openai"))
+    assert all(path.is_file() for path in ImageNetBridge.weight_files(embedded_settings))
 
 
 def test_known_photos_get_sensible_imagenet_classes(

@@ -32,7 +32,6 @@ from prompt_tuning.evaluation.metrics import (
     expected_calibration_error,
     mean_average_precision,
     tag_quality,
-    tags_at_thresholds,
     tags_at_top_k,
 )
 
@@ -193,7 +192,7 @@ def test_f1_at_thresholds_and_at_top_k_is_scikit_learns(seed: int) -> None:
     of_classes = np.random.default_rng(seed).integers(0, 9, 9) / 8
     of_classes[2] = 2.0  # a class that is never given as a tag
     for thresholds in (0.5, of_classes):
-        tags = tags_at_thresholds(scores, thresholds)
+        tags = scores >= thresholds
         assert (tags == (scores >= np.broadcast_to(thresholds, 9))).all()
         assert_is_scikit_learns(tag_quality(tags, positives), tags, positives)
     for k in (1, 3, 9):
@@ -207,7 +206,7 @@ def test_f1_with_ignored_entries_is_torchmetrics(seed: int) -> None:
     ignored = ignored_entries(seed, positives.shape)
     present = [c for c in range(9) if c not in (0, 4)]
     threshold = 0.55  # between two scores: torchmetrics' tags exceed it, ours reach it
-    quality = tag_quality(tags_at_thresholds(scores, threshold), positives, ignored)
+    quality = tag_quality(scores >= threshold, positives, ignored)
     metrics = (multilabel_precision, multilabel_recall, multilabel_f1_score)
     for average, columns, ours in (
         ("micro", list(range(9)), quality.micro),
@@ -297,12 +296,9 @@ def test_best_thresholds_are_the_best_of_all() -> None:
     hidden = draw.random((80, 4)) < 0.1
     best = best_thresholds(scores, shown, hidden)
     assert np.isinf(best[3])
-    reached = tag_quality(tags_at_thresholds(scores, best), shown, hidden)
+    reached = tag_quality(scores >= best, shown, hidden)
     for c in range(3):
-        of_all = [
-            tag_quality(tags_at_thresholds(scores, t), shown, hidden).by_class[c]
-            for t in np.unique(scores)
-        ]
+        of_all = [tag_quality(scores >= t, shown, hidden).by_class[c] for t in np.unique(scores)]
         ours = reached.by_class[c]
         assert ours is not None
         assert ours.f1 == max(rates.f1 for rates in of_all if rates)

@@ -24,7 +24,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from prompt_tuning.backbones import check_vlm, fetch_weights, load_vlm
+from prompt_tuning.backbones import backbone_class, fetch_weights, load_vlm
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.backbones.siglip import SigLIP
 
@@ -191,7 +191,7 @@ def test_text_batches_change_nothing(
 ) -> None:
     vlm, _ = pair
     whole, features = vlm.encode_text(CAPTIONS), vlm.encode_captions(CAPTIONS)
-    monkeypatch.setattr("prompt_tuning.backbones.siglip._TEXT_BATCH", 3)
+    monkeypatch.setattr("prompt_tuning.backbones.open_clip_vlm._TEXT_BATCH", 3)
     close(vlm.encode_text(CAPTIONS), whole)
     for actual, expected in zip(vlm.encode_captions(CAPTIONS), features, strict=True):
         close(actual, expected)
@@ -262,7 +262,7 @@ def test_both_file_formats_load_the_same(checkpoints: Path) -> None:
 def test_checkpoint_of_another_model_is_refused(checkpoints: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.pt"
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"^vlm\.pretrained .* no safe checkpoint of [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^vlm\.pretrained .* not a safe checkpoint of [^\n]*$"):
         SigLIP(settings(checkpoints, "tiny-ViT-SigLIP", pretrained=str(path)))
 
 
@@ -295,7 +295,7 @@ def test_weights_that_cannot_be_downloaded_are_one_line(
 def refusal(model: str, tag: str, resolution: int) -> str | None:
     given = VLMSettings(kind="open_clip", model=model, pretrained=tag, resolution=resolution)
     try:
-        check_vlm(given)
+        backbone_class(given).check_settings(given)
     except ValueError as error:
         return str(error)
     return None
@@ -309,7 +309,9 @@ def test_each_siglip_of_open_clip_is_right_or_refused_in_one_line() -> None:
         vision = open_clip.get_model_config(model)["vision_cfg"]
         reason = refusal(model, tag, vision["image_size"])
         if reason is not None:
-            assert reason.startswith(f"vlm.model {model!r} is not supported: it is no plain SigLIP")
+            assert reason.startswith(
+                f"vlm.model {model!r} is not supported: it is not a plain SigLIP"
+            )
             assert "\n" not in reason
             refused.add(model)
             continue
@@ -347,8 +349,8 @@ def test_other_towers_are_refused(
 ) -> None:
     add_model(checkpoints, "tiny-foreign", text, vision_cfg=VISION | vision)
     foreign = settings(checkpoints, "tiny-ViT-SigLIP").model_copy(update={"model": "tiny-foreign"})
-    with pytest.raises(ValueError, match=rf"it is no plain SigLIP \({part}\)$"):
-        check_vlm(foreign)
+    with pytest.raises(ValueError, match=rf"it is not a plain SigLIP \({part}\)$"):
+        backbone_class(foreign).check_settings(foreign)
 
 
 @pytest.mark.parametrize(
@@ -360,14 +362,14 @@ def test_other_towers_are_refused(
         ),
         ({"resolution": 64}, "vlm.resolution must be 32 for tiny-ViT-SigLIP"),
         ({"pretrained": None}, "vlm.pretrained is missing: .* tiny-ViT-SigLIP: there is none"),
-        ({"pretrained": "/nowhere.pt"}, "vlm.pretrained '/nowhere.pt' is no file"),
+        ({"pretrained": "/nowhere.pt"}, "vlm.pretrained '/nowhere.pt' is neither a file"),
         ({"quick_gelu": None}, "vlm.quick_gelu is missing"),
         ({"quick_gelu": True}, "vlm.quick_gelu: .* 'tiny-ViT-SigLIP' computes without it$"),
     ],
 )
 def test_refusals_name_the_field(checkpoints: Path, changes: dict[str, Any], message: str) -> None:
     given = VLMSettings(**settings(checkpoints, "tiny-ViT-SigLIP").model_dump() | changes)
-    for refuse in (SigLIP.check_settings, check_vlm, load_vlm):
+    for refuse in (SigLIP.check_settings, load_vlm):
         with pytest.raises(ValueError, match=message) as caught:
             refuse(given)
         assert "\n" not in str(caught.value)

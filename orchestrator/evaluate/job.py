@@ -118,7 +118,7 @@ def evaluate(
             images.labels,
             images.ignored,
             list(run.methods.tuned),
-            run.selection.told(int(selecting.sum())),
+            run.selection.describe(int(selecting.sum())),
             len(listed.files) - len(rows),
         )
         artifact = run.artifact
@@ -130,7 +130,7 @@ def evaluate(
             of_other = _features(other_plan, stamps, console).take(torch.from_numpy(rows))
             metrics["against"] = _compare(run, scores, other, of_other, images)
             if other.selection.selecting:
-                told = other.selection.told(int(theirs.sum()))
+                told = other.selection.describe(int(theirs.sum()))
                 metrics["protocol"]["other_run_selected_on"] = told
     page = render_evaluation(_page(run, items, scores, images, metrics))
     name = evaluation_name(settings, run.config.evaluation)

@@ -18,7 +18,7 @@ from orchestrator.config.inputs import load_groups
 from orchestrator.config.models import EvaluationSettings, RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, check_coverage, plan_knowledge
-from prompt_tuning.backbones import check_prompt_length, check_vlm, weight_files
+from prompt_tuning.backbones import backbone_class
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.registry import read_photos
@@ -164,7 +164,9 @@ def _plan_tuning(
     """Key the stages that tune and evaluate: the last four fields of a `Plan`."""
     cache, categories = labelled.cache, labelled.categories
     try:
-        check_prompt_length(config.vlm, config.prompts.context_tokens, list(categories.names))
+        backbone_class(config.vlm).check_prompt_length(
+            config.vlm, config.prompts.context_tokens, list(categories.names)
+        )
     except ValueError as error:
         raise InputError(str(error)) from None
     share = place_workers(config.tuning, resources)
@@ -259,8 +261,9 @@ def text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
         InputError: if no backbone can follow the settings.
     """
     try:
-        check_vlm(vlm)
-        weights = [file_digest(path) for path in weight_files(vlm)]
+        backbone = backbone_class(vlm)
+        backbone.check_settings(vlm)
+        weights = [file_digest(path) for path in backbone.weight_files(vlm)]
     except ValueError as error:
         raise InputError(str(error)) from None
     return {

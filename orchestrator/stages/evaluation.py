@@ -92,7 +92,7 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
             labels,
             ignored,
             list(tuned),
-            selection.told(left_out),
+            selection.describe(left_out),
             left_out,
         ),
         "captions": asdict(coverage),

@@ -1,4 +1,4 @@
-"""The one place that chooses a backbone. Each is imported when it is chosen: some take seconds."""
+"""The choice of a backbone. Each is imported only when it is chosen: some take seconds."""
 
 from __future__ import annotations
 
@@ -40,26 +40,11 @@ def load_vlm(
     `cache`: a folder where a backbone may keep what it computes from its weights.
 
     Raises:
-        ValueError: as `check_vlm` does, and for weights that cannot be loaded.
+        ValueError: as `VLM.check_settings` does, and for weights that cannot be loaded.
     """
     return backbone_class(settings)(settings, cache).to(device).eval().requires_grad_(False)
-
-
-def check_vlm(settings: VLMSettings) -> None:
-    """See `VLM.check_settings`."""
-    backbone_class(settings).check_settings(settings)
-
-
-def check_prompt_length(settings: VLMSettings, tokens: int, names: list[str]) -> None:
-    """See `VLM.check_prompt_length`."""
-    backbone_class(settings).check_prompt_length(settings, tokens, names)
 
 
 def fetch_weights(settings: VLMSettings) -> None:
     """See `VLM.fetch_weights`."""
     backbone_class(settings).fetch_weights(settings)
-
-
-def weight_files(settings: VLMSettings) -> list[Path]:
-    """See `VLM.weight_files`."""
-    return backbone_class(settings).weight_files(settings)

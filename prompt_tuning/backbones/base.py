@@ -56,7 +56,7 @@ class Geometry(Settings):
 
 
 class VLMIdentity(Settings):
-    """What class features depend on: they are of no use with a VLM of another identity."""
+    """Everything in a VLM that class features depend on; they fit no VLM of another identity."""
 
     kind: str
     model: str
@@ -77,7 +77,7 @@ class VLM(nn.Module, ABC):
     """Size of one learnable context token: the width of the text tower's input."""
 
     def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
-        """Load the towers. `cache`: a folder for what is computed from the weights.
+        """Load the towers. `cache`: a folder for results that are computed from the weights.
 
         Raises:
             ValueError: in one line, for wrong settings and for weights that cannot be loaded.
@@ -92,14 +92,12 @@ class VLM(nn.Module, ABC):
         """Refuse settings that this backbone cannot follow, without loading weights.
 
         Raises:
-            ValueError: in one line that names the field and says what would be right.
+            ValueError: in one line that names the field and the allowed values.
         """
 
     @classmethod
     def check_prompt_length(cls, settings: VLMSettings, tokens: int, names: list[str]) -> None:
-        """Refuse so many context tokens that a prompt would exceed what the text tower reads.
-
-        Checks what is known without loading weights.
+        """Refuse context tokens that make a prompt too long, as far as known without weights.
 
         Raises:
             ValueError: in one line.
@@ -107,7 +105,7 @@ class VLM(nn.Module, ABC):
 
     @classmethod
     def fetch_weights(cls, settings: VLMSettings) -> None:
-        """Download what the backbone needs from a hub, unless it is on this machine.
+        """Download the backbone's files from a hub, unless they are on this machine.
 
         Raises:
             ValueError: when the download fails.
@@ -115,7 +113,7 @@ class VLM(nn.Module, ABC):
 
     @classmethod
     def weight_files(cls, settings: VLMSettings) -> list[Path]:
-        """The local files that decide what the backbone computes; none for a tag of a hub."""
+        """The local files that the backbone's results depend on; none for a tag of a hub."""
         path = Path(settings.pretrained or "")
         return [path] if path.is_file() else []
 
@@ -143,7 +141,7 @@ class VLM(nn.Module, ABC):
 
     @abstractmethod
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Texts to `(texts, dim)`, scaled as class features add them up (see prompts.py)."""
+        """Texts to `(texts, dim)`, scaled as they are added up in class features (prompts.py)."""
 
     @abstractmethod
     def encode_captions(self, captions: list[str]) -> Features:

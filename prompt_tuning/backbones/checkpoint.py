@@ -1,7 +1,4 @@
-"""Checkpoints of open_clip: a model's config by its name, its weights and its tokenizer.
-
-Only what CLIP and SigLIP have in common; their towers are in clip.py and siglip.py.
-"""
+"""Checkpoints of open_clip: a model's config by its name, its weights and its tokenizer."""
 
 from __future__ import annotations
 
@@ -24,21 +21,21 @@ def model_config(name: str) -> dict[str, Any]:
     """
     import open_clip
 
-    # Of other names open_clip takes some for places to read a config from.
-    if name not in open_clip.list_models():
-        raise ValueError(f"vlm.model {name!r} is no model of open_clip{_did_you_mean(name)}")
+    # open_clip reads configs from places that some other names stand for.
+    known = {model.lower(): model for model in open_clip.list_models()}
+    if name not in known.values():
+        close = get_close_matches(name.lower(), known, n=1)
+        hint = f"; did you mean {known[close[0]]!r}?" if close else ""
+        raise ValueError(f"vlm.model {name!r} is not a model of open_clip{hint}")
     return open_clip.get_model_config(name)
 
 
 def check_checkpoint(settings: VLMSettings, config: dict[str, Any]) -> None:
-    """Refuse weights that are not there or were trained with another activation; loads none.
-
-    `config`: the model's.
+    """Refuse weights that are missing or were trained with another activation, without loading.
 
     Raises:
-        ValueError: in one line with the field's name, for `pretrained` that is missing or is
-            neither a tag of the model nor a file, and for QuickGELU that is not stated or is
-            another than the model's.
+        ValueError: in one line with the field's name, if `pretrained` is missing or is neither a
+            tag of the model nor a file, or if `quick_gelu` is missing or does not fit `config`.
     """
     import open_clip
 
@@ -47,7 +44,9 @@ def check_checkpoint(settings: VLMSettings, config: dict[str, Any]) -> None:
         raise ValueError(f"vlm.pretrained is missing: {_choices(name)}")
     tag = open_clip.get_pretrained_cfg(name, pretrained)
     if not tag and not Path(pretrained).is_file():
-        raise ValueError(f"vlm.pretrained {pretrained!r} is no file and no tag: {_choices(name)}")
+        raise ValueError(
+            f"vlm.pretrained {pretrained!r} is neither a file nor a tag: {_choices(name)}"
+        )
     _check_quick_gelu(settings, tag, bool(config.get("quick_gelu", False)))
 
 
@@ -55,7 +54,7 @@ def fetch(settings: VLMSettings) -> None:
     """Download a tag's weights and a tokenizer of the hub, unless they are on this machine.
 
     Raises:
-        ValueError: when they cannot be had.
+        ValueError: if a download fails.
     """
     import open_clip
 
@@ -66,7 +65,7 @@ def fetch(settings: VLMSettings) -> None:
         except Exception as error:  # whatever the hub's client and the network raise
             raise ValueError(
                 f"vlm.pretrained: {settings.pretrained!r} of {settings.model} cannot be "
-                f"downloaded ({_reason(error)}); name the path of a checkpoint that you have"
+                f"downloaded ({_reason(error)}); give the path of a local checkpoint"
             ) from None
     load_tokenizer(settings.model)
 
@@ -75,7 +74,7 @@ def load_tokenizer(name: str) -> Any:
     """open_clip's tokenizer of a model; SigLIP's come from Hugging Face's hub or its cache.
 
     Raises:
-        ValueError: when it cannot be had.
+        ValueError: if it cannot be downloaded.
     """
     import open_clip
 
@@ -93,7 +92,7 @@ def load_model(settings: VLMSettings) -> tuple[Any, str]:
     """open_clip's model on the CPU and the digest of its weights.
 
     Raises:
-        ValueError: for a local checkpoint that is unsafe or of another model.
+        ValueError: if a local checkpoint is unsafe or belongs to another model.
     """
     import open_clip
 
@@ -106,12 +105,12 @@ def load_model(settings: VLMSettings) -> tuple[Any, str]:
             require_pretrained=True,
             weights_only=True,
         )
-    except Exception as error:  # a file that is no checkpoint makes loaders raise anything
+    except Exception as error:  # loaders raise anything for a file that is not a checkpoint
         if is_tag:
             raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
-            f"vlm.pretrained {settings.pretrained!r} is no safe checkpoint of {settings.model} "
+            f"vlm.pretrained {settings.pretrained!r} is not a safe checkpoint of {settings.model} "
             f"(a plain state dict in .safetensors or .pt): {reason}"
         ) from error
     if is_tag:
@@ -129,14 +128,6 @@ def _state_digest(state: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _did_you_mean(name: str) -> str:
-    import open_clip
-
-    known = {model.lower(): model for model in open_clip.list_models()}
-    close = get_close_matches(name.lower(), known, n=1)
-    return f"; did you mean {known[close[0]]!r}?" if close else ""
-
-
 def _choices(name: str) -> str:
     import open_clip
 
@@ -145,11 +136,8 @@ def _choices(name: str) -> str:
 
 
 def _check_quick_gelu(settings: VLMSettings, tag: dict[str, Any], models: bool) -> None:
-    """Compare the activation that the weights were trained with to the model's.
-
-    With the wrong one features come out plausible and worse, and open_clip only warns (for a local
-    path not even that).
-    """
+    """Compare the activation in training with the model's: the wrong one makes features worse, and
+    open_clip warns at most."""
     import open_clip
 
     name = settings.model

@@ -9,103 +9,72 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prompt_tuning.backbones.base import CausalVLM, Geometry, VLMIdentity, VLMSettings
-from prompt_tuning.backbones.checkpoint import (
-    check_checkpoint,
-    fetch,
-    load_model,
-    load_tokenizer,
-    model_config,
-)
-from prompt_tuning.features import Features
+from prompt_tuning.backbones.base import CausalVLM, VLMSettings
+from prompt_tuning.backbones.checkpoint import load_model, load_tokenizer, model_config
+from prompt_tuning.backbones.open_clip_vlm import OpenClipVLM, refuse_longer
 from prompt_tuning.tuning.prompt_tree import PromptTree
 
-_TEXT_BATCH = 256
 _RESNET_STRIDE = 32
-# What a model's config may say. Anything more names a tower with another mask, another pooling or
-# other blocks, for which the formulas below would be silently wrong.
-_CLIP_CONFIG = {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"}
-_CLIP_TEXT = {"context_length", "vocab_size", "width", "heads", "layers"}
-_CLIP_VISION = {
-    "image_size",
-    "layers",
-    "width",
-    "patch_size",
-    "head_width",
-    "mlp_ratio",
-    "ls_init_value",
-}
 
 
-def _refuse_longer(tokens: int, most: int, name: str, model: str) -> None:
-    if tokens > most:
-        raise ValueError(
-            f"prompts: {tokens} tokens with the category {name!r} exceed the {most} that {model} "
-            "reads"
-        )
-
-
-class CLIP(CausalVLM):
-    """A CLIP model of open_clip in float32, with the weights of a hub's tag or a local checkpoint.
+class CLIP(OpenClipVLM, CausalVLM):
+    """A CLIP model of open_clip.
 
     Images for a local checkpoint are normalised with OpenAI's mean and standard deviation, as
     open_clip does: the file does not say. At a resolution other than the model's own, positional
     embeddings of the image tower are interpolated.
     """
 
-    geometry = Geometry(
-        scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.65
-    )
+    free: ClassVar = {
+        "": {"embed_dim", "quick_gelu", "vision_cfg", "text_cfg"},
+        "text": {"context_length", "vocab_size", "width", "heads", "layers"},
+        "vision": {
+            "image_size",
+            "layers",
+            "width",
+            "patch_size",
+            "head_width",
+            "mlp_ratio",
+            "ls_init_value",
+        },
+    }
+    fixed: ClassVar = {"": {}, "text": {}, "vision": {}}
     model: Any
 
     def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
         super().__init__(settings, cache)
         self.model, weights = load_model(settings)
-        visual, resolution = self.model.visual, settings.resolution
+        visual = self.model.visual
         # Not buffers: images are prepared on the CPU wherever the model is.
         self.mean = torch.tensor(visual.image_mean).view(3, 1, 1)
         self.std = torch.tensor(visual.image_std).view(3, 1, 1)
-        self.identity = VLMIdentity(
-            kind="open_clip",
-            model=settings.model,
-            weights=weights,
-            preprocessing=(
-                "RGB, bicubic straight resize, no crop, "
-                f"mean {tuple(visual.image_mean)}, std {tuple(visual.image_std)}"
-            ),
-            resolution=resolution,
-            dim=self.model.text_projection.shape[1],
+        dim = self.model.text_projection.shape[1]
+        self.identity = self.identify(
+            weights, tuple(visual.image_mean), tuple(visual.image_std), dim
         )
         config = model_config(settings.model)
         self.is_resnet = _is_resnet(config)
         _resize_positions(
-            visual.attnpool if self.is_resnet else visual, resolution // _stride(config)
+            visual.attnpool if self.is_resnet else visual, settings.resolution // _stride(config)
         )
         self.context_width = self.model.token_embedding.embedding_dim
         self.tokenizer = load_tokenizer(settings.model)
         self.eval().requires_grad_(False)
 
     @classmethod
-    def check_settings(cls, settings: VLMSettings) -> None:
-        name, config = settings.model, model_config(settings.model)
-        foreign = _foreign_parts(config)
-        if foreign:
-            raise ValueError(
-                f"vlm.model {name!r} is not supported: it is no plain CLIP ({', '.join(foreign)})"
-            )
+    def check_resolution(cls, settings: VLMSettings, config: dict[str, Any]) -> None:
         stride = _stride(config)
         if settings.resolution % stride:
             raise ValueError(
-                f"vlm.resolution must be a multiple of {stride} for {name}, which was trained at "
-                f"{config['vision_cfg']['image_size']} (got {settings.resolution})"
+                f"vlm.resolution must be a multiple of {stride} for {settings.model}, which was "
+                f"trained at {config['vision_cfg']['image_size']} (got {settings.resolution})"
             )
-        check_checkpoint(settings, config)
 
     @classmethod
     def check_prompt_length(cls, settings: VLMSettings, tokens: int, names: list[str]) -> None:
@@ -113,43 +82,30 @@ class CLIP(CausalVLM):
         longest = int(ids.argmax(-1).argmax())
         length = int(ids[longest].argmax()) + 1 + tokens
         most = model_config(settings.model)["text_cfg"]["context_length"]
-        _refuse_longer(length, most, names[longest], settings.model)
-
-    @classmethod
-    def fetch_weights(cls, settings: VLMSettings) -> None:
-        fetch(settings)
+        refuse_longer(length, most, names[longest], settings.model)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         return (pixels.float() / 255 - self.mean) / self.std
 
-    @torch.no_grad()
-    def encode_image(self, pixels: Tensor) -> Features:
+    def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels to open_clip's own image feature and, for each location, the value path.
 
         ResNets: the attention pool's value and output projections of the last feature map, without
-        the positional embedding (TaI-DPT, arXiv 2211.12739, and its code, which leaves it out of
-        the global pooling too; here that is as the model was trained). ViTs: of the last block
-        only `ln_1`, value and output projection at each patch, without residual and MLP, then
-        `ln_post` and the projection (MaskCLIP, arXiv 2112.01071, §3.3, by its formula; code after
-        it keeps residual and MLP).
+        the positional embedding (TaI-DPT, arXiv 2211.12739; its code also leaves it out of the
+        global pooling, which here stays as the model was trained). ViTs: only `ln_1`, value and
+        output projection of the last block at each patch, without residual and MLP, then `ln_post`
+        and the projection (the formula of MaskCLIP, arXiv 2112.01071, §3.3; later code keeps
+        residual and MLP).
         """
-        pooled, regions = (self._resnet if self.is_resnet else self._vit)(pixels)
-        batch, locations, _ = regions.shape
-        return Features(
-            pooled=F.normalize(pooled, dim=-1),
-            regions=F.normalize(regions, dim=-1).flatten(0, 1),
-            counts=torch.full((batch,), locations),
-        )
+        return self._resnet(pixels) if self.is_resnet else self._vit(pixels)
 
     def _resnet(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features not normalised: `(batch, dim)` and `(batch, locations, dim)`."""
         visual = self.model.visual
         outputs = visual.forward_intermediates(pixels, indices=[4])
         maps = outputs["image_intermediates"][0].flatten(2).transpose(1, 2)
         return outputs["image_features"], visual.attnpool.c_proj(visual.attnpool.v_proj(maps))
 
     def _vit(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Features not normalised: `(batch, dim)` and `(batch, patches, dim)`."""
         visual = self.model.visual
         blocks = visual.transformer.resblocks
         outputs = visual.forward_intermediates(pixels, indices=[len(blocks) - 2], output_fmt="NLC")
@@ -160,31 +116,13 @@ class CLIP(CausalVLM):
         regions = visual.ln_post(last.ls_1(last.attn.out_proj(values))) @ visual.proj
         return outputs["image_features"], regions
 
-    @torch.no_grad()
-    def encode_text(self, texts: list[str]) -> Tensor:
-        """Texts to `(texts, dim)`, not normalised; what exceeds the tower's context is cut off."""
-        pooled = []
-        for start in range(0, len(texts), _TEXT_BATCH):
-            features, ends = self._token_features(texts[start : start + _TEXT_BATCH])
-            pooled.append(_at(features, ends))
-        return torch.cat(pooled)
-
-    @torch.no_grad()
-    def encode_captions(self, captions: list[str]) -> Features:
-        """Global: the feature at EOS. Local: those of all tokens from SOS to EOS, both included.
-
-        As TaI-DPT does (arXiv 2211.12739, §3.3). What exceeds the tower's context is cut off.
-        """
-        pooled, regions, counts = [], [], []
-        for start in range(0, len(captions), _TEXT_BATCH):
-            features, ends = self._token_features(captions[start : start + _TEXT_BATCH])
-            features = F.normalize(features, dim=-1)
-            positions = torch.arange(features.shape[1], device=features.device)
-            pooled.append(_at(features, ends))
-            # By position, not by id: the padding's id 0 is also a real token, the "!" of "!?".
-            regions.append(features[positions <= ends[:, None]])
-            counts.append(ends.cpu() + 1)
-        return Features(torch.cat(pooled), torch.cat(regions), torch.cat(counts))
+    def text_features(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """The pooled feature is at EOS; the tokens are those from SOS to EOS, both included."""
+        ids, ends = self._tokenize(texts)
+        features = self._text_tower(self.model.token_embedding(ids))
+        # By position, not by id: the padding's id 0 is also a real token, the "!" of "!?".
+        positions = torch.arange(features.shape[1], device=features.device)
+        return _at(features, ends), features, positions <= ends[:, None]
 
     def encode_prompts(self, context: Tensor, names: list[str]) -> Tensor:
         """Prompts `SOS | context | name . | EOS` to `(names, dim)`, not normalised.
@@ -214,7 +152,7 @@ class CLIP(CausalVLM):
         return self.model.token_embedding(ids)
 
     def check_length(self, tokens: int, name: str) -> None:
-        _refuse_longer(tokens, self.model.context_length, name, self.identity.model)
+        refuse_longer(tokens, self.model.context_length, name, self.identity.model)
 
     def encode_tree(self, tokens: Tensor, tree: PromptTree) -> Tensor:
         mask = torch.zeros_like(tree.seen, dtype=tokens.dtype).masked_fill_(~tree.seen, -math.inf)
@@ -222,26 +160,18 @@ class CLIP(CausalVLM):
         *earlier, last = self.model.transformer.resblocks
         for block in earlier:
             hidden = block(hidden, attn_mask=mask)
-        # Of the last block only the ends are read, which attend to all.
+        # Only the prompts' ends are read from the last block; they attend to all tokens.
         normed = last.ln_1(hidden)
         attended = last.attention(normed[:, tree.ends], normed, normed, mask[tree.ends])
         ends = hidden[:, tree.ends] + last.ls_1(attended)
         ends = ends + last.ls_2(last.mlp(last.ln_2(ends)))
         return self.model.ln_final(ends[0]) @ self.model.text_projection
 
-    def initial_context(self, tokens: int) -> Tensor:
-        return torch.zeros(tokens, self.context_width, device=self.device)
-
     def _tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """Ids `(texts, longest)`, padded with zeros, and the position of each EOS `(texts,)`."""
         ids = self.tokenizer(texts).to(self.device)
         ends = ids.argmax(-1)  # EOS has the highest id; open_clip pools there too
         return ids[:, : int(ends.max()) + 1], ends
-
-    def _token_features(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Features of all tokens `(texts, longest, dim)` and the position of each EOS."""
-        ids, ends = self._tokenize(texts)
-        return self._text_tower(self.model.token_embedding(ids)), ends
 
     def _text_tower(self, embeddings: Tensor) -> Tensor:
         """Token embeddings `(texts, tokens, width)` to `(texts, tokens, dim)`.
@@ -257,15 +187,14 @@ class CLIP(CausalVLM):
 
 
 def _at(features: Tensor, positions: Tensor) -> Tensor:
-    """Of `(texts, tokens, dim)` the row at each text's position: `(texts, dim)`."""
+    """The row of `(texts, tokens, dim)` at each text's position: `(texts, dim)`."""
     return features[torch.arange(len(features), device=features.device), positions]
 
 
 def _resize_positions(tower: nn.Module, side: int) -> None:
     """Interpolate an image tower's positional embeddings `(1 + grid², width)` to `side²` places.
 
-    The same interpolation that open_clip uses for ViTs; it has none for the ResNets' attention
-    pool.
+    As open_clip does it for ViTs; it has nothing for the attention pool of ResNets.
     """
     positions = tower.get_parameter("positional_embedding").detach()
     grid = math.isqrt(len(positions) - 1)
@@ -286,11 +215,3 @@ def _is_resnet(config: dict[str, Any]) -> bool:
 def _stride(config: dict[str, Any]) -> int:
     """How many pixels of a side make one location."""
     return _RESNET_STRIDE if _is_resnet(config) else config["vision_cfg"]["patch_size"]
-
-
-def _foreign_parts(config: dict[str, Any]) -> list[str]:
-    return sorted(
-        (config.keys() - _CLIP_CONFIG)
-        | {f"text {part}" for part in config["text_cfg"].keys() - _CLIP_TEXT}
-        | {f"vision {part}" for part in config["vision_cfg"].keys() - _CLIP_VISION}
-    )

@@ -1,8 +1,8 @@
 """The embedded vision-language model: two packaged models, aligned without any training.
 
 An image region's ImageNet probabilities weight the text embeddings of the ImageNet class names,
-which puts the region into text space (ConSE: Norouzi et al., 2014, arXiv 1312.5650). It is no
-CLIP: its image side saw ImageNet's labels, and whatever prints its figures must say so.
+which puts the region into text space (ConSE: Norouzi et al., 2014, arXiv 1312.5650). It is not
+CLIP: its image side saw ImageNet's labels, and every report of its figures must say so.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class ImageNetBridge(VLM):
 
     @cached_property
     def image_tower(self) -> Any:
-        """Built when the first image comes: who tunes needs none, and timm takes long to import."""
+        """Built for the first image: tuning needs no image, and timm takes long to import."""
         tower = _image_tower(self.settings.model, self.weight_files(self.settings)[0])
         return tower.to(self.device).eval().requires_grad_(False)
 
@@ -124,14 +124,14 @@ class ImageNetBridge(VLM):
     def encode_captions(self, captions: list[str]) -> Features:
         """Global: the sentence. Local: its noun phrases. Both as the image side would see them.
 
-        An image reaches text space only as a mixture of ImageNet's class texts, a sentence freely.
-        To stand in for images, captions take the same way: the cosines with the class texts in the
-        place of logits. Tuned on free ones, prompts learn what no image can show.
+        An image reaches text space only as a mixture of ImageNet's class texts. Captions replace
+        images, so they become such mixtures too, with their cosines with the class texts in place
+        of logits. Otherwise prompts would learn directions that no image can have.
         """
         phrases = [noun_phrases(caption) or [caption] for caption in captions]
-        distinct = sorted({phrase for of_caption in phrases for phrase in of_caption})
+        distinct = sorted({phrase for own in phrases for phrase in own})
         row = {phrase: i for i, phrase in enumerate(distinct)}
-        order = [row[phrase] for of_caption in phrases for phrase in of_caption]
+        order = [row[phrase] for own in phrases for phrase in own]
         pooled, regions = (
             self._into_text_space(self.encode_text(texts) @ self.imagenet_texts.T)
             for texts in (captions, distinct)
@@ -139,7 +139,7 @@ class ImageNetBridge(VLM):
         return Features(
             pooled=pooled,
             regions=regions[order],
-            counts=torch.tensor([len(of_caption) for of_caption in phrases]),
+            counts=torch.tensor([len(own) for own in phrases]),
         )
 
     def encode_prompts(self, context: Tensor, names: list[str]) -> Tensor:
@@ -179,10 +179,10 @@ class ImageNetBridge(VLM):
         key = digest([self._weights, versions, code_digest(__name__)])
         kept = cache / "imagenet_anchors" / key[:20] if cache else None
         if kept and is_published(kept):
-            of_texts = (kept / _TEXTS_DIGEST).read_text("utf-8")
-            return load_file(kept / _ANCHORS)["anchors"], of_texts
+            texts_digest = (kept / _TEXTS_DIGEST).read_text("utf-8")
+            return load_file(kept / _ANCHORS)["anchors"], texts_digest
         texts = _anchor_texts()
-        short, detailed = (self._embed(list(of_kind)) for of_kind in zip(*texts, strict=True))
+        short, detailed = (self._embed(list(kind)) for kind in zip(*texts, strict=True))
         anchors = F.normalize(short + detailed, dim=-1)
         if kept:
             with publishing(kept) as staging:

@@ -1,4 +1,4 @@
-"""Noun phrases of a caption: the short texts that stand in for image regions.
+"""Noun phrases of a caption: short texts in place of image regions.
 
 Runs of words between function words, as in RAKE (Rose et al., 2010), without a parser.
 """

@@ -1,16 +1,19 @@
 """Bootstrap intervals of mAP over images: how much a figure owes to which images were drawn.
 
 Images are drawn with replacement, as many as there are; a class without positives in a resample is
-left out of that resample's mean. A resample is how often each image was drawn, and AP takes these
-counts as weights, so each class is sorted once for all resamples.
+left out of that resample's mean. A resample is stored as how often each image was drawn, and AP
+takes these counts as weights, so each class is sorted once for all resamples.
 
 Intervals are the quantiles of the resamples' figures, moved so that their mean is the figure
 itself (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, §10 and §13): a positive
-drawn twice ranks beside itself, which lifts the mAP of every resample. What an interval then covers
-is the mAP to expect of *as many* images from the same source. The mAP of endless images lies lower
-than that (by 2 points at 500 images and 30 positives a class); in a difference this cancels.
+drawn twice ranks beside itself, which lifts the mAP of every resample. An interval then covers the
+mAP to expect from *as many* images of the same source. The mAP of endless images is lower (by 2
+points at 500 images and 30 positives per class); in a difference this cancels.
 
 Seeds of tuning are not resampled: the mAP of several score matrices is averaged, then resampled.
+
+In all functions, `scores` is `(images, classes)` or several such matrices, and `labels` and
+`ignored` (entries that are neither positive nor negative) are `(images, classes)`, bool.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import numpy as np
 
 from prompt_tuning.evaluation.metrics import contrasted, mean_average_precision
 
-# Resamples of fewer say nothing of other images.
+# Resamples of fewer images say nothing about other images.
 LEAST_IMAGES = 10
 # One matrix `(images, classes)`, or those of several seeds, whose mAP is averaged.
 Scores = np.ndarray | Sequence[np.ndarray]
@@ -39,7 +42,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """The mAP of one side less that of the other, in [-1, 1], and the ends of its interval."""
+    """One mAP minus another, in [-1, 1], and the ends of its interval."""
 
     mean: float
     low: float
@@ -56,14 +59,8 @@ def bootstrap_map(
 ) -> Interval:
     """The interval that covers the mAP in `share` of all sets of as many images.
 
-    NaN where there is nothing to resample: of fewer than `LEAST_IMAGES`, or when no class is
-    shown by some images and not by others.
-
-    Args:
-        scores: `(images, classes)`, or several such matrices.
-        labels: `(images, classes)`, bool.
-        replicates: number of resamples.
-        ignored: `(images, classes)`, bool, of entries neither positive nor negative.
+    `replicates`: number of resamples. The ends are NaN for fewer than `LEAST_IMAGES` images, or if
+    no class is shown by some images and not by others.
     """
     if not _can_resample(labels, ignored):
         return Interval(math.nan, math.nan)
@@ -81,14 +78,9 @@ def paired_difference(
     ignored: np.ndarray | None = None,
     share: float = 0.95,
 ) -> Difference:
-    """mAP of a less mAP of b on the same images; each resample is of both. Ends as above.
+    """mAP of a minus mAP of b, with the same resamples for both; ends as in `bootstrap_map`.
 
-    Args:
-        scores_a: `(images, classes)`, or several such matrices.
-        scores_b: likewise; the number of matrices may differ.
-        labels: `(images, classes)`, bool.
-        replicates: number of resamples.
-        ignored: `(images, classes)`, bool, of entries neither positive nor negative.
+    a and b may have different numbers of matrices.
     """
     mean = _observed(scores_a, labels, ignored) - _observed(scores_b, labels, ignored)
     if not _can_resample(labels, ignored):
@@ -102,7 +94,7 @@ def paired_difference(
 def resample_counts(images: int, replicates: int, seed: int) -> np.ndarray:
     """How often each resample draws each image, `(images, replicates)`."""
     draw = np.random.default_rng(seed)
-    # Two bytes a count: 1,000 resamples of NUS-WIDE's 100,000 images are then 200 MB.
+    # Two bytes per count: 1,000 resamples of NUS-WIDE's 100,000 images then take 200 MB.
     counts = np.empty((images, replicates), dtype=np.uint16)
     for r in range(replicates):
         counts[:, r] = np.bincount(draw.integers(0, images, images), minlength=images)
@@ -114,13 +106,7 @@ def resampled_maps(
 ) -> np.ndarray:
     """The mAP of each resample, `(replicates,)`, averaged over the matrices of `scores`.
 
-    NaN where no class has a positive in the resample.
-
-    Args:
-        scores: `(images, classes)`, or several such matrices.
-        labels: `(images, classes)`, bool.
-        counts: `(images, replicates)`, of `resample_counts`.
-        ignored: `(images, classes)`, bool.
+    `counts`: from `resample_counts`. NaN for a resample in which no class has a positive.
     """
     counted = np.ones(labels.shape, dtype=bool) if ignored is None else ~ignored
     classes = np.flatnonzero((labels & counted).any(0))
@@ -140,9 +126,9 @@ def resampled_maps(
 def weighted_average_precisions(
     scores: np.ndarray, positives: np.ndarray, weights: np.ndarray
 ) -> np.ndarray:
-    """AP of one class under each column of weights, `(columns,)`; NaN where no positive has any.
+    """AP of one class under each column of weights, `(columns,)`; NaN if no positive has weight.
 
-    The same as `average_precision` of the images repeated as often as their weight says.
+    The same as `average_precision` with each image repeated as often as its weight says.
 
     Args:
         scores: `(images,)`.
@@ -153,7 +139,7 @@ def weighted_average_precisions(
     ranked = scores[order]
     last_of_ties = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
     found = np.flatnonzero(positives[order])
-    # Recall rises only at the thresholds that some positive reaches; the rest is summed up between.
+    # Recall rises only at the scores of positives; weights between them are summed up.
     ends, first = np.unique(last_of_ties[np.searchsorted(last_of_ties, found)], return_index=True)
     ranked_weights = weights[order[: ends[-1] + 1]]
     gained = np.add.reduceat(ranked_weights[found], first, axis=0, dtype=np.int64)
@@ -180,7 +166,7 @@ def _observed(scores: Scores, labels: np.ndarray, ignored: np.ndarray | None) ->
 
 
 def _ends(replicas: np.ndarray, observed: float, share: float) -> tuple[float, float]:
-    """Quantiles that hold the middle `share` of `replicas`, moved by what their mean is off."""
+    """Quantiles around the middle `share` of `replicas`, moved by the bias of their mean."""
     low, high = np.nanquantile(replicas, [(1 - share) / 2, (1 + share) / 2])
     bias = np.nanmean(replicas) - observed
     return float(low - bias), float(high - bias)

@@ -1,7 +1,8 @@
 """How well multi-label scores rank images (AP, mAP) and how well tags agree with labels (F1).
 
-`ignored` marks entries, such as VOC's difficult objects, that count neither as positive nor as
-negative.
+Unless a function says otherwise, arrays are `(images, classes)`; `tags`, `positives` and `ignored`
+are bool. `ignored` marks entries, such as VOC's difficult objects, that count neither as positive
+nor as negative.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def average_precision(scores: np.ndarray, positives: np.ndarray, points: Points 
     precision = (hits / np.arange(1, len(hits) + 1))[last_of_ties]
     if points == "11":
         best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-        # In whole numbers: 3 of 10 is a recall of 0.3, which floats may deny.
+        # In whole numbers: 3 of 10 may not equal a recall of 0.3 in floats.
         reached = np.searchsorted(10 * hits[last_of_ties], hits[-1] * np.arange(11))
         return float(best_from_here[reached].mean())
     recall = (hits / hits[-1])[last_of_ties]
@@ -47,18 +48,12 @@ def average_precisions(
     ignored: np.ndarray | None = None,
     points: Points = "all",
 ) -> list[float | None]:
-    """AP of each class in [0, 1]; None where a class has no positive.
-
-    Args:
-        scores: `(images, classes)`.
-        positives: `(images, classes)`, bool.
-        ignored: `(images, classes)`, bool.
-    """
+    """AP of each class in [0, 1]; None for a class without positives."""
     counted = _counted(positives, ignored)
-    wanted = positives & counted
+    shown = positives & counted
     return [
-        average_precision(scores[counted[:, c], c], wanted[counted[:, c], c], points)
-        if wanted[:, c].any()
+        average_precision(scores[counted[:, c], c], shown[counted[:, c], c], points)
+        if shown[:, c].any()
         else None
         for c in range(scores.shape[1])
     ]
@@ -70,7 +65,7 @@ def mean_average_precision(
     ignored: np.ndarray | None = None,
     points: Points = "all",
 ) -> float:
-    """Mean of the classes' AP in [0, 1], over those that have a positive; NaN when none has."""
+    """Mean AP in [0, 1] over the classes that have a positive; NaN if no class has one."""
     aps = average_precisions(scores, positives, ignored, points)
     found = [ap for ap in aps if ap is not None]
     return float(np.mean(found)) if found else math.nan
@@ -79,11 +74,7 @@ def mean_average_precision(
 def contrasted(positives: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
     """The classes `(classes,)`, bool, that some images show and others do not.
 
-    Of a class that every image shows, AP is 1 for any scores.
-
-    Args:
-        positives: `(images, classes)`, bool.
-        ignored: `(images, classes)`, bool.
+    The AP of a class that every image shows is 1 for any scores.
     """
     counted = _counted(positives, ignored)
     return np.asarray((positives & counted).any(0) & (~positives & counted).any(0))
@@ -92,8 +83,8 @@ def contrasted(positives: np.ndarray, ignored: np.ndarray | None = None) -> np.n
 def chance_map(positives: np.ndarray, ignored: np.ndarray | None = None) -> float:
     """The mAP in [0, 1] that random scores approach: the mean share of positives."""
     counted = _counted(positives, ignored)
-    wanted = (positives & counted).sum(0)
-    return float((wanted[wanted > 0] / counted.sum(0)[wanted > 0]).mean())
+    shown = (positives & counted).sum(0)
+    return float((shown[shown > 0] / counted.sum(0)[shown > 0]).mean())
 
 
 @dataclass(frozen=True)
@@ -112,7 +103,7 @@ class TagQuality:
     `micro`: over all pairs of image and class, so a tag of a class without positives counts as
     wrong. `macro`: means over the classes that have a positive; its F1 is the mean of the classes'
     F1, as in scikit-learn, not the harmonic mean of the mean precision and recall. Both are NaN
-    when no class has a positive. `by_class`: one entry a class, None where it has no positive.
+    if no class has a positive. `by_class`: one entry per class, None for a class without positives.
     """
 
     micro: Rates
@@ -120,23 +111,8 @@ class TagQuality:
     by_class: tuple[Rates | None, ...]
 
 
-def tags_at_thresholds(scores: np.ndarray, thresholds: float | np.ndarray) -> np.ndarray:
-    """The tags `(images, classes)`, bool, whose score reaches the threshold.
-
-    Args:
-        scores: `(images, classes)`.
-        thresholds: one for all classes, or `(classes,)`.
-    """
-    return scores >= thresholds
-
-
 def tags_at_top_k(scores: np.ndarray, k: int) -> np.ndarray:
-    """The k best tags of each image, `(images, classes)`, bool; of equal scores the first.
-
-    Args:
-        scores: `(images, classes)`.
-        k: from 1 to the number of classes.
-    """
+    """The k best tags of each image, 1 ≤ k ≤ classes; the first of equal scores is better."""
     tags = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(tags, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
     return tags
@@ -145,19 +121,13 @@ def tags_at_top_k(scores: np.ndarray, k: int) -> np.ndarray:
 def tag_quality(
     tags: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None
 ) -> TagQuality:
-    """Precision, recall and F1 of tags: micro, macro and of each class.
-
-    Args:
-        tags: `(images, classes)`, bool, of `tags_at_thresholds` or `tags_at_top_k`.
-        positives: `(images, classes)`, bool.
-        ignored: `(images, classes)`, bool; a tag there is neither right nor wrong.
-    """
+    """Precision, recall and F1 of tags. A tag on an ignored entry is neither right nor wrong."""
     counted = _counted(positives, ignored)
     right = (tags & positives & counted).sum(0)
     given = (tags & counted).sum(0)
-    wanted = (positives & counted).sum(0)
+    shown = (positives & counted).sum(0)
     by_class = tuple(
-        _rates(*counts) if counts[2] else None for counts in zip(right, given, wanted, strict=True)
+        _rates(*counts) if counts[2] else None for counts in zip(right, given, shown, strict=True)
     )
     measured = [rates for rates in by_class if rates is not None]
     if not measured:
@@ -168,27 +138,23 @@ def tag_quality(
         recall=float(np.mean([rates.recall for rates in measured])),
         f1=float(np.mean([rates.f1 for rates in measured])),
     )
-    return TagQuality(_rates(right.sum(), given.sum(), wanted.sum()), macro, by_class)
+    return TagQuality(_rates(right.sum(), given.sum(), shown.sum()), macro, by_class)
 
 
 def best_thresholds(
     scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None
 ) -> np.ndarray:
-    """The threshold of the highest F1 of each class on these very labels, `(classes,)`.
+    """The threshold with the highest F1 of each class on these labels, `(classes,)`.
 
-    What no threshold that is found without them can beat; infinite for a class without positives.
-
-    Args:
-        scores: `(images, classes)`.
-        positives: `(images, classes)`, bool.
-        ignored: `(images, classes)`, bool.
+    An upper bound for thresholds that are chosen without the labels. Infinite for a class without
+    positives.
     """
     counted = _counted(positives, ignored)
     best = np.full(scores.shape[1], np.inf)
     for c in np.flatnonzero((positives & counted).any(0)):
-        of_class, wanted = scores[counted[:, c], c], positives[counted[:, c], c]
-        order = np.argsort(-of_class, kind="stable")
-        ranked, hits = of_class[order], wanted[order].cumsum()
+        class_scores, shown = scores[counted[:, c], c], positives[counted[:, c], c]
+        order = np.argsort(-class_scores, kind="stable")
+        ranked, hits = class_scores[order], shown[order].cumsum()
         f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
         last_of_ties = np.append(ranked[1:] != ranked[:-1], True)
         best[c] = ranked[np.where(last_of_ties, f1, -1).argmax()]
@@ -198,15 +164,10 @@ def best_thresholds(
 def expected_calibration_error(
     scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None, bins: int = 15
 ) -> float:
-    """How far scores are from being probabilities, in [0, 1], over all pairs of image and class.
+    """How far scores in [0, 1] are from being probabilities, over all pairs of image and class.
 
     The mean, over bins of equal width weighted by their pairs, of the distance between mean score
     and share of positives (Naeini et al., 2015; Guo et al., 2017, arXiv 1706.04599, §2).
-
-    Args:
-        scores: `(images, classes)`, in [0, 1].
-        positives: `(images, classes)`, bool.
-        ignored: `(images, classes)`, bool.
     """
     counted = _counted(positives, ignored)
     bin_of = np.minimum((scores[counted] * bins).astype(int), bins - 1)
@@ -217,31 +178,26 @@ def expected_calibration_error(
 def coverage_error(
     scores: np.ndarray, positives: np.ndarray, ignored: np.ndarray | None = None
 ) -> float:
-    """How many of its best tags an image needs, on average, to have all that are right.
+    """How many of its best tags an image needs, on average, to include all its labels.
 
     Tags with the same score as the last one needed count too; an image without positives counts
     as 0 (scikit-learn's `coverage_error`; Tsoumakas et al., "Mining Multi-label Data", 2010, whose
     figure is lower by 1).
-
-    Args:
-        scores: `(images, classes)`.
-        positives: `(images, classes)`, bool.
-        ignored: `(images, classes)`, bool.
     """
     counted = _counted(positives, ignored)
     lowest = np.where(positives & counted, scores, np.inf).min(1, keepdims=True)
     return float(((scores >= lowest) & counted).sum(1).mean())
 
 
-def _rates(right: int, given: int, wanted: int) -> Rates:
-    """Rates of `right` tags among those `given`, where `wanted` ≥ 1 were to be given."""
+def _rates(right: int, given: int, shown: int) -> Rates:
+    """Rates of `given` tags that include `right` ones, for `shown` ≥ 1 labels."""
     return Rates(
         precision=float(right / max(given, 1)),
-        recall=float(right / wanted),
-        f1=float(2 * right / (given + wanted)),
+        recall=float(right / shown),
+        f1=float(2 * right / (given + shown)),
     )
 
 
 def _counted(positives: np.ndarray, ignored: np.ndarray | None) -> np.ndarray:
-    """The entries `(images, classes)`, bool, that are not ignored."""
+    """The entries that are not ignored."""
     return np.ones(positives.shape, dtype=bool) if ignored is None else ~ignored

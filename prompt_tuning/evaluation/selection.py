@@ -1,4 +1,4 @@
-"""Choosing on labelled images: one half of them chooses, and only the others are reported."""
+"""Selection on labelled images: one half of them selects, and only the other is reported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prompt_tuning.storage import file_digest
 def split_halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the half that selects and of the half that is reported, both ascending.
 
-    Of an odd number the reported half has one more.
+    If the count is odd, the reported half has one more.
     """
     drawn = np.random.default_rng(seed).permutation(count)
     return np.sort(drawn[: count // 2]), np.sort(drawn[count // 2 :])
@@ -29,10 +29,10 @@ def split_halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Selection:
-    """The labelled images that had a say in which seed's prompts became the artifact.
+    """The labelled images that selected the seed whose prompts became the artifact.
 
-    `selecting`: SHA-256 of these, `images`: out of how many of `dataset` they were drawn with
-    `split_seed`. Without any, held-out captions chose.
+    `selecting`: their SHA-256. `images`: how many images of `dataset` they were drawn from with
+    `split_seed`. Without selecting images, held-out captions selected the seed.
     """
 
     dataset: str = "none"
@@ -41,14 +41,14 @@ class Selection:
     selecting: tuple[str, ...] = ()
 
     def among(self, files: Sequence[Path]) -> np.ndarray:
-        """Which images had a say, under whatever name or data set: `(images,)`, bool."""
+        """Which files have the content of a selecting image: `(images,)`, bool."""
         if not self.selecting:
             return np.zeros(len(files), dtype=bool)
-        chose = set(self.selecting)
-        return np.array([file_digest(file) in chose for file in files], dtype=bool)
+        selecting = set(self.selecting)
+        return np.array([file_digest(file) in selecting for file in files], dtype=bool)
 
-    def told(self, left_out: int) -> str:
-        """What chose the artifact, in words; `left_out`: how many of the images at hand did."""
+    def describe(self, left_out: int) -> str:
+        """How the artifact was selected; `left_out`: how many of the images here selected it."""
         if not self.selecting:
             return "text: held-out captions"
         return (
@@ -65,10 +65,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class SelectingHalf:
-    """The half of the labelled images that selects, small enough to be sent to those who tune.
+    """The half of the labelled images that selects, small enough to be sent to tuning workers.
 
-    `features`: the file of the features of all images, of which `rows` select. `labels`, `ignored`:
-    of these, `(rows, classes)`, bool.
+    `features`: the file with the features of all images. `rows`: the images that select. `labels`,
+    `ignored`: `(rows, classes)`, bool.
     """
 
     features: Path
@@ -99,7 +99,7 @@ class SelectingHalf:
     def fused_map(
         self, items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
     ) -> float:
-        """mAP (0-100) of the fused scores; `items`: what `load` gives."""
+        """mAP (0-100) of the fused scores; `items`: from `load`."""
         fused = method_scores(items, classes, geometry, fusion)["fused"]
         return 100 * mean_average_precision(fused, self.labels, self.ignored)
 
@@ -115,8 +115,8 @@ def select_on_half(
 ) -> tuple[int, Selection]:
     """Choose the seed with the highest fused mAP on the selecting half of the images.
 
-    `half`: that which `split_seed` draws. `tuned`: class features by seed; of equals the first is
-    chosen. The figures to report are those of the images that did not select.
+    `half`: drawn with `split_seed`. `tuned`: class features by seed; the first of equal seeds wins.
+    Report only figures of the images that did not select.
     """
     items = half.load()
     maps = {

@@ -1,9 +1,10 @@
-"""The artifact: tuned class features with all that a reader needs to use them, and no pickle."""
+"""The artifact: tuned class features and everything needed to use them, without pickle."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +32,7 @@ _VERSION = 2
 
 
 class _Description(Settings):
-    """What `artifact.json` holds."""
+    """The content of `artifact.json`."""
 
     version: int
     categories: Annotated[tuple[Category, ...], Field(min_length=2)]
@@ -61,8 +62,8 @@ class _Description(Settings):
 class Artifact:
     """Class features of both branches, names, hierarchy, scoring, calibration, and the VLM.
 
-    `vlm_settings` load the VLM, `vlm` is what class features depend on of it. `tokens` are behind
-    the class features, for labels that come later.
+    `vlm_settings` load the VLM; `vlm` is its identity. `tokens` are the tuned tokens behind the
+    class features; prompts for new labels use them.
     """
 
     categories: CategoryList
@@ -76,10 +77,10 @@ class Artifact:
     vlm: VLMIdentity
 
     def save(self, folder: Path | str) -> None:
-        """Write the artifact into a folder of its own, in place of an earlier one.
+        """Write the artifact into its own folder, in place of an earlier artifact.
 
         Raises:
-            FileExistsError: when the folder holds something else.
+            FileExistsError: if the folder contains something else.
         """
         folder = Path(folder)
         if holds_something_else(folder):
@@ -105,21 +106,24 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Path | str) -> Artifact:
-        """Read an artifact, whatever others put beside its files.
+        """Read an artifact; other files in its folder do not matter.
 
         Raises:
-            ValueError: in one line, when the folder holds none, a damaged one, or one of another
+            ValueError: in one line, if the folder has no artifact, a damaged one, or one of another
                 version.
         """
         folder = Path(folder)
         described = _read_description(folder)
-        classes = _read_tensors(folder / _FEATURES, BRANCHES)
+        classes = _read_tensors(folder / _FEATURES)
         tokens = _read_tensors(folder / _TOKENS)
-        for name, features in classes.items():
-            if features.shape != (len(described.categories), described.vlm.dim):
+        for name in BRANCHES:
+            if name not in classes:
+                raise ValueError(f"{folder / _FEATURES}: {name} is missing")
+            shape = classes[name].shape
+            if shape != (len(described.categories), described.vlm.dim):
                 raise ValueError(
                     f"{folder / _FEATURES}: {name} must be {len(described.categories)} × "
-                    f"{described.vlm.dim} (got {' × '.join(map(str, features.shape))})"
+                    f"{described.vlm.dim} (got {' × '.join(map(str, shape))})"
                 )
         return cls(
             categories=CategoryList(categories=described.categories),
@@ -137,7 +141,7 @@ class Artifact:
         )
 
     def differs_in(self, vlm: VLM) -> list[str]:
-        """In what of its identity a VLM is not the one that the artifact was tuned for."""
+        """The fields in which a VLM's identity differs from the one that was tuned for."""
         return [
             name
             for name in VLMIdentity.model_fields
@@ -145,7 +149,7 @@ class Artifact:
         ]
 
     def check_vlm(self, vlm: VLM) -> None:
-        """Raises ValueError when `vlm` is not the one that the artifact was tuned for."""
+        """Raises ValueError if the artifact was tuned for another VLM."""
         if differing := self.differs_in(vlm):
             raise ValueError(
                 f"the artifact was tuned for {self.vlm.model} at {self.vlm.resolution}; "
@@ -159,30 +163,26 @@ class Artifact:
         return [[place[name] for name in names] for names in fines]
 
     def adding(self, labels: Sequence[str], vlm: VLM) -> Artifact:
-        """With more labels after its categories, without tuning (see new_labels.py).
+        """The artifact with new labels after its categories, without tuning (see new_labels.py).
 
-        Their calibration is what the categories share.
+        New labels get the calibration that the categories share.
 
         Raises:
-            ValueError: for labels that are no names or stand for a category already, and when `vlm`
-                is not the one that the artifact was tuned for.
+            ValueError: for labels that are not names or already mean a category, and if the
+                artifact was tuned for another VLM.
         """
         self.check_vlm(vlm)
         check_labels(labels)
-        new = (Category(name=label) for label in labels)  # which are checked
+        new = (Category(name=label) for label in labels)
         try:
             categories = CategoryList(categories=(*self.categories.categories, *new))
         except ValidationError as error:
             raise ValueError(message_of(error.errors()[0])) from None
         added = prompt_new_labels(vlm, labels, self.categories, self.groups(), self.tokens)
-        fines = [(coarse, fine) for coarse, of_coarse in self.tree.items() for fine in of_coarse]
-        tree = {
-            coarse: {fine: list(names) for fine, names in of_coarse.items()}
-            for coarse, of_coarse in self.tree.items()
-        }
+        tree = deepcopy(self.tree)
+        fines = [names for coarse in tree.values() for names in coarse.values()]
         for label, group in zip(labels, added.groups, strict=True):
-            coarse, fine = fines[group]
-            tree[coarse][fine].append(label)
+            fines[group].append(label)
         return replace(
             self,
             categories=categories,
@@ -197,14 +197,14 @@ class Artifact:
 
 
 def holds_something_else(folder: Path) -> bool:
-    """Whether an artifact written there would take the place of what is none."""
+    """Whether an artifact written there would replace something that is not an artifact."""
     if folder.is_dir():
         return any(folder.iterdir()) and not (folder / _DESCRIPTION).is_file()
     return folder.exists()
 
 
 def _read_description(folder: Path) -> _Description:
-    """What the description of an undamaged artifact says. Raises ValueError in one line."""
+    """The description of an undamaged artifact. Raises ValueError in one line."""
     if not (folder / _DESCRIPTION).is_file():
         inner = folder / "artifact"
         hint = f"; did you mean {inner}?" if (inner / _DESCRIPTION).is_file() else ""
@@ -226,13 +226,12 @@ def _read_description(folder: Path) -> _Description:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        missing = first["type"] == "missing"
-        wrong = "is missing" if missing else message_of(first)
+        wrong = "is missing" if first["type"] == "missing" else message_of(first)
         raise ValueError(f"{folder / _DESCRIPTION}: {f'{key} {wrong}'.strip()}") from None
 
 
 def _check_whole(folder: Path, *files: str) -> None:
-    """Raises ValueError when a file is not as it was written."""
+    """Raises ValueError if a file was changed."""
     if damage := find_damage(folder, files):
         first = folder / files[0]
         pointer = first.is_file() and first.read_bytes().startswith(b"version https://git-lfs")
@@ -240,15 +239,12 @@ def _check_whole(folder: Path, *files: str) -> None:
         raise ValueError(f"{folder}: the artifact is damaged: {damage}{hint}")
 
 
-def _read_tensors(file: Path, names: Sequence[str] = ()) -> dict[str, Tensor]:
-    """A file's tensors, all finite and these among them. Raises ValueError in one line."""
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """A file's tensors, all finite. Raises ValueError in one line."""
     try:
         tensors = load_file(file)
     except SafetensorError as error:
         raise ValueError(f"{file}: {error}") from None
-    for name in names:
-        if name not in tensors:
-            raise ValueError(f"{file}: {name} is missing")
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{file}: {name} must be finite numbers (got NaN or infinity)")

@@ -1,15 +1,15 @@
-"""Calibrated scores, one independent of the other, and from which score on to say yes.
+"""Calibrated scores, independent of each other, and the thresholds from which labels become tags.
 
-Of each category `sigmoid(slope · raw score + offset)` (Platt, "Probabilistic outputs for support
-vector machines", 1999), fitted without a photo: held-out captions with their labels stand in for
-images. A category has a handful of them only, so its slope and offset are drawn towards those that
-all categories share, by normal priors around these (maximum a posteriori).
+The calibrated score of a category is `sigmoid(slope · raw score + offset)` (Platt, "Probabilistic
+outputs for support vector machines", 1999). It is fitted without photos, on held-out captions in
+place of images. A category has only a handful of captions, so normal priors draw its slope and
+offset towards those that all categories share (maximum a posteriori).
 
-Thresholds are those of the best F1 to expect: with calibrated scores it is half of that F1 itself
-(Lipton, Elkan and Naryanaswamy, 2014, arXiv 1402.1892), which needs no label either.
+Thresholds aim at the best F1 to expect, which needs no labels: with calibrated scores, the best
+threshold is half of that F1 (Lipton, Elkan and Naryanaswamy, 2014, arXiv 1402.1892).
 
-A category that no held-out caption shows has what the others share, and so have labels that come
-later: captions are no sample of anyone's images, so their silence says nothing.
+A category that no held-out caption shows gets the shared values, and so do labels that come later:
+captions are not a sample of anyone's images, so a missing caption says nothing.
 """
 
 from __future__ import annotations
@@ -31,25 +31,23 @@ from prompt_tuning.evaluation.metrics import (
     best_thresholds,
     expected_calibration_error,
     tag_quality,
-    tags_at_thresholds,
 )
 from prompt_tuning.settings import Settings
 from prompt_tuning.tuning.caption_set import CaptionSet
 
-_STAND_INS = 4000
-_CAPTIONS_EACH = 2
-# Of a class's normal priors around what all classes share, in logits.
+_MIXTURES = 4000
+_CAPTIONS_PER_MIXTURE = 2
+# Of a class's normal priors around the shared values, in logits.
 _OFFSET_STD = 1.0
 _SLOPE_STD = 0.25
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What makes raw scores calibrated ones; every array is `(classes,)`.
+    """Turns raw scores into calibrated ones; every array is `(classes,)`.
 
-    `thresholds` are calibrated scores. `shared`: slope, offset and threshold for a label that
-    nothing is known of. `labelled_photos`: how many it was fitted on. `source`: what all this was
-    found on, for people.
+    `thresholds` are calibrated scores. `shared`: slope, offset and threshold for a label without
+    data. `labelled_photos`: how many it was fitted on. `source`: what it was fitted on, for people.
     """
 
     slopes: np.ndarray
@@ -60,16 +58,16 @@ class Calibration:
     source: str = "held-out sentences"
 
     def scores(self, raw: np.ndarray) -> np.ndarray:
-        """Calibrated scores in [0, 1] of raw ones, both `(items, classes)`."""
+        """Calibrated scores in [0, 1] from raw scores, both `(items, classes)`."""
         return np.asarray(expit(self.slopes * raw + self.offsets))
 
     def of(self, rows: list[int]) -> Calibration:
-        """That of these categories, in their order."""
+        """The calibration of these categories, in their order."""
         arrays: dict[str, Any] = {name: getattr(self, name)[rows] for name in _ARRAYS}
         return replace(self, **arrays)
 
     def adding(self, labels: int) -> Calibration:
-        """With as many more labels, which have what all categories share."""
+        """With this many more labels, which get the shared values."""
         arrays: dict[str, Any] = {
             name: np.append(getattr(self, name), [shared] * labels)
             for name, shared in zip(_ARRAYS, self.shared, strict=True)
@@ -83,7 +81,7 @@ class Calibration:
 
     @classmethod
     def from_json(cls, described: dict[str, Any]) -> Calibration:
-        """Read what `to_json` gave, which `CalibrationValues` checks."""
+        """Read the result of `to_json`, which `CalibrationValues` checks."""
         arrays = {name: np.array(described[name]) for name in _ARRAYS}
         return cls(**described | arrays | {"shared": tuple(described["shared"])})
 
@@ -92,7 +90,7 @@ _ARRAYS = ("slopes", "offsets", "thresholds")
 
 
 class CalibrationValues(Settings):
-    """A `Calibration` as it stands in a file."""
+    """A `Calibration` in a file."""
 
     slopes: tuple[float, ...]
     offsets: tuple[float, ...]
@@ -105,14 +103,14 @@ class CalibrationValues(Settings):
 def fit_sigmoids(
     raw: np.ndarray, labels: np.ndarray, weight: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
-    """Slopes and offsets `(classes,)`, then the shared ones, which classes without labels have.
+    """Slopes and offsets `(classes,)`, then the shared ones, which classes without labels get.
 
     Args:
         raw: `(items, classes)`.
         labels: `(items, classes)`, bool.
         weight: how many items each item counts as.
     """
-    # Standardised, so that priors mean the same whatever the scale of a backbone's scores is.
+    # Standardised, so that priors mean the same for backbones with other scales.
     mean, spread = float(raw.mean()), float(raw.std())
     scores = torch.from_numpy((raw - mean) / spread).double()
     # Platt's targets, a little off 0 and 1: separable captions would have infinite slopes.
@@ -142,7 +140,7 @@ def maximum_a_posteriori(
         targets: `(items, classes)`, double, in [0, 1].
         weights: `(items, classes)`, double, of each entry's loss.
         start: the shared log slope and offset at the beginning.
-        shared_std: of the shared ones' normal priors around 0; infinite for none.
+        shared_std: of the normal priors of the shared values around 0; infinite: no priors.
     """
     shared = torch.tensor(start, dtype=torch.double, requires_grad=True)
     own = torch.zeros(2, scores.shape[1], dtype=torch.double, requires_grad=True)
@@ -176,10 +174,7 @@ def maximum_a_posteriori(
 
 
 def f1_thresholds(scores: np.ndarray) -> np.ndarray:
-    """From which calibrated score on to say yes for the best F1 to expect: `(classes,)`.
-
-    `scores`: `(items, classes)` in [0, 1], calibrated.
-    """
+    """Thresholds `(classes,)` for the best F1 to expect of calibrated scores `(items, classes)`."""
     ranked = -np.sort(-scores, axis=0)
     taken = np.arange(1, len(scores) + 1)[:, None]
     expected = 2 * ranked.cumsum(0) / (taken + ranked.sum(0))
@@ -191,13 +186,13 @@ def calibrate_on_captions(
 ) -> Calibration:
     """Calibrate the weighted mean of both branches' raw scores on held-out captions.
 
-    Whatever the fusion: a softmax over classes makes their scores compete, so that none can be
-    calibrated by itself.
+    This holds for every `fusion` setting: a softmax over classes makes their scores compete, so
+    that none can be calibrated by itself.
     """
-    stand_ins = mixtures(held_out, _CAPTIONS_EACH, seed)
-    raw = method_scores(stand_ins.features, classes, geometry, "mean")["fused"]
-    labels = stand_ins.labels.numpy()
-    # Captions are in many mixtures, and none of them is evidence more than once.
+    items = mixtures(held_out, _CAPTIONS_PER_MIXTURE, seed)
+    raw = method_scores(items.features, classes, geometry, "mean")["fused"]
+    labels = items.labels.numpy()
+    # A caption is in many mixtures, but counts as evidence only once.
     weight = len(held_out) / len(raw)
     slopes, offsets, slope, offset = fit_sigmoids(raw, labels, weight)
     scores = np.asarray(expit(slopes * raw + offsets))
@@ -207,9 +202,9 @@ def calibrate_on_captions(
 
 
 def mixtures(held_out: CaptionSet, captions: int, seed: int) -> CaptionSet:
-    """Items of as many captions each, with the labels of all, as an image shows several things."""
+    """Items of `captions` captions each with all their labels: an image shows several things."""
     draw = torch.Generator().manual_seed(seed)
-    places = torch.randint(len(held_out), (_STAND_INS, captions), generator=draw)
+    places = torch.randint(len(held_out), (_MIXTURES, captions), generator=draw)
     drawn = held_out.take(places.flatten())
     return CaptionSet.of_all(
         drawn.features.merge(captions), drawn.labels.unflatten(0, (-1, captions)).any(1)
@@ -221,17 +216,14 @@ def calibration_quality(
 ) -> dict[str, Any]:
     """How far calibrated scores can be trusted on labelled images; all figures 0-100.
 
-    `ece`: expected calibration error. `at_thresholds`: of the tags that thresholds give, `best_f1`:
-    of those that the best threshold of each class on these very images would give.
+    `ece`: expected calibration error. `at_thresholds`: quality of the tags at the thresholds.
+    `best_f1`: the F1 at the best threshold of each class on these images.
 
-    Args:
-        raw: `(images, classes)`, as was calibrated.
-        labels: `(images, classes)`, bool.
-        ignored: `(images, classes)`, bool.
+    `raw`, `labels` and `ignored`: `(images, classes)`, the last two bool.
     """
     scores = calibration.scores(raw)
     given, best = (
-        tag_quality(tags_at_thresholds(scores, thresholds), labels, ignored)
+        tag_quality(scores >= thresholds, labels, ignored)
         for thresholds in (calibration.thresholds, best_thresholds(scores, labels, ignored))
     )
     return {

@@ -1,8 +1,7 @@
-"""Labels that were not tuned: prompts for them out of the tokens of the categories that were.
+"""Prompts for labels that were not tuned, from the tokens of the tuned categories.
 
-A new label's prompt is `SOS | tokens | name . EOS` with the mean of the tokens of those categories
-whose group is nearest to it in text: the shared tokens and the group's as they are, and the mean of
-the group's category tokens.
+A new label's prompt is `SOS | tokens | name . EOS`. The tokens are the mean over the categories of
+the group nearest to the label in text: shared and group tokens stay, category tokens are averaged.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ BRANCHES = ("global", "local")
 
 @dataclass(frozen=True)
 class TunedTokens:
-    """The tokens behind the class features, and the hand-crafted prompts' share in these.
+    """The tokens behind the class features, and the anchor's weight in these.
 
-    `tensors`: as `TuningRun.best_tokens` gives them; a branch of free vectors has none.
-    `anchor_weights`: by branch (see `BranchSettings`).
+    `tensors`: from `TuningRun.best_tokens`; a branch of free vectors has none. `anchor_weights`: by
+    branch (see `BranchSettings`).
     """
 
     tensors: dict[str, Tensor]
@@ -53,10 +52,10 @@ class TunedTokens:
 
 @dataclass(frozen=True)
 class NewLabels:
-    """What new labels get without tuning.
+    """Class features of new labels, without tuning.
 
-    `groups`: of each label the nearest fine group, as a place in the list of groups. `contexts`: of
-    each branch that has tokens `(labels, tokens, context_width)`.
+    `groups`: the index of each label's nearest fine group. `contexts`: for each branch with tokens,
+    `(labels, tokens, context_width)`.
     """
 
     features: ClassFeatures
@@ -72,9 +71,9 @@ def prompt_new_labels(
     groups: Sequence[Sequence[int]],
     tokens: TunedTokens,
 ) -> NewLabels:
-    """Prompts for labels that were not tuned; hand-crafted ones on a branch without tokens.
+    """Prompts for labels that were not tuned; a branch without tokens uses their anchors.
 
-    `groups`: the categories of each fine group, as places on the classes axis.
+    `groups`: indices of the categories of each fine group.
     """
     tuned = F.normalize(anchor_features(vlm, categories), dim=-1)
     anchor = vlm.encode_text([ANCHOR_TEMPLATE.format(label) for label in labels])
@@ -82,40 +81,36 @@ def prompt_new_labels(
     nearest = (F.normalize(anchor, dim=-1) @ centres.T).argmax(1).tolist()
     contexts, features = {}, []
     for branch in BRANCHES:
-        of_branch = F.normalize(anchor, dim=-1)
+        prompted = F.normalize(anchor, dim=-1)
         context = tokens.context(branch)
         if context is not None:
             contexts[branch] = torch.stack([context[list(groups[g])].mean(0) for g in nearest])
             encoded = vlm.encode_prompts(contexts[branch].to(vlm.device), list(labels))
             prompted = F.normalize(encoded + anchor, dim=-1)
-            of_branch = interpolate_with_anchor(prompted, anchor, tokens.anchor_weights[branch])
-        features.append(of_branch.cpu())
+            prompted = interpolate_with_anchor(prompted, anchor, tokens.anchor_weights[branch])
+        features.append(prompted.cpu())
     return NewLabels(ClassFeatures(*features), nearest, contexts)
 
 
 def meant_labels(labels: Sequence[str], categories: CategoryList) -> tuple[str, ...]:
-    """What a person means: a category, spelled anyhow or by a synonym, by its name; a new label.
+    """The names of the categories that labels mean, by any spelling or synonym; new labels stay.
 
     Raises:
         ValueError: in one line, for one of a category's kinds, and as `check_labels` does.
     """
-    kinds = {name_key(kind): of.name for of in categories.categories for kind in of.kinds}
+    kinds = {name_key(kind): owner.name for owner in categories.categories for kind in owner.kinds}
     meant = []
     for label in labels:
         place = categories.find(label)
-        if place is None and (of := kinds.get(name_key(label))):
-            raise ValueError(f"label {label!r} is a kind of {of!r}: give {of!r}")
+        if place is None and (owner := kinds.get(name_key(label))):
+            raise ValueError(f"label {label!r} is a kind of {owner!r}: give {owner!r}")
         meant.append(label if place is None else categories.names[place])
     check_labels(meant)
     return tuple(meant)
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Refuse labels that are no plain names, none at all, or one twice.
-
-    Raises:
-        ValueError: in one line.
-    """
+    """Raises ValueError in one line for no labels, a label twice, or one that is not a name."""
     if not labels:
         raise ValueError("no label is given")
     seen: dict[str, str] = {}

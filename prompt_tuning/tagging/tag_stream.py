@@ -1,6 +1,6 @@
-"""Tagging a stream of files, however long: images are read while others are encoded.
+"""Tagging a stream of files of any length: images are read while others are encoded.
 
-A file that cannot be read has its reason in the place of its tags, and the stream goes on.
+A file that cannot be read gets an error in place of tags, and the stream goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Started = TypeVar("Started")
 
 @dataclass(frozen=True)
 class Tagged:
-    """What became of a file: its tags, best first, or the reason why it cannot be read."""
+    """A file's tags, best first, or the reason why it cannot be read."""
 
     tags: list[Tag] = field(default_factory=list)
     error: str | None = None
@@ -45,7 +45,7 @@ class TagRule:
 def tag_files(
     tagger: Tagger, files: Iterable[Path], rule: TagRule, threads: int = 1
 ) -> Iterator[Tagged]:
-    """What became of each file, in order; `threads` as in `score_files`."""
+    """The result of each file, in order; `threads` as in `score_files`."""
     for scored in score_files(tagger, files, threads):
         if isinstance(scored, str):
             yield Tagged(error=scored)
@@ -59,20 +59,19 @@ def score_files(
 ) -> Iterator[np.ndarray | str]:
     """Each file's raw scores `(classes,)` in order, or the reason why it cannot be read.
 
-    Every `tagger.batch` files one after the other are a batch, less those that cannot be read. One
-    thread reads and encodes it alone: many that share one wait for each other, and on a machine
-    that others use too, for long. So the same files also have the same scores, to the last bit, on
-    any number of cores, wherever in a stream such a batch begins. A GPU has one batch at a time.
-    `threads` threads work at batches ahead.
+    Each `tagger.batch` consecutive files are a batch, without those that cannot be read. One thread
+    reads and encodes a whole batch: threads that share a batch wait for each other, and for long on
+    a busy machine. So scores are the same to the last bit on any number of cores. A GPU gets one
+    batch at a time. `threads` threads work ahead.
     """
     model = nullcontext() if tagger.device.type == "cpu" else Lock()
 
     def work(batch: list[Path]) -> list[np.ndarray | str]:
         read = [_read(tagger, file) for file in batch]
-        pixels = [of_file for of_file in read if isinstance(of_file, Tensor)]
+        pixels = [image for image in read if isinstance(image, Tensor)]
         with model:
-            coming = iter(tagger.score_pixels(torch.stack(pixels)) if pixels else ())
-        return [of_file if isinstance(of_file, str) else next(coming) for of_file in read]
+            scores = iter(tagger.score_pixels(torch.stack(pixels)) if pixels else ())
+        return [result if isinstance(result, str) else next(scores) for result in read]
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for batch in started_ahead(
@@ -82,7 +81,7 @@ def score_files(
 
 
 def _read(tagger: Tagger, file: Path) -> Tensor | str:
-    """Pixels, or the reason why there are none."""
+    """Pixels, or the reason why the file cannot be read."""
     try:
         return tagger.pixels(open_image(file))
     except ValueError as error:
@@ -99,7 +98,7 @@ def chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 def started_ahead(
     items: Iterable[Item], start: Callable[[Item], Started], ahead: int
 ) -> Iterator[Started]:
-    """What `start` gave for each item, in order; as many as `ahead` are started before wanted."""
+    """The result of `start` for each item, in order; up to `ahead` items are started early."""
     waiting: deque[Started] = deque()
     for item in items:
         waiting.append(start(item))

@@ -49,8 +49,7 @@ class Tagger:
         """`labels`: as in `with_labels`, else the artifact's categories.
 
         Raises:
-            ValueError: as `with_labels` does, and when `vlm` is not the one that the artifact was
-                tuned for.
+            ValueError: as `with_labels` does, and if the artifact was tuned for another VLM.
         """
         artifact.check_vlm(vlm)
         self._artifact, self._vlm = artifact, vlm
@@ -75,12 +74,12 @@ class Tagger:
     ) -> Tagger:
         """Read an artifact and load the image–text model that it was tuned for.
 
-        `device`: as PyTorch names it, else a GPU where there is one. `cache`: where the model may
-        keep what it derives from its weights.
+        `device`: PyTorch's name; by default a GPU if there is one. `cache`: a folder for results
+        that the model computes from its weights.
 
         Raises:
-            ValueError: in one line, for a folder without a whole artifact of this version, and for
-                a model that cannot be had or is another one by now.
+            ValueError: in one line, for a folder without an undamaged artifact of this version, and
+                for a model that cannot be loaded or has changed.
         """
         artifact = Artifact.load(folder)
         fetch_weights(artifact.vlm_settings)
@@ -96,7 +95,7 @@ class Tagger:
         return self._calibration.scores(self.raw_scores(images))
 
     def raw_scores(self, images: Sequence[ImageSource]) -> np.ndarray:
-        """What is calibrated: the weighted mean of both branches' scores, `(images, classes)`."""
+        """Scores before calibration: the branches' weighted mean, `(images, classes)`."""
         scored = [np.zeros((0, len(self.names)), dtype=np.float32)]
         for start in range(0, len(images), self.batch):
             batch = images[start : start + self.batch]
@@ -104,16 +103,17 @@ class Tagger:
         return np.concatenate(scored)
 
     def pixels(self, image: ImageSource) -> Tensor:
-        """An image as the model wants it, `(3, resolution, resolution)`.
+        """An image as input of the model, `(3, resolution, resolution)`.
 
         Raises:
             ValueError: naming the file, when it cannot be read.
         """
-        return self._vlm.preprocess(_opened(image))
+        opened = image if isinstance(image, Image.Image) else open_image(Path(image))
+        return self._vlm.preprocess(opened)
 
     @torch.no_grad()
     def score_pixels(self, pixels: Tensor) -> np.ndarray:
-        """As `raw_scores`, of what `pixels` gave: `(batch, 3, resolution, resolution)`."""
+        """As `raw_scores`, from stacked `pixels`: `(batch, 3, resolution, resolution)`."""
         # Convolutions are faster in this layout on CPUs.
         pixels = pixels.to(self._vlm.device, memory_format=torch.channels_last)
         features = self._vlm.encode_image(pixels).float()
@@ -125,8 +125,7 @@ class Tagger:
     ) -> list[list[Tag]]:
         """The tags of each image, best first: labels whose score reaches the threshold.
 
-        `threshold`: one for all labels, else each has its own. `top`: no more tags than this; with
-        a threshold of 0 there are always so many.
+        `threshold`: for all labels; by default each has its own. `top`: at most this many tags.
 
         Raises:
             ValueError: naming the file, when one cannot be read.
@@ -141,18 +140,18 @@ class Tagger:
         reached = scores >= (self.thresholds if threshold is None else threshold)
         return [
             [
-                Tag(self.names[c], float(of_image[c]))
-                for c in np.argsort(-of_image, kind="stable")
+                Tag(self.names[c], float(row[c]))
+                for c in np.argsort(-row, kind="stable")
                 if is_tag[c]
             ][:top]
-            for of_image, is_tag in zip(scores, reached, strict=True)
+            for row, is_tag in zip(scores, reached, strict=True)
         ]
 
     @torch.no_grad()
     def heat_maps(self, image: ImageSource) -> np.ndarray:
         """Each region's share in each label's local score, `(classes, rows, columns)`.
 
-        A label's shares add up to 1. The whole image is covered, for it was not cropped.
+        A label's shares add up to 1. They cover the whole image, which is not cropped.
 
         Raises:
             ValueError: naming the file, when it cannot be read.
@@ -166,16 +165,12 @@ class Tagger:
     def with_labels(self, labels: Sequence[str]) -> Tagger:
         """A tagger of these labels only, without tuning (see new_labels.py).
 
-        A category of the artifact, spelled anyhow or by a synonym, keeps its name, its tuned
-        prompts and its calibration; new labels have what the categories share. On a branch that was
-        tuned without tokens, new labels have hand-crafted prompts.
+        A category of the artifact, in any spelling or by a synonym, keeps its name, its tuned
+        prompts and its calibration; new labels get the shared ones. On a branch that was tuned
+        without tokens, new labels get the anchor.
 
         Raises:
-            ValueError: in one line, for labels that are no plain names, none at all, one twice, or
-                one of a category's kinds.
+            ValueError: in one line, for no labels, a label twice, one that is not a name, or one of
+                a category's kinds.
         """
         return Tagger(self._artifact, self._vlm, labels)
-
-
-def _opened(image: ImageSource) -> Image.Image:
-    return image if isinstance(image, Image.Image) else open_image(Path(image))

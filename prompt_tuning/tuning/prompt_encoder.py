@@ -26,8 +26,8 @@ Pass = Callable[[Tensor], Tensor]
 class PromptEncoder:
     """Encodes a branch's prompts `SOS | context | name . | EOS` of all classes.
 
-    Where this process's passes together would keep more than `memory` bytes for the backward pass,
-    each is computed anew there, and a single pass keeps no more (but for one prompt that does).
+    If this process's passes together would keep more than `memory` bytes for the backward pass,
+    each is computed again there, and a single pass keeps no more (except a single long prompt).
     With several processes each encodes its share of the classes and gathers the others'.
     """
 
@@ -109,11 +109,11 @@ def _packable_prompts(
     """Embeddings of all words, which follow the branch's tokens in one table, and each class's
     prompt as rows of that table."""
     before, after = vlm.prompt_words(names)
-    ids = sorted({*before, *(word for of_name in after for word in of_name)})
+    ids = sorted({*before, *(word for words in after for word in words)})
     row = {word: i for i, word in enumerate(ids, start=len(branch.table()))}
     prompts = [
-        [row[word] for word in before] + context + [row[word] for word in of_name]
-        for context, of_name in zip(branch.rows.tolist(), after, strict=True)
+        [row[word] for word in before] + context + [row[word] for word in words]
+        for context, words in zip(branch.rows.tolist(), after, strict=True)
     ]
     longest = max(range(len(prompts)), key=lambda c: len(prompts[c]))
     vlm.check_length(len(prompts[longest]), names[longest])
