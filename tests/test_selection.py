@@ -103,13 +103,13 @@ def test_images_that_selected_are_known_by_their_content(
     assert not Selection().among(images.files).any()
 
 
-def test_what_selected_is_told(images: LabelledImages) -> None:
+def test_the_selection_is_described(images: LabelledImages) -> None:
     _, selection = choose(right_on(np.arange(IMAGES)), images)
-    told = selection.told(20)
-    assert "half of the images of folder (20 of 40, drawn with seed 5)" in told
-    assert "the 20 that are among the images here are left out" in told
-    assert "none of them is among the images here" in selection.told(0)
-    assert Selection().told(0) == "text: held-out captions"
+    text = selection.describe(20)
+    assert "half of the images of folder (20 of 40, drawn with seed 5)" in text
+    assert "the 20 that are among the images here are left out" in text
+    assert "none of them is among the images here" in selection.describe(0)
+    assert Selection().describe(0) == "text: held-out captions"
 
 
 def test_a_half_that_shows_nothing_cannot_select(images: LabelledImages) -> None:

@@ -47,8 +47,8 @@ class Selection:
         chose = set(self.selecting)
         return np.array([file_digest(file) in chose for file in files], dtype=bool)
 
-    def told(self, left_out: int) -> str:
-        """What chose the artifact, in words; `left_out`: how many of the images at hand did."""
+    def describe(self, left_out: int) -> str:
+        """What the artifact was selected on; `left_out`: how many images are left out for it."""
         if not self.selecting:
             return "text: held-out captions"
         return (
