@@ -38,10 +38,7 @@ def say_if_stopped(text: str) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """End the process cleanly if SIGINT or SIGTERM arrives during the block.
-
-    This also replaces any error that follows from the signal.
-    """
+    """End the process cleanly if SIGINT or SIGTERM arrives in the block, whatever errors follow."""
     say_if_stopped("Stopped. The same command resumes from what is finished.")
     reader, writer = socket.socketpair()
     writer.setblocking(False)
