@@ -5,9 +5,7 @@ The run's artifact and thresholds stay as they are.
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from orchestrator.cluster.resources import find_resources
 from orchestrator.config.models import EvaluationSettings
 from orchestrator.console import status
 from orchestrator.errors import InputError
+from orchestrator.evaluate.comparison import compare_runs, shared_classes
 from orchestrator.evaluate.dataset_choice import chosen_settings, evaluation_name, measured_on
 from orchestrator.pages.evaluation_page import (
     EvaluationData,
@@ -41,20 +40,16 @@ from orchestrator.stages.images import read_images
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
-from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.compare import (
-    RESAMPLES,
     SCORE_KINDS,
     MethodScores,
     method_scores,
     precision_recall,
     score_methods,
 )
-from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.features import FEATURES, Features, load_features
 from prompt_tuning.images import small_jpeg
-from prompt_tuning.label_names import LabelNames
 from prompt_tuning.storage import write_atomic
 from prompt_tuning.tagging.calibration import calibration_quality
 from workers.stage import run_stage
@@ -104,7 +99,7 @@ def evaluate(
                 "--dataset: this run or that of --against used every image that shows a category "
                 "for selection; name other images"
             )
-        shared = _shared_classes(run, other, images) if other else []
+        shared = shared_classes(run, other, images) if other else []
         items = _features(plan, stamps, console).take(torch.from_numpy(rows))
         scores = score_methods(items, run.methods, run.artifact.geometry, run.artifact.fusion)
         metrics = make_metrics(
@@ -124,7 +119,7 @@ def evaluate(
         )
         if other and other_plan:
             other_items = _features(other_plan, stamps, console).take(torch.from_numpy(rows))
-            metrics["against"] = _compare(scores, other, other_items, images, shared)
+            metrics["against"] = compare_runs(scores, other, other_items, images, shared)
             if other.selection.selecting:
                 metrics["protocol"]["other_run_selected_on"] = other.selection.describe(
                     int(theirs.sum())
@@ -192,64 +187,11 @@ def _images(plan: ImagesPlan, stamps: Path | None, console: Console) -> Labelled
     return images
 
 
-def _shared_classes(
-    run: FinishedRun, other: FinishedRun, images: LabelledImages
-) -> list[tuple[int, int]]:
-    """The classes that both runs have by name, as their positions in either run."""
-    others = LabelNames(other.artifact.categories.names)
-    positions = [(c, others.find(name)) for c, name in enumerate(run.artifact.categories.names)]
-    shared = [(c, position) for c, position in positions if position is not None]
-    if not images.labels[:, [c for c, _ in shared]].any():
-        raise InputError(
-            f"--against: {other.folder} has none of the classes that the images show; categories "
-            "are matched by name"
-        )
-    return shared
-
-
 def _features(plan: ImagesPlan, stamps: Path | None, console: Console) -> Features:
     """The images' features, from the cache if they were encoded before."""
     assert plan.features is not None
     run_stage(plan.features, images_work(plan, stamps, console)[plan.features])
     return load_features(plan.features.folder / FEATURES)
-
-
-def _compare(
-    scores: MethodScores,
-    other: FinishedRun,
-    items: Features,
-    images: LabelledImages,
-    shared: list[tuple[int, int]],
-) -> dict[str, Any]:
-    """Compare the tuned methods of two runs on the same images and shared classes, 0-100.
-
-    `items`: the images' features by the other run's VLM. `shared`: see `_shared_classes`.
-    """
-    own, theirs = map(list, zip(*shared, strict=True))
-    labels = images.labels[:, own]
-    ignored = None if images.ignored is None else images.ignored[:, own]
-    geometry, fusion = other.artifact.geometry, other.artifact.fusion
-    sides = (
-        [by_branch["fused"][:, own] for by_branch in scores["tuned"]],
-        [
-            method_scores(items, classes, geometry, fusion)["fused"][:, theirs]
-            for classes in other.methods.tuned.values()
-        ],
-    )
-    this, that = (
-        100 * float(np.mean([mean_average_precision(fused, labels, ignored) for fused in side]))
-        for side in sides
-    )
-    difference = paired_difference(*sides, labels, RESAMPLES, 0, ignored)
-    return {
-        "run": str(other.folder),
-        "classes": int(labels.any(0).sum()),
-        "map": {"this": this, "other": that},
-        "difference": {
-            end: None if math.isnan(value) else 100 * value
-            for end, value in asdict(difference).items()
-        },
-    }
 
 
 def _page(

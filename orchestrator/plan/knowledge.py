@@ -76,8 +76,6 @@ class KnowledgePlan:
         """
         try:
             return list(given_captions(self.config.captions, self.categories))
-        except OSError as error:
-            raise _unreadable(error) from None
         except ValueError as error:
             raise InputError(f"captions.files: {error}") from None
 
@@ -233,11 +231,7 @@ def _digests(files: tuple[str, ...]) -> list[str]:
     try:
         return [file_digest(Path(file)) for file in files]
     except OSError as error:
-        raise _unreadable(error) from None
-
-
-def _unreadable(error: OSError) -> InputError:
-    return InputError(f"captions.files: {error.filename}: {error.strerror}")
+        raise InputError(f"captions.files: {error.filename}: {error.strerror}") from None
 
 
 def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
