@@ -65,7 +65,7 @@ class Plan:
     """All that a run has decided before it starts.
 
     `groups`: the groups of categories that the config gives, if any. `tuning`: by seed.
-    `tuning_run`: the key that all seeds share, by which Ray Train finds its checkpoints.
+    `tuning_run`: the key that all seeds share, under which Ray Train keeps its checkpoints.
     """
 
     config: RunConfig
