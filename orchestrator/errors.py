@@ -1,4 +1,4 @@
-"""The error for mistakes in what a person asked for."""
+"""The error for mistakes in the input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""End a command on Ctrl-C or SIGTERM, which `timeout`, Kubernetes and `ray job stop` send.
+"""End a command on Ctrl-C, or on SIGTERM as sent by `timeout`, Kubernetes and `ray job stop`.
 
 The first signal raises KeyboardInterrupt in the main thread, so that work in progress can clean up.
 Then child processes are killed, a line says how to resume, and the exit code is 130 or 143. After a
@@ -38,10 +38,7 @@ def say_if_stopped(text: str) -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """End the process cleanly if SIGINT or SIGTERM arrives during the block.
-
-    This also replaces any error that follows from the signal.
-    """
+    """End the process cleanly if SIGINT or SIGTERM arrives in the block, whatever errors follow."""
     say_if_stopped("Stopped. The same command resumes from what is finished.")
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -103,7 +100,7 @@ class _Interruption:
                     continue
                 if not first:
                     self.number = received[0]
-                    # Listed now: a process whose parent ends first is no longer among the children.
+                    # Listed now, because a process whose parent has ended is not listed any more.
                     self._below = psutil.Process().children(recursive=True)
                     first = time.monotonic()
                     self._wakeup.settimeout(_LONGEST_END_S)

@@ -1,4 +1,4 @@
-"""Folders for results: where they are, and whether they can be written to."""
+"""Resolve the folders of results and check that they are writable."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def check_absolute(name: str, field: str) -> None:
 def check_folder(name: str, field: str) -> Path:
     """Resolve a folder for results, which need not exist yet.
 
-    Raises:
-        InputError: when it cannot be created or written to, or is relative on a cluster.
+    Raises InputError if it cannot be created or written to, or is relative on a cluster.
     """
     try:
         if os.environ.get("RAY_ADDRESS"):

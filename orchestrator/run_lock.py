@@ -1,4 +1,4 @@
-"""One process per run: two at once would overwrite each other's checkpoints."""
+"""A lock on a run's folder: two processes would overwrite each other's checkpoints."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from orchestrator.errors import InputError
 def only_driver(run_folder: Path, field: str = "name") -> Iterator[None]:
     """Lock a run's folder for this process; the kernel releases it however the process ends.
 
-    `field`: the option or config field that names the folder, for the message.
-
-    Raises:
-        InputError: when another process has the lock.
+    `field`: the option or config field that names the folder. Raises InputError if another process
+    has the lock.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     with (run_folder / ".lock").open("w") as lock:

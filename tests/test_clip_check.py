@@ -21,7 +21,7 @@ from sklearn.metrics import average_precision_score
 from test_clip import random_model
 from test_datasets import write_voc
 
-from orchestrator.evaluate.clip_check import RN50, _told, verify_clip
+from orchestrator.evaluate.clip_check import RN50, _report, verify_clip
 from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.datasets import voc
@@ -103,7 +103,7 @@ def test_the_figure_is_that_of_the_protocol(
 def test_half_a_point_is_near(figure: float, near: bool, difference: str) -> None:
     console = Console(record=True, width=200)
     maps = {"global": figure, "local": 70.0, "fused": 80.0}
-    assert _told(RN50, maps, 4952, console) == near
+    assert _report(RN50, maps, 4952, console) == near
     told = console.export_text()
     assert f"difference  {difference}\n" in told
     assert ("off by" in told) != near

@@ -262,7 +262,10 @@ MODELS_AND_MACHINE = [
         BASE + "vlm: {kind: open_clip, model: RN50-quickgelu, pretrained: openai, resolution: 99}",
         "vlm.resolution",
     ),
-    (BASE + "knowledge: {llm: {model: ./missing}}", "knowledge.llm.model: './missing' is no fold"),
+    (
+        BASE + "knowledge: {llm: {model: ./missing}}",
+        "knowledge.llm.model: './missing' must be a fold",
+    ),
     (BASE + "knowledge: {llm: {model: ''}}", "knowledge.llm.model: must be a text of 1 or more"),
     (BASE + "knowledge: {llm: {model: 'embedded:x'}}", "knowledge.llm.model: 'embedded:x'"),
     (BASE + f"tuning: {{workers: {4 * CORES + 1}}}", "tuning.workers"),

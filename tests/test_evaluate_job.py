@@ -317,7 +317,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
 
     # What cannot be measured.
     err = datafree(*on_photos, "--against", "photos", refused=True)
-    assert "photos: no folder of a run" in err
+    assert "photos: not a run's folder" in err
     with_classes(run, Path("runs/violins"), ["violin", "lemon"])
     label(Path("photos"), {"d.jpg": ["car"]})
     err = datafree(*on_photos, "--against", "runs/violins", refused=True)
@@ -373,7 +373,10 @@ def write_run(folder: Path) -> None:
         ([], ["--dataset: is missing", "voc2007, ", "scenes"]),
         (["--dataset", "voc"], ["dataset: must be 'voc2007', "]),
         (["--dataset", "voc2007"], ["--root: is missing; VOC 2007 is at http"]),
-        (["--dataset", "voc2007", "--root", "x"], ["--root: ", "/x is no folder; VOC 2007 is at"]),
+        (
+            ["--dataset", "voc2007", "--root", "x"],
+            ["--root: ", "/x is not a folder; VOC 2007 is at"],
+        ),
         (["--dataset", "voc2007", "--root", "."], ["ImageSets/Main is missing; VOC 2007 is at"]),
         (["--dataset", "folder", "--root", ".", "--split", "val"], ["--split: only goes with"]),
         (["--dataset", "folder", "--root", ".", "--no-crowd"], ["--crowd: only goes with"]),
@@ -399,7 +402,7 @@ def test_refused_data_set(datafree: Call, options: list[str], words: list[str]) 
 
 
 def test_refused_folder(datafree: Call) -> None:
-    assert "nowhere: no folder of a run" in datafree("evaluate", "nowhere", refused=True)
+    assert "nowhere: not a run's folder" in datafree("evaluate", "nowhere", refused=True)
     write_run(Path("made"))
     Path("made/artifact/artifact.json").write_text("{}", "utf-8")
     assert "made/artifact: the artifact is damaged: artifact.json was altered" in datafree(

@@ -226,8 +226,8 @@ def test_what_cannot_be_exported_is_reported_in_one_line(
     for arguments, words in (
         ((alone,), "--onnx FILE, --hf FOLDER or both"),
         ((tmp_path / "nowhere", "--hf", tmp_path / "hf"), "no artifact"),
-        ((alone, "--hf", tmp_path / "photos"), "photos is there already and is no export"),
-        ((alone, "--hf", tmp_path / "photos" / "a.jpg"), "is there already and is no export"),
+        ((alone, "--hf", tmp_path / "photos"), "photos exists and is not an export"),
+        ((alone, "--hf", tmp_path / "photos" / "a.jpg"), "exists and is not an export"),
         ((alone, "--hf", alone), "must be outside the artifact"),
         ((alone, "--onnx", alone / "model.onnx"), "must be outside the artifact"),
         ((alone, "--onnx", tmp_path / "photos"), "--onnx: .*photos is a folder"),

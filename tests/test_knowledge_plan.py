@@ -114,7 +114,7 @@ def test_without_questions_no_language_model_is_in_the_key(
     for override in ("model=nowhere/at-all", "model=auto", "model=/not/here", "pool=none"):
         planned = plan(tmp_path, *own, f"knowledge.llm.{override}", resources=elsewhere)
         assert planned.stage.key == key
-        assert describe_engines(planned) == "engines: none, for no language model is asked"
+        assert describe_engines(planned) == "engines: none, because no language model is asked"
     asked = plan(tmp_path, "captions.files=[own.tsv]", "knowledge.llm.dtype=float32")
     assert asked.stage.key != key
     assert describe_engines(asked) == "engines: 1, each 8 CPUs and 0 GPUs, in float32"

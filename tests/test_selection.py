@@ -103,7 +103,7 @@ def test_images_that_selected_are_known_by_their_content(
     assert not Selection().among(images.files).any()
 
 
-def test_a_selection_describes_itself(images: LabelledImages) -> None:
+def test_the_selection_is_described(images: LabelledImages) -> None:
     _, selection = choose(right_on(np.arange(IMAGES)), images)
     text = selection.describe(20)
     assert "half of the images of folder (20 of 40, drawn with seed 5)" in text

@@ -1,10 +1,9 @@
-"""Whether features are CLIP's: zero-shot VOC 2007 against the published figure, by a run's stages.
+"""Check CLIP's features: compare zero-shot mAP on VOC 2007 with the published figure.
 
-Protocol: the global feature's cosines, "a photo of a {}." with the development kit's class names
-("diningtable"), all images of the test split resized straight to 224, difficult objects counted
-as not shown, AP over all points. Read out of TaI-DPT's code (arXiv 2211.12739); no paper spells out
-all of it, and real weights have not been run here: a figure that is off by a little may be the
-protocol's.
+Protocol, from the code of TaI-DPT (arXiv 2211.12739): cosine similarities with the global image
+feature; the prompt "a photo of a {}." with the development kit's class names ("diningtable"); all
+images of the test split, resized to 224 x 224; difficult objects count as absent; average precision
+over all points. No paper states all of this, so a small difference may come from the protocol.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from orchestrator.cluster.resources import find_resources
 from orchestrator.config.models import EvaluationSettings
 from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
-from orchestrator.plan.run import plan_images, text_side
+from orchestrator.plan.run import plan_images
 from orchestrator.runs.stage_work import images_work
 from orchestrator.stages.images import read_images
 from prompt_tuning.backbones import fetch_weights, load_vlm
@@ -40,19 +39,17 @@ _IMAGES = 4952
 
 
 def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> bool:
-    """Measure and print; whether the figure is near the published one, which is RN50's.
+    """Measure and print the figure; return whether it is near the published one, which is RN50's.
 
-    Raises:
-        InputError: when there is no VOC 2007 below `root`, or the weights cannot be had.
+    Raises InputError if VOC 2007 is not below `root` or the weights cannot be loaded.
     """
     settings = EvaluationSettings(
         dataset="voc2007", root=str(root.resolve()), split="test", difficult="negative"
     )
     categories = CategoryList(categories=tuple(Category(name=name) for name in CLASSES))
-    resources = find_resources()
-    folder, vlm_text = check_folder(cache, "cache"), text_side(vlm, resources)
+    folder = check_folder(cache, "cache")
     try:
-        plan = plan_images(settings, vlm, resources, folder, categories, None, vlm_text)
+        plan = plan_images(settings, vlm, find_resources(), folder, categories, None)
     except InputError as error:
         raise InputError(f"--verify-clip: {str(error).removeprefix('evaluation.root: ')}") from None
     assert plan.images and plan.features
@@ -71,24 +68,21 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
     items = load_features(plan.features.folder / FEATURES)
     scores = method_scores(items, ClassFeatures(texts, texts), model.geometry, "mean")
     maps = {branch: 100 * mean_average_precision(scores[branch], labels) for branch in SCORE_KINDS}
-    return _told(vlm, maps, len(labels), console)
+    return _report(vlm, maps, len(labels), console)
 
 
-def _told(vlm: VLMSettings, maps: dict[str, float], images: int, console: Console) -> bool:
+def _report(vlm: VLMSettings, maps: dict[str, float], images: int, console: Console) -> bool:
     ours = round(maps["global"], 1)
     difference = round(ours - _PUBLISHED, 1)
     near = abs(difference) <= _NEAR
-    for what, figure in (
+    fewer = "" if images == _IMAGES else f", and the published figure is of {_IMAGES:,}"
+    for name, figure in (
         ("ours", f"{ours:.1f} mAP, zero-shot, one prompt ({vlm.model}, {vlm.pretrained})"),
         ("published", f"{_PUBLISHED} (CLIP RN50, VOC 2007 test)"),
         ("difference", f"{difference:+.1f}".replace("-", "−")),
-        ("beside it", f"{maps['local']:.1f} local, {maps['fused']:.1f} fused, by our geometry"),
-        ("images", f"{images:,}" + _fewer(images)),
+        ("others", f"{maps['local']:.1f} local, {maps['fused']:.1f} fused, by our geometry"),
+        ("images", f"{images:,}{fewer}"),
         ("verdict", "these are CLIP's features" if near else f"off by more than {_NEAR}"),
     ):
-        console.print(f"{what:<11} {figure}", soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{name:<11} {figure}", soft_wrap=True, highlight=False, markup=False)
     return near
-
-
-def _fewer(images: int) -> str:
-    return "" if images == _IMAGES else f", and the published figure is of {_IMAGES:,}"

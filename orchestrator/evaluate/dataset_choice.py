@@ -1,4 +1,4 @@
-"""Which labelled images an evaluation is of: what the options name, and what to call its files."""
+"""The labelled images that `evaluate` measures on, and the name of the files it writes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from prompt_tuning.storage import digest
 
 
 def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> EvaluationSettings:
-    """The data set that the options name, else the run's own with these options.
+    """The data set that the options name, or the run's own data set with these options.
 
-    `options`: fields of `DatasetSettings`, `scenes_seed` and `scenes_images`; None where not given.
-
-    Raises:
-        InputError: for options that do not go together, or name nothing that is there.
+    `options`: fields of `DatasetSettings`, `scenes_seed` and `scenes_images`; None if not given.
+    Raises InputError.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if "root" in given:
@@ -34,7 +32,7 @@ def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> Evaluat
     settings = validate(EvaluationSettings, {**start, **given}, "evaluation")
     if settings.dataset == "none":
         raise InputError(
-            "--dataset: is missing, and the run's own evaluation is of no images; there are: "
+            "--dataset: is missing, and the run has no data set of its own; choose one of "
             + ", ".join((*DATASETS, "scenes"))
         )
     if scenes and settings.dataset != "scenes":
@@ -45,12 +43,12 @@ def chosen_settings(own: EvaluationSettings, options: dict[str, Any]) -> Evaluat
         raise InputError(f"--{error}") from None
     if settings.root is not None and not Path(settings.root).is_dir():
         where = DATASETS[settings.dataset].where_to_get
-        raise InputError(f"--root: {settings.root} is no folder; {where}")
+        raise InputError(f"--root: {settings.root} is not a folder; {where}")
     return settings
 
 
 def evaluation_name(settings: EvaluationSettings, own: EvaluationSettings) -> str:
-    """What to name the files of an evaluation: the run's own set by its data set alone."""
+    """The name of an evaluation's files: the data set, and its options unless it is the run's."""
     if measured_on(settings) == measured_on(own):
         return settings.dataset
     if settings.dataset == "scenes":
@@ -65,7 +63,7 @@ def evaluation_name(settings: EvaluationSettings, own: EvaluationSettings) -> st
 
 
 def measured_on(settings: EvaluationSettings) -> dict[str, Any]:
-    """All that decides which images are measured on, and by which labels."""
+    """The fields that decide which images and labels are used."""
     scenes = settings.scenes.model_dump() if settings.dataset == "scenes" else None
     return {
         "dataset": settings.dataset,

@@ -1,4 +1,4 @@
-"""The plan of the knowledge stage: which model answers which questions, and under which keys."""
+"""The plan of the knowledge stage: the language model, its engines and the stage's key."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from prompt_tuning.knowledge.label_check import dropped_labels
 from prompt_tuning.knowledge.templates import Template
 from prompt_tuning.storage import file_digest, folder_digest
 from workers.knowledge import embedded_llm
+from workers.knowledge.embedded_llm import EMBEDDED_MODEL
 from workers.knowledge.engine import GPU_DEFAULT, chosen_dtype, engine_versions
 from workers.knowledge.engine_dtype import native_dtype
 from workers.knowledge.pool import cluster_dtype
@@ -34,19 +35,19 @@ from workers.stage import Stage, plan_stage
 
 _log = logging.getLogger(__name__)
 
-# Their lexicons decide which words name a category.
+# The lexicons of these packages decide which words name a category.
 _PACKAGES = ("HanTa", "lemminflect")
 
-# What of a person's environment reaches the engines and can change the sums of their numbers.
+# Environment variables that reach the engines and can change their numerical results.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
 
 
 @dataclass(frozen=True)
 class KnowledgePlan:
-    """What has been decided about the text side of a run before it starts.
+    """All that is decided about the captions of a run before it starts.
 
-    `llm_identity`: all that forms an answer beside its question; part of every shard's key, and
-    empty, as `llm_path` is, where nothing is asked: then no model need be here.
+    `llm_identity`: all that an answer depends on besides its question; it is part of every shard's
+    key. `llm_identity` and `llm_path` are empty if the config asks no questions.
     """
 
     config: RunConfig
@@ -62,48 +63,38 @@ class KnowledgePlan:
 
     @property
     def captions_file(self) -> Path:
-        """Where the stage writes the captions."""
         return self.stage.folder / CAPTIONS
 
     @property
     def facts_file(self) -> Path:
-        """Where the stage writes the category facts."""
         return self.stage.folder / FACTS_FILE
 
     @cached_property
     def given(self) -> list[Caption]:
-        """The captions that no language model writes, matched once: 100,000 take a minute.
+        """The captions from files and templates, matched once (100,000 take a minute).
 
-        Raises:
-            InputError: naming file and row.
+        Raises InputError with the file and row.
         """
         try:
             return list(given_captions(self.config.captions, self.categories))
-        except OSError as error:
-            raise _unreadable(error) from None
         except ValueError as error:
             raise InputError(f"captions.files: {error}") from None
 
     def coverage(self) -> CaptionCoverage:
-        """Which labels have captions, as far as is known without asking a language model."""
-        if self.stage.done():
-            captions = read_captions(self.captions_file, self.categories)
-        else:
-            captions = self.given
+        """Which labels have captions; before the stage has run, only given captions count."""
+        done = self.stage.done()
+        captions = read_captions(self.captions_file, self.categories) if done else self.given
         return CaptionCoverage.of(captions, self.categories, self.config.captions.held_out)
 
 
 def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
-    """Check what the knowledge stage needs, and key it.
-
-    Raises:
-        InputError: for what a person has to change.
-    """
+    """Check all that the knowledge stage needs, and key it. Raises InputError."""
     asks = config.knowledge.questions.asks_something
     if asks:
         _check_vllm()
-        on = resources.in_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
-        config = _with_model(config, on)
+        pool = resources.in_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
+        if config.knowledge.llm.model == "auto":
+            config = _with_llm(config, model=GPU_DEFAULT if pool.gpus else EMBEDDED_MODEL)
     categories = load_categories(config)
     templates = load_templates(config)
     if asks:
@@ -114,7 +105,8 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     llm_path: Path | str = ""
     llm_identity: dict[str, object] = {}
     if asks:
-        config = _with_dtype(config, engines)
+        if config.knowledge.llm.dtype == "auto":
+            config = _with_llm(config, dtype=_resolve_dtype(config, engines))
         llm_path, llm_content = _llm(config, cache)
         llm_identity = {
             "model": llm_content,
@@ -124,7 +116,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
             "sampling": config.knowledge.sampling.model_dump(),
             "cpus": engines.cpus,
             "gpus": engines.gpus,
-            "accelerators": sorted({node.accelerator for node in on.nodes if node.gpus}),
+            "accelerators": sorted({node.accelerator for node in pool.nodes if node.gpus}),
             "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
             "versions": engine_versions(),
             "source": code_digest("workers.knowledge.engine"),
@@ -154,14 +146,14 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         stage=stage,
     )
     if not stage.done():
-        len(plan.given)  # refuses a bad row before anything starts
+        len(plan.given)  # raises for a bad row before anything starts
     return plan
 
 
 def describe_engines(plan: KnowledgePlan) -> str:
-    """How many engines a run has and on what, for a person."""
+    """A line about the number of engines and the resources of each."""
     if not plan.llm_identity:
-        return "engines: none, for no language model is asked"
+        return "engines: none, because no language model is asked"
     engines = plan.engines
     return (
         f"engines: {engines.count}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "
@@ -170,10 +162,10 @@ def describe_engines(plan: KnowledgePlan) -> str:
 
 
 def check_captions(plan: KnowledgePlan) -> None:
-    """Refuse captions that the knowledge stage has written and that cannot be tuned on.
+    """Check that the captions of the knowledge stage suffice for tuning.
 
     Raises:
-        InputError: naming the labels without any (see `check_coverage`).
+        InputError: as `check_coverage` does.
         RuntimeError: if there is no caption at all.
     """
     coverage = plan.coverage()
@@ -186,10 +178,9 @@ def check_captions(plan: KnowledgePlan) -> None:
 
 
 def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None:
-    """Refuse captions that cannot be tuned on, and labels without any unless these are allowed.
+    """Check that the captions suffice for tuning.
 
-    Raises:
-        InputError: in one line, with what would help.
+    Raises InputError if not, or for labels without a caption unless the settings allow these.
     """
     try:
         captions.check(settings.allow_missing, "captions.allow_missing: true")
@@ -198,7 +189,7 @@ def check_coverage(captions: CaptionCoverage, settings: CaptionSettings) -> None
 
 
 def _check_vllm() -> None:
-    """Refuse to ask a language model where vLLM is not here; a cluster's nodes may have it."""
+    # A cluster's nodes may have vLLM even if this machine does not.
     if importlib.util.find_spec("vllm") is None and not os.environ.get("RAY_ADDRESS"):
         raise InputError(
             "knowledge.questions: asking a language model needs vLLM, which is not installed: "
@@ -207,31 +198,22 @@ def _check_vllm() -> None:
         )
 
 
-def _with_model(config: RunConfig, resources: Resources) -> RunConfig:
-    """The config with the model that `auto` means here."""
-    llm = config.knowledge.llm
-    if llm.model != "auto":
-        return config
-    model = GPU_DEFAULT if resources.gpus else embedded_llm.EMBEDDED_MODEL
-    chosen = config.knowledge.model_copy(update={"llm": llm.model_copy(update={"model": model})})
-    return config.model_copy(update={"knowledge": chosen})
+def _with_llm(config: RunConfig, **update: object) -> RunConfig:
+    llm = config.knowledge.llm.model_copy(update=update)
+    knowledge = config.knowledge.model_copy(update={"llm": llm})
+    return config.model_copy(update={"knowledge": knowledge})
 
 
-def _with_dtype(config: RunConfig, engines: Placement) -> RunConfig:
-    """The config with the dtype that `auto` means on the nodes that engines may be on."""
-    llm = config.knowledge.llm
-    if llm.dtype != "auto":
-        return config
+def _resolve_dtype(config: RunConfig, engines: Placement) -> str:
+    """The dtype that `auto` means on the nodes where engines may run."""
     on_gpu, in_cluster = engines.gpus > 0, bool(os.environ.get("RAY_ADDRESS"))
     native = cluster_dtype(engines.resources, on_gpu) if in_cluster else native_dtype(on_gpu)
-    chosen = llm.model_copy(update={"dtype": chosen_dtype(llm, native)})
-    knowledge = config.knowledge.model_copy(update={"llm": chosen})
-    return config.model_copy(update={"knowledge": knowledge})
+    return chosen_dtype(config.knowledge.llm, native)
 
 
 @cache
 def _check_labels(categories: CategoryList) -> None:
-    """Refuse labels that no sentence can get, and warn, once, of those that few can."""
+    """Raise for a label that the filters never keep; warn once of labels that they rarely keep."""
     for label in dropped_labels(categories):
         if label.never:
             raise InputError(
@@ -247,21 +229,16 @@ def _check_labels(categories: CategoryList) -> None:
 
 
 def _digests(files: tuple[str, ...]) -> list[str]:
-    """Of the content of a person's files of captions."""
     try:
         return [file_digest(Path(file)) for file in files]
     except OSError as error:
-        raise _unreadable(error) from None
-
-
-def _unreadable(error: OSError) -> InputError:
-    return InputError(f"captions.files: {error.filename}: {error.strerror}")
+        raise InputError(f"captions.files: {error.filename}: {error.strerror}") from None
 
 
 def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
-    """Where the language model is, and what stands for its content in keys."""
+    """The language model's folder or hub name, and the identity of its content for keys."""
     model = config.knowledge.llm.model
-    if model == embedded_llm.EMBEDDED_MODEL:
+    if model == EMBEDDED_MODEL:
         try:
             content = embedded_llm.content_digest()
         except FileNotFoundError as error:
@@ -269,11 +246,11 @@ def _llm(config: RunConfig, cache: Path) -> tuple[Path | str, str]:
         return embedded_llm.checkpoint_folder(cache), content
     if Path(model).is_dir():
         if not Path(model, "config.json").is_file():
-            raise InputError(f"knowledge.llm.model: {model} has no config.json, so no checkpoint")
+            raise InputError(f"knowledge.llm.model: {model} is not a checkpoint (no config.json)")
         return Path(model), folder_digest(Path(model))
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
         raise InputError(
-            f"knowledge.llm.model: {model!r} is no folder, nor a hub name such as "
-            f"zai-org/GLM-4-9B-0414, nor {embedded_llm.EMBEDDED_MODEL!r}"
+            f"knowledge.llm.model: {model!r} must be a folder, a hub name such as "
+            f"zai-org/GLM-4-9B-0414, or {EMBEDDED_MODEL!r}"
         )
     return model, model

@@ -1,7 +1,7 @@
-"""The plan of a run: its stages with their keys, worked out before anything runs.
+"""The plan of a run: its stages with their keys, computed before anything runs.
 
-A stage's entry module is the one whose function fills its folder; its key has the code of all that
-this module imports.
+A stage's entry module has the function that fills its folder. The stage's key contains the code of
+all modules that the entry module imports.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
 
 @dataclass(frozen=True)
 class ImagesPlan:
-    """The labelled images to evaluate on, and their features; None where there are no images."""
+    """The labelled images to evaluate on and their features; both None if there are no images.
+
+    `vlm_text`: what text features depend on (all of the VLM except the resolution of images).
+    """
 
     settings: EvaluationSettings
     vlm: VLMSettings
+    vlm_text: dict[str, object]
     resources: Resources
     categories: CategoryList
     cache: Path
@@ -48,7 +52,7 @@ class ImagesPlan:
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages that there are, in their order."""
+        """The stages in the order in which they run; none if there are no images."""
         return [stage for stage in (self.images, self.features) if stage]
 
     @property
@@ -61,8 +65,8 @@ class ImagesPlan:
 class Plan:
     """All that a run has decided before it starts.
 
-    `groups`: those that the config gives, if it does. `vlm_text`: see `text_side`. `tuning`: by
-    seed. `tuning_run`: the key that all seeds share, by which Ray Train finds its checkpoints.
+    `groups`: the groups of categories that the config gives, if any. `tuning`: by seed.
+    `tuning_run`: the key that all seeds share, under which Ray Train keeps its checkpoints.
     """
 
     config: RunConfig
@@ -71,7 +75,6 @@ class Plan:
     cache: Path
     run_folder: Path
     groups: Hierarchy | None
-    vlm_text: dict[str, object]
     knowledge: KnowledgePlan
     captions: Stage
     hierarchy: Stage
@@ -88,7 +91,7 @@ class Plan:
 
     @property
     def stages(self) -> list[Stage]:
-        """All stages, in the order in which they run: images come last."""
+        """All stages in the order in which they run."""
         text = [self.knowledge.stage, self.captions, self.hierarchy]
         return [*text, *self.tuning.values(), *self.labelled.stages, self.evaluation]
 
@@ -96,10 +99,7 @@ class Plan:
 def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> Plan:
     """Check everything that can be checked without running, and key every stage.
 
-    `stamps`: the folder of the scenes' cut-outs, None where there is none.
-
-    Raises:
-        InputError: for what a person has to change.
+    `stamps`: the folder of the scenes' cut-outs; None if there is none. Raises InputError.
     """
     knowledge = plan_knowledge(config, resources)
     config = knowledge.config
@@ -107,21 +107,22 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         check_coverage(knowledge.coverage(), config.captions)
     categories, cache = knowledge.categories, knowledge.cache
     groups = load_groups(config, categories)
-    vlm_text = text_side(config.vlm, resources)
+    labelled = plan_images(config.evaluation, config.vlm, resources, cache, categories, stamps)
     captions = plan_stage(
-        cache, "caption_features", "orchestrator.stages.features", (knowledge.stage,), vlm=vlm_text
+        cache,
+        "caption_features",
+        "orchestrator.stages.features",
+        (knowledge.stage,),
+        vlm=labelled.vlm_text,
     )
-    clustered_on = {"auto": vlm_text, "llm": knowledge.stage.key}.get(config.hierarchy.groups)
+    clustered_on = {"auto": labelled.vlm_text, "llm": knowledge.stage.key}
     hierarchy = plan_stage(
         cache,
         "hierarchy",
         "orchestrator.stages.hierarchy",
         groups=asdict(groups) if groups else config.hierarchy.model_dump(),
         categories=list(categories.names),
-        clustered_on=clustered_on,
-    )
-    labelled = plan_images(
-        config.evaluation, config.vlm, resources, cache, categories, stamps, vlm_text
+        clustered_on=clustered_on.get(config.hierarchy.groups),
     )
     return Plan(
         config=config,
@@ -130,36 +131,27 @@ def make_plan(config: RunConfig, resources: Resources, stamps: Path | None) -> P
         cache=cache,
         run_folder=knowledge.run_folder,
         groups=groups,
-        vlm_text=vlm_text,
         knowledge=knowledge,
         captions=captions,
         hierarchy=hierarchy,
         labelled=labelled,
-        **_plan_tuning(config, resources, captions, hierarchy, labelled, vlm_text),
+        **_plan_tuning(config, captions, hierarchy, labelled),
     )
 
 
 def retune(plan: Plan, config: RunConfig) -> Plan:
-    """The plan for a config that differs from the plan's own only in the fields in `TUNING`.
+    """Plan a config that differs from the plan's own only in the fields `TUNING`.
 
-    Raises:
-        InputError: for what a person has to change.
+    Raises InputError.
     """
-    # With the language model that the plan has found.
+    # The plan has resolved which language model `auto` means.
     config = config.model_copy(update={"knowledge": plan.config.knowledge})
-    tuning = _plan_tuning(
-        config, plan.resources, plan.captions, plan.hierarchy, plan.labelled, plan.vlm_text
-    )
+    tuning = _plan_tuning(config, plan.captions, plan.hierarchy, plan.labelled)
     return replace(plan, config=config, **tuning)
 
 
 def _plan_tuning(
-    config: RunConfig,
-    resources: Resources,
-    captions: Stage,
-    hierarchy: Stage,
-    labelled: ImagesPlan,
-    vlm_text: dict[str, object],
+    config: RunConfig, captions: Stage, hierarchy: Stage, labelled: ImagesPlan
 ) -> dict[str, Any]:
     """Key the stages that tune and evaluate: the last four fields of a `Plan`."""
     cache, categories = labelled.cache, labelled.categories
@@ -169,7 +161,7 @@ def _plan_tuning(
         )
     except ValueError as error:
         raise InputError(str(error)) from None
-    share = place_workers(config.tuning, resources)
+    share = place_workers(config.tuning, labelled.resources)
     tuning_stage = partial(
         plan_stage,
         cache,
@@ -189,7 +181,7 @@ def _plan_tuning(
         "evaluation",
         "orchestrator.stages.evaluation",
         (captions, *tuning.values(), *labelled.stages),
-        vlm={**vlm_text, "resolution": config.vlm.resolution},
+        vlm={**labelled.vlm_text, "resolution": config.vlm.resolution},
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
         split_seed=config.evaluation.split_seed if labelled.select else None,
@@ -209,15 +201,12 @@ def plan_images(
     cache: Path,
     categories: CategoryList,
     stamps: Path | None,
-    vlm_text: dict[str, object],
 ) -> ImagesPlan:
     """Find the labelled images that the settings name, and key them and their features.
 
-    `stamps`: as in `make_plan`; without them there are no scenes. `vlm_text`: see `text_side`.
-
-    Raises:
-        InputError: for what a person has to change.
+    `stamps`: as in `make_plan`; without them there are no scenes. Raises InputError.
     """
+    vlm_text = _text_side(vlm, resources)
     images = features = None
     features_stage = partial(
         plan_stage,
@@ -249,17 +238,12 @@ def plan_images(
             photos=photos.digest(),
             formats=formats,
         )
-        # By content: other categories, options or names need the same features of the same images.
+        # By content: the same images share features under other names, categories or options.
         features = features_stage(contents=photos.contents, formats=formats)
-    return ImagesPlan(settings, vlm, resources, categories, cache, images, features)
+    return ImagesPlan(settings, vlm, vlm_text, resources, categories, cache, images, features)
 
 
-def text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
-    """What the features of texts depend on: all of a VLM except the resolution of images.
-
-    Raises:
-        InputError: if no backbone can follow the settings.
-    """
+def _text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
     try:
         backbone = backbone_class(vlm)
         backbone.check_settings(vlm)

@@ -1,4 +1,4 @@
-"""The cache folder: what it holds, which runs refer to it, and what may go."""
+"""`cache`: list the results in the cache and the runs that use them; remove unused results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from orchestrator.errors import InputError
 
-# What stages are named, and so the folders of their results.
+# The names of the stages are also the folders of their results.
 _STAGES = (
     "knowledge",
     "caption_features",
@@ -25,7 +25,7 @@ _STAGES = (
     "image_features",
     "evaluation",
 )
-# What stays: answers of language models, and what is assembled or downloaded.
+# Never removed: answers of language models, and what was assembled or downloaded.
 _KEPT = ("answers", "embedded_llm", "imagenet_anchors", "stamps")
 _DAY = 24 * 3600.0
 _KEY_SHOWN = 10
@@ -33,8 +33,10 @@ _KEY_SHOWN = 10
 
 @dataclass(frozen=True)
 class Entry:
-    """A stage's result, or the parts of one that is not finished. `age`: seconds since its last
-    change. `runs`: the run folders that refer to it, by name."""
+    """The result of a stage, or the parts of an unfinished one.
+
+    `age`: seconds since its last change. `runs`: names of the run folders that refer to it.
+    """
 
     folder: Path
     stage: str
@@ -52,8 +54,7 @@ class Entry:
 def show_cache(cache: Path, runs: Path, console: Console, remove: bool, dry_run: bool) -> None:
     """List what the cache holds; with `remove` and without `dry_run` remove what is removable.
 
-    Raises:
-        InputError: to `remove` while a run is at work.
+    Raises InputError for `remove` while a run is working.
     """
     if remove and not dry_run:
         _check_idle(runs)
@@ -79,7 +80,7 @@ def show_cache(cache: Path, runs: Path, console: Console, remove: bool, dry_run:
 
 
 def list_cache(cache: Path, runs: Path) -> list[Entry]:
-    """Results and unfinished parts of stages in a cache, by stage, the newest first."""
+    """Results and unfinished parts in a cache, by stage, newest first."""
     referring = _runs_by_key(runs)
     found = [(stage, f.name, f) for stage in _STAGES for f in (cache / stage).glob("[!.]*")]
     for folder in (cache / "parts").glob("[!.]*-*"):
@@ -94,7 +95,7 @@ def list_cache(cache: Path, runs: Path) -> list[Entry]:
 
 
 def _runs_by_key(runs: Path) -> defaultdict[str, set[str]]:
-    """The runs that refer to each key: by their `run.json`, a sweep also by its trials' records."""
+    """The runs that refer to each key: in `run.json`, and sweeps also in records of trials."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for file in (*runs.glob("*/run.json"), *runs.glob("*/*/run.json")):
         try:
@@ -118,7 +119,7 @@ def _check_idle(runs: Path) -> None:
 
 
 def _size_and_change(folder: Path) -> tuple[int, float]:
-    """Bytes of all files below a folder, and when the newest was changed."""
+    """Bytes of all files below a folder, and the time of the last change."""
     stats = [path.lstat() for path in (folder, *folder.rglob("*"))]
     return sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats)
 

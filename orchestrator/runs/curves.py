@@ -1,4 +1,4 @@
-"""Learning curves as TensorBoard events: a folder a seed, a scalar an epoch."""
+"""Learning curves as TensorBoard events: one folder per seed, one value per epoch."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _ENTRY_OF_TAG = {
 
 
 def curves_folder(run_folder: Path, seed: int) -> Path:
-    """Where a run keeps the events of one seed."""
+    """The folder of one seed's events."""
     return run_folder / "tensorboard" / f"seed-{seed}"
 
 
 @contextmanager
 def new_curves(folder: Path) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Start a seed's events afresh; gives the function that adds an entry of the history."""
+    """Replace a seed's events; gives a function that adds an entry of the history."""
     shutil.rmtree(folder, ignore_errors=True)
     with naming(folder):
         folder.mkdir(parents=True)
-        # Not a SummaryWriter: on a full disk its thread dies, and who adds to it waits for ever.
+        # Not a SummaryWriter: on a full disk its thread dies and its callers wait for ever.
         with closing(EventsWriter(str(folder / "events"))) as writer:
 
             def add_epoch(entry: dict[str, float]) -> None:

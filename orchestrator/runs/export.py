@@ -16,8 +16,7 @@ from prompt_tuning.tagging.onnx_export import check_packages, export_onnx
 def export_artifact(folder: Path, onnx: Path | None, hf: Path | None, cache: str | None) -> None:
     """Write the artifact in `folder` to the file `onnx`, the folder `hf`, or both.
 
-    Raises:
-        InputError: for a mistake in the arguments.
+    Raises InputError.
     """
     if onnx is None and hf is None:
         raise InputError("name what to write: --onnx FILE, --hf FOLDER or both")

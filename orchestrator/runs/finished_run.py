@@ -1,4 +1,4 @@
-"""A finished run as its folder has it, for what comes after it."""
+"""Read what a finished run left in its folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from prompt_tuning.tagging.artifact import Artifact
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run left in its folder, as far as an evaluation needs it."""
+    """The files of a run that an evaluation needs."""
 
     folder: Path
     config: RunConfig
@@ -27,14 +27,10 @@ class FinishedRun:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Read a run's folder.
-
-    Raises:
-        InputError: when it is none, or not a whole one.
-    """
+    """Read a run's folder. Raises InputError if it is not one, or if a file is missing."""
     config_file, methods = folder / "config.yaml", folder / CLASS_FEATURES
     if not config_file.is_file():
-        raise InputError(f"{folder}: no folder of a run, such as runs/quickstart (no config.yaml)")
+        raise InputError(f"{folder}: not a run's folder, such as runs/quickstart (no config.yaml)")
     try:
         artifact = Artifact.load(folder / "artifact")
     except ValueError as error:

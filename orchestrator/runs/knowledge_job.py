@@ -1,8 +1,10 @@
-"""`datafree knowledge`: ask the language model the open questions, and summarise the captions."""
+"""`knowledge`: ask the language model the questions without an answer, and count the captions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,22 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cluster.check import check_cluster
-from orchestrator.cluster.connect import disconnect
+from orchestrator.cluster.connect import connect, disconnect
 from orchestrator.cluster.resources import find_resources
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
+from orchestrator.console import StageProgress, status
 from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.run_lock import only_driver
+from orchestrator.stages.given_captions import write_given_knowledge
 from orchestrator.stages.knowledge_summary import RESULTS, read_summary
 from prompt_tuning.storage import copy_atomic
+from workers.knowledge import embedded_llm
 from workers.stage import run_stage
+
+# Fills the folder of a stage.
+Work = Callable[[Path], None]
 
 _CATEGORIES_LISTED = 5
 
@@ -28,7 +36,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
     """Write captions, answers and a summary to `runs/<name>/knowledge/`; `dry_run`: print the plan.
 
     Raises:
-        InputError: before anything starts, for input that the user has to change.
+        InputError: before anything starts.
         RuntimeError: with `strict`, if a question could not be answered; the results are kept.
     """
     plan = plan_knowledge(config, find_resources())
@@ -36,8 +44,6 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         _print_plan(plan, console)
         return
     check_cluster(config.paths)
-    from orchestrator.runs.knowledge_work import knowledge_work  # heavy
-
     with only_driver(plan.run_folder):
         show_labels(plan.categories, console)
         try:
@@ -57,6 +63,31 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
     warn_of_unanswered(summary, console)
     if strict and summary["not_answered"]:
         raise RuntimeError(_not_answered(summary))
+
+
+def knowledge_work(plan: KnowledgePlan, console: Console) -> Work:
+    """The function that fills the folder of the knowledge stage."""
+    if not plan.config.knowledge.questions.asks_something:
+        return partial(write_given_knowledge, plan)
+
+    def knowledge(staging: Path) -> None:
+        from orchestrator.stages.knowledge import write_knowledge  # heavy
+
+        _prepare_model(plan, console)
+        connect(plan.resources.cpus, plan.resources.gpus)
+        write_knowledge(plan, partial(StageProgress, console), staging)
+
+    return knowledge
+
+
+def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
+    """Assemble the embedded model once, before engines need it, and show its terms of use."""
+    folder = Path(plan.llm_path)
+    if plan.config.knowledge.llm.model != embedded_llm.EMBEDDED_MODEL or folder.exists():
+        return  # an engine assembles a damaged one again
+    console.print(embedded_llm.TERMS)
+    with status(console, "assembling the embedded language model (once, about half a minute) …"):
+        embedded_llm.assemble(folder)
 
 
 def warn_of_unanswered(summary: dict[str, Any], console: Console) -> None:

@@ -1,4 +1,4 @@
-"""An artifact as a folder for a model hub: its own files and a card that says what it is."""
+"""Export an artifact as a folder for a model hub: its files and a model card."""
 
 from __future__ import annotations
 
@@ -19,20 +19,18 @@ from prompt_tuning.storage import find_damage, publishing
 from prompt_tuning.tagging.artifact import FILES, Artifact, holds_something_else
 
 _CARD = "README.md"
-# A hub writes this file into every repository; in the manifest from the start, it alters none.
+# Hubs add this file to every repository. The manifest lists it, so it does not count as a change.
 _ATTRIBUTES = ".gitattributes"
 _LARGE_FILES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 
 
 def export_folder(source: Path, artifact: Artifact, target: Path) -> None:
-    """Write the files of the artifact in `source` and its card to `target`, which loads alike.
+    """Write the files of the artifact in `source` and a card to `target`, which loads the same.
 
-    Raises:
-        InputError: when `target` holds something else or an edited card, or the run around
-            `source` is damaged.
+    Raises InputError if `target` has other files or an edited card, or if the run is damaged.
     """
     if holds_something_else(target):
-        raise InputError(f"--hf: {target} is there already and is no export; name a new folder")
+        raise InputError(f"--hf: {target} exists and is not an export; name a new folder")
     if (target / _CARD).exists() and find_damage(target, (_CARD,)):
         raise InputError(f"--hf: {target / _CARD} was edited; move it away, or name a new folder")
     card = model_card(artifact, source.resolve().parent)
@@ -44,13 +42,14 @@ def export_folder(source: Path, artifact: Artifact, target: Path) -> None:
 
 
 def model_card(artifact: Artifact, run: Path) -> str:
-    """The card in Markdown. `run`: the folder that the artifact lies in, of a run or not.
+    """The card in Markdown. `run`: the folder that the artifact is in, of a run or not.
 
-    Raises:
-        InputError: for a config or metrics file that cannot be read.
+    Raises InputError if the run's config or metrics cannot be read.
     """
-    is_run = (run / "config.yaml").is_file() and (run / "metrics.json").is_file()
-    name = run.name if is_run else "datafree prompts"
+    config, name = None, "datafree prompts"
+    file = run / "config.yaml"
+    if file.is_file() and (run / "metrics.json").is_file():
+        config, name = validate(RunConfig, read_yaml(file), str(file)), run.name
     parts = [
         _FRONT_MATTER,
         f"# {name}: tags for images, tuned on text alone",
@@ -67,11 +66,11 @@ def model_card(artifact: Artifact, run: Path) -> str:
         "## Data",
         "**Tuned without a photo and without a label of one**, on sentences alone; the scores' "
         f"calibration and thresholds come from {artifact.calibration.source}.",
-        _sentences(run) if is_run else "Which sentences: not recorded beside the artifact.",
+        _sentences(config) if config else "Which sentences: not recorded with the artifact.",
         "## Figures",
-        _figures(run) if is_run else "**Not measured**: the artifact lies in no run's folder.",
+        _figures(run) if config else "**Not measured**: the artifact is not in a run's folder.",
         "## Licence",
-        _licence(run if is_run else None),
+        _licence(config),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -110,18 +109,17 @@ def _local_checkpoint(artifact: Artifact) -> list[str]:
     if not file.is_absolute():
         return []
     return [
-        f"They are of a local checkpoint, `{file.name}` (SHA-256 `{artifact.vlm.weights}`), and "
-        "loaded from the place that `vlm_settings.pretrained` in `artifact.json` names: elsewhere, "
+        f"They are a local checkpoint, `{file.name}` (SHA-256 `{artifact.vlm.weights}`). `Tagger` "
+        "loads it from the path `vlm_settings.pretrained` in `artifact.json`. On another machine, "
         "put it there, or load it with `load_vlm` and give it to `Tagger` with the `Artifact`."
     ]
 
 
-def _licence(run: Path | None) -> str:
-    """`run`: None where it is not known what wrote the sentences."""
+def _licence(config: RunConfig | None) -> str:
     writer = ""
-    if run is None:
+    if config is None:
         writer = "the language model that wrote the sentences, if one did, and of "
-    elif _config(run).knowledge.questions.asks_something:
+    elif config.knowledge.questions.asks_something:
         writer = "the language model that wrote the sentences and of "
     return (
         "This folder holds the tuned prompts only. Who publishes it chooses their licence (the two "
@@ -130,12 +128,7 @@ def _licence(run: Path | None) -> str:
     )
 
 
-def _config(run: Path) -> RunConfig:
-    return validate(RunConfig, read_yaml(run / "config.yaml"), str(run / "config.yaml"))
-
-
-def _sentences(run: Path) -> str:
-    config = _config(run)
+def _sentences(config: RunConfig) -> str:
     sources = []
     if config.knowledge.questions.asks_something:
         sources.append(f"written by the language model `{config.knowledge.llm.model}`")
@@ -148,7 +141,7 @@ def _sentences(run: Path) -> str:
 
 
 def _figures(run: Path) -> str:
-    """The run's metrics file as tables: every method, then how it was measured."""
+    """The run's figures as a table of methods, then the protocol."""
     try:
         metrics: dict[str, Any] = json.loads((run / "metrics.json").read_bytes())
         selected = read_selection(run / SELECTION)[0]
@@ -192,7 +185,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _fenced(text: str) -> str:
-    """As it stands, whatever Markdown would read into it."""
+    """A code block, whatever Markdown the text contains."""
     fence = "```"
     while fence in text:
         fence += "`"

@@ -1,4 +1,4 @@
-"""`run`: plan, run each stage whose result is not there, summarise."""
+"""`run`: plan, run the stages without a result, summarise."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from orchestrator.paths import check_folder
 from orchestrator.plan.knowledge import check_captions, describe_engines
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.run_lock import only_driver
+from orchestrator.runs.knowledge_job import warn_of_unanswered
+from orchestrator.stages.knowledge_summary import read_summary
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from workers.stage import Stage, run_stage
 
 
 def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
-    """Run a config to its report, or print the plan of it.
+    """Run a config to its report, or with `dry_run` print its plan.
 
-    Raises:
-        InputError: for what a person has to change, before anything has started, or when the
-            language model has left labels without a caption.
+    Raises InputError before anything starts, or if the language model leaves labels without a
+    caption.
     """
     stamps = stamps_here(config)
     plan = make_plan(config, find_resources(), stamps)
@@ -47,9 +48,7 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
             ran = run_stages(dict.fromkeys(plan.stages, plan), stamps, console)
         finally:
             disconnect()
-        from orchestrator.runs.knowledge_job import warn_of_unanswered
-        from orchestrator.runs.results import write_results
-        from orchestrator.stages.knowledge_summary import read_summary
+        from orchestrator.runs.results import write_results  # heavy
 
         metrics = write_results(plan, ran)
     warn_of_unanswered(read_summary(plan.knowledge), console)
@@ -59,11 +58,9 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
 def run_stages(
     stages: Mapping[Stage, Plan], stamps: Path | None, console: Console
 ) -> dict[Stage, bool]:
-    """Run stages in their order, each of its plan; whether each had to. Captions are checked once
-    they are there.
+    """Run stages, each by its plan, in the order given; return whether each was missing.
 
-    Raises:
-        InputError: for captions that cannot be tuned on.
+    Raises InputError if the captions do not suffice for tuning.
     """
     from orchestrator.runs.stage_work import stage_work  # heavy
 
@@ -78,17 +75,16 @@ def run_stages(
 
 
 def stamps_here(config: RunConfig) -> Path | None:
-    """The scenes' cut-outs, where they are wanted and on this machine.
+    """The folder of the scenes' cut-outs if the config uses scenes and this machine has them.
 
-    Raises:
-        InputError: when the cache cannot be written to.
+    Raises InputError if the cache cannot be written to.
     """
     cache = check_folder(config.paths.cache, "paths.cache")
     return stamps_source(cache) if config.evaluation.dataset == "scenes" else None
 
 
 def fetch_scenes(plan: Plan, console: Console) -> Path | None:
-    """Fetch the scenes' cut-outs; None without scenes, or, with the reason printed, without any."""
+    """Fetch the scenes' cut-outs; None if the config uses no scenes or they cannot be fetched."""
     if plan.config.evaluation.dataset != "scenes":
         return None
     try:
@@ -107,11 +103,7 @@ def fetch_scenes(plan: Plan, console: Console) -> Path | None:
 
 
 def fetch_vlm(plan: Plan, console: Console) -> None:
-    """Have the VLM's weights before the language model works for hours.
-
-    Raises:
-        InputError: when they cannot be had.
-    """
+    """Fetch the VLM's weights before the language model works for hours. Raises InputError."""
     if plan.config.vlm.kind != "open_clip" or plan.captions.done():
         return
     from prompt_tuning.backbones import fetch_weights
@@ -139,7 +131,7 @@ def _print_plan(plan: Plan, console: Console) -> None:
 
 
 def warn_of_captions(metrics: dict[str, Any], console: Console) -> None:
-    """Say which labels lack captions, and when too few are held out."""
+    """Warn of labels without captions, and of too few held-out captions."""
     for note in caption_notes(metrics):
         console.print(f"warning: {note}", style="yellow", markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""What a run leaves in `runs/<name>/`: config, figures, artifact, class features, curves, page."""
+"""Write the folder of a run: config, figures, artifact, class features, curves and report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from orchestrator.pages.html import EXAMPLE_SIDE
-from orchestrator.pages.metrics_summary import caption_notes
+from orchestrator.pages.metrics_summary import caption_notes, fused_scores
 from orchestrator.pages.run_page import Example, ReportData, render
 from orchestrator.plan.run import Plan
 from orchestrator.runs.stage_work import write_curves
@@ -46,7 +46,7 @@ _SAMPLE_CAPTIONS = 24
 
 
 def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
-    """Write the run's folder; `ran` says of each stage whether it ran now. Returns the metrics."""
+    """Write the run's folder and return the metrics. `ran`: whether each stage ran now."""
     config_yaml = yaml.safe_dump(
         plan.config.model_dump(mode="json"), sort_keys=False, allow_unicode=True
     )
@@ -60,7 +60,7 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
         for stage in plan.stages
     }
     run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
-    # Until it is there again the folder is no whole one: it says what chose the artifact.
+    # Written again below: without this file the folder counts as incomplete.
     (plan.run_folder / SELECTION).unlink(missing_ok=True)
     _write_artifact(plan)
     write_curves(plan)
@@ -72,20 +72,19 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
         copy_atomic(plan.evaluation.folder / name, plan.run_folder / name)
     report = render(_report_data(plan, config_yaml, run, metrics))
     write_atomic(plan.run_folder / "report.html", report.encode())
-    # Every seed is tuned and published: nobody resumes from its checkpoints any more.
+    # Every seed is published, so its checkpoints are not needed any more.
     shutil.rmtree(plan.run_folder / RAY_STORAGE, ignore_errors=True)
     return metrics
 
 
 def write_metrics(run_folder: Path, name: str, metrics: dict[str, Any]) -> Path:
-    """Write a metrics file under this name, in place of an earlier one of the same."""
+    """Write or replace the metrics file of this name."""
     file = run_folder / "metrics" / f"{name}.json"
     write_atomic(file, _json(metrics))
     return file
 
 
 def _write_artifact(plan: Plan) -> None:
-    """The chosen seed's class features, and what belongs to them."""
     evaluation = plan.evaluation.folder
     chosen = read_selection(evaluation / SELECTION)[0]
     Artifact(
@@ -106,9 +105,8 @@ def _write_artifact(plan: Plan) -> None:
 def _report_data(
     plan: Plan, config_yaml: str, run: dict[str, Any], metrics: dict[str, Any]
 ) -> ReportData:
-    stage = plan.knowledge.stage
     knowledge = read_summary(plan.knowledge)
-    # Of the lists the report shows what came of them; their answers are no sentences.
+    # Only questions for sentences: the report shows the category facts from the others instead.
     knowledge["asked"] = {kind: knowledge["asked"].get(kind, 0) for kind in SENTENCES}
     captions = read_captions(plan.knowledge.captions_file, plan.categories)
     step = max(1, len(captions) // _SAMPLE_CAPTIONS)
@@ -126,19 +124,17 @@ def _report_data(
         config_yaml=config_yaml,
         vlm=f"{plan.config.vlm.kind} {plan.config.vlm.model}",
         embedded=plan.config.vlm.kind == "embedded",
-        stages=[{"stage": name, **told} for name, told in run["stages"].items()],
+        stages=[{"stage": name, **stage} for name, stage in run["stages"].items()],
         versions=run["versions"],
         metrics=metrics if plan.labelled.images else None,
-        held_out=None
-        if plan.labelled.images
-        else {a: m["fused"] for a, m in metrics["map"].items()},
+        held_out=None if plan.labelled.images else fused_scores(metrics),
         histories={seed: read_history(plan.tuning[seed].folder) for seed in plan.tuning},
         hierarchy=[
             {"name": c, "fine": [{"name": f, "categories": names} for f, names in fines.items()]}
             for c, fines in tree.items()
         ],
         examples=_examples(plan) if plan.labelled.images else [],
-        knowledge={**knowledge, "samples": samples, "seconds": stage.seconds()},
+        knowledge={**knowledge, "samples": samples, "seconds": plan.knowledge.stage.seconds()},
         notes=[*metrics["notes"], *caption_notes(metrics)],
     )
 

@@ -1,4 +1,4 @@
-"""What fills the folder of each stage, on a cluster and with progress that a person sees."""
+"""The functions that fill the folders of a plan's stages: in Ray, and with progress shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.cluster.connect import connect
 from orchestrator.console import StageProgress
 from orchestrator.plan.run import ImagesPlan, Plan
 from orchestrator.runs.curves import curves_folder, new_curves
-from orchestrator.runs.knowledge_work import Work, knowledge_work
+from orchestrator.runs.knowledge_job import Work, knowledge_work
 from orchestrator.stages.evaluation import write_evaluation
 from orchestrator.stages.features import write_caption_features, write_image_features
 from orchestrator.stages.hierarchy import write_hierarchy
@@ -27,7 +27,7 @@ from workers.tuning.job import Lack, Tuned, TuningJob, read_history
 
 
 def stage_work(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage, Work]:
-    """What fills the folder of each stage of a plan."""
+    """For each stage of a plan, the function that fills its folder."""
 
     def caption_features(staging: Path) -> None:
         connect(plan.resources.cpus, plan.resources.gpus)
@@ -45,10 +45,7 @@ def stage_work(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage,
 
 
 def images_work(plan: ImagesPlan, stamps: Path | None, console: Console) -> dict[Stage, Work]:
-    """What fills the folders of the images and of their features.
-
-    `stamps`: the folder of the scenes' cut-outs; None where there are no scenes.
-    """
+    """The same for the images and their features. `stamps`: the folder of the scenes' cut-outs."""
     if not (plan.images and plan.features):
         return {}
 
@@ -57,23 +54,21 @@ def images_work(plan: ImagesPlan, stamps: Path | None, console: Console) -> dict
         files = read_images(plan).files
         write_image_features(plan, files, partial(StageProgress, console), staging)
 
+    images: Work = partial(write_photos, plan)
     if plan.settings.dataset == "scenes":
         assert stamps is not None
-        compose = partial(compose_scenes, stamps, plan.settings.scenes)
-        return {plan.images: compose, plan.features: image_features}
-    return {plan.images: partial(write_photos, plan), plan.features: image_features}
+        images = partial(compose_scenes, stamps, plan.settings.scenes)
+    return {plan.images: images, plan.features: image_features}
 
 
 class _SeedTuning:
-    """Tunes the seeds of a plan: all that are to do as soon as one is asked for, so that their
-    Ray Train workers start once."""
+    """Tunes all missing seeds of a plan at the first call, so that Ray Train workers start once."""
 
     def __init__(self, plan: Plan, console: Console) -> None:
         self._plan, self._console = plan, console
         self._tuned: dict[int, Tuned] = {}
 
     def write(self, seed: int, staging: Path) -> None:
-        """Fill the stage's folder of one seed."""
         if seed not in self._tuned:
             self._tune([s for s, stage in self._plan.tuning.items() if not stage.done()])
         self._tuned[seed].write(staging)
@@ -103,7 +98,7 @@ class _SeedTuning:
 def report_waiting(
     console: Console, share: Placement, workers: int, seconds: float, lack: Lack
 ) -> None:
-    """Say why no workers are up yet: on a busy cluster their resources may be taken."""
+    """Print why no workers have started yet."""
     if lack == "processes":
         console.print(
             f"tuning: {workers} worker processes have been starting and loading the image–text "
@@ -120,7 +115,7 @@ def report_waiting(
 
 
 def write_curves(plan: Plan) -> None:
-    """Write the curves of all seeds, also of those that another run has tuned, and of no other."""
+    """Write the curves of the plan's seeds, whichever run tuned them, and remove all others."""
     shutil.rmtree(curves_folder(plan.run_folder, 0).parent, ignore_errors=True)
     for seed in plan.tuning:
         with new_curves(curves_folder(plan.run_folder, seed)) as add_epoch:

@@ -49,10 +49,7 @@ _TAGS_SHOWN = 3
 
 
 def write_evaluation(plan: Plan, staging: Path) -> None:
-    """Compare the methods on the images, or on held-out captions where there are no images.
-
-    Where a half of the images selects, the methods are compared on the other half.
-    """
+    """Compare the methods on the images that did not select, or without images on captions."""
     config, labelled = plan.config, plan.labelled
     vlm = load_vlm(config.vlm, cache=plan.cache)
     geometry = config.scoring.resolve(vlm.geometry)
@@ -126,32 +123,24 @@ def read_caption_sets(plan: Plan) -> tuple[CaptionSet, CaptionSet]:
 
 
 def reported_rows(plan: ImagesPlan, images: LabelledImages, selection: Selection) -> np.ndarray:
-    """The indices of the images that did not select, ascending.
-
-    Raises:
-        InputError: when they show no category.
-    """
+    """The indices of the images that did not select. Raises InputError if none shows a category."""
     rows = np.flatnonzero(~selection.among(images.files))
     if plan.select and not images.labels[rows].any():
         raise InputError(
-            "evaluation.select_on: the half that is reported shows no category; more images, "
-            "another evaluation.split_seed or select_on: text would do"
+            "evaluation.select_on: no image of the reported half shows a category; use more "
+            "images, another evaluation.split_seed or select_on: text"
         )
     return rows
 
 
 def image_features_at(plan: ImagesPlan, rows: np.ndarray) -> Features:
-    """The features of these of the plan's images."""
+    """The features of the plan's images at these indices."""
     assert plan.features is not None
     return load_features(plan.features.folder / FEATURES).take(torch.from_numpy(rows))
 
 
 def selecting_half(plan: ImagesPlan, images: LabelledImages) -> SelectingHalf:
-    """The half of the plan's images that chooses.
-
-    Raises:
-        InputError: when it shows no category.
-    """
+    """The half of the images that selects. Raises InputError if none of it shows a category."""
     assert plan.features is not None
     features = plan.features.folder / FEATURES
     try:
@@ -161,7 +150,7 @@ def selecting_half(plan: ImagesPlan, images: LabelledImages) -> SelectingHalf:
 
 
 def _best_seed(plan: Plan) -> int:
-    """The seed with the lowest loss on held-out captions, for runs in which no image selects."""
+    """The seed with the lowest loss on held-out captions."""
     losses = {
         seed: min(entry["held_out_loss"] for entry in read_history(stage.folder))
         for seed, stage in plan.tuning.items()
@@ -170,7 +159,7 @@ def _best_seed(plan: Plan) -> int:
 
 
 def read_selection(file: Path) -> tuple[int, Selection]:
-    """Read which seed became the artifact, and what chose it."""
+    """Read which seed became the artifact, and what it was selected on."""
     selection = json.loads(file.read_bytes())
     chosen = selection.pop("artifact_seed")
     return chosen, Selection(**{**selection, "selecting": tuple(selection["selecting"])})
@@ -186,11 +175,11 @@ def make_metrics(
     selected_on: str,
     left_out: int,
 ) -> dict[str, Any]:
-    """The content of the metrics file: the figures of all methods, and how they were obtained.
+    """The content of the metrics file: the figures of all methods and the protocol.
 
     `labels`, `ignored`: `(items, classes)`, bool; the items are the plan's images, or held-out
-    captions where it has none. `seeds`: those of the tuned method. `selected_on`: what chose the
-    artifact, in words. `left_out`: how many of the plan's images did, and are not among the items.
+    captions if it has no images. `seeds`: of the tuned method. `selected_on`: see
+    `Selection.describe`. `left_out`: how many of the plan's images are left out of the items.
     """
     images = read_images(plan) if plan.images else None
     others = images.other_classes if images else ()
@@ -241,9 +230,9 @@ def _dataset_protocol(plan: ImagesPlan) -> dict[str, Any]:
 def _examples(
     categories: CategoryList, scores: np.ndarray, labels: np.ndarray, rows: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Images drawn at random, not picked: index, true names, best-scored names with scores.
+    """Random images: index, true names, and the names with the highest scores.
 
-    `rows`: the index of each scored image among all of the plan's.
+    `rows`: the index of each scored image among all images of the plan.
     """
     names = categories.names
     count = min(_EXAMPLES, len(labels))
@@ -262,6 +251,5 @@ def _examples(
 
 
 def read_metrics(plan: Plan) -> dict[str, Any]:
-    """The metrics file that the evaluation stage wrote."""
     metrics: dict[str, Any] = json.loads((plan.evaluation.folder / METRICS).read_bytes())
     return metrics

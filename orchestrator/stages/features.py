@@ -1,4 +1,4 @@
-"""The stages that encode: captions, and labelled images."""
+"""The stages that encode captions and labelled images."""
 
 from __future__ import annotations
 

@@ -33,6 +33,5 @@ def write_hierarchy(plan: Plan, staging: Path) -> None:
 
 
 def read_hierarchy(plan: Plan) -> Hierarchy:
-    """The hierarchy that the hierarchy stage wrote."""
     groups = json.loads((plan.hierarchy.folder / GROUPS).read_bytes())
     return Hierarchy(**{name: tuple(values) for name, values in groups.items()})

@@ -1,4 +1,4 @@
-"""The stage of labelled images: photos stay where they are and are listed."""
+"""The stage of labelled images: it lists photos, which stay in their folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def write_photos(plan: ImagesPlan, staging: Path) -> None:
-    """List the labelled photos. Those that cannot be read are left out; a file says why."""
+    """List the labelled photos. It leaves unreadable ones out and writes the reasons to a file."""
     assert plan.images is not None
     try:
         photos, unreadable = readable(read_photos(plan.settings, plan.categories))
@@ -42,7 +42,7 @@ def write_photos(plan: ImagesPlan, staging: Path) -> None:
 
 
 def read_images(plan: ImagesPlan) -> LabelledImages:
-    """The labelled images of the plan: those that `write_photos` listed, or composed scenes."""
+    """The labelled images of the plan: listed photos or composed scenes."""
     assert plan.images is not None
     if plan.settings.dataset == "scenes":
         return read_scenes(plan.images.folder, plan.categories)

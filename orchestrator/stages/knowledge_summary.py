@@ -1,4 +1,4 @@
-"""What a knowledge stage writes beside its captions: counts, and the names of its files."""
+"""The counts that the knowledge stage writes, and the names of its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ _MAX_QUARANTINED_LISTED = 20
 
 
 def read_summary(plan: KnowledgePlan) -> dict[str, Any]:
-    """The counts that the stage wrote."""
     summary: dict[str, Any] = json.loads((plan.stage.folder / SUMMARY).read_bytes())
     return summary
 

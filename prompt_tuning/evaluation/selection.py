@@ -48,7 +48,7 @@ class Selection:
         return np.array([file_digest(file) in selecting for file in files], dtype=bool)
 
     def describe(self, left_out: int) -> str:
-        """How the artifact was selected; `left_out`: how many of the images here selected it."""
+        """What the artifact was selected on; `left_out`: how many images are left out for it."""
         if not self.selecting:
             return "text: held-out captions"
         return (
