@@ -32,7 +32,7 @@ def check_folder(name: str, field: str) -> Path:
             return folder
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"{field}: {name[:80]} cannot be written to ({reason})") from None
+        raise InputError(f"{field}: {name[:200]} cannot be written to ({reason})") from None
 
 
 def cache_folder(option: str | None) -> Path:
