@@ -49,7 +49,7 @@ from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.registry import DatasetSettings, read_photos
 from prompt_tuning.datasets.stamps import fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import ClassFeatures, untuned_baselines
-from prompt_tuning.evaluation.compare import SCORE_KINDS, method_scores
+from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image

@@ -29,10 +29,10 @@ from prompt_tuning.evaluation.compare import (
     MethodScores,
     compare_methods,
     figures_without_meaning,
-    method_scores,
     precision_recall,
     score_methods,
 )
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import average_precision
 from prompt_tuning.features import Features
 from prompt_tuning.tuning.caption_set import CaptionSet

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from orchestrator.errors import InputError
 from orchestrator.run_lock import only_driver
-from orchestrator.runs.cache import list_cache, show_cache
+from orchestrator.runs.cache import list_cache, note_planned, show_cache
+from workers.stage import Stage
 
 NEW, OLD = 60.0, 3 * 24 * 3600.0
 
@@ -82,9 +83,20 @@ def test_only_what_no_run_refers_to_for_a_day_is_removed(
 
 def test_nothing_is_removed_while_a_run_is_at_work(place: Path) -> None:
     before = left(place)
-    with only_driver(place / "runs" / "a"), pytest.raises(InputError, match="a is at work"):
+    with only_driver(place / "runs" / "a"), pytest.raises(InputError, match="a is in use"):
         show_cache(place / "cache", place / "runs", Console(quiet=True), True, False)
     assert left(place) == before
+
+
+def test_an_interrupted_run_still_refers_to_its_results(place: Path) -> None:
+    note_planned(place / "runs" / "a", [Stage("tuning", "nobodys", place / "cache")])
+    show_cache(place / "cache", place / "runs", Console(quiet=True), True, False)
+    assert "tuning/nobodys" in left(place)
+
+
+def test_without_a_folder_of_runs_nothing_is_removed(place: Path) -> None:
+    with pytest.raises(InputError, match="--runs: must be an existing folder"):
+        show_cache(place / "cache", place / "rusn", Console(quiet=True), True, False)
 
 
 def test_a_damaged_run_protects_the_whole_cache(place: Path) -> None:

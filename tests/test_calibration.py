@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.evaluation.baselines import ClassFeatures
-from prompt_tuning.evaluation.compare import method_scores
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import best_thresholds
 from prompt_tuning.features import Features
 from prompt_tuning.tagging.calibration import (

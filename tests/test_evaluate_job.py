@@ -24,7 +24,7 @@ from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.scenes import SceneSettings
 from prompt_tuning.evaluation.baselines import UNTUNED, ClassFeatures, MethodFeatures
-from prompt_tuning.evaluation.compare import method_scores
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.selection import Selection, split_halves
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact

@@ -22,7 +22,8 @@ from orchestrator.pages.metrics_summary import caption_notes
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.baselines import UNTUNED
-from prompt_tuning.evaluation.compare import SCORE_KINDS, compare_methods
+from prompt_tuning.evaluation.compare import compare_methods
+from prompt_tuning.evaluation.method_scores import SCORE_KINDS
 from prompt_tuning.evaluation.selection import Selection
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.tagging.artifact import Artifact

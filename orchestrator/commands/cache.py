@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestrator.commands.options import Cache, Runs
+from orchestrator.commands.options import Cache
 from orchestrator.paths import cache_folder, check_folder
 
 
@@ -20,7 +20,12 @@ def cache(
         bool, typer.Option("--dry-run", help="With --remove: only show what would go")
     ] = False,
     cache: Cache = None,
-    runs: Runs = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of all runs that use the cache (default: $DATAFREE_RUNS or runs)"
+        ),
+    ] = None,
 ) -> None:
     """List the results that stages keep, and the runs that refer to them."""
     from orchestrator.runs.cache import show_cache

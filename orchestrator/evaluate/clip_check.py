@@ -26,7 +26,7 @@ from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.voc import CLASSES
 from prompt_tuning.evaluation.baselines import ClassFeatures
-from prompt_tuning.evaluation.compare import SCORE_KINDS, method_scores
+from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import FEATURES, load_features
 from prompt_tuning.tuning.prompts import anchor_features

@@ -12,7 +12,8 @@ from orchestrator.errors import InputError
 from orchestrator.runs.finished_run import FinishedRun
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.evaluation.bootstrap import paired_difference
-from prompt_tuning.evaluation.compare import RESAMPLES, MethodScores, method_scores
+from prompt_tuning.evaluation.compare import RESAMPLES, MethodScores
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features
 from prompt_tuning.label_names import LabelNames

@@ -40,13 +40,8 @@ from orchestrator.stages.images import read_images
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
-from prompt_tuning.evaluation.compare import (
-    SCORE_KINDS,
-    MethodScores,
-    method_scores,
-    precision_recall,
-    score_methods,
-)
+from prompt_tuning.evaluation.compare import MethodScores, precision_recall, score_methods
+from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.features import FEATURES, Features, load_features
 from prompt_tuning.images import small_jpeg

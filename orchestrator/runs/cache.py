@@ -7,6 +7,8 @@ import json
 import shutil
 import time
 from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.errors import InputError
+from prompt_tuning.storage import write_atomic
+from workers.stage import Stage
 
 # The names of the stages are also the folders of their results.
 _STAGES = (
@@ -27,6 +31,7 @@ _STAGES = (
 )
 # Never removed: answers of language models, and what was assembled or downloaded.
 _KEPT = ("answers", "embedded_llm", "imagenet_anchors", "stamps")
+_PLANNED = ".planned.json"
 _DAY = 24 * 3600.0
 _KEY_SHOWN = 10
 
@@ -51,14 +56,25 @@ class Entry:
         return not self.runs and self.age > _DAY
 
 
+def note_planned(run_folder: Path, stages: Iterable[Stage]) -> None:
+    """Note the keys of a run that starts, so that it still refers to them if it is interrupted."""
+    write_atomic(run_folder / _PLANNED, json.dumps([stage.key for stage in stages]).encode())
+
+
 def show_cache(cache: Path, runs: Path, console: Console, remove: bool, dry_run: bool) -> None:
     """List what the cache holds; with `remove` and without `dry_run` remove what is removable.
 
-    Raises InputError for `remove` while a run is working.
+    Raises InputError for `remove` while a run is working, or without a folder of runs.
     """
-    if remove and not dry_run:
-        _check_idle(runs)
-    entries = list_cache(cache, runs)
+    if remove and not runs.is_dir():
+        raise InputError(f"--runs: must be an existing folder for --remove (got {runs})")
+    with ExitStack() as locks:
+        if remove and not dry_run:
+            _lock_runs(runs, locks)
+        _show_cache(cache, list_cache(cache, runs), console, remove and not dry_run)
+
+
+def _show_cache(cache: Path, entries: list[Entry], console: Console, remove: bool) -> None:
     table = Table("stage", "key", "MB", "days", "runs", title=str(cache))
     for entry in entries:
         where = ", ".join(entry.runs) or ("none: removable" if entry.removable else "none yet")
@@ -71,12 +87,15 @@ def show_cache(cache: Path, runs: Path, console: Console, remove: bool, dry_run:
     console.print(table)
     removable = [entry for entry in entries if entry.removable]
     freed = _megabytes(sum(entry.size for entry in removable))
-    if remove and not dry_run:
+    if remove:
         for entry in removable:
             shutil.rmtree(entry.folder)
         console.print(f"removed: {len(removable)} results, {freed} MB")
     else:
-        console.print(f"no run refers to {len(removable)} results, {freed} MB (see --remove)")
+        console.print(
+            f"{len(removable)} results, {freed} MB, can be removed with --remove: no run refers to "
+            "them, and they have not changed for a day"
+        )
 
 
 def list_cache(cache: Path, runs: Path) -> list[Entry]:
@@ -88,34 +107,43 @@ def list_cache(cache: Path, runs: Path) -> list[Entry]:
         found.append((f"{stage} (parts)", key, folder))
     entries = []
     for stage, key, folder in found:
-        size, changed = _size_and_change(folder)
+        try:
+            size, changed = _size_and_change(folder)
+        except FileNotFoundError:  # a run that is working has just finished with it
+            continue
         age = max(0.0, time.time() - changed)
         entries.append(Entry(folder, stage, key, size, age, tuple(sorted(referring[key]))))
     return sorted(entries, key=lambda entry: (entry.stage, entry.age))
 
 
 def _runs_by_key(runs: Path) -> defaultdict[str, set[str]]:
-    """The runs that refer to each key: in `run.json`, and sweeps also in records of trials."""
+    """The runs that refer to each key: by their plan, by `run.json`, sweeps by their trials too."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     for file in (*runs.glob("*/run.json"), *runs.glob("*/*/run.json")):
         try:
             stages = json.loads(file.read_bytes())["stages"]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"--runs: {file} cannot be read: {error}") from None
         for stage in stages.values():
             found[stage["key"]].add(file.relative_to(runs).parts[0])
+    for file in runs.glob(f"*/{_PLANNED}"):
+        for key in json.loads(file.read_bytes()):
+            found[key].add(file.parent.name)
     for file in runs.glob("*/trials/*/*.json"):
         found[file.stem].add(file.relative_to(runs).parts[0])
     return found
 
 
-def _check_idle(runs: Path) -> None:
+def _lock_runs(runs: Path, locks: ExitStack) -> None:
+    """Keep runs from starting while results are removed. Raises InputError if one is working."""
     for file in runs.glob("*/.lock"):
-        with file.open() as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"--remove: {file.parent} is at work; wait for it") from None
+        lock = locks.enter_context(file.open())
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"--remove: {file.parent} is in use by another command; wait until it ends"
+            ) from None
 
 
 def _size_and_change(folder: Path) -> tuple[int, float]:

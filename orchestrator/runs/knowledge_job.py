@@ -20,6 +20,7 @@ from orchestrator.console import StageProgress, status
 from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.run_lock import only_driver
+from orchestrator.runs.cache import note_planned
 from orchestrator.stages.given_captions import write_given_knowledge
 from orchestrator.stages.knowledge_summary import RESULTS, read_summary
 from prompt_tuning.storage import copy_atomic
@@ -45,6 +46,7 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
+        note_planned(plan.run_folder, [plan.stage])
         show_labels(plan.categories, console)
         try:
             ran = run_stage(plan.stage, knowledge_work(plan, console))

@@ -14,7 +14,7 @@ from orchestrator.errors import InputError
 from orchestrator.pages.html import between, fixed
 from orchestrator.pages.metrics_summary import METHODS, caption_notes, evaluated_on
 from orchestrator.stages.evaluation import SELECTION, read_selection
-from prompt_tuning.evaluation.compare import SCORE_KINDS
+from prompt_tuning.evaluation.method_scores import SCORE_KINDS
 from prompt_tuning.storage import find_damage, publishing
 from prompt_tuning.tagging.artifact import FILES, Artifact, holds_something_else
 

@@ -21,6 +21,7 @@ from orchestrator.paths import check_folder
 from orchestrator.plan.knowledge import check_captions, describe_engines
 from orchestrator.plan.run import Plan, make_plan
 from orchestrator.run_lock import only_driver
+from orchestrator.runs.cache import note_planned
 from orchestrator.runs.knowledge_job import warn_of_unanswered
 from orchestrator.stages.knowledge_summary import read_summary
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
@@ -40,6 +41,7 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
+        note_planned(plan.run_folder, plan.stages)
         show_labels(plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan, console)):
             plan = make_plan(config, plan.resources, stamps)

@@ -22,9 +22,9 @@ from prompt_tuning.evaluation.compare import (
     MethodScores,
     compare_methods,
     figures_without_meaning,
-    method_scores,
     score_methods,
 )
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.selection import SelectingHalf, Selection, images_at, select_on_half
 from prompt_tuning.features import FEATURES, Features, load_features
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage

@@ -19,6 +19,7 @@ from orchestrator.config.label_list import show_labels
 from orchestrator.config.load import build_config
 from orchestrator.pages.html import signed_between
 from orchestrator.run_lock import only_driver
+from orchestrator.runs.cache import note_planned
 from orchestrator.runs.pipeline import (
     fetch_scenes,
     fetch_vlm,
@@ -54,6 +55,7 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
         return
     check_cluster(config.paths)
     with only_driver(plan.run_folder):
+        note_planned(plan.run_folder, (s for point in plan.points for s in point.plan.stages))
         show_labels(plan.default.plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan.default.plan, console)):
             plan = plan_sweep(raw, path, plan.resources, stamps)

@@ -33,7 +33,8 @@ from orchestrator.sweep.results import Compared, PointResult, ranked_by, tuning_
 from orchestrator.sweep.settings import split_names
 from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.evaluation.bootstrap import paired_difference
-from prompt_tuning.evaluation.compare import RESAMPLES, method_scores
+from prompt_tuning.evaluation.compare import RESAMPLES
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.storage import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.tagging.artifact import Artifact

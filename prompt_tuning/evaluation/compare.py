@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.evaluation.baselines import ClassFeatures, MethodFeatures
+from prompt_tuning.evaluation.baselines import MethodFeatures
 from prompt_tuning.evaluation.bootstrap import (
     LEAST_IMAGES,
     Difference,
@@ -20,6 +18,7 @@ from prompt_tuning.evaluation.bootstrap import (
     bootstrap_map,
     paired_difference,
 )
+from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import (
     average_precisions,
     chance_map,
@@ -30,29 +29,12 @@ from prompt_tuning.evaluation.metrics import (
     tags_at_top_k,
 )
 from prompt_tuning.features import Features
-from prompt_tuning.tuning.scoring import branch_scores, fuse
 
-SCORE_KINDS = ("global", "local", "fused")
-_ITEMS_AT_ONCE = 256
 RESAMPLES = 1000
 _TOP_K = 3
 
 # By method: for each set of class features, scores `(items, classes)` by kind.
 MethodScores = dict[str, list[dict[str, np.ndarray]]]
-
-
-def method_scores(
-    items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
-) -> dict[str, np.ndarray]:
-    """Scores `(items, classes)` of each branch and their fusion."""
-    scores: dict[str, list[Tensor]] = {kind: [] for kind in SCORE_KINDS}
-    for rows in torch.arange(len(items.pooled)).split(_ITEMS_AT_ONCE):
-        some = items.take(rows).float()
-        pooled, local = branch_scores(some, classes.pooled, classes.local, geometry)
-        fused = fuse(pooled, local, geometry, fusion)
-        for kind, batch in zip(SCORE_KINDS, (pooled, local, fused), strict=True):
-            scores[kind].append(batch)
-    return {kind: torch.cat(batches).numpy() for kind, batches in scores.items()}
 
 
 def score_methods(

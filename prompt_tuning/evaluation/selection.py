@@ -12,7 +12,7 @@ import torch
 from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.evaluation.baselines import ClassFeatures
-from prompt_tuning.evaluation.compare import method_scores
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features, load_features
 from prompt_tuning.storage import file_digest

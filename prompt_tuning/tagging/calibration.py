@@ -26,7 +26,7 @@ from torch import Tensor
 
 from prompt_tuning.backbones.base import Geometry
 from prompt_tuning.evaluation.baselines import ClassFeatures
-from prompt_tuning.evaluation.compare import method_scores
+from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import (
     best_thresholds,
     expected_calibration_error,
