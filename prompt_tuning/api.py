@@ -85,6 +85,6 @@ def _caption(categories: CategoryList, text: str, labels: Sequence[str]) -> Capt
     places = {label: categories.find(label) for label in labels}
     foreign = [label for label, place in places.items() if place is None]
     if foreign:
-        raise ValueError(f"sentence {text!r}: {foreign[0]!r} is no category")
+        raise ValueError(f"sentence {text!r}: {foreign[0]!r} is not a category")
     shown = {place for place in places.values() if place is not None}
     return Caption(text, tuple(sorted(shown)), "sentence")

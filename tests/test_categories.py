@@ -87,7 +87,7 @@ def test_groups_may_spell_labels_otherwise() -> None:
     ("labels", "words"),
     [
         (["Dogs"], "these labels have no caption to tune on: cat; .* with allow_missing=True"),
-        (["wolf"], "'wolf' is no category"),
+        (["wolf"], "'wolf' is not a category"),
         ([], "has no label"),
     ],
 )

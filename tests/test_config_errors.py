@@ -230,7 +230,7 @@ NOT_YAML = [
 ]
 
 MODELS_AND_MACHINE = [
-    (BASE + "vlm: {model: clip}", "vlm.model: 'clip' is no embedded model; there are: effic"),
+    (BASE + "vlm: {model: clip}", "vlm.model: 'clip' is not an embedded model; there are: effic"),
     (BASE + "vlm: {pretrained: openai}", "vlm.pretrained"),
     (BASE + "vlm: {kind: clip}", "vlm.kind: must be 'embedded' or 'open_clip'"),
     (

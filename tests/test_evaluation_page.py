@@ -136,7 +136,7 @@ def test_hostile_text_is_inert_in_an_evaluation() -> None:
     [
         (63.1, "a difference of +2.4 (95 % interval +0.9 to +3.9)."),
         (61.7, "(95 % interval −0.5 to +2.5). The interval includes zero, so this may be chance."),
-        (58.1, "a difference of −2.6 (95 % interval −4.1 to −1.1). Tuning did harm here."),
+        (58.1, "a difference of −2.6 (95 % interval −4.1 to −1.1). Tuning lowered the mAP here."),
     ],
 )
 def test_the_lead_says_how_sure_it_is(tuned: float, said: str) -> None:

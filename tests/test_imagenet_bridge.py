@@ -188,7 +188,9 @@ def test_all_weights_are_frozen(embedded_vlm: VLM) -> None:
 def test_settings_that_no_embedded_model_follows_are_refused(
     embedded_settings: VLMSettings,
 ) -> None:
-    with pytest.raises(ValueError, match="'RN50' is no embedded model; there are: efficientnet"):
+    with pytest.raises(
+        ValueError, match="'RN50' is not an embedded model; there are: efficientnet"
+    ):
         ImageNetBridge.check_settings(VLMSettings(model="RN50"))
     with pytest.raises(ValueError, match="only go with"):
         ImageNetBridge.check_settings(VLMSettings(pretrained="openai"))

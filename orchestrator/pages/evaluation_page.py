@@ -80,7 +80,7 @@ def lead(metrics: dict[str, Any]) -> str:
     if low > 0:
         return text
     if high < 0:
-        return f"{text} Tuning did harm here."
+        return f"{text} Tuning lowered the mAP here."
     return f"{text} The interval includes zero, so this may be chance."
 
 

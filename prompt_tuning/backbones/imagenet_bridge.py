@@ -69,7 +69,7 @@ class ImageNetBridge(VLM):
     def check_settings(cls, settings: VLMSettings) -> None:
         if settings.model not in MODELS:
             raise ValueError(
-                f"vlm.model: {settings.model!r} is no embedded model; there are: "
+                f"vlm.model: {settings.model!r} is not an embedded model; there are: "
                 + ", ".join(MODELS)
             )
         if settings.pretrained is not None or settings.quick_gelu is not None:

@@ -83,7 +83,7 @@ function choose(chosen) {
   ownThresholds = new Map(labels.map(label => [label.name, label.threshold]));
   $("artifact").value = name;
   $("label-count").textContent = labels.length.toLocaleString("en");
-  $("labels").firstElementChild.textContent = `${many(labels.length, "label", "labels")} of ${name}, version ${version.slice(0, 8)}`;
+  $("labels").firstElementChild.textContent = `${many(labels.length, "label", "labels")} of ${name}, ${version ? `version ${version.slice(0, 8)}` : "not loaded"}`;
   $("labels").lastElementChild.replaceChildren(...labels.map(label => make("li", label.name)));
   refresh();
 }
