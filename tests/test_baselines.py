@@ -211,10 +211,10 @@ def test_figures_that_mean_nothing_are_said(scores: MethodScores, labels: np.nda
     shown[1:, 1] = True
     shown[0, 1] = False
     unknown = ~shown & (np.arange(len(names)) == 1)
-    told = f"All held-out captions show {names[1]}: any scores reach an AP of 100 there, and the "
+    text = f"All held-out captions show {names[1]}: any scores reach an AP of 100 there, and the "
     for of, ignored in ((shown, unknown), (shown | unknown, None)):
         [sentence] = figures_without_meaning(of, ignored, names, "held-out captions")
-        assert sentence == told + "mAP includes it."
+        assert sentence == text + "mAP includes it."
     assert figures_without_meaning(shown, None, names, "held-out captions") == []
 
 

@@ -86,14 +86,14 @@ def test_the_figure_is_that_of_the_protocol(
 ) -> None:
     console = Console(record=True, width=200)
     assert not verify_clip(checkpoint, root, str(tmp_path / "cache"), console)
-    told = console.export_text()
-    figure = re.search(r"ours +([0-9.]+) mAP", told)
-    assert figure, told
+    printed = console.export_text()
+    figure = re.search(r"ours +([0-9.]+) mAP", printed)
+    assert figure, printed
     expected = expected_map(load_vlm(checkpoint), root)
     assert float(figure[1]) == pytest.approx(expected, abs=0.051)
-    assert re.search(r"published +75\.9", told)
-    assert re.search(r"images +12, and the published figure is of 4,952", told)
-    assert "off by more than 0.5" in told
+    assert re.search(r"published +75\.9", printed)
+    assert re.search(r"images +12, and the published figure is of 4,952", printed)
+    assert "off by more than 0.5" in printed
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_half_a_point_is_near(figure: float, near: bool, difference: str) -> Non
     console = Console(record=True, width=200)
     maps = {"global": figure, "local": 70.0, "fused": 80.0}
     assert _report(RN50, maps, 4952, console) == near
-    told = console.export_text()
-    assert f"difference  {difference}\n" in told
-    assert ("off by" in told) != near
-    assert "is of 4,952" not in told
+    printed = console.export_text()
+    assert f"difference  {difference}\n" in printed
+    assert ("off by" in printed) != near
+    assert "is of 4,952" not in printed
 
 
 def doctor(*arguments: str | Path, hub: Path) -> subprocess.CompletedProcess[str]:

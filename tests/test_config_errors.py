@@ -487,7 +487,7 @@ def test_a_field_that_may_be_several_things_gets_one_line(
 
 
 @pytest.mark.parametrize("content", ["categories: [cat, 3]", "categories: [cat, {name: dog}]"])
-def test_a_part_that_is_wrong_is_told_without_its_whole(cli: CommandLine, content: str) -> None:
+def test_a_part_that_is_wrong_is_reported_without_its_whole(cli: CommandLine, content: str) -> None:
     cli.write("c.yaml", f"name: a\n{content}")
     err = cli.call("run", "c.yaml").err
     assert err.startswith("error: c.yaml: categories.1: must be a text")

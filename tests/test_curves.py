@@ -1,4 +1,4 @@
-"""TensorBoard events of a run: what tuning told, epoch by epoch, for each seed."""
+"""TensorBoard events of a run: what tuning reported, epoch by epoch, for each seed."""
 
 from __future__ import annotations
 

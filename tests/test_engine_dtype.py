@@ -30,7 +30,7 @@ def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("told", "dtype"),
+    ("flags", "dtype"),
     [
         (ZEN_3, "float32"),
         ("flags\t\t: fpu avx512f avx512_vnni\n", "float32"),
@@ -41,9 +41,9 @@ def cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ],
 )
 def test_a_cpu_is_fast_in_bfloat16_only_with_instructions_for_it(
-    cpu: Path, told: str, dtype: Dtype
+    cpu: Path, flags: str, dtype: Dtype
 ) -> None:
-    cpu.write_text(told, "utf-8")
+    cpu.write_text(flags, "utf-8")
     assert native_dtype(on_gpu=False) == dtype
     cpu.unlink()
     assert native_dtype(on_gpu=False) == "float32"

@@ -163,9 +163,9 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
 
     scores = scores_by(artifact.classes)
     shown_in = np.array([[name in labels for name in NAMES] for labels in PHOTOS.values()])
-    told = calibration_quality(scores, shown_in, None, artifact.calibration)
-    assert metrics["calibration"]["ece"] == pytest.approx(told["ece"], abs=0.01)
-    assert metrics["calibration"]["best_f1"] == pytest.approx(told["best_f1"])
+    quality = calibration_quality(scores, shown_in, None, artifact.calibration)
+    assert metrics["calibration"]["ece"] == pytest.approx(quality["ece"], abs=0.01)
+    assert metrics["calibration"]["best_f1"] == pytest.approx(quality["best_f1"])
     # What the run leaves is all that a tagger needs, for new labels too.
     assert sorted(artifact.tokens.tensors) == [
         *("global.rows", "global.table", "local.rows", "local.table")
@@ -226,8 +226,8 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
         "labels_without_training": [],
         "labels_without_held_out": [],
     }
-    for told in (of_run, Path("again/tiny/report.html").read_text("utf-8")):
-        assert "Only 34 captions were held out to choose the checkpoint" in told
+    for page in (of_run, Path("again/tiny/report.html").read_text("utf-8")):
+        assert "Only 34 captions were held out to choose the checkpoint" in page
     assert own_metrics == metrics
     datafree("evaluate", "again/tiny")
     assert json.loads(Path("again/tiny/metrics/folder.json").read_bytes()) == metrics

@@ -1,4 +1,4 @@
-"""Failures of the system are told with their root cause first."""
+"""Failures of the system are reported with their root cause first."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def test_the_first_error_of_a_chain_comes_first() -> None:
         except OSError as error:
             raise RuntimeError("the stage failed") from error
     except RuntimeError as error:
-        told = describe(error)
-    assert told.startswith("failed: OSError: no space left on device\n")
-    assert "the stage failed" in told
+        text = describe(error)
+    assert text.startswith("failed: OSError: no space left on device\n")
+    assert "the stage failed" in text
 
 
 def test_what_was_suppressed_is_no_cause() -> None:
@@ -53,8 +53,8 @@ def test_what_was_suppressed_is_no_cause() -> None:
         except KeyError:
             raise RuntimeError("the model cannot be loaded") from None
     except RuntimeError as error:
-        told = describe(error)
-    assert told.startswith("failed: RuntimeError: the model cannot be loaded\n")
+        text = describe(error)
+    assert text.startswith("failed: RuntimeError: the model cannot be loaded\n")
 
 
 def test_the_worker_that_failed_comes_before_those_that_lost_it() -> None:

@@ -55,9 +55,9 @@ def test_images_have_the_backbones_features_also_after_a_stop(
     files = [tmp_path / f"{number}.png" for number in range(61)]  # two parts, the last batch of one
     for file in files:
         Image.fromarray(draw.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
-    parts, told = tmp_path / "parts", []
-    features = encode_in_tasks(files, embedded_settings, lasting_cache, parts, told.append)
-    assert sum(told) == len(files)
+    parts, reported = tmp_path / "parts", []
+    features = encode_in_tasks(files, embedded_settings, lasting_cache, parts, reported.append)
+    assert sum(reported) == len(files)
     rows = [0, 3, 47, 48, 60]
     pixels = torch.stack([embedded_vlm.preprocess(open_image(files[row])) for row in rows])
     expected, some = embedded_vlm.encode_image(pixels), features.take(torch.tensor(rows))
@@ -66,7 +66,7 @@ def test_images_have_the_backbones_features_also_after_a_stop(
 
     first, _ = sorted(parts.iterdir())
     shutil.rmtree(first)
-    again = encode_in_tasks(files, embedded_settings, lasting_cache, parts, told.append)
+    again = encode_in_tasks(files, embedded_settings, lasting_cache, parts, reported.append)
     assert torch.equal(again.pooled, features.pooled)
     assert torch.equal(again.regions, features.regions)
 

@@ -121,13 +121,13 @@ def check_export(vlm: VLM, file: Path) -> None:
         (scores,) = session.run(["scores"], {"pixels": pixels})
         assert scores.shape == (batch, len(NAMES))
         np.testing.assert_allclose(scores, expected[:batch], rtol=0, atol=1e-4)
-    told = session.get_modelmeta().custom_metadata_map
-    assert json.loads(told["labels"]) == list(NAMES)
-    assert json.loads(told["thresholds"]) == [0.1, 0.2, 0.3]
-    assert f"{side} x {side}" in told["preprocessing"]
-    assert json.loads(told["vlm"]) == vlm.identity.model_dump()
-    assert len(told["artifact"]) == 64
-    assert told["datafree"]
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["labels"]) == list(NAMES)
+    assert json.loads(metadata["thresholds"]) == [0.1, 0.2, 0.3]
+    assert f"{side} x {side}" in metadata["preprocessing"]
+    assert json.loads(metadata["vlm"]) == vlm.identity.model_dump()
+    assert len(metadata["artifact"]) == 64
+    assert metadata["datafree"]
 
 
 @needs_onnx

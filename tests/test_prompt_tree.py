@@ -174,8 +174,8 @@ def test_a_bidirectional_tower_takes_whole_prompts_within_the_budget(embedded_vl
 
 
 def test_a_prompt_that_is_too_long_names_its_category(clip: VLM) -> None:
-    told = r"prompts: 42 tokens with the category 'hot air balloon' exceed the 40 that tiny-CLIP"
-    with pytest.raises(ValueError, match=told):
+    message = r"prompts: 42 tokens with the category 'hot air balloon' exceed the 40 that tiny-CLIP"
+    with pytest.raises(ValueError, match=message):
         PromptEncoder(clip, new_branch(clip, shared=29), NAMES, PLENTY)
 
 

@@ -241,7 +241,7 @@ def test_what_need_not_travel_stays_and_our_packages_travel_whole(
     assert {path.name for path in copy.parent.iterdir()} == {"tiny.yaml", "own.tsv"}
 
 
-def test_a_person_s_mistake_that_only_the_cluster_sees_exits_2_and_is_told_once(
+def test_a_person_s_mistake_that_only_the_cluster_sees_exits_2_and_is_reported_once(
     head: Head, project: Path
 ) -> None:
     wrong = ("--set", "captions.files=[/nowhere.tsv]", "--cache", f"{project}/cache")

@@ -234,9 +234,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
     features = run.train.features
     poisoned = features._replace(**{part: torch.full_like(getattr(features, part), math.nan)})
     run.train = replace(run.train, features=poisoned)
-    with pytest.raises(NotFiniteError, match="loss is nan at epoch 2, step 1") as told:
+    with pytest.raises(NotFiniteError, match="loss is nan at epoch 2, step 1") as raised:
         run.run_epoch()
-    assert len(set(told.value.rows)) == SETTINGS.batch
+    assert len(set(raised.value.rows)) == SETTINGS.batch
 
 
 def test_held_out_captions_that_are_not_finite_stop_the_run_too(

@@ -90,25 +90,25 @@ def job(
     )
 
 
-def without_times(told: list[dict[str, float]]) -> list[dict[str, float]]:
-    """What is told of the epochs, without what no history has."""
+def without_times(reported: list[dict[str, float]]) -> list[dict[str, float]]:
+    """What is reported of the epochs, without what no history has."""
     others = ("at", "started", "selecting_map")
-    return [{k: v for k, v in entry.items() if k not in others} for entry in told]
+    return [{k: v for k, v in entry.items() if k not in others} for entry in reported]
 
 
 def run(*jobs: TuningJob, storage: Path) -> list[Tuned]:
     """Tune jobs one after the other; each has its progress in a file named by its seed."""
     jobs = tuple(replace(job, progress=storage / f"progress{job.seed}.json") for job in jobs)
-    told: dict[str, list[dict[str, float]]] = {job.name: [] for job in jobs}
+    reported: dict[str, list[dict[str, float]]] = {job.name: [] for job in jobs}
 
     def on_epoch(job: TuningJob, entry: dict[str, float]) -> None:
-        told[job.name].append(entry)
+        reported[job.name].append(entry)
 
     tuned = tune(jobs, storage, "run", HALF_A_CPU, on_epoch, on_waiting=lambda seconds, lack: None)
     for job, of_job in zip(jobs, tuned, strict=True):
-        assert without_times(told[job.name]) == of_job.history, "each epoch is told once"
-        assert all(entry["started"] < entry["at"] for entry in told[job.name])
-        assert all(entry["selecting_map"] > 0 for entry in told[job.name])
+        assert without_times(reported[job.name]) == of_job.history, "each epoch is reported once"
+        assert all(entry["started"] < entry["at"] for entry in reported[job.name])
+        assert all(entry["selecting_map"] > 0 for entry in reported[job.name])
     return tuned
 
 
@@ -152,10 +152,12 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     good = replace(job, tuning=tuning)
     bad = replace(good, seed=1, features=tmp_path / "spoilt.safetensors")
     storage = tmp_path / "not finite"
-    with pytest.raises(RuntimeError, match=r"tuning: the loss is nan at epoch 1, step \d") as told:
+    with pytest.raises(
+        RuntimeError, match=r"tuning: the loss is nan at epoch 1, step \d"
+    ) as raised:
         run(good, bad, storage=storage)
     # 17 items of two captions each.
-    assert "in a batch of 34 captions" in str(told.value)
+    assert "in a batch of 34 captions" in str(raised.value)
     listed = (storage / "progress1.not_finite.txt").read_text("utf-8").splitlines()
     assert len(listed) == 34
     assert read_captions(job.captions, CATEGORIES)[5].text in listed
