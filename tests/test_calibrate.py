@@ -184,7 +184,7 @@ def test_photos_without_labels_move_thresholds_only(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name photos, whose labels are not known, or --root"),
+        ([], "name either unlabelled photos or --root with labelled ones"),
         (["photos", "--root", "photos"], "(got both)"),
         (["photos", "--dataset", "folder"], "--dataset: only goes with --root"),
         (["nowhere"], "nowhere"),

@@ -85,7 +85,7 @@ def starting_ray(process: psutil.Process) -> bool:
         ("run tiny.yaml", GOES_ON),
         ("evaluate runs/tiny", GOES_ON),
         ("tag {artifact} photos --out tags.csv", GOES_ON),
-        ("tag {artifact} photos", "Stopped. With --out the same command would go on"),
+        ("tag {artifact} photos", "Stopped. With --out, the same command resumes"),
         ("calibrate {artifact} photos --out calibrated", STARTS_AGAIN),
         ("export {artifact} --onnx model.onnx", STARTS_AGAIN),
         ("doctor --verify-clip photos", GOES_ON),

@@ -17,7 +17,7 @@ from prompt_tuning.backbones.base import VLMSettings
 from workers import waiting
 from workers.batch_tagging import files_per_task
 from workers.failure import DescribedFailure
-from workers.features import encode_captions
+from workers.features import encode_in_tasks
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,7 +106,7 @@ def test_feature_tasks_that_no_node_can_run_are_given_up(
     words = "feature tasks: each needs 1 CPU, 1 GPU of one node, but the nodes have 1 CPU, 0 GPU; 7"
     connect()
     with pytest.raises(DescribedFailure, match=words):
-        encode_captions(
+        encode_in_tasks(
             ["A dog."], embedded_settings, lasting_cache, tmp_path, lambda _: None, gpus=1
         )
     disconnect()

@@ -57,7 +57,7 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
         fetch_weights(vlm)
         model = load_vlm(vlm, cache=plan.cache)
     except ValueError as error:
-        raise InputError(str(error)) from None
+        raise InputError(f"--verify-clip: {error}") from None
     try:
         for stage, work in images_work(plan, None, console).items():
             run_stage(stage, work)

@@ -200,7 +200,7 @@ def make_metrics(
             "resolution": plan.vlm.resolution,
             "resize": "straight, no crop",
             "fusion": fusion,
-            "checkpoint": "lowest ranking loss on held-out captions, before anchor_weight is applied",
+            "checkpoint": "lowest ranking loss on held-out captions (before `anchor_weight` acts)",
             "selected_on": selected_on,
             **({"images_left_out_as_they_selected": left_out} if left_out else {}),
             "seeds": ", ".join(map(str, seeds)),

@@ -45,6 +45,7 @@ def serve_artifacts(
     port: int = 8080,
     token: str | None = None,
     replicas: int | None = None,
+    limits: Limits = Limits(),
 ) -> None:
     """Check the arguments, start Ray Serve, print the address, and serve until KeyboardInterrupt.
 
@@ -56,7 +57,7 @@ def serve_artifacts(
         DescribedFailure: when the service does not start, or ends on its own.
         KeyboardInterrupt: when it is stopped, after the requests under way.
     """
-    folders, limits = named_folders(artifacts), Limits()
+    folders = named_folders(artifacts)
     for folder in folders.values():
         with as_input_error():
             fetch_weights(Artifact.load(folder).vlm_settings)
