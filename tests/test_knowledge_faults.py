@@ -445,14 +445,15 @@ def test_a_killed_driver_goes_on_where_it_was(
         model=str(model),
         ledger=str(tmp_path / "ledger"),
     )
+    work, ledger = shards(20, 3, dict.fromkeys(range(60), "rest")), Ledger(tmp_path / "ledger")
     driver = subprocess.Popen([sys.executable, "-c", script])
-    while len(list((tmp_path / "ledger").rglob("manifest.json"))) < 3:
+    # Published ones: a shard that is being written has a manifest too, in its staging folder.
+    while sum(map(ledger.has, work)) < 3:
         assert driver.poll() is None
         time.sleep(0.01)
     driver.kill()
     driver.wait()
-    work = shards(20, 3, dict.fromkeys(range(60), "rest"))
-    there = [shard for shard in work if Ledger(tmp_path / "ledger").has(shard)]
+    there = [shard for shard in work if ledger.has(shard)]
     assert 3 <= len(there) < 20
     before = len(diary(model, "asked"))
     with pool(model, tmp_path / "ledger", 2) as running:
