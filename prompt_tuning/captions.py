@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.clip_templates import CLIP_TEMPLATES
 from prompt_tuning.knowledge.noun_matching import NounMatcher
 from prompt_tuning.parquet_writer import RowWriter
 from prompt_tuning.plain_text import plain_lines
@@ -104,13 +105,12 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
 def template_captions(categories: CategoryList) -> Iterator[Caption]:
     """CLIP's 80 ImageNet templates with each category's name, which is the only label.
 
-    Radford et al., 2021, arXiv 2103.00020, §3.1.4; the list is open_clip's.
+    Radford et al., 2021, arXiv 2103.00020, §3.1.4.
     """
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     for label, name in enumerate(categories.names):
-        for template in OPENAI_IMAGENET_TEMPLATES:
-            yield Caption(template(name), (label,), "template")
+        for template in CLIP_TEMPLATES:
+            yield Caption(template.format(name), (label,), "template")
 
 
 def given_captions(settings: CaptionSettings, categories: CategoryList) -> Iterator[Caption]:

@@ -19,6 +19,7 @@ from sklearn.metrics import (
 
 from prompt_tuning.backbones.base import VLM, Geometry
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.clip_templates import CLIP_TEMPLATES
 from prompt_tuning.evaluation.baselines import (
     UNTUNED,
     ClassFeatures,
@@ -118,7 +119,9 @@ def test_baselines_are_means_of_what_they_say(embedded_vlm: VLM) -> None:
             photos("violin"),  # no caption shows one
         ],
     }
-    assert len(OPENAI_IMAGENET_TEMPLATES) == 80
+    assert len(CLIP_TEMPLATES) == 80
+    of_open_clip = [fill("{}") for fill in OPENAI_IMAGENET_TEMPLATES]
+    assert list(CLIP_TEMPLATES) == of_open_clip
     for method, rows in expected.items():
         torch.testing.assert_close(methods[method].pooled, torch.stack(rows), atol=1e-5, rtol=0)
         torch.testing.assert_close(methods[method].local, methods[method].pooled)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.data import ImageNetInfo
 from torch import Tensor
+from transformers import AutoTokenizer, BertModel
 
 from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM, VLMSettings
@@ -122,6 +123,23 @@ def test_texts_encode_alike_in_any_company(embedded_vlm: VLM) -> None:
     for row, text in enumerate(texts):
         alone = embedded_vlm.encode_text([text])[0]
         torch.testing.assert_close(together[row], alone, atol=1e-5, rtol=0)
+
+
+def test_the_text_tower_is_that_of_transformers(
+    embedded_vlm: VLM, embedded_settings: VLMSettings
+) -> None:
+    folder = ImageNetBridge.weight_files(embedded_settings)[1].parent
+    tokenize = AutoTokenizer.from_pretrained(folder)
+    reference = BertModel.from_pretrained(folder).eval()
+    texts = ["a dog", "A naïve CAFÉ-owner paints 7 zebras; 猫!", "very " * 200 + "long", ""]
+    tokens = tokenize(texts, padding=True, truncation=True, max_length=128, return_tensors="pt")
+    with torch.no_grad():
+        hidden = reference(**tokens).last_hidden_state
+    expected = F.normalize((hidden * tokens.attention_mask.unsqueeze(-1)).sum(1), dim=-1)
+    ids, mask = embedded_vlm.text_tower.tokens(texts)
+    assert torch.equal(ids, tokens.input_ids)
+    actual = embedded_vlm.text_tower(embedded_vlm.text_tower.words(ids), mask)
+    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
 
 
 def test_captions_have_their_sentence_and_their_phrases(embedded_vlm: VLM) -> None:

@@ -48,8 +48,7 @@ def branch(
 
 def words(vlm: VLM, text: str) -> Tensor:
     """The input embeddings of the words of a text, without the tokenizer's frame around it."""
-    ids = vlm.tokenizer(text, add_special_tokens=False).input_ids
-    return vlm.text_tower.embeddings.word_embeddings.weight[ids]
+    return vlm.text_tower.embed_words(text)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])

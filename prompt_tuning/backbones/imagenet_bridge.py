@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.backbones.minilm import MiniLM
 from prompt_tuning.backbones.noun_phrases import noun_phrases
 from prompt_tuning.code_digest import code_digest
 from prompt_tuning.features import Features
@@ -45,13 +46,10 @@ class ImageNetBridge(VLM):
     def __init__(self, settings: VLMSettings, cache: Path | None = None) -> None:
         """`cache`: a folder for the embeddings of the 1,000 class texts, which take long."""
         super().__init__(settings, cache)
-        from transformers import AutoTokenizer, BertModel
-
         image_weights, text_weights = self.weight_files(settings)
         self._weights = [file_digest(image_weights), file_digest(text_weights)]
-        self.text_tower = BertModel.from_pretrained(text_weights.parent, local_files_only=True)
-        self.context_width = self.text_tower.config.hidden_size
-        self.tokenizer = AutoTokenizer.from_pretrained(text_weights.parent, local_files_only=True)
+        self.text_tower = MiniLM(text_weights.parent)
+        self.context_width = self.text_tower.width
         anchors, texts_digest = self._imagenet_anchors(cache)
         self.identity = VLMIdentity(
             kind="embedded",
@@ -143,17 +141,15 @@ class ImageNetBridge(VLM):
         )
 
     def encode_prompts(self, context: Tensor, names: list[str]) -> Tensor:
-        tokens = self.tokenizer([f"{name}." for name in names], padding=True, return_tensors="pt")
-        words = self.text_tower.embeddings.word_embeddings(tokens.input_ids.to(context.device))
+        ids, mask = self.text_tower.tokens([f"{name}." for name in names])
+        words = self.text_tower.words(ids)
         embeddings = torch.cat([words[:, :1], context, words[:, 1:]], dim=1)
-        mask = F.pad(tokens.attention_mask, (context.shape[1], 0), value=1).to(context.device)
-        hidden = self.text_tower(inputs_embeds=embeddings, attention_mask=mask).last_hidden_state
-        return F.normalize(_sentence_embeddings(hidden, mask) - self.centre, dim=-1)
+        mask = F.pad(mask, (context.shape[1], 0), value=True)
+        return F.normalize(self.text_tower(embeddings, mask) - self.centre, dim=-1)
 
     def initial_context(self, tokens: int) -> Tensor:
-        ids = self.tokenizer(ANCHOR_TEMPLATE.format(""), add_special_tokens=False).input_ids[:-1]
-        words = self.text_tower.embeddings.word_embeddings.weight[ids]
-        return words.repeat(-(-tokens // len(ids)), 1)[:tokens].clone()
+        words = self.text_tower.embed_words(ANCHOR_TEMPLATE.format(""))[:-1]
+        return words.repeat(-(-tokens // len(words)), 1)[:tokens].clone()
 
     @torch.no_grad()
     def _embed(self, texts: list[str]) -> Tensor:
@@ -162,20 +158,13 @@ class ImageNetBridge(VLM):
         embedded = torch.empty(len(texts), self.context_width, device=self.device)
         for start in range(0, len(order), _TEXT_BATCH):
             rows = order[start : start + _TEXT_BATCH]
-            tokens = self.tokenizer(
-                [texts[i] for i in rows],
-                padding=True,
-                truncation=True,
-                max_length=128,
-                return_tensors="pt",
-            ).to(self.device)
-            hidden = self.text_tower(**tokens).last_hidden_state
-            embedded[rows] = _sentence_embeddings(hidden, tokens.attention_mask)
+            ids, mask = self.text_tower.tokens([texts[i] for i in rows])
+            embedded[rows] = self.text_tower(self.text_tower.words(ids), mask)
         return embedded
 
     def _imagenet_anchors(self, cache: Path | None) -> tuple[Tensor, str]:
         """A text embedding of each ImageNet class, `(1000, dim)`, and the digest of the texts."""
-        versions = {package: version(package) for package in ("timm", "torch", "transformers")}
+        versions = {package: version(package) for package in ("timm", "tokenizers", "torch")}
         key = digest([self._weights, versions, code_digest(__name__)])
         kept = cache / "imagenet_anchors" / key[:20] if cache else None
         if kept and is_published(kept):
@@ -203,11 +192,6 @@ def _anchor_texts() -> list[tuple[str, str]]:
         )
         for k in range(1000)
     ]
-
-
-def _sentence_embeddings(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Unit means `(texts, dim)` of the tokens' `(texts, tokens, dim)` that the mask keeps."""
-    return F.normalize((hidden * mask.unsqueeze(-1)).sum(1), dim=-1)
 
 
 def _image_tower(model: str, weights: Path) -> torch.nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.clip_templates import CLIP_TEMPLATES
 from prompt_tuning.tuning.caption_set import CaptionSet
 from prompt_tuning.tuning.prompts import anchor_features
 
@@ -69,7 +70,6 @@ def untuned_baselines(
     al., 2021, arXiv 2103.00020, §3.1.4). `synonym_average`: the mean over the category's name,
     synonyms and kinds. `caption_average`: the mean feature of the class's training captions.
     """
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     def text_average(texts: list[list[str]]) -> Tensor:
         """The mean of each class's texts: `(classes, dim)`."""
@@ -79,7 +79,9 @@ def untuned_baselines(
 
     names = [[*category.names, *category.kinds] for category in categories.categories]
     synonyms = [[ANCHOR_TEMPLATE.format(name) for name in own] for own in names]
-    templates = [[fill(name) for fill in OPENAI_IMAGENET_TEMPLATES] for name in categories.names]
+    templates = [
+        [template.format(name) for template in CLIP_TEMPLATES] for name in categories.names
+    ]
     labels = train.labels[train.rows].float()
     captions = labels.T @ train.features.pooled[train.rows].float()
     # A class without captions gets its anchor in place of their average.
