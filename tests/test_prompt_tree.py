@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -161,16 +162,19 @@ def test_memory_that_is_kept_stays_in_the_budget(clip: VLM) -> None:
 
 
 def test_a_bidirectional_tower_takes_whole_prompts_within_the_budget(embedded_vlm: VLM) -> None:
-    branch = new_branch(embedded_vlm)
-    expected = one_by_one(embedded_vlm, branch)
-    roomy = PromptEncoder(embedded_vlm, branch, NAMES, PLENTY)
+    # In single precision, padding alone changes gradients of tokens so unlike words by 3e-5.
+    vlm = copy.deepcopy(embedded_vlm).double()
+    branch = new_branch(vlm).double()
+    expected = one_by_one(vlm, branch)
+    roomy = PromptEncoder(vlm, branch, NAMES, PLENTY)
     assert len(roomy._passes) == 1
     assert not roomy.recomputes
-    tight = PromptEncoder(embedded_vlm, branch, NAMES, PLENTY / 100)
+    tight = PromptEncoder(vlm, branch, NAMES, PLENTY / 100)
     assert len(tight._passes) > 1
     assert tight.recomputes
     for encoder in (roomy, tight):
-        assert_same(values_and_gradients(branch, encoder()), expected)
+        actual = values_and_gradients(branch, encoder())
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
 
 
 def test_a_prompt_that_is_too_long_names_its_category(clip: VLM) -> None:

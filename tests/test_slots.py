@@ -35,12 +35,45 @@ def test_as_many_tune_as_there_are_slots_and_the_next_one_follows() -> None:
 def test_the_next_trial_loads_once_another_has_loaded() -> None:
     async def story() -> None:
         slots = Slots(1)
-        await slots.wait_to_load("a")
-        next_one = asyncio.create_task(slots.wait_to_load("b"))
+        await slots.wait_to_load("a", 0)
+        next_one = asyncio.create_task(slots.wait_to_load("b", 1))
         await settled()
         assert not next_one.done()
         await slots.wait_to_tune("a")
         await next_one
+
+    run(story())
+
+
+def test_trials_load_in_the_order_of_their_places() -> None:
+    async def story() -> None:
+        slots = Slots(2)
+        places = {"c": 2, "b": 1, "a": 0, "d": 3}
+        waits = {
+            trial: asyncio.create_task(slots.wait_to_load(trial, place))
+            for trial, place in places.items()
+        }
+        await settled()
+        assert {trial for trial, wait in waits.items() if wait.done()} == {"a", "b"}
+        await slots.wait_to_tune("b")
+        await waits["c"]
+        await slots.wait_to_load("a", 0)  # its driver started again
+        assert not waits["d"].done()
+
+    run(story())
+
+
+def test_a_trial_that_never_loads_holds_up_the_next_ones_only_until_it_has_ended() -> None:
+    async def story() -> None:
+        slots = Slots(2)
+        later = asyncio.create_task(slots.wait_to_load("c", 2))
+        ghost = asyncio.create_task(slots.wait_to_load("b", 1))
+        await settled()
+        await slots.end("b", 1)
+        await ghost
+        assert not later.done()
+        await slots.end("a", 0)
+        await later
 
     run(story())
 

@@ -24,10 +24,12 @@ from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.selection import SelectingHalf
 from prompt_tuning.features import load_features, save_features
 from prompt_tuning.hierarchy import parse_groups
-from prompt_tuning.tuning.caption_set import caption_labels
+from prompt_tuning.tuning.caption_set import caption_labels, load_caption_sets
+from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
+from prompt_tuning.tuning.trainer import TuningRun
 from workers.tuning import driver
 from workers.tuning.driver import tune
 from workers.tuning.job import DistributedTuningSettings, Lack, Tuned, TuningJob
@@ -112,7 +114,9 @@ def run(*jobs: TuningJob, storage: Path) -> list[Tuned]:
     return tuned
 
 
-def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_path: Path) -> None:
+def test_two_workers_tune_as_one_process_does_and_survive_a_kill(
+    job: TuningJob, embedded_vlm: VLM, tmp_path: Path
+) -> None:
     """Two seeds, which the same workers tune one after the other: each comes out as it does alone,
     the second even though a worker is killed in the middle of it."""
     other = replace(job, seed=1)
@@ -135,10 +139,15 @@ def test_two_workers_tune_as_one_does_and_survive_a_kill(job: TuningJob, tmp_pat
     for name, values in undisturbed.classes.items():
         assert torch.equal(second.classes[name], values), name
 
-    alone = replace(job, tuning=job.tuning.model_copy(update={"workers": 1}))
-    (by_one,) = run(alone, storage=tmp_path / "one")
-    for branch in ("global", "local"):
-        assert torch.allclose(by_one.classes[branch], first.classes[branch], atol=1e-5)
+    prompts = ClassPrompts(
+        embedded_vlm, CATEGORIES, HIERARCHY, job.prompts, job.scoring, job.losses, job.seed
+    )
+    captions = load_caption_sets(job.captions, job.features, CATEGORIES, job.held_out)
+    without_ray = TuningRun(prompts, prompts, *captions, job.tuning, job.seed)
+    for _ in range(EPOCHS):
+        without_ray.run_epoch()
+    for branch, classes in without_ray.best_class_features().items():
+        assert torch.allclose(classes, first.classes[branch], atol=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(

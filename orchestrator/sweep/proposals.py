@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ class ProposedTrials(Searcher):
         self._plan, self._known = plan, known
         results = self._results(settings, earlier)
         self.left = settings.samples - len(results)
+        self._places = itertools.count()
         self._running: dict[Stage, list[str]] = {}
         self._stages: dict[str, Stage] = {}
         self._optuna = OptunaSearch(
@@ -83,7 +85,7 @@ class ProposedTrials(Searcher):
             else:
                 self._running[trial.stage] = [name]
                 self._stages[trial_id] = trial.stage
-                return as_config(trial)
+                return as_config(trial, next(self._places))
         return Searcher.FINISHED
 
     def on_trial_complete(

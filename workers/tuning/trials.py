@@ -56,7 +56,8 @@ class ASHA(Settings):
 class Trial:
     """One seed of one point: the stage that it fills, and the job that fills it.
 
-    `fields`: the swept fields and the seed, for trackers. `resources`: of each worker.
+    `fields`: the swept fields and the seed, for trackers. `resources`: of each worker. `place`: in
+    the order in which the trials of a sweep load, from 0.
     """
 
     fields: dict[str, Any]
@@ -64,6 +65,7 @@ class Trial:
     job: TuningJob
     storage: Path
     resources: dict[str, float]
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ Work = Callable[[Trial, OnEpoch, OnWaiting], None]
 OnOutcome = Callable[[Trial, Outcome], None]
 
 
-def as_config(trial: Trial) -> dict[str, Any]:
+def as_config(trial: Trial, place: int) -> dict[str, Any]:
     """A trial in the form that Tune passes on: by reference, with the fields that trackers show."""
-    return {"point": {"trial": ray.put(trial), **trial.fields}}
+    return {"point": {"trial": ray.put(replace(trial, place=place)), **trial.fields}}
 
 
 def objective(entries: Sequence[Entry], on_images: bool) -> float:
@@ -137,7 +139,8 @@ def run_trials(
     When a trial fails, the others continue. When its driver dies, it resumes from its checkpoint.
 
     Args:
-        trials: the trials, or a searcher that suggests each in the form of `as_config`.
+        trials: the trials, or a searcher that suggests each in the form of `as_config`, with the
+            places 0, 1, 2 and so on.
         storage: a folder for Tune's own files, which is removed at the end.
         on_waiting: called as by `tune`, while no trial tunes.
         asha: stops trials early; None lets all of them finish.
@@ -160,7 +163,9 @@ def run_trials(
     searcher = trials if isinstance(trials, Searcher) else None
     space = {}
     if not isinstance(trials, Searcher):
-        space["point"] = ray.tune.grid_search([as_config(trial)["point"] for trial in trials])
+        space["point"] = ray.tune.grid_search(
+            [as_config(trial, place)["point"] for place, trial in enumerate(trials)]
+        )
     tuner = ray.tune.Tuner(
         ray.tune.with_resources(
             partial(_run_trial, work, slots_actor, slots / at_once),
@@ -202,7 +207,7 @@ def _run_trial(work: Work, slots: ActorHandle, share: float, config: dict[str, A
     trial = replace(trial, resources=needs, job=replace(trial.job, slots=slots))
     # An earlier driver of this trial may have died while it held a slot.
     ray.get(slots.release.remote(trial.job.name))
-    ray.get(slots.wait_to_load.remote(trial.job.name))
+    ray.get(slots.wait_to_load.remote(trial.job.name, trial.place))
     on_images = trial.job.selecting is not None
     entries: list[Entry] = []
 
@@ -294,5 +299,5 @@ class _Listener(ray.tune.Callback):
 
     def _ended(self, trial: Any, outcome: Outcome) -> None:
         ended: Trial = ray.get(trial.config["point"]["trial"])
-        self._slots.release.remote(ended.job.name)
+        self._slots.end.remote(ended.job.name, ended.place)
         self._on_outcome(ended, outcome)
