@@ -14,7 +14,13 @@ from prompt_tuning.features import Features
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.tuning.losses import LossSettings, order_loss
 from prompt_tuning.tuning.prompt_encoder import PromptEncoder, rank_and_world_size
-from prompt_tuning.tuning.prompts import FreeVectors, PromptBranch, PromptSettings, anchor_features
+from prompt_tuning.tuning.prompts import (
+    FreeVectors,
+    PromptBranch,
+    PromptSettings,
+    Residuals,
+    anchor_features,
+)
 from prompt_tuning.tuning.scoring import ScoringSettings, branch_scores
 
 
@@ -45,6 +51,7 @@ class ClassPrompts(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("anchor", anchor_features(vlm, categories), persistent=False)
         self.branches = nn.ModuleDict()
+        self.residuals = nn.ModuleDict()
         self._encoded: list[Callable[[], Tensor]] = []
         memory = prompts.memory_gib * 2**30 / 2
         for name, settings in prompts.branches.items():
@@ -52,6 +59,8 @@ class ClassPrompts(nn.Module):
                 vectors = FreeVectors(self.anchor, prompts.init_std, generator).to(vlm.device)
                 self.branches[name] = vectors
                 self._encoded.append(vectors)
+            elif settings.learn == "residuals":
+                self._encoded.append(lambda: self.anchor)
             else:
                 branch = PromptBranch(
                     vlm, hierarchy, prompts.depth, settings, prompts.init_std, generator
@@ -59,11 +68,23 @@ class ClassPrompts(nn.Module):
                 self.branches[name] = branch
                 # The encoder is not a module, so that checkpoints leave out the frozen tower.
                 self._encoded.append(PromptEncoder(vlm, branch, list(categories.names), memory))
+            if "residuals" in settings.learn:
+                levels = settings.levels(prompts.depth)
+                self.residuals[name] = Residuals(hierarchy, levels, vlm.dim).to(vlm.device)
 
     def class_features(self) -> tuple[Tensor, Tensor]:
         """Unit features of all classes, global and local, each `(classes, dim)`."""
-        pooled, local = (F.normalize(encoded() + self.anchor, dim=-1) for encoded in self._encoded)
+        pooled, local = (
+            F.normalize(self._prompt_feature(name, encoded) + self.anchor, dim=-1)
+            for name, encoded in zip(self.prompt_settings.branches, self._encoded, strict=True)
+        )
         return pooled, local
+
+    def _prompt_feature(self, branch: str, encoded: Callable[[], Tensor]) -> Tensor:
+        """The encoded prompts or what takes their place, with residuals added: `(classes, dim)`."""
+        if branch in self.residuals:
+            return encoded() + self.residuals[branch]()
+        return encoded()
 
     def forward(self, features: Features, labels: Tensor, batch: int) -> Tensor:
         """This process's share of the loss: a mean over the global batch of `batch` captions.

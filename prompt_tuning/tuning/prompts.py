@@ -34,15 +34,18 @@ TokenCount = Annotated[int, Field(ge=0, le=64)]
 class BranchSettings(Settings):
     """The tokens of one branch: how many of each level, in which order.
 
-    Without `hierarchical`, the branch has shared tokens only, whatever the depth. To learn
-    `vectors` is to have no prompt at all: a free vector a class takes the encoded prompt's place.
+    Without `hierarchical`, the branch has shared tokens only, whatever the depth. `learn`: what is
+    tuned. `tokens`: the context tokens of the prompts. `vectors`: no prompt at all, a free vector
+    a class takes the encoded prompt's place. `residuals`: the anchor takes the encoded prompt's
+    place, and each level adds a vector of its own to the class feature (TaskRes, Yu et al., 2023,
+    arXiv 2211.10277, has one a class). `tokens+residuals`: both tokens and these vectors.
     `anchor_weight`: the weight of the anchor, the hand-crafted prompt's feature, when the tuned
     class features are interpolated with it after tuning. It keeps features that were tuned on text
     alone close to what holds for images too (WiSE-FT interpolates weights in the same way: Wortsman
     et al., 2022, arXiv 2109.01903, §3).
     """
 
-    learn: Literal["tokens", "vectors"] = "tokens"
+    learn: Literal["tokens", "vectors", "residuals", "tokens+residuals"] = "tokens"
     hierarchical: bool = True
     shared: Annotated[int, Field(ge=1, le=64)] = 4
     coarse: TokenCount = 2
@@ -65,7 +68,7 @@ class BranchSettings(Settings):
 
     def context_tokens(self, depth: int) -> int:
         """How many context tokens each prompt has."""
-        if self.learn == "vectors":
+        if "tokens" not in self.learn:
             return 0
         return sum(getattr(self, level) for level in self.levels(depth))
 
@@ -121,13 +124,7 @@ class PromptBranch(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        classes = len(hierarchy.fine_of)
-        group_of: dict[Level, list[int]] = {
-            "shared": [0] * classes,
-            "coarse": list(hierarchy.coarse_of),
-            "fine": list(hierarchy.fine_of),
-            "category": list(range(classes)),
-        }
+        group_of = _group_of(hierarchy)
         self.levels = settings.levels(depth)
         counts = [getattr(settings, level) for level in self.levels]
         starts = vlm.initial_context(sum(counts)).split(counts)
@@ -149,6 +146,37 @@ class PromptBranch(nn.Module):
     def table(self) -> Tensor:
         """All tokens of all groups, level after level: `(Σ groups · tokens, context_width)`."""
         return torch.cat([self.tokens[level].flatten(0, 1) for level in self.levels])
+
+
+def _group_of(hierarchy: Hierarchy) -> dict[Level, list[int]]:
+    """The group of each class at each level."""
+    classes = len(hierarchy.fine_of)
+    return {
+        "shared": [0] * classes,
+        "coarse": list(hierarchy.coarse_of),
+        "fine": list(hierarchy.fine_of),
+        "category": list(range(classes)),
+    }
+
+
+class Residuals(nn.Module):
+    """One branch's residual vectors: a `(groups, dim)` parameter a level, which starts at zero."""
+
+    def __init__(self, hierarchy: Hierarchy, levels: list[Level], dim: int) -> None:
+        super().__init__()
+        self._group_of = {level: torch.tensor(_group_of(hierarchy)[level]) for level in levels}
+        self.vectors = nn.ParameterDict(
+            {
+                level: nn.Parameter(torch.zeros(int(groups.max()) + 1, dim))
+                for level, groups in self._group_of.items()
+            }
+        )
+
+    def forward(self) -> Tensor:
+        """The sum of each class's vectors: `(classes, dim)`."""
+        return torch.stack(
+            [self.vectors[level][groups] for level, groups in self._group_of.items()]
+        ).sum(0)
 
 
 class FreeVectors(nn.Module):
