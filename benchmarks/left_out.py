@@ -28,6 +28,7 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,11 +74,13 @@ WAYS: dict[str, list[str]] = {
     "tokens": [],
     "tokens+residuals": learn("tokens+residuals"),
     "vectors": FREE_VECTORS,
+    "vectors, rate 0.01": [*FREE_VECTORS, "tuning.lr=0.01"],
+    "vectors, rate 0.005": [*FREE_VECTORS, "tuning.lr=0.005"],
+    "vectors, order 0": [*FREE_VECTORS, "losses.order=0"],
+    "vectors, order 1": [*FREE_VECTORS, "losses.order=1"],
     "residuals": learn("residuals"),
-    "residuals, depth 2": [*learn("residuals"), "prompts.depth=2"],
-    "residuals, rate 0.005": [*learn("residuals"), "tuning.lr=0.005"],
-    "residuals, order 1": [*learn("residuals"), "losses.order=1"],
-    "residuals, order 0": [*learn("residuals"), "losses.order=0"],
+    "residuals, depth 3": [*learn("residuals"), "prompts.depth=3"],
+    "residuals, rate 0.007": [*learn("residuals"), "tuning.lr=0.007"],
 }
 WEIGHTS = (0.0, 0.25, 0.5, 0.75)
 # Today's default: each seed alone, and half of the anchor in the local class features.
@@ -243,16 +246,19 @@ def candidate_scores(
     return found
 
 
-def describe(on: ImageSet, scores: list[np.ndarray]) -> dict[str, object]:
+def describe(on: ImageSet, scores: list[np.ndarray]) -> dict[str, Any]:
     """A candidate on a set: mAP, gain with its interval, spread over seeds, labels that lose."""
     images = on.images
     maps = [fused_map(of_seed, images) for of_seed in scores]
     gain = paired_difference(
         scores, on.baseline_scores, images.labels, RESAMPLES, 0, images.ignored
     )
-    aps = np.mean([average_precisions(s, images.labels, images.ignored) for s in scores], axis=0)
-    base = average_precisions(on.baseline_scores, images.labels, images.ignored)
-    lost = 100 * (np.array(aps) - np.array(base))
+
+    def by_label(of: np.ndarray) -> np.ndarray:
+        """AP of each label, NaN where no image shows it."""
+        return np.array(average_precisions(of, images.labels, images.ignored), dtype=float)
+
+    lost = 100 * (np.mean([by_label(s) for s in scores], axis=0) - by_label(on.baseline_scores))
     return {
         "map": round(statistics.mean(maps), 2),
         "spread": round(statistics.stdev(maps), 2) if len(maps) > 1 else None,
@@ -273,7 +279,7 @@ def main() -> None:
     parser.add_argument("--runs", default="runs")
     args = parser.parse_args()
     gains: dict[str, dict[Candidate, float]] = {}
-    described: dict[str, dict[Candidate, dict[str, object]]] = {}
+    described: dict[str, dict[Candidate, dict[str, Any]]] = {}
     for name, of in label_lists(args.photos).items():
         plans = {way: plan_way(of, way, args) for way in args.ways}
         run_shared_stages(plans[args.ways[0]], Console())
@@ -286,7 +292,7 @@ def main() -> None:
         for set_name, (items, images) in image_sets(of, name, plan, vlm, args).items():
             on = with_baseline(set_name, items, images, plan, vlm)
             base = fused_map(on.baseline_scores, images)
-            gains[set_name], described[set_name] = {}, {}
+            gains[set_name] = {}
             for way, seeds in tuned.items():
                 for candidate, scores in candidate_scores(
                     on, way, seeds, plan, vlm, anchor
@@ -294,11 +300,11 @@ def main() -> None:
                     value = statistics.mean(fused_map(of_seed, images) for of_seed in scores) - base
                     gains[set_name][candidate] = value
                     if of.photos:
-                        described[set_name][candidate] = {"scores": scores, "on": on}
+                        described.setdefault(set_name, {})[candidate] = {"scores": scores, "on": on}
     report(gains, described)
 
 
-def report(gains: dict[str, dict[Candidate, float]], described: dict) -> None:
+def report(gains: dict[str, dict[Candidate, float]], described: dict[str, Any]) -> None:
     scenes = [name for name in gains if name.startswith("scenes")]
     candidates = list(next(iter(gains.values())))
     by_group = {
@@ -309,7 +315,7 @@ def report(gains: dict[str, dict[Candidate, float]], described: dict) -> None:
         for candidate in candidates
     }
     table = Table("left out", "candidate", "gain there", "mAP", "worst label", "3 below", "spread")
-    left_out = {}
+    left_out: dict[str, Any] = {}
     for name in described:
         chosen = max(
             candidates,

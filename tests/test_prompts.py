@@ -10,7 +10,13 @@ from torch import Tensor
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.hierarchy import Hierarchy, parse_groups
-from prompt_tuning.tuning.prompts import BranchSettings, Level, PromptBranch, anchor_features
+from prompt_tuning.tuning.prompts import (
+    BranchSettings,
+    Level,
+    PromptBranch,
+    Residuals,
+    anchor_features,
+)
 
 NAMES = ["dog", "cat", "cow", "hot air balloon", "bus"]
 CATEGORIES = CategoryList(categories=tuple(Category(name=name) for name in NAMES))
@@ -149,3 +155,17 @@ def test_names_of_different_length_in_one_batch_encode_as_one_by_one(embedded_vl
     for c, name in enumerate(NAMES):
         alone = embedded_vlm.encode_prompts(context[c : c + 1], [name])
         torch.testing.assert_close(together[c], alone[0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_residuals_start_at_zero_and_are_summed_over_the_groups_of_each_class(depth: int) -> None:
+    residuals = Residuals(HIERARCHY, BranchSettings().levels(depth), dim=8)
+    assert not residuals().any()
+    draw = torch.Generator().manual_seed(0)
+    for vectors in residuals.vectors.values():
+        vectors.data.normal_(generator=draw)
+    expected = torch.zeros(len(NAMES), 8)
+    for level in LEVELS_BY_DEPTH[depth] - ({"shared"} if depth > 1 else set()):
+        groups = {"coarse": HIERARCHY.coarse_of, "fine": HIERARCHY.fine_of, "shared": [0] * 5}
+        expected += residuals.vectors[level][list(groups.get(level, range(5)))]
+    torch.testing.assert_close(residuals(), expected)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
@@ -165,6 +167,30 @@ def test_an_artifact_of_free_vectors_prompts_new_labels_by_hand(embedded_vlm: VL
     zero_shot = embedded_vlm.encode_text(["a photo of a car."])
     torch.testing.assert_close(more.classes.pooled[4:], zero_shot)
     torch.testing.assert_close(more.classes.local[4:], zero_shot)
+
+
+@pytest.mark.parametrize("learn", ["residuals", "tokens+residuals"])
+def test_new_labels_get_the_residuals_of_their_nearest_group(
+    embedded_vlm: VLM, tmp_path: Path, learn: Literal["residuals", "tokens+residuals"]
+) -> None:
+    branch = BranchSettings(learn=learn, shared=1, coarse=1, fine=1, category=1)
+    settings = PromptSettings(global_branch=branch, local_branch=branch)
+    tune(embedded_vlm, NAMES, SENTENCES, prompts=settings, tuning=QUICK, held_out=0.3).save(
+        tmp_path / "artifact"
+    )
+    artifact = Artifact.load(tmp_path / "artifact")
+    more = artifact.adding(["car"], embedded_vlm)
+    [group] = [group for group in more.groups() if 4 in group]
+    anchor = embedded_vlm.encode_text([f"a photo of a {name}." for name in [*NAMES, "car"]])
+    for name, tuned in (("global", more.classes.pooled), ("local", more.classes.local)):
+        residuals, context = more.tokens.residuals(name), more.tokens.context(name)
+        assert residuals is not None
+        assert (residuals.norm(dim=-1) > 0.01).all()
+        torch.testing.assert_close(residuals[4], residuals[group[:-1]].mean(0))
+        prompts = anchor
+        if context is not None:
+            prompts = embedded_vlm.encode_prompts(context, [*NAMES, "car"])
+        torch.testing.assert_close(tuned, F.normalize(prompts + residuals + anchor, dim=-1))
 
 
 def test_what_cannot_be_loaded_is_reported_in_one_line(tmp_path: Path) -> None:

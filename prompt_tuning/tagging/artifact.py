@@ -62,8 +62,8 @@ class _Description(Settings):
 class Artifact:
     """Class features of both branches, names, hierarchy, scoring, calibration, and the VLM.
 
-    `vlm_settings` load the VLM; `vlm` is its identity. `tokens` are the tuned tokens behind the
-    class features; prompts for new labels use them.
+    `vlm_settings` load the VLM; `vlm` is its identity. `tokens` are the tuned tokens and
+    residuals behind the class features; new labels use them.
     """
 
     categories: CategoryList
@@ -191,7 +191,7 @@ class Artifact:
                 torch.cat([self.classes.pooled, added.features.pooled]),
                 torch.cat([self.classes.local, added.features.local]),
             ),
-            tokens=self.tokens.adding(added.contexts),
+            tokens=self.tokens.adding(added.contexts, added.residuals),
             calibration=self.calibration.adding(len(labels)),
         )
 

@@ -1,7 +1,8 @@
-"""Prompts for labels that were not tuned, from the tokens of the tuned categories.
+"""Prompts for labels that were not tuned, from the tokens and residuals of the tuned categories.
 
 A new label's prompt is `SOS | tokens | name . EOS`. The tokens are the mean over the categories of
 the group nearest to the label in text: shared and group tokens stay, category tokens are averaged.
+Residual vectors are averaged in the same way.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ BRANCHES = ("global", "local")
 
 @dataclass(frozen=True)
 class TunedTokens:
-    """The tokens behind the class features, and the anchor's weight in these.
+    """The tokens and residuals behind the class features, and the anchor's weight in these.
 
     `tensors`: from `TuningRun.best_tokens`; a branch of free vectors has none. `anchor_weights`: by
     branch (see `BranchSettings`).
@@ -39,9 +40,16 @@ class TunedTokens:
             return None
         return self.tensors[f"{branch}.table"][self.tensors[f"{branch}.rows"]]
 
-    def adding(self, contexts: dict[str, Tensor]) -> TunedTokens:
-        """With the contexts `(labels, tokens, context_width)` of new labels after the others'."""
+    def residuals(self, branch: str) -> Tensor | None:
+        """The sum of each category's residual vectors, `(classes, dim)`."""
+        return self.tensors.get(f"{branch}.residuals")
+
+    def adding(self, contexts: dict[str, Tensor], residuals: dict[str, Tensor]) -> TunedTokens:
+        """With the contexts `(labels, tokens, context_width)` and the residuals `(labels, dim)` of
+        new labels after the others'."""
         tensors = dict(self.tensors)
+        for branch, added in residuals.items():
+            tensors[f"{branch}.residuals"] = torch.cat([tensors[f"{branch}.residuals"], added])
         for branch, context in contexts.items():
             table, rows = tensors[f"{branch}.table"], tensors[f"{branch}.rows"]
             new = len(table) + torch.arange(context.shape[0] * context.shape[1])
@@ -55,12 +63,13 @@ class NewLabels:
     """Class features of new labels, without tuning.
 
     `groups`: the index of each label's nearest fine group. `contexts`: for each branch with tokens,
-    `(labels, tokens, context_width)`.
+    `(labels, tokens, context_width)`. `residuals`: for each branch with residuals, `(labels, dim)`.
     """
 
     features: ClassFeatures
     groups: list[int]
     contexts: dict[str, Tensor]
+    residuals: dict[str, Tensor]
 
 
 @torch.no_grad()
@@ -71,7 +80,7 @@ def prompt_new_labels(
     groups: Sequence[Sequence[int]],
     tokens: TunedTokens,
 ) -> NewLabels:
-    """Prompts for labels that were not tuned; a branch without tokens uses their anchors.
+    """Prompts for labels that were not tuned; a branch of free vectors uses their anchors.
 
     `groups`: indices of the categories of each fine group.
     """
@@ -79,17 +88,21 @@ def prompt_new_labels(
     anchor = vlm.encode_text([ANCHOR_TEMPLATE.format(label) for label in labels])
     centres = torch.stack([F.normalize(tuned[list(group)].mean(0), dim=-1) for group in groups])
     nearest = (F.normalize(anchor, dim=-1) @ centres.T).argmax(1).tolist()
-    contexts, features = {}, []
+    contexts, residuals, features = {}, {}, []
     for branch in BRANCHES:
-        prompted = F.normalize(anchor, dim=-1)
-        context = tokens.context(branch)
-        if context is not None:
+        prompted = anchor
+        if (context := tokens.context(branch)) is not None:
             contexts[branch] = torch.stack([context[list(groups[g])].mean(0) for g in nearest])
-            encoded = vlm.encode_prompts(contexts[branch].to(vlm.device), list(labels))
-            prompted = F.normalize(encoded + anchor, dim=-1)
-            prompted = interpolate_with_anchor(prompted, anchor, tokens.anchor_weights[branch])
-        features.append(prompted.cpu())
-    return NewLabels(ClassFeatures(*features), nearest, contexts)
+            prompted = vlm.encode_prompts(contexts[branch].to(vlm.device), list(labels))
+        if (of_tuned := tokens.residuals(branch)) is not None:
+            residuals[branch] = torch.stack([of_tuned[list(groups[g])].mean(0) for g in nearest])
+            prompted = prompted + residuals[branch].to(vlm.device)
+        features.append(
+            interpolate_with_anchor(
+                F.normalize(prompted + anchor, dim=-1), anchor, tokens.anchor_weights[branch]
+            ).cpu()
+        )
+    return NewLabels(ClassFeatures(*features), nearest, contexts, residuals)
 
 
 def meant_labels(labels: Sequence[str], categories: CategoryList) -> tuple[str, ...]:

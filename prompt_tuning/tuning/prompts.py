@@ -7,6 +7,7 @@ Prompt of class c: `SOS | shared | coarse group of c | fine group of c | categor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -160,11 +161,17 @@ def _group_of(hierarchy: Hierarchy) -> dict[Level, list[int]]:
 
 
 class Residuals(nn.Module):
-    """One branch's residual vectors: a `(groups, dim)` parameter a level, which starts at zero."""
+    """One branch's residual vectors: a `(groups, dim)` parameter a level, which starts at zero.
+
+    From depth 2 on none is shared by all classes: on scenes and on VOC's photos that was worse
+    (docs/left-out.md).
+    """
 
     def __init__(self, hierarchy: Hierarchy, levels: list[Level], dim: int) -> None:
         super().__init__()
-        self._group_of = {level: torch.tensor(_group_of(hierarchy)[level]) for level in levels}
+        group_of = _group_of(hierarchy)
+        own = [level for level in levels if level != "shared"] or levels
+        self._group_of = {level: torch.tensor(group_of[level]) for level in own}
         self.vectors = nn.ParameterDict(
             {
                 level: nn.Parameter(torch.zeros(int(groups.max()) + 1, dim))
@@ -174,9 +181,12 @@ class Residuals(nn.Module):
 
     def forward(self) -> Tensor:
         """The sum of each class's vectors: `(classes, dim)`."""
-        return torch.stack(
-            [self.vectors[level][groups] for level, groups in self._group_of.items()]
-        ).sum(0)
+        return self.sums(dict(self.vectors.items()))
+
+    def sums(self, vectors: Mapping[str, Tensor]) -> Tensor:
+        """The same of given vectors, by level."""
+        of_levels = [vectors[level][groups] for level, groups in self._group_of.items()]
+        return torch.stack(of_levels).sum(0)
 
 
 class FreeVectors(nn.Module):

@@ -22,7 +22,7 @@ from prompt_tuning.storage import digest
 from prompt_tuning.tuning.caption_set import CaptionSet
 from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.prompt_encoder import rank_and_world_size
-from prompt_tuning.tuning.prompts import PromptBranch, interpolate_with_anchor
+from prompt_tuning.tuning.prompts import PromptBranch, Residuals, interpolate_with_anchor
 from prompt_tuning.tuning.scoring import branch_scores, fuse
 
 Factor = Annotated[float, Field(ge=0, le=1)]
@@ -243,10 +243,11 @@ class TuningRun:
         }
 
     def best_tokens(self) -> dict[str, Tensor]:
-        """The tokens behind `best_class_features`; a branch of free vectors has none.
+        """What new labels can share of `best_class_features`; a branch of free vectors has nothing.
 
         For each branch with tokens: "global.table", `(Σ groups · tokens, context_width)`, and
         "global.rows", `(classes, tokens)`, the rows of the table that make up each class's prompt.
+        For each branch with residuals: "global.residuals", `(classes, dim)`, their sums.
         """
         tokens = {}
         for name, branch in self.prompts.branches.items():
@@ -254,6 +255,12 @@ class TuningRun:
                 kept = [self.best[f"branches.{name}.tokens.{level}"] for level in branch.levels]
                 tokens[f"{name}.table"] = torch.cat([level.flatten(0, 1) for level in kept])
                 tokens[f"{name}.rows"] = branch.rows.cpu()
+        for name, residuals in self.prompts.residuals.items():
+            assert isinstance(residuals, Residuals)
+            best = {
+                level: self.best[f"residuals.{name}.vectors.{level}"] for level in residuals.vectors
+            }
+            tokens[f"{name}.residuals"] = residuals.sums(best)
         return tokens
 
     def state_dict(self) -> dict[str, Any]:
