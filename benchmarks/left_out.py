@@ -74,13 +74,11 @@ WAYS: dict[str, list[str]] = {
     "tokens": [],
     "tokens+residuals": learn("tokens+residuals"),
     "vectors": FREE_VECTORS,
-    "vectors, rate 0.01": [*FREE_VECTORS, "tuning.lr=0.01"],
-    "vectors, rate 0.005": [*FREE_VECTORS, "tuning.lr=0.005"],
     "vectors, order 0": [*FREE_VECTORS, "losses.order=0"],
-    "vectors, order 1": [*FREE_VECTORS, "losses.order=1"],
-    "residuals": learn("residuals"),
+    "residuals, depth 2": [*learn("residuals"), "prompts.depth=2"],
     "residuals, depth 3": [*learn("residuals"), "prompts.depth=3"],
-    "residuals, rate 0.007": [*learn("residuals"), "tuning.lr=0.007"],
+    "residuals, depth 4": learn("residuals"),
+    "residuals, depth 3, order 0": [*learn("residuals"), "prompts.depth=3", "losses.order=0"],
 }
 WEIGHTS = (0.0, 0.25, 0.5, 0.75)
 # Today's default: each seed alone, and half of the anchor in the local class features.
