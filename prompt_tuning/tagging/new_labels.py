@@ -2,7 +2,7 @@
 
 A new label's prompt is `SOS | tokens | name . EOS`. The tokens are the mean over the categories of
 the group nearest to the label in text: shared and group tokens stay, category tokens are averaged.
-Residual vectors are averaged in the same way.
+Residual vectors are averaged over all categories: those of a group pull to its own categories.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def prompt_new_labels(
             contexts[branch] = torch.stack([context[list(groups[g])].mean(0) for g in nearest])
             prompted = vlm.encode_prompts(contexts[branch].to(vlm.device), list(labels))
         if (of_tuned := tokens.residuals(branch)) is not None:
-            residuals[branch] = torch.stack([of_tuned[list(groups[g])].mean(0) for g in nearest])
+            residuals[branch] = of_tuned.mean(0).repeat(len(labels), 1)
             prompted = prompted + residuals[branch].to(vlm.device)
         features.append(
             interpolate_with_anchor(
