@@ -36,6 +36,7 @@ import torch.nn.functional as F
 from ablations import (
     CONFIG,
     FREE_VECTORS,
+    TOKENS,
     on_all_captions,
     photo_features,
     run_shared_stages,
@@ -81,8 +82,8 @@ WAYS: dict[str, list[str]] = {
     "residuals, depth 3, order 0": [*learn("residuals"), "prompts.depth=3", "losses.order=0"],
 }
 WEIGHTS = (0.0, 0.25, 0.5, 0.75)
-# Today's default: each seed alone, and half of the anchor in the local class features.
-TODAY = ("tokens", 0.0, 0.5, "seed")
+# The default until 2026-11-28: each seed alone, and half of the anchor in the local class features.
+BEFORE = ("tokens", 0.0, 0.5, "seed")
 SCENE_SEEDS = (11, 12)
 RESAMPLES = 1000
 
@@ -141,6 +142,7 @@ def plan_way(of: LabelList, way: str, args: argparse.Namespace, scenes: int = 11
     overrides = [
         f"categories={of.categories}",
         "hierarchy.groups=auto",
+        *TOKENS,
         *NO_ANCHOR,
         *WAYS[way],
         f"seeds={list(range(seeds))}",
@@ -319,7 +321,7 @@ def report(gains: dict[str, dict[Candidate, float]], described: dict[str, Any]) 
             candidates,
             key=lambda c: statistics.mean(v for group, v in by_group[c].items() if group != name),
         )
-        for label, candidate in (("today", TODAY), ("chosen", chosen)):
+        for label, candidate in (("before", BEFORE), ("chosen", chosen)):
             if candidate not in by_group:
                 continue
             kept_scores = described[name][candidate]
@@ -339,7 +341,7 @@ def report(gains: dict[str, dict[Candidate, float]], described: dict[str, Any]) 
     best = sorted(candidates, key=lambda c: -statistics.mean(by_group[c].values()))
     shown = Table("candidate", *next(iter(by_group.values())), "mean")
     first_of_way = {candidate[0]: candidate for candidate in reversed(best)}
-    for candidate in dict.fromkeys([*best[:15], *first_of_way.values(), TODAY]):
+    for candidate in dict.fromkeys([*best[:15], *first_of_way.values(), BEFORE]):
         if candidate in by_group:
             values = by_group[candidate].values()
             shown.add_row(
