@@ -219,9 +219,16 @@ def test_a_sweep_with_asha_that_loses_a_worker_ends_with_the_same_table(
     run(config, whole, *sets)
     assert [row["status"] for row in table(whole)] == ["finished", "stopped", "finished"]
     process = start(config, disturbed, *sets)
+    begun: list[Path] = []
+
+    def the_last_has_done_five_epochs() -> bool:
+        files = (disturbed / "runs" / "own" / ".ray").rglob("*.progress.json")
+        begun.extend(file for file in files if file not in begun)
+        return len(begun) == 3 and len(json.loads(begun[2].read_bytes())) >= 5
+
     # In the last trial, whose slot no other trial can take meanwhile.
-    wait_for(lambda: epochs(disturbed) >= EPOCHS + 2 + 5, process)
-    a_worker().kill()
+    wait_for(the_last_has_done_five_epochs, process)
+    max(child_processes("RayTrainWorker"), key=psutil.Process.create_time).kill()
     printed, _ = process.communicate(timeout=500)
     assert process.returncode == 0, printed
     assert table(disturbed) == table(whole)
