@@ -213,6 +213,19 @@ def test_preprocess_resizes_straight_and_normalises(checkpoints: Path) -> None:
     assert not bright[:, :16].any()
 
 
+def test_images_are_resized_with_the_filter_of_the_settings(checkpoints: Path) -> None:
+    draw = np.random.default_rng(0)
+    image = Image.fromarray(draw.integers(0, 256, (90, 70, 3), dtype=np.uint8))
+    bicubic = CLIP(settings(checkpoints, "tiny-ViT"))
+    bilinear = CLIP(settings(checkpoints, "tiny-ViT", resize="bilinear"))
+    pixels = np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR))
+    expected = bilinear.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+    close(bilinear.preprocess(image), expected)
+    assert (bicubic.preprocess(image) - expected).abs().max() > 0.01
+    assert bilinear.identity != bicubic.identity
+    assert bilinear.identity.weights == bicubic.identity.weights
+
+
 # --- texts
 
 

@@ -45,6 +45,7 @@ RELEASED: dict[str, Any] = {
     "vlm.model": "RN50-quickgelu",
     "vlm.pretrained": "openai",
     "vlm.resolution": 224,
+    "vlm.resize": "bilinear",
     "prompts.global_branch.hierarchical": True,
     "prompts.global_branch.shared": 16,
     "prompts.global_branch.fine": 8,

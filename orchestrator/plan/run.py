@@ -38,7 +38,7 @@ TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
 class ImagesPlan:
     """The labelled images to evaluate on and their features; both None if there are no images.
 
-    `vlm_text`: what text features depend on (all of the VLM except the resolution of images).
+    `vlm_text`: what text features depend on (all of the VLM except how images are resized).
     """
 
     settings: EvaluationSettings
@@ -181,7 +181,7 @@ def _plan_tuning(
         "evaluation",
         "orchestrator.stages.evaluation",
         (captions, *tuning.values(), *labelled.stages),
-        vlm={**labelled.vlm_text, "resolution": config.vlm.resolution},
+        vlm={**labelled.vlm_text, **_image_side(config.vlm)},
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
         split_seed=config.evaluation.split_seed if labelled.select else None,
@@ -213,7 +213,7 @@ def plan_images(
         cache,
         "image_features",
         "orchestrator.stages.features",
-        vlm={**vlm_text, "resolution": vlm.resolution},
+        vlm={**vlm_text, **_image_side(vlm)},
     )
     if settings.dataset == "scenes" and stamps is not None:
         images = plan_stage(
@@ -243,6 +243,10 @@ def plan_images(
     return ImagesPlan(settings, vlm, vlm_text, resources, categories, cache, images, features)
 
 
+def _image_side(vlm: VLMSettings) -> dict[str, object]:
+    return {"resolution": vlm.resolution, "resize": vlm.resize}
+
+
 def _text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
     try:
         backbone = backbone_class(vlm)
@@ -251,7 +255,7 @@ def _text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
     except ValueError as error:
         raise InputError(str(error)) from None
     return {
-        "settings": vlm.model_dump(exclude={"resolution"}),
+        "settings": vlm.model_dump(exclude=set(_image_side(vlm))),
         "weights": weights,
         "versions": {package: version(package) for package in _VLM_PACKAGES},
         "device": "cuda" if resources.gpus else "cpu",

@@ -22,6 +22,7 @@ _FIXED = (
     "categories",
     "evaluation",
     "vlm.resolution",
+    "vlm.resize",
     "tuning.workers",
     "tuning.gpus_per_worker",
     "tuning.cpus_per_worker",

@@ -32,7 +32,8 @@ class VLMSettings(Settings):
     model of open_clip, whose weights are `pretrained`: a tag that open_clip downloads from its hub,
     or the path of a checkpoint. For a local checkpoint, set `quick_gelu`: the file does not say
     whether the model was trained with QuickGELU. SigLIP also downloads its tokenizer from Hugging
-    Face's hub, and reads one resolution only.
+    Face's hub, and reads one resolution only. `resize`: the filter that brings images to
+    `resolution`.
     """
 
     kind: Literal["embedded", "open_clip"] = "embedded"
@@ -40,6 +41,7 @@ class VLMSettings(Settings):
     pretrained: str | None = None
     quick_gelu: bool | None = None
     resolution: Annotated[int, Field(ge=32, le=1024)] = 320
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
 
 
 class Geometry(Settings):
@@ -128,7 +130,8 @@ class VLM(nn.Module, ABC):
     def preprocess(self, image: Image.Image) -> Tensor:
         """One image as `(3, resolution, resolution)`, resized without keeping its aspect ratio."""
         size = (self.identity.resolution, self.identity.resolution)
-        pixels = np.asarray(as_rgb(image).resize(size, Image.Resampling.BICUBIC))
+        resample = Image.Resampling[self.settings.resize.upper()]
+        pixels = np.asarray(as_rgb(image).resize(size, resample))
         return self.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
     @abstractmethod

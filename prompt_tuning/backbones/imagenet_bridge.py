@@ -30,7 +30,6 @@ MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
 _ANCHORS = "anchors.safetensors"
 _TEXTS_DIGEST = "texts.sha256"
 _TEXT_BATCH = 256
-_PREPROCESSING = "RGB, bicubic straight resize, x/127.5-1"
 
 
 class ImageNetBridge(VLM):
@@ -55,7 +54,7 @@ class ImageNetBridge(VLM):
             kind="embedded",
             model=settings.model,
             weights=digest(self._weights),
-            preprocessing=_PREPROCESSING,
+            preprocessing=f"RGB, {settings.resize} straight resize, x/127.5-1",
             centring=f"mean of ImageNet anchors {texts_digest}",
             resolution=settings.resolution,
             dim=384,

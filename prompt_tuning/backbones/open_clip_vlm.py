@@ -70,7 +70,9 @@ class OpenClipVLM(VLM):
             kind="open_clip",
             model=self.settings.model,
             weights=weights,
-            preprocessing=f"RGB, bicubic straight resize, no crop, mean {mean}, std {std}",
+            preprocessing=(
+                f"RGB, {self.settings.resize} straight resize, no crop, mean {mean}, std {std}"
+            ),
             resolution=self.settings.resolution,
             dim=dim,
         )

@@ -71,14 +71,14 @@ def check_packages() -> None:
 
 
 def _metadata(artifact: Artifact) -> dict[str, str]:
-    side = artifact.vlm.resolution
+    side, resize = artifact.vlm.resolution, artifact.vlm_settings.resize.upper()
     calibration = artifact.calibration.to_json()
     return {
         "labels": json.dumps(artifact.categories.names, ensure_ascii=False),
         "thresholds": json.dumps(calibration["thresholds"]),
         "preprocessing": (
             "uint8, channels first, RGB; turned upright as EXIF says; resized straight to "
-            f"{side} x {side} without a crop (Pillow's BICUBIC); the file does the rest"
+            f"{side} x {side} without a crop (Pillow's {resize}); the file does the rest"
         ),
         "vlm": artifact.vlm.model_dump_json(),
         "artifact": digest(
