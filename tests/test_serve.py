@@ -275,8 +275,9 @@ def test_a_killed_replica_loses_no_request_and_a_new_artifact_is_loaded(
         try:
             time.sleep(1)
             assert len(service.replicas()) == 2
-            doomed = service.replicas()[0]
-            doomed.suspend()  # so that it dies with questions that it has not answered
+            # The busier one, suspended so that it dies with questions that it has not answered.
+            doomed = max(service.replicas(), key=lambda replica: replica.cpu_percent(0.5))
+            doomed.suspend()
             time.sleep(1)
             doomed.kill()
             time.sleep(1)
