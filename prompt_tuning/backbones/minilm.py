@@ -47,7 +47,7 @@ class MiniLM(nn.Module):
         self.tokenizer.enable_padding()
 
     def tokens(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """Ids `(texts, tokens)`, with those that begin and end a text, and which are no padding."""
+        """Ids `(texts, tokens)`, with those that begin and end a text, and False for padding."""
         encoded = self.tokenizer.encode_batch(texts)
         device = self.words.weight.device
         ids = torch.tensor([text.ids for text in encoded], device=device)
@@ -61,7 +61,7 @@ class MiniLM(nn.Module):
     def forward(self, words: Tensor, mask: Tensor) -> Tensor:
         """Unit sentence embeddings `(texts, width)` of word embeddings `(texts, tokens, width)`.
 
-        `mask`: `(texts, tokens)`, whether a token is no padding.
+        `mask`: `(texts, tokens)`, False for padding.
         """
         embeddings = self.norm(words + self.positions.weight[: words.shape[1]])
         hidden = self.encoder(embeddings, src_key_padding_mask=~mask)
