@@ -101,12 +101,10 @@ class LabelList:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one list: features, labels, and the best untuned baseline's name and scores."""
+    """Images of one list: features, labels, and the scores of the best untuned baseline."""
 
-    name: str
     features: Features
     images: LabelledImages
-    baseline: str
     baseline_scores: np.ndarray
 
 
@@ -210,7 +208,7 @@ def with_baseline(
     maps = {method: fused_map(s, images) for method, s in scores.items()}
     best = max(maps, key=maps.__getitem__)
     print(name, {method: round(value, 2) for method, value in maps.items()}, flush=True)
-    return ImageSet(name, items, images, best, scores[best])
+    return ImageSet(items, images, scores[best])
 
 
 def fused_map(scores: np.ndarray, images: LabelledImages) -> float:
