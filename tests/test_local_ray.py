@@ -19,7 +19,12 @@ from orchestrator.cluster.resources import find_resources
 from orchestrator.errors import InputError
 
 ROOT = Path(__file__).parent.parent
-ONE_CPU = "from orchestrator.cluster.connect import connect; connect(cpus=1)"
+STARTS = """
+from orchestrator.cluster.connect import connect
+connect(cpus=1)
+import ray
+assert ray._private.worker._global_node.webui_url, "without its dashboard"
+"""
 
 
 def test_a_folder_too_long_for_sockets_is_refused_first(
@@ -30,7 +35,7 @@ def test_a_folder_too_long_for_sockets_is_refused_first(
     folder = tmp_path / ("x" * 60)
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
-    with pytest.raises(InputError, match=r"^TMPDIR: must be at most 39 bytes long.* \(got \d+: /"):
+    with pytest.raises(InputError, match=r"^TMPDIR: must be at most 35 bytes long.* \(got \d+: /"):
         find_resources()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     find_resources()
@@ -44,10 +49,10 @@ def test_ray_starts_without_a_home_and_with_little_shared_memory_below_the_longe
     if subprocess.run([*mount, "/dev/shm", "true"], check=False).returncode:
         pytest.skip("this process may not mount")
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with tempfile.TemporaryDirectory(prefix="y" * 26, dir="/tmp") as folder:
-        assert len(folder) == 39
+    with tempfile.TemporaryDirectory(prefix="y" * 22, dir="/tmp") as folder:
+        assert len(folder) == 35
         done = subprocess.run(
-            [*mount, "/dev/shm", sys.executable, "-c", ONE_CPU],
+            [*mount, "/dev/shm", sys.executable, "-c", STARTS],
             env={**ours, "PYTHONPATH": str(ROOT), "HOME": "/proc", "TMPDIR": folder},
             capture_output=True,
             text=True,

@@ -25,7 +25,8 @@ import ray
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
-from orchestrator.cluster.jobs import JobServer, outcome, prepare_job
+from orchestrator.cluster.job import prepare_job
+from orchestrator.cluster.job_server import JobServer, outcome
 from orchestrator.cluster.resources import Node, Resources
 from orchestrator.errors import InputError
 

@@ -10,7 +10,8 @@ import pytest
 from orchestrator.sweep.records import TrialRecords
 from workers.stage import Stage, run_stage
 from workers.tuning.job import HISTORY
-from workers.tuning.trials import ASHA, Outcome
+from workers.tuning.trial_settings import ASHA
+from workers.tuning.trials import Outcome
 
 RULE = ASHA(grace=2, reduction=3)
 ENTRIES = [{"epoch": 1.0, "held_out_map": 40.0, "selecting_map": 50.0}]

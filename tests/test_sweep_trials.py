@@ -27,7 +27,8 @@ from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from workers.stage import Stage
 from workers.tuning.job import DistributedTuningSettings, TuningJob
-from workers.tuning.trials import ASHA, OnEpoch, OnWaiting, Outcome, Trial, run_trials
+from workers.tuning.trial_settings import ASHA
+from workers.tuning.trials import OnEpoch, OnWaiting, Outcome, Trial, run_trials
 
 EPOCHS = 6
 

@@ -13,9 +13,10 @@ from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
 from workers.failure import DescribedFailure
 
-# A socket's path has at most 107 bytes; this is the longest path of Ray's below its folder.
+# A socket's path has at most 107 bytes; this is the longest path of Ray's below its folder. Without
+# this socket the dashboard does not start, and Ray waits a minute for it.
 _LONGEST_RAY_FOLDER = 107 - len(
-    "/ray/session_2026-11-27_20-23-59_272619_4194304/sockets/plasma_store"
+    "/ray/session_2026-11-27_20-23-59_272619_4194304/sockets/dash_MetricsHead"
 )
 
 

@@ -13,7 +13,7 @@ from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.jobs import JobServer
+    from orchestrator.cluster.job_server import JobServer
 
 _COMMANDS = ("run", "sweep", "knowledge")
 _ACTIONS = ("status", "logs", "stop")
@@ -61,7 +61,8 @@ def submit(
     command = command or "run"
     if command not in _COMMANDS:
         raise InputError(f"submit {config} {command}: must be one of {', '.join(_COMMANDS)}")
-    from orchestrator.cluster.jobs import JobServer, check_room, prepare_job
+    from orchestrator.cluster.job import check_room, prepare_job
+    from orchestrator.cluster.job_server import JobServer
 
     job = prepare_job(Path(config), command, set_ or [], cache, runs)
     server = JobServer(address)
@@ -76,7 +77,7 @@ def submit(
 
 
 def _act_on_job(action: str, name: str, address: str | None) -> None:
-    from orchestrator.cluster.jobs import JobServer, describe_job, outcome
+    from orchestrator.cluster.job_server import JobServer, describe_job, outcome
 
     server = JobServer(address)
     if action == "status":
@@ -88,7 +89,7 @@ def _act_on_job(action: str, name: str, address: str | None) -> None:
 
 
 def _follow(server: JobServer, name: str, address: str | None) -> None:
-    from orchestrator.cluster.jobs import outcome
+    from orchestrator.cluster.job_server import outcome
 
     say_if_stopped(
         f"{name}: continues on the cluster; follow it: {_command('logs', name, address)}; "

@@ -11,7 +11,8 @@ from orchestrator.sweep.space import Fields
 from prompt_tuning.storage import canonical_json, write_atomic
 from workers.stage import Stage
 from workers.tuning.job import read_history
-from workers.tuning.trials import ASHA, Outcome
+from workers.tuning.trial_settings import ASHA
+from workers.tuning.trials import Outcome
 
 
 class TrialRecords:

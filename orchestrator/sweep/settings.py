@@ -10,9 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.config.renamed_fields import renamed
 from orchestrator.errors import InputError
 from orchestrator.plan.run import TUNING
+from prompt_tuning.backbones.base import IMAGE_SIDE
 from prompt_tuning.knowledge.hashed_sampling import unit_draw
 from prompt_tuning.settings import Settings
-from workers.tuning.trials import ASHA, Tracker
+from workers.tuning.trial_settings import ASHA, Tracker
 
 # These are the same for all points: what ranks them, the size of a trial, where results are kept.
 _FIXED = (
@@ -21,8 +22,7 @@ _FIXED = (
     "seeds",
     "categories",
     "evaluation",
-    "vlm.resolution",
-    "vlm.resize",
+    *(f"vlm.{field}" for field in IMAGE_SIDE),
     "tuning.workers",
     "tuning.gpus_per_worker",
     "tuning.cpus_per_worker",

@@ -14,23 +14,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import ray
 import ray.tune
-from pydantic import Field
 from ray.actor import ActorHandle
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from prompt_tuning.settings import Settings
 from workers.failure import in_one_line
 from workers.stage import Stage, run_stage
 from workers.tuning.driver import SECONDS_BETWEEN_WAITS, tune
 from workers.tuning.job import Lack, OnEpoch, OnWaiting, TuningJob, read_history
 from workers.tuning.slots import Slots
+from workers.tuning.trial_settings import ASHA, Tracker
 
-Tracker = Literal["mlflow", "wandb"]
 Entry = dict[str, float]
 
 # Drivers of trials run on the head node, so that the loss of another node costs only workers.
@@ -41,15 +39,6 @@ _DRIVER_DEATHS_ALLOWED = 2
 _MOST_CALLS_WAITING = 100_000
 # The fields of an `Entry`, among the other fields of a report to Tune.
 _ENTRY_FIELDS = ("epoch", "loss", "held_out_loss", "held_out_map", "selecting_map", "started", "at")
-
-
-class ASHA(Settings):
-    """Asynchronous successive halving (Li et al., 2020, arXiv 1810.05934): after `grace` epochs,
-    and each `reduction` times as many, a trial continues only if it is in the best 1/`reduction` of
-    the trials that have come so far."""
-
-    grace: Annotated[int, Field(ge=1, le=1000)] = 1
-    reduction: Annotated[float, Field(gt=1, le=100)] = 3
 
 
 @dataclass(frozen=True)

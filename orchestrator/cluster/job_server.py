@@ -1,16 +1,13 @@
-"""Run a command as a job on a Ray cluster: prepare, submit, follow and stop it."""
+"""The job server of a Ray cluster: submit a job, follow and stop it."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import shlex
 import sys
 import time
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import ray
@@ -18,106 +15,19 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from orchestrator.cluster.connect import check_reachable
-from orchestrator.cluster.placement import place_engines, place_workers
 from orchestrator.cluster.resources import Resources, ray_node
 from orchestrator.cluster.token import find_token
-from orchestrator.cluster.working_directory import Parcel, pack
-from orchestrator.config.inputs import input_files
-from orchestrator.config.load import chosen_folders, read_config
-from orchestrator.config.messages import validate
-from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
-from orchestrator.paths import check_absolute
-from orchestrator.sweep.settings import SweepSettings
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
     from requests import Response
 
+    from orchestrator.cluster.job import Job
+
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-_PACKAGES = ("orchestrator", "workers", "prompt_tuning")
 _HEAD_REPORTS_WITHIN_S = 10.0
 _NO_SUCH_PROGRAM = 127
-
-
-@dataclass(frozen=True)
-class Job:
-    """`arguments`: for Python. `excludes`: patterns, as in .gitignore, of files not to upload.
-
-    `packages`: folders of our own packages, unless the working directory contains them.
-    """
-
-    arguments: list[str]
-    excludes: list[str]
-    packages: list[str]
-    parcel: Parcel
-    config: RunConfig
-
-
-def prepare_job(
-    config: Path, what: str, overrides: list[str], cache: str | None, runs: str | None
-) -> Job:
-    """Prepare the job that runs the command `what` with a config.
-
-    Raises InputError for a mistake in the config or options. The job checks files on the cluster.
-    """
-    here = Path.cwd()
-    path = config.resolve()
-    if not path.is_relative_to(here):
-        raise InputError(
-            f"{config}: must be below the working directory {here}, because only that is uploaded "
-            "to the cluster"
-        )
-    raw = read_config(config, overrides, cache, runs)
-    varied = raw.pop("sweep", None)
-    if what == "sweep":
-        validate(SweepSettings, varied, f"{config}: sweep")
-    loaded = validate(RunConfig, raw, str(config))
-    _check_files(loaded, path.parent, here)
-    stay = {"paths.cache": loaded.paths.cache, "paths.runs": loaded.paths.runs}
-    if loaded.evaluation.root is not None:
-        stay["evaluation.root"] = loaded.evaluation.root
-    for field, name in stay.items():
-        check_absolute(name, field)
-    arguments = ["-m", "orchestrator", what, str(path.relative_to(here))]
-    for override in overrides:
-        arguments += ["--set", override]
-    for option, folder in chosen_folders(cache, runs).items():
-        arguments += [f"--{option}", folder]
-    folders = [Path(name).expanduser().resolve() for name in stay.values()]
-    inside = [folder for folder in folders if here in folder.parents]
-    excludes = [f"/{folder.relative_to(here)}" for folder in inside]
-    return Job(arguments, excludes, _own_packages(here), pack(here, excludes), loaded)
-
-
-def _check_files(config: RunConfig, base: Path, here: Path) -> None:
-    """Check that files with a relative path exist and are uploaded. Raises InputError."""
-    for field, name in input_files(config):
-        if Path(name).expanduser().is_absolute():
-            continue  # it may exist only on the cluster
-        file = (base / name).resolve()
-        if not file.is_file():
-            raise InputError(f"{field}: {name!r} is not a file (looked at {file})")
-        if here not in file.parents:
-            raise InputError(
-                f"{field}: {name!r} is not below the working directory {here}, so it would not be "
-                "uploaded; name it by an absolute path that every node can see"
-            )
-
-
-def check_room(config: RunConfig, command: str, resources: Resources) -> None:
-    """Check that the cluster has room for the command's engines and workers. Raises InputError."""
-    if config.knowledge.questions.asks_something:
-        place_engines(config.knowledge.llm, resources)
-    if command != "knowledge":
-        place_workers(config.tuning, resources)
-
-
-def _own_packages(here: Path) -> list[str]:
-    if all((here / package / "__init__.py").is_file() for package in _PACKAGES):
-        return []
-    modules = [importlib.import_module(package) for package in _PACKAGES]
-    return [str(Path(module.__file__).parent) for module in modules if module.__file__]
 
 
 class _Refused(RuntimeError):
