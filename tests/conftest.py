@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
 from prompt_tuning import tune
@@ -53,7 +54,9 @@ def embedded_settings() -> VLMSettings:
 
 @pytest.fixture(scope="session")
 def embedded_vlm(embedded_settings: VLMSettings, lasting_cache: Path) -> VLM:
-    return load_vlm(embedded_settings, cache=lasting_cache)
+    # One process computes the embeddings of ImageNet's classes, the other waits for them.
+    with FileLock(lasting_cache / "imagenet_anchors.lock"):
+        return load_vlm(embedded_settings, cache=lasting_cache)
 
 
 @pytest.fixture(scope="session")

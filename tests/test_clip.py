@@ -170,6 +170,64 @@ def naive_vit(visual: Any, image: Tensor) -> list[Tensor]:
     return regions
 
 
+def test_refined_patches_have_the_scores_of_tagclip(checkpoints: Path) -> None:
+    """Scores refined by the paper's formulas, patch by patch (arXiv 2312.12828, §3.2), but with
+    rows of the attention that add to 1."""
+    name, classes = "tiny-ViT", 5
+    vlm = CLIP(settings(checkpoints, name).model_copy(update={"patches": "refined"}))
+    assert vlm.identity != CLIP(settings(checkpoints, name)).identity
+    pixels = pixels_for(vlm)
+    drawn = torch.randn(classes, vlm.dim, generator=torch.Generator().manual_seed(3))
+    texts = F.normalize(drawn, dim=-1)
+    features = vlm.encode_image(pixels)
+    got = (features.regions @ texts.T).unflatten(0, (len(pixels), -1))
+    with torch.no_grad():
+        for image, scores in zip(pixels, got, strict=True):
+            close(scores, naive_refined(vlm.model.visual, image, texts))
+        plain = vlm.model.encode_image(pixels, normalize=True)
+    close(features.pooled, plain)
+
+
+def naive_refined(visual: Any, image: Tensor, texts: Tensor) -> Tensor:
+    x = visual._embeds(image[None])
+    *earlier, last = visual.transformer.resblocks
+    layers = []
+    for block in earlier:
+        normed, heads = block.ln_1(x), block.attn.num_heads
+        query, key, _ = F.linear(normed, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(
+            3, dim=-1
+        )
+        query, key = (t[0].unflatten(-1, (heads, -1)).transpose(0, 1) for t in (query, key))
+        shares = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(-1).mean(0)
+        layers.append(shares[1:, 1:])
+        x = block(x)
+    layers.append(torch.eye(len(layers[0])))  # the last layer, in which each is alone
+    patches = len(layers[0])
+    scores = []
+    for patch in range(1, x.shape[1]):
+        alone = x[:, patch : patch + 1]
+        alone = last(alone)  # a sequence of one attends to itself
+        feature = F.normalize(visual.ln_post(alone)[0, 0] @ visual.proj, dim=-1)
+        scores.append(feature @ texts.T)
+    refined = []
+    used = layers[:-1][-max(1, len(layers) // 4) :]
+    for i in range(patches):
+        weights = torch.zeros(patches)
+        for j in range(patches):
+            votes = sum(bool(layer[i, j] > layer.mean()) for layer in layers)
+            if votes >= max(1, len(layers) // 3):
+                weights[j] = sum(layer[i, j] for layer in used) / len(used)
+        refined.append(sum(weights[j] / weights.sum() * scores[j] for j in range(patches)))
+    return torch.stack(refined)
+
+
+def test_refined_patches_of_other_towers_are_refused(checkpoints: Path) -> None:
+    resnet = settings(checkpoints, "tiny-RN-quickgelu", resolution=64)
+    for wrong in (resnet, VLMSettings()):
+        with pytest.raises(ValueError, match=r"vlm\.patches: refined needs a CLIP ViT \(got"):
+            load_vlm(wrong.model_copy(update={"patches": "refined"}))
+
+
 def test_vit_at_another_resolution_is_open_clips_own(checkpoints: Path) -> None:
     name, resolution = "tiny-ViT", 48
     vlm = CLIP(settings(checkpoints, name, resolution=resolution))

@@ -55,7 +55,7 @@ def artifact_for(vlm: VLM) -> Artifact:
     )
 
 
-def tiny_clip(name: str, folder: Path) -> VLM:
+def tiny_clip(name: str, folder: Path, tiles: tuple[int, ...] = ()) -> VLM:
     """A CLIP with random weights in which different images have different features."""
     folder.mkdir()
     vision = RESNET if "RN" in name else VIT
@@ -77,6 +77,7 @@ def tiny_clip(name: str, folder: Path) -> VLM:
             pretrained=str(folder / "weights.safetensors"),
             quick_gelu=quick_gelu,
             resolution=64 if "RN" in name else 32,
+            tiles=tiles,
         )
     )
 
@@ -92,10 +93,11 @@ def drawn_images(count: int) -> list[Image.Image]:
     ]
 
 
-def as_the_metadata_says(images: list[Image.Image], side: int) -> np.ndarray:
-    """As a program would that has nothing of ours."""
-    resized = [i.convert("RGB").resize((side, side), Image.Resampling.BICUBIC) for i in images]
-    return np.stack([np.asarray(image).transpose(2, 0, 1) for image in resized])
+def as_the_metadata_says(image: Image.Image, side: int, views: str) -> np.ndarray:
+    """As a program would that has nothing of ours: `(views, 3, side, side)`."""
+    boxes = np.array(json.loads(views)) * (image.size * 2)
+    resized = [image.resize((side, side), Image.Resampling.BICUBIC, tuple(box)) for box in boxes]
+    return np.stack([np.asarray(view).transpose(2, 0, 1) for view in resized])
 
 
 def check_export(vlm: VLM, file: Path) -> None:
@@ -113,15 +115,17 @@ def check_export(vlm: VLM, file: Path) -> None:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     (given,), (got,) = session.get_inputs(), session.get_outputs()
     side = vlm.identity.resolution
-    assert (given.name, given.type, given.shape[1:]) == ("pixels", "tensor(uint8)", [3, side, side])
+    metadata = session.get_modelmeta().custom_metadata_map
+    pixels = np.stack([as_the_metadata_says(image, side, metadata["views"]) for image in images])
+    pixels = pixels if vlm.settings.tiles else pixels[:, 0]
+    assert (given.name, given.type) == ("pixels", "tensor(uint8)")
+    assert given.shape[1:] == list(pixels.shape[1:])
     assert (got.name, got.type) == ("scores", "tensor(float)")
     expected = Tagger(artifact, vlm).scores(images)
     for batch in (1, 2, 5):
-        pixels = as_the_metadata_says(images[:batch], side)
-        (scores,) = session.run(["scores"], {"pixels": pixels})
+        (scores,) = session.run(["scores"], {"pixels": pixels[:batch]})
         assert scores.shape == (batch, len(NAMES))
         np.testing.assert_allclose(scores, expected[:batch], rtol=0, atol=1e-4)
-    metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["labels"]) == list(NAMES)
     assert json.loads(metadata["thresholds"]) == [0.1, 0.2, 0.3]
     assert f"{side} x {side}" in metadata["preprocessing"]
@@ -136,9 +140,11 @@ def test_the_embedded_model_is_exported_whole(embedded_vlm: VLM, tmp_path: Path)
 
 
 @needs_onnx
-@pytest.mark.parametrize("name", ["tiny-RN-quickgelu", "tiny-ViT"])
-def test_a_clip_is_exported_whole(name: str, tmp_path: Path) -> None:
-    check_export(tiny_clip(name, tmp_path / "clip"), tmp_path / "out" / "model.onnx")
+@pytest.mark.parametrize(
+    ("name", "tiles"), [("tiny-RN-quickgelu", ()), ("tiny-ViT", ()), ("tiny-ViT", (2,))]
+)
+def test_a_clip_is_exported_whole(name: str, tiles: tuple[int, ...], tmp_path: Path) -> None:
+    check_export(tiny_clip(name, tmp_path / "clip", tiles), tmp_path / "out" / "model.onnx")
 
 
 @needs_onnx

@@ -96,9 +96,7 @@ def _image_part(
     with publishing(part) as staging:
         batches = []
         for pixels in _pixels(files, model, readers):
-            # Makes convolutions faster on CPUs: RN50 by 2 to 30 %, EfficientNet by 10 to 80 %.
-            pixels = pixels.to(model.device, memory_format=torch.channels_last)
-            batches.append(model.encode_image(pixels).to("cpu"))
+            batches.append(model.encode_image(pixels.to(model.device)).to("cpu"))
         save_features(staging / FEATURES, concatenate(batches))
 
 

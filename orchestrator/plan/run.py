@@ -19,7 +19,7 @@ from orchestrator.config.models import EvaluationSettings, RunConfig
 from orchestrator.errors import InputError
 from orchestrator.plan.knowledge import KnowledgePlan, check_coverage, plan_knowledge
 from prompt_tuning.backbones import backbone_class
-from prompt_tuning.backbones.base import VLMSettings
+from prompt_tuning.backbones.base import IMAGE_SIDE, VLMSettings
 from prompt_tuning.categories import CategoryList, built_in_text
 from prompt_tuning.datasets.registry import read_photos
 from prompt_tuning.datasets.stamps import stamps_hash
@@ -181,7 +181,7 @@ def _plan_tuning(
         "evaluation",
         "orchestrator.stages.evaluation",
         (captions, *tuning.values(), *labelled.stages),
-        vlm={**labelled.vlm_text, **_image_side(config.vlm)},
+        vlm={**labelled.vlm_text, **config.vlm.model_dump(include=set(IMAGE_SIDE))},
         scoring=config.scoring.model_dump(),
         categories=categories.model_dump(mode="json"),
         split_seed=config.evaluation.split_seed if labelled.select else None,
@@ -213,7 +213,7 @@ def plan_images(
         cache,
         "image_features",
         "orchestrator.stages.features",
-        vlm={**vlm_text, **_image_side(vlm)},
+        vlm={**vlm_text, **vlm.model_dump(include=set(IMAGE_SIDE))},
     )
     if settings.dataset == "scenes" and stamps is not None:
         images = plan_stage(
@@ -243,10 +243,6 @@ def plan_images(
     return ImagesPlan(settings, vlm, vlm_text, resources, categories, cache, images, features)
 
 
-def _image_side(vlm: VLMSettings) -> dict[str, object]:
-    return {"resolution": vlm.resolution, "resize": vlm.resize}
-
-
 def _text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
     try:
         backbone = backbone_class(vlm)
@@ -255,7 +251,7 @@ def _text_side(vlm: VLMSettings, resources: Resources) -> dict[str, object]:
     except ValueError as error:
         raise InputError(str(error)) from None
     return {
-        "settings": vlm.model_dump(exclude=set(_image_side(vlm))),
+        "settings": vlm.model_dump(exclude=set(IMAGE_SIDE)),
         "weights": weights,
         "versions": {package: version(package) for package in _VLM_PACKAGES},
         "device": "cuda" if resources.gpus else "cpu",

@@ -20,9 +20,14 @@ from torch import Tensor, nn
 from prompt_tuning.features import Features
 from prompt_tuning.images import as_rgb
 from prompt_tuning.settings import Settings
+from prompt_tuning.tiles import Box, view_boxes
 from prompt_tuning.tuning.prompt_tree import PromptTree
 
 ANCHOR_TEMPLATE = "a photo of a {}."
+
+
+IMAGE_SIDE = ("resolution", "resize", "tiles", "patches")
+"""The fields of VLMSettings that change nothing for texts."""
 
 
 class VLMSettings(Settings):
@@ -33,7 +38,10 @@ class VLMSettings(Settings):
     or the path of a checkpoint. For a local checkpoint, set `quick_gelu`: the file does not say
     whether the model was trained with QuickGELU. SigLIP also downloads its tokenizer from Hugging
     Face's hub, and reads one resolution only. `resize`: the filter that brings images to
-    `resolution`.
+    `resolution`. `tiles`: how finely images are cut for small things: `[2]` encodes 2 × 2
+    overlapping tiles beside the whole image, `[2, 3]` 3 × 3 too; each tile costs as much as the
+    whole image. `patches`: what a CLIP ViT takes as features of its patches (see clip.py); other
+    models have `value` only.
     """
 
     kind: Literal["embedded", "open_clip"] = "embedded"
@@ -42,6 +50,8 @@ class VLMSettings(Settings):
     quick_gelu: bool | None = None
     resolution: Annotated[int, Field(ge=32, le=1024)] = 320
     resize: Literal["bicubic", "bilinear"] = "bicubic"
+    tiles: tuple[Annotated[int, Field(ge=2, le=4)], ...] = ()
+    patches: Literal["value", "refined"] = "value"
 
 
 class Geometry(Settings):
@@ -123,24 +133,56 @@ class VLM(nn.Module, ABC):
     def dim(self) -> int:
         return self.identity.dim
 
+    def _preprocessing(self, pixels: str) -> str:
+        """For the identity. `pixels`: how their values are normalised."""
+        tiles = "".join(f", {n} x {n} tiles" for n in self.settings.tiles)
+        patches = ", refined patches" if self.settings.patches == "refined" else ""
+        return f"RGB, {self.settings.resize} straight resize, {pixels}{tiles}{patches}"
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """One image as `(3, resolution, resolution)`, resized without keeping its aspect ratio."""
-        size = (self.identity.resolution, self.identity.resolution)
+        """One image as `(3, resolution, resolution)`, resized without keeping its aspect ratio.
+
+        With `tiles`: `(views, 3, resolution, resolution)`, the whole image and then its tiles.
+        """
+        views = [self._resized(as_rgb(image), box) for box in view_boxes(self.settings.tiles)]
+        return torch.stack(views) if self.settings.tiles else views[0]
+
+    def _resized(self, image: Image.Image, box: Box) -> Tensor:
+        side, (width, height) = self.identity.resolution, image.size
+        left, top, right, bottom = box
+        part = (left * width, top * height, right * width, bottom * height)
         resample = Image.Resampling[self.settings.resize.upper()]
-        pixels = np.asarray(as_rgb(image).resize(size, resample))
+        pixels = np.asarray(image.resize((side, side), resample, part))
         return self.normalize(torch.from_numpy(pixels.copy()).permute(2, 0, 1))
 
     @abstractmethod
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels `(…, 3, height, width)`, RGB from 0 to 255, as the image tower expects them."""
 
-    @abstractmethod
+    @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> Features:
-        """Pixels `(batch, 3, resolution, resolution)` to global and local features."""
+        """Pixels `(batch, 3, resolution, resolution)` to global and local features.
+
+        With `tiles`, `(batch, views, 3, resolution, resolution)`: the global feature is that of
+        the whole image; the regions are those of all views, one view after the other.
+        """
+        views = pixels.unbind(1) if pixels.dim() == 5 else (pixels,)
+        # Makes convolutions faster on CPUs: RN50 by 2 to 30 %, EfficientNet by 10 to 80 %.
+        encoded = [
+            self.encode_view(view.contiguous(memory_format=torch.channels_last)) for view in views
+        ]
+        regions = torch.cat([regions for _, regions in encoded], dim=1)
+        batch, locations, _ = regions.shape
+        return Features(encoded[0][0], regions.flatten(0, 1), torch.full((batch,), locations))
+
+    @abstractmethod
+    def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels `(batch, 3, resolution, resolution)` to unit features: global `(batch, dim)` and
+        of each location, row by row, `(batch, locations, dim)`."""
 
     @abstractmethod
     def encode_text(self, texts: list[str]) -> Tensor:

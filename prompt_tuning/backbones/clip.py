@@ -68,6 +68,10 @@ class CLIP(OpenClipVLM, CausalVLM):
         self.eval().requires_grad_(False)
 
     @classmethod
+    def refines_patches(cls, config: dict[str, Any]) -> bool:
+        return not _is_resnet(config)
+
+    @classmethod
     def check_resolution(cls, settings: VLMSettings, config: dict[str, Any]) -> None:
         stride = _stride(config)
         if settings.resolution % stride:
@@ -110,11 +114,37 @@ class CLIP(OpenClipVLM, CausalVLM):
         blocks = visual.transformer.resblocks
         outputs = visual.forward_intermediates(pixels, indices=[len(blocks) - 2], output_fmt="NLC")
         last, patches = blocks[-1], outputs["image_intermediates"][0]
-        value_weight = last.attn.in_proj_weight.chunk(3)[2]
-        value_bias = last.attn.in_proj_bias.chunk(3)[2]
-        values = F.linear(last.ln_1(patches), value_weight, value_bias)
-        regions = visual.ln_post(last.ls_1(last.attn.out_proj(values))) @ visual.proj
+        regions = visual.ln_post(last.ls_1(_values(last, patches))) @ visual.proj
         return outputs["image_features"], regions
+
+    def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if self.settings.patches == "refined":
+            return self._refined_vit(pixels)
+        return super().encode_view(pixels)
+
+    def _refined_vit(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """As TagCLIP has it (arXiv 2312.12828, §3.1 and §3.2), without its masks of classes.
+
+        A patch's feature is the last block's with attention to the patch itself alone. Then each
+        becomes a weighted mean of all, which refines the scores of patches in the same way, because
+        they are linear in the features. The means are not of unit length: where patches disagree,
+        scores are lower.
+        """
+        visual = self.model.visual
+        hidden, attentions = visual._embeds(pixels), []
+        *earlier, last = visual.transformer.resblocks
+        for block in earlier:
+            normed = block.ln_1(hidden)
+            attended, weights = block.attn(normed, normed, normed)  # the mean over heads
+            attentions.append(weights[:, 1:, 1:])
+            hidden = hidden + block.ls_1(attended)
+            hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
+        patches = hidden[:, 1:]
+        patches = patches + last.ls_1(_values(last, patches))
+        patches = patches + last.ls_2(last.mlp(last.ln_2(patches)))
+        patches = F.normalize(visual.ln_post(patches) @ visual.proj, dim=-1)
+        pooled = visual.ln_post(last(hidden)[:, 0]) @ visual.proj
+        return F.normalize(pooled, dim=-1), voted_attention(attentions) @ patches
 
     def text_features(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """The pooled feature is at EOS; the tokens are those from SOS to EOS, both included."""
@@ -184,6 +214,35 @@ class CLIP(OpenClipVLM, CausalVLM):
             attn_mask=self.model.attn_mask[:tokens, :tokens],
         )
         return self.model.ln_final(hidden) @ self.model.text_projection
+
+
+def voted_attention(attentions: list[Tensor]) -> Tensor:
+    """What TagCLIP refines the scores of patches with (arXiv 2312.12828, §3.2), rows add to 1.
+
+    The mean attention of the last layers, masked to where enough layers attend more than they do on
+    average. Its released code takes three of ViT-B's twelve layers and asks for four votes; other
+    depths take the same shares here.
+
+    Args:
+        attentions: of patches to patches in each layer but the last, `(batch, patches, patches)`.
+    """
+    stacked = torch.stack(attentions)  # (layers, batch, patches, patches)
+    layers = len(stacked) + 1
+    votes = (stacked > stacked.mean((-2, -1), keepdim=True)).sum(0)
+    # In the last layer each patch attends to itself alone.
+    votes = votes + torch.eye(votes.shape[-1], device=votes.device, dtype=votes.dtype)
+    mean = stacked[-max(1, layers // 4) :].mean(0)
+    kept = mean * (votes >= max(1, layers // 3))
+    total = kept.sum(-1, keepdim=True)
+    alone = torch.eye(kept.shape[-1], device=kept.device, dtype=kept.dtype)
+    return torch.where(total > 0, kept / total, alone)
+
+
+def _values(block: Any, tokens: Tensor) -> Tensor:
+    """What a block's attention adds to tokens that attend to themselves alone."""
+    weight = block.attn.in_proj_weight.chunk(3)[2]
+    bias = block.attn.in_proj_bias.chunk(3)[2]
+    return block.attn.out_proj(F.linear(block.ln_1(tokens), weight, bias))
 
 
 def _at(features: Tensor, positions: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class ImageNetBridge(VLM):
             kind="embedded",
             model=settings.model,
             weights=digest(self._weights),
-            preprocessing=f"RGB, {settings.resize} straight resize, x/127.5-1",
+            preprocessing=self._preprocessing("x/127.5-1"),
             centring=f"mean of ImageNet anchors {texts_digest}",
             resolution=settings.resolution,
             dim=384,
@@ -71,6 +71,8 @@ class ImageNetBridge(VLM):
             )
         if settings.pretrained is not None or settings.quick_gelu is not None:
             raise ValueError("vlm.pretrained and vlm.quick_gelu: only go with vlm.kind: open_clip")
+        if settings.patches == "refined":
+            raise ValueError(f"vlm.patches: refined needs a CLIP ViT (got {settings.model})")
 
     @classmethod
     def weight_files(cls, settings: VLMSettings) -> list[Path]:
@@ -92,15 +94,9 @@ class ImageNetBridge(VLM):
     def normalize(self, pixels: Tensor) -> Tensor:
         return pixels.float() / 127.5 - 1
 
-    @torch.no_grad()
-    def encode_image(self, pixels: Tensor) -> Features:
-        region_logits = self.imagenet_logits(pixels)
-        batch, locations, _ = region_logits.shape
-        return Features(
-            pooled=self._into_text_space(region_logits.mean(1)),
-            regions=self._into_text_space(region_logits).flatten(0, 1),
-            counts=torch.full((batch,), locations),
-        )
+    def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.imagenet_logits(pixels)
+        return self._into_text_space(logits.mean(1)), self._into_text_space(logits)
 
     @torch.no_grad()
     def imagenet_logits(self, pixels: Tensor) -> Tensor:

@@ -38,6 +38,8 @@ class OpenClipVLM(VLM):
                 f"vlm.model {settings.model!r} is not supported: it is not a plain {cls.__name__} "
                 f"({', '.join(foreign)})"
             )
+        if settings.patches == "refined" and not cls.refines_patches(config):
+            raise ValueError(f"vlm.patches: refined needs a CLIP ViT (got {settings.model})")
         cls.check_resolution(settings, config)
         check_checkpoint(settings, config)
 
@@ -52,6 +54,11 @@ class OpenClipVLM(VLM):
             foreign |= {key for key, value in fixed.items() if section.get(key) != value}
             parts += sorted(f"{tower} {key}".strip() for key in foreign)
         return parts
+
+    @classmethod
+    def refines_patches(cls, config: dict[str, Any]) -> bool:
+        """Whether the image tower can follow `vlm.patches: refined`."""
+        return False
 
     @classmethod
     @abstractmethod
@@ -70,22 +77,14 @@ class OpenClipVLM(VLM):
             kind="open_clip",
             model=self.settings.model,
             weights=weights,
-            preprocessing=(
-                f"RGB, {self.settings.resize} straight resize, no crop, mean {mean}, std {std}"
-            ),
+            preprocessing=self._preprocessing(f"no crop, mean {mean}, std {std}"),
             resolution=self.settings.resolution,
             dim=dim,
         )
 
-    @torch.no_grad()
-    def encode_image(self, pixels: Tensor) -> Features:
+    def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         pooled, regions = self.image_features(pixels)
-        batch, locations, _ = regions.shape
-        return Features(
-            pooled=F.normalize(pooled, dim=-1),
-            regions=F.normalize(regions, dim=-1).flatten(0, 1),
-            counts=torch.full((batch,), locations),
-        )
+        return F.normalize(pooled, dim=-1), F.normalize(regions, dim=-1)
 
     @abstractmethod
     def image_features(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from prompt_tuning.backbones.base import VLM
 from prompt_tuning.install_hints import pip_install
 from prompt_tuning.storage import digest, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tiles import view_boxes
 from prompt_tuning.tuning.scoring import raw_image_scores
 
 OPSET = 18
@@ -29,10 +30,12 @@ _BATCH = 2  # what is traced; a batch of 1 would be taken for a constant
 def export_onnx(artifact: Artifact, vlm: VLM, file: Path) -> None:
     """Write the artifact with the image tower of its VLM.
 
-    Input `pixels`: uint8 `(batch, 3, resolution, resolution)`, RGB, any batch. Output `scores`:
-    float32 `(batch, classes)` in [0, 1], as `Tagger.scores`. The model's metadata holds `labels`
-    and `thresholds` (JSON lists in the order of the classes), `preprocessing`, `vlm` (JSON),
-    `artifact` (the SHA-256 of what was exported) and `datafree` (its version).
+    Input `pixels`: uint8 `(batch, 3, resolution, resolution)`, RGB, any batch; for a VLM with
+    `tiles`, `(batch, views, 3, resolution, resolution)`. Output `scores`: float32
+    `(batch, classes)` in [0, 1], as `Tagger.scores`. The model's metadata holds `labels` and
+    `thresholds` (JSON lists in the order of the classes), `views` (a JSON list of each view's left,
+    top, right and bottom, as shares of the image), `preprocessing`, `vlm` (JSON), `artifact` (the
+    SHA-256 of what was exported) and `datafree` (its version).
 
     Raises:
         ValueError: in one line, when ONNX's packages are missing or `vlm` is not the one that the
@@ -40,9 +43,10 @@ def export_onnx(artifact: Artifact, vlm: VLM, file: Path) -> None:
     """
     check_packages()
     artifact.check_vlm(vlm)
-    side = vlm.identity.resolution
+    side, views = vlm.identity.resolution, len(view_boxes(vlm.settings.tiles))
+    shape = (_BATCH, views, 3, side, side) if vlm.settings.tiles else (_BATCH, 3, side, side)
     scorer = _Scorer(artifact, vlm).eval()
-    pixels = torch.zeros(_BATCH, 3, side, side, dtype=torch.uint8)
+    pixels = torch.zeros(shape, dtype=torch.uint8)
     scorer(pixels)  # a tower may be built when the first image comes, which cannot be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns of its own parts
@@ -76,9 +80,10 @@ def _metadata(artifact: Artifact) -> dict[str, str]:
     return {
         "labels": json.dumps(artifact.categories.names, ensure_ascii=False),
         "thresholds": json.dumps(calibration["thresholds"]),
+        "views": json.dumps(view_boxes(artifact.vlm_settings.tiles)),
         "preprocessing": (
-            "uint8, channels first, RGB; turned upright as EXIF says; resized straight to "
-            f"{side} x {side} without a crop (Pillow's {resize}); the file does the rest"
+            "uint8, channels first, RGB; turned upright as EXIF says; each view resized straight "
+            f"to {side} x {side} (Pillow's {resize}); the file does the rest"
         ),
         "vlm": artifact.vlm.model_dump_json(),
         "artifact": digest(

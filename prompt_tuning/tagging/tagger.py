@@ -17,6 +17,7 @@ from prompt_tuning.backbones.base import VLM
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.new_labels import meant_labels
+from prompt_tuning.tiles import over_the_image, view_boxes
 from prompt_tuning.tuning.scoring import raw_image_scores, region_shares
 
 _TOKENIZER = threading.Lock()  # tokenizers refuse two threads at once
@@ -103,7 +104,7 @@ class Tagger:
         return np.concatenate(scored)
 
     def pixels(self, image: ImageSource) -> Tensor:
-        """An image as input of the model, `(3, resolution, resolution)`.
+        """An image as input of the model (see `VLM.preprocess`).
 
         Raises:
             ValueError: naming the file, when it cannot be read.
@@ -113,10 +114,8 @@ class Tagger:
 
     @torch.no_grad()
     def score_pixels(self, pixels: Tensor) -> np.ndarray:
-        """As `raw_scores`, from stacked `pixels`: `(batch, 3, resolution, resolution)`."""
-        # Convolutions are faster in this layout on CPUs.
-        pixels = pixels.to(self._vlm.device, memory_format=torch.channels_last)
-        features = self._vlm.encode_image(pixels).float()
+        """As `raw_scores`, from a stack of `pixels`."""
+        features = self._vlm.encode_image(pixels.to(self._vlm.device)).float()
         geometry = self._artifact.geometry
         return raw_image_scores(features, self._pooled, self._local, geometry).cpu().numpy()
 
@@ -159,8 +158,11 @@ class Tagger:
         pixels = self.pixels(image)[None].to(self._vlm.device)
         regions = self._vlm.encode_image(pixels).regions.float()
         shares = region_shares(regions, self._local, self._artifact.geometry)
-        side = round(len(regions) ** 0.5)  # images are made square
-        return shares.T.reshape(len(self.names), side, side).cpu().numpy()
+        tiles = self._vlm.settings.tiles
+        views = len(view_boxes(tiles))
+        side = round((len(regions) / views) ** 0.5)  # views are made square
+        maps = shares.T.reshape(len(self.names), views, side, side)
+        return over_the_image(maps, tiles).cpu().numpy()
 
     def with_labels(self, labels: Sequence[str]) -> Tagger:
         """A tagger of these labels only, without tuning (see new_labels.py).
