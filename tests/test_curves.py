@@ -1,8 +1,10 @@
-"""TensorBoard events of a run: what tuning reported, epoch by epoch, for each seed."""
+"""TensorBoard events of a run: what tuning reported, epoch by epoch, for each seed.
+
+Those of a whole run are in test_resume.py.
+"""
 
 from __future__ import annotations
 
-import json
 import struct
 import subprocess
 import sys
@@ -10,14 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
-from rich.console import Console
 from tensorboardX.proto.event_pb2 import Event
 
-from orchestrator.config.load import load_config
 from orchestrator.runs.curves import curves_folder, new_curves
-from orchestrator.runs.pipeline import run
-from prompt_tuning.backbones.base import VLM
 
 Curves = dict[str, list[tuple[int, float]]]
 
@@ -95,43 +92,3 @@ def test_a_full_disk_ends_it_and_names_the_folder(tmp_path: Path) -> None:
         timeout=60,
     )
     assert done.stderr.endswith(f"No space left on device: '{tmp_path}/curves'\n")
-
-
-def test_a_run_on_templates_has_curves_and_so_has_one_of_cached_stages(
-    tmp_path: Path, embedded_vlm: VLM, lasting_cache: Path
-) -> None:
-    settings = {
-        "name": "curves",
-        "categories": ["dog", "violin", "lemon", "car"],
-        "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
-        "captions": {"templates": True},
-        "hierarchy": {"coarse": 2, "fine": 2},
-        "vlm": {"model": embedded_vlm.identity.model, "resolution": 224},
-        "tuning": {"epochs": 2, "batch": 64, "cpus_per_worker": 0.5},
-    }
-    (tmp_path / "curves.yaml").write_text(yaml.safe_dump(settings), "utf-8")
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    (cache / "imagenet_anchors").symlink_to(lasting_cache / "imagenet_anchors")
-
-    def curves_after_run(runs: str) -> Path:
-        config = load_config(tmp_path / "curves.yaml", [], str(cache), str(tmp_path / runs))
-        run(config, Console(quiet=True))
-        return curves_folder(tmp_path / runs / "curves", 0)
-
-    first = curves_after_run("first")
-    (history_file,) = cache.glob("tuning/*/history.json")
-    history = json.loads(history_file.read_bytes())
-    assert [entry["epoch"] for entry in history] == [1, 2]
-    assert read_curves(first) == expected(history)
-    report = (tmp_path / "first/curves/report.html").read_text("utf-8")
-    assert "Prompts tuned on 320 captions (all of them from CLIP" in report
-
-    assert read_curves(curves_after_run("second")) == expected(history)
-    assert len(list(cache.glob("tuning/*"))) == 1
-    # Whatever was there before: half of this seed's curves, or those of a seed of another config.
-    for seed in (0, 7):
-        with new_curves(curves_folder(tmp_path / "first/curves", seed)) as add_epoch:
-            add_epoch(HISTORY[0])
-    assert read_curves(curves_after_run("first")) == expected(history)
-    assert [folder.name for folder in first.parent.iterdir()] == ["seed-0"]

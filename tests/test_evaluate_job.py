@@ -131,6 +131,8 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert torch.equal(methods.tuned[0].local, artifact.classes.local)
     on_captions = json.loads((run / "metrics/held_out_captions.json").read_bytes())
     assert on_captions == json.loads((run / "metrics.json").read_bytes())
+    page = (run / "report.html").read_text("utf-8")
+    assert "Prompts tuned on 320 captions (all of them from CLIP" in page
     err = datafree("evaluate", run, refused=True)
     assert "--dataset: is missing" in err
 

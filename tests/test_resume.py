@@ -18,7 +18,10 @@ import pytest
 import yaml
 from child_processes import interrupt, wait_until
 from PIL import Image, ImageDraw
+from test_curves import HISTORY, expected, read_curves
 from tiny_llm import write_tiny_llm
+
+from orchestrator.runs.curves import curves_folder, new_curves
 
 CATEGORIES = ["dog", "bicycle", "violin", "lemon", "car", "tree"]
 PLACES = ["in the park", "near a wall", "on the grass", "by the road", "at home", "in the sun"]
@@ -115,6 +118,25 @@ def test_a_run_leaves_its_figures_and_an_artifact(calm: Path) -> None:
     assert {p.name for p in (calm / "runs/own").iterdir()} >= {
         *("config.yaml", "run.json", "metrics.json", "artifact", "report.html")
     }
+
+
+def test_curves_are_of_this_run_also_if_its_stages_are_cached(config: Path, calm: Path) -> None:
+    folder = calm / "runs/own"
+    stages = json.loads((folder / "run.json").read_text("utf-8"))["stages"]
+    histories = []
+    for seed in (0, 1):
+        key = stages[f"tuning, seed {seed}"]["key"]
+        histories.append(json.loads((calm / f"cache/tuning/{key}/history.json").read_bytes()))
+        assert [entry["epoch"] for entry in histories[seed]] == [1, 2, 3, 4, 5]
+        assert read_curves(curves_folder(folder, seed)) == expected(histories[seed])
+    # Whatever was there before: half of a seed's curves, or those of a seed of another config.
+    for seed in (0, 7):
+        with new_curves(curves_folder(folder, seed)) as add_epoch:
+            add_epoch(HISTORY[0])
+    assert "Nothing to do" in run(config, calm)
+    assert {path.name for path in (folder / "tensorboard").iterdir()} == {"seed-0", "seed-1"}
+    for seed in (0, 1):
+        assert read_curves(curves_folder(folder, seed)) == expected(histories[seed])
 
 
 def answers(place: Path) -> set[str]:
