@@ -60,8 +60,9 @@ from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.metrics import average_precisions, mean_average_precision
 from prompt_tuning.features import Features
 from prompt_tuning.storage import digest
+from prompt_tuning.tuning import scoring
 from prompt_tuning.tuning.prompts import anchor_features, interpolate_with_anchor
-from prompt_tuning.tuning.scoring import pooled_scores, region_scores
+from prompt_tuning.tuning.scoring import region_scores
 
 # The features of tuning are kept as they are; the anchor's weight is a candidate's.
 NO_ANCHOR = [f"prompts.{branch}_branch.anchor_weight=0" for branch in ("global", "local")]
@@ -181,7 +182,7 @@ def kept(args: argparse.Namespace) -> Path:
 
 def global_scores(items: Features, classes: torch.Tensor, plan: Plan, vlm: VLM) -> np.ndarray:
     geometry = plan.config.scoring.resolve(vlm.geometry)
-    return pooled_scores(items.pooled.float(), classes, geometry).numpy()
+    return scoring.global_scores(items.float(), classes, geometry).numpy()
 
 
 def local_scores(items: Features, classes: torch.Tensor, plan: Plan, vlm: VLM) -> np.ndarray:

@@ -10,12 +10,13 @@ from prompt_tuning.features import Features, concatenate, load_features, save_fe
 
 
 def ragged(*counts: int, first: float = 0.0) -> Features:
-    """Each region is numbered, so that one in a wrong place is seen."""
+    """Each region and both tiles of each item are numbered, to see one in a wrong place."""
     total = sum(counts)
     return Features(
         first + torch.arange(len(counts)).float()[:, None].expand(-1, 3),
         first + torch.arange(total).float()[:, None].expand(-1, 3),
         torch.tensor(counts),
+        first + torch.arange(2 * len(counts)).float().view(-1, 2, 1).expand(-1, -1, 3),
     )
 
 
@@ -25,7 +26,10 @@ def regions_of_items(features: Features) -> list[list[float]]:
 
 
 def same(one: Features, other: Features) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return all(
+        a is b is None or torch.equal(a, b)  # None: without tiles
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def test_take_brings_each_item_its_own_regions() -> None:
@@ -35,6 +39,8 @@ def test_take_brings_each_item_its_own_regions() -> None:
     assert taken.pooled[:, 0].tolist() == [2, 0, 2]
     assert taken.counts.tolist() == [3, 2, 3]
     assert regions_of_items(taken) == [[3, 4, 5], [0, 1], [3, 4, 5]]
+    assert taken.tiles is not None
+    assert taken.tiles[:, :, 0].tolist() == [[4, 5], [0, 1], [4, 5]]
 
 
 def test_taking_all_in_order_changes_nothing() -> None:
@@ -43,7 +49,7 @@ def test_taking_all_in_order_changes_nothing() -> None:
 
 def test_taking_nothing_gives_empty_features() -> None:
     taken = ragged(2, 1, 3).take(torch.arange(0))
-    assert [part.shape for part in taken] == [(0, 3), (0, 3), (0,)]
+    assert [part.shape for part in taken if part is not None] == [(0, 3), (0, 3), (0,), (0, 2, 3)]
 
 
 def test_parts_are_joined_in_order_and_can_be_taken_apart() -> None:

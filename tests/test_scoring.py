@@ -16,7 +16,7 @@ from prompt_tuning.tuning.scoring import (
     ScoringSettings,
     branch_scores,
     fuse,
-    pooled_scores,
+    global_scores,
     raw_image_scores,
     region_scores,
 )
@@ -86,6 +86,26 @@ def test_raw_image_scores_are_the_mean_of_both_branches_scores(geometry: Geometr
 
 
 @both_geometries
+def test_the_best_tile_gives_half_of_the_global_score(geometry: Geometry) -> None:
+    items, class_pooled, class_local = (
+        ragged([4, 4, 4])._replace(tiles=unit(3, 5, DIM, seed=7)),
+        unit(CLASSES, DIM, seed=8),
+        unit(CLASSES, DIM, seed=9),
+    )
+    assert items.tiles is not None
+    of_pooled, _ = branch_scores(items, class_pooled, class_local, geometry)
+    for item in range(3):
+        for c in range(CLASSES):
+            whole = float(items.pooled[item] @ class_pooled[c])
+            best = max(float(tile @ class_pooled[c]) for tile in items.tiles[item])
+            expected = geometry.scale * (whole + best) / 2
+            assert float(of_pooled[item, c]) == pytest.approx(expected)
+    scores = raw_image_scores(items, class_pooled, class_local, geometry)
+    fused = fuse(*branch_scores(items, class_pooled, class_local, geometry), geometry)
+    torch.testing.assert_close(scores, fused, atol=1e-6, rtol=0)
+
+
+@both_geometries
 def test_an_items_score_does_not_depend_on_the_items_beside_it(geometry: Geometry) -> None:
     items, classes = ragged([2, 7, 1]), unit(CLASSES, DIM, seed=9)
     together = region_scores(items.regions, items.counts, classes, geometry)
@@ -151,8 +171,9 @@ def test_settings_replace_only_what_they_give() -> None:
     assert changed == Geometry(
         scale=10.0, aggregation="log_mean_exp", local_temperature=30.0, global_weight=0.0
     )
-    pooled, classes = unit(2, DIM, seed=1), unit(CLASSES, DIM, seed=2)
-    torch.testing.assert_close(pooled_scores(pooled, classes, changed), 10 * pooled @ classes.T)
+    items, classes = ragged([2, 1]), unit(CLASSES, DIM, seed=2)
+    scores = global_scores(items, classes, changed)
+    torch.testing.assert_close(scores, 10 * items.pooled @ classes.T)
 
 
 @pytest.mark.parametrize("wrong", [{"scale": 0.0}, {"global_weight": 1.5}, {"fusion": "max"}])

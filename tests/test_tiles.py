@@ -49,6 +49,8 @@ def test_each_view_is_a_part_of_the_image_by_itself(tiled_vlm: VLM, embedded_vlm
     assert both.counts.tolist() == [14 * 49, 14 * 49]
     expected = embedded_vlm.encode_image(pixels)
     torch.testing.assert_close(both.pooled, expected.pooled[[0, -1]], atol=1e-5, rtol=0)
+    assert both.tiles is not None
+    torch.testing.assert_close(both.tiles[0], expected.pooled[1:], atol=1e-5, rtol=0)
     of_first, of_second = both.regions.chunk(2)
     torch.testing.assert_close(of_first, expected.regions, atol=1e-5, rtol=0)
     reversed_views = expected.regions.unflatten(0, (14, 49)).flip(0).flatten(0, 1)

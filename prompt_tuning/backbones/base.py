@@ -168,16 +168,23 @@ class VLM(nn.Module, ABC):
         """Pixels `(batch, 3, resolution, resolution)` to global and local features.
 
         With `tiles`, `(batch, views, 3, resolution, resolution)`: the global feature is that of
-        the whole image; the regions are those of all views, one view after the other.
+        the whole image, beside those of its tiles; the regions are those of all views, one view
+        after the other.
         """
         views = pixels.unbind(1) if pixels.dim() == 5 else (pixels,)
         # Makes convolutions faster on CPUs: RN50 by 2 to 30 %, EfficientNet by 10 to 80 %.
         encoded = [
             self.encode_view(view.contiguous(memory_format=torch.channels_last)) for view in views
         ]
-        regions = torch.cat([regions for _, regions in encoded], dim=1)
-        batch, locations, _ = regions.shape
-        return Features(encoded[0][0], regions.flatten(0, 1), torch.full((batch,), locations))
+        (whole, *tiles), regions = zip(*encoded, strict=True)
+        together = torch.cat(regions, dim=1)
+        batch, locations, _ = together.shape
+        return Features(
+            whole,
+            together.flatten(0, 1),
+            torch.full((batch,), locations),
+            torch.stack(tiles, dim=1) if tiles else None,
+        )
 
     @abstractmethod
     def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

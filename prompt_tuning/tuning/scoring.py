@@ -33,9 +33,17 @@ class ScoringSettings(Settings):
         return geometry.model_copy(update=changes)
 
 
-def pooled_scores(pooled: Tensor, class_features: Tensor, geometry: Geometry) -> Tensor:
-    """`scale · cos`, `(batch, classes)`, of unit features `(batch, dim)` and `(classes, dim)`."""
-    return geometry.scale * pooled @ class_features.T
+def global_scores(features: Features, class_features: Tensor, geometry: Geometry) -> Tensor:
+    """`scale · cos` of pooled features and class features `(classes, dim)`: `(batch, classes)`.
+
+    Where images have tiles, the mean of this score and the best tile's: a second look at the part
+    that speaks for the class (TagCLIP's re-identification, arXiv 2312.12828, §3.3, but at tiles).
+    """
+    whole = geometry.scale * features.pooled @ class_features.T
+    if features.tiles is None:
+        return whole
+    best = (geometry.scale * features.tiles @ class_features.T).amax(1)
+    return (whole + best) / 2
 
 
 def region_scores(
@@ -75,7 +83,7 @@ def branch_scores(
 ) -> tuple[Tensor, Tensor]:
     """Global and local scores, each `(batch, classes)`."""
     return (
-        pooled_scores(features.pooled, class_pooled, geometry),
+        global_scores(features, class_pooled, geometry),
         region_scores(features.regions, features.counts, class_local, geometry),
     )
 
@@ -96,16 +104,12 @@ def raw_image_scores(
     else:
         mean = sharpened.logsumexp(1) - torch.tensor(float(cosines.shape[1])).log()
         local = mean / geometry.local_temperature
-    return fuse(
-        pooled_scores(features.pooled, class_pooled, geometry), geometry.scale * local, geometry
-    )
+    return fuse(global_scores(features, class_pooled, geometry), geometry.scale * local, geometry)
 
 
-def fuse(
-    global_scores: Tensor, local_scores: Tensor, geometry: Geometry, fusion: str = "mean"
-) -> Tensor:
+def fuse(of_global: Tensor, of_local: Tensor, geometry: Geometry, fusion: str = "mean") -> Tensor:
     """The two branches' scores in one, `(batch, classes)`."""
     if fusion == "softmax":
-        global_scores, local_scores = global_scores.softmax(-1), local_scores.softmax(-1)
+        of_global, of_local = of_global.softmax(-1), of_local.softmax(-1)
     weight = geometry.global_weight
-    return weight * global_scores + (1 - weight) * local_scores
+    return weight * of_global + (1 - weight) * of_local
