@@ -63,7 +63,7 @@ from workers.tuning.job import CLASSES, read_classes
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 # The paper's prompts, as the quickstart tuned them before it tuned residuals (docs/left-out.md).
-_TOKENS = "shared: 2, coarse: 1, fine: 1, category: 2"
+_TOKENS = "learn: tokens, shared: 2, coarse: 1, fine: 1, category: 2"
 TOKENS = [
     "prompts.depth=4",
     f"prompts.global_branch={{{_TOKENS}}}",

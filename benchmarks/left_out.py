@@ -1,6 +1,6 @@
 """Settings chosen on all sets of images but one, measured on the one that was left out.
 
-    python benchmarks/left_out.py [--seeds 5] [--token-seeds 2] [--photos FOLDER]
+    python benchmarks/left_out.py [--seeds 5] [--token-seeds 2] [--photos FOLDER] [--tiles 2]
 
 The sets: composed scenes (44 labels, seeds 11 and 12; they only choose), and the photos below
 `--photos` (otherwise DATAFREE_PHOTOS): VOC 2012 (20 labels), COCO 2017 (80) and ADE20K (70), each
@@ -13,6 +13,8 @@ come from the stage cache or are asked for now, which takes minutes a list.
 3. The gain of a candidate on a set is its fused mAP less that of the best untuned baseline there.
 4. For each set of photos, the candidate with the highest mean gain on *the other* sets (scenes
    count as one) is measured on it.
+
+With `--tiles`, all methods see the images' tiles too (`vlm.tiles`).
 
 Finished tunings are kept in `<runs>/left_out/`, so the benchmark may be stopped and started again.
 The last line is one JSON object with the gains of all candidates on all sets.
@@ -146,6 +148,7 @@ def plan_way(of: LabelList, way: str, args: argparse.Namespace, scenes: int = 11
         *WAYS[way],
         f"seeds={list(range(seeds))}",
         f"knowledge.questions.seed={args.questions_seed}",
+        f"vlm.tiles={args.tiles}",
         "evaluation={dataset: none}"
         if of.photos
         else f"evaluation={{dataset: scenes, scenes: {{images: 400, seed: {scenes}}}}}",
@@ -171,7 +174,10 @@ def image_sets(of: LabelList, name: str, plan: Plan, vlm: VLM, args: argparse.Na
         files, np.concatenate([part.labels for part in parts]), np.concatenate(ignored)
     )
     key = digest([vlm.identity.model_dump(mode="json"), list(map(str, files))])[:20]
-    return {name: (photo_features(vlm, images, kept(args) / f"photos-{key}"), images)}
+    started = time.perf_counter()
+    features = photo_features(vlm, images, kept(args) / f"photos-{key}")
+    print(f"{name}: {(time.perf_counter() - started) / len(files):.3f} s an image", flush=True)
+    return {name: (features, images)}
 
 
 def kept(args: argparse.Namespace) -> Path:
@@ -202,14 +208,30 @@ def with_baseline(
     train, _ = read_caption_sets(plan)
     weight = plan.config.scoring.resolve(vlm.geometry).global_weight
     scores = {
-        method: weight * global_scores(items, classes.pooled, plan, vlm)
-        + (1 - weight) * local_scores(items, classes.local, plan, vlm)
+        method: all_scores(
+            global_scores(items, classes.pooled, plan, vlm),
+            local_scores(items, classes.local, plan, vlm),
+            weight,
+        )
         for method, classes in untuned_baselines(vlm, plan.categories, train).items()
     }
-    maps = {method: fused_map(s, images) for method, s in scores.items()}
-    best = max(maps, key=maps.__getitem__)
-    print(name, {method: round(value, 2) for method, value in maps.items()}, flush=True)
-    return ImageSet(items, images, scores[best])
+    maps = {method: branch_maps(s, images) for method, s in scores.items()}
+    best = max(maps, key=lambda method: maps[method]["fused"])
+    print(name, maps, flush=True)
+    return ImageSet(items, images, scores[best][-1])
+
+
+def all_scores(pooled: np.ndarray, local: np.ndarray, weight: float) -> np.ndarray:
+    """Global, local and fused scores: `(3, images, classes)`."""
+    return np.stack([pooled, local, weight * pooled + (1 - weight) * local])
+
+
+def branch_maps(scores: np.ndarray, images: LabelledImages) -> dict[str, float]:
+    """The mAP of `all_scores`, by branch."""
+    return {
+        branch: round(fused_map(of_branch, images), 2)
+        for branch, of_branch in zip(("global", "local", "fused"), scores, strict=True)
+    }
 
 
 def fused_map(scores: np.ndarray, images: LabelledImages) -> float:
@@ -227,7 +249,7 @@ def mean_of(seeds: list[ClassFeatures]) -> ClassFeatures:
 def candidate_scores(
     on: ImageSet, way: str, seeds: list[ClassFeatures], plan: Plan, vlm: VLM, anchor: torch.Tensor
 ) -> dict[Candidate, list[np.ndarray]]:
-    """The fused scores of each candidate of a way; one matrix a seed, or one of the mean."""
+    """`all_scores` of each candidate of a way, for each seed or for the mean of the seeds."""
     weight = plan.config.scoring.resolve(vlm.geometry).global_weight
     found: dict[Candidate, list[np.ndarray]] = {}
     for kind, members in (("seed", seeds), ("mean", [mean_of(seeds)])):
@@ -240,26 +262,28 @@ def candidate_scores(
                 for score, of in ((global_scores, classes.pooled), (local_scores, classes.local))
             )
             for in_global, in_local in itertools.product(WEIGHTS, WEIGHTS):
-                fused = weight * pooled[in_global] + (1 - weight) * local[in_local]
-                found.setdefault((way, in_global, in_local, kind), []).append(fused)
+                scores = all_scores(pooled[in_global], local[in_local], weight)
+                found.setdefault((way, in_global, in_local, kind), []).append(scores)
     return found
 
 
 def describe(on: ImageSet, scores: list[np.ndarray]) -> dict[str, Any]:
     """A candidate on a set: mAP, gain with its interval, spread over seeds, labels that lose."""
     images = on.images
-    maps = [fused_map(of_seed, images) for of_seed in scores]
-    gain = paired_difference(
-        scores, on.baseline_scores, images.labels, RESAMPLES, 0, images.ignored
-    )
+    by_branch = [branch_maps(of_seed, images) for of_seed in scores]
+    maps = [of_seed["fused"] for of_seed in by_branch]
+    fused = [of_seed[-1] for of_seed in scores]
+    gain = paired_difference(fused, on.baseline_scores, images.labels, RESAMPLES, 0, images.ignored)
 
     def by_label(of: np.ndarray) -> np.ndarray:
         """AP of each label, NaN where no image shows it."""
         return np.array(average_precisions(of, images.labels, images.ignored), dtype=float)
 
-    lost = 100 * (np.mean([by_label(s) for s in scores], axis=0) - by_label(on.baseline_scores))
+    lost = 100 * (np.mean([by_label(s) for s in fused], axis=0) - by_label(on.baseline_scores))
     return {
         "map": round(statistics.mean(maps), 2),
+        "global": round(statistics.mean(of_seed["global"] for of_seed in by_branch), 2),
+        "local": round(statistics.mean(of_seed["local"] for of_seed in by_branch), 2),
         "spread": round(statistics.stdev(maps), 2) if len(maps) > 1 else None,
         "gain": [round(100 * v, 2) for v in (gain.mean, gain.low, gain.high)],
         "worst label": round(float(np.nanmin(lost)), 1),
@@ -272,6 +296,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--token-seeds", type=int, default=2)
     parser.add_argument("--questions-seed", type=int, default=0)
+    parser.add_argument("--tiles", type=int, nargs="*", default=[])
     parser.add_argument("--ways", nargs="*", default=list(WAYS))
     parser.add_argument("--photos", type=Path, default=os.environ.get("DATAFREE_PHOTOS", ""))
     parser.add_argument("--cache", default="cache")
@@ -296,7 +321,8 @@ def main() -> None:
                 for candidate, scores in candidate_scores(
                     on, way, seeds, plan, vlm, anchor
                 ).items():
-                    value = statistics.mean(fused_map(of_seed, images) for of_seed in scores) - base
+                    maps = [fused_map(of_seed[-1], images) for of_seed in scores]
+                    value = statistics.mean(maps) - base
                     gains[set_name][candidate] = value
                     if of.photos:
                         described.setdefault(set_name, {})[candidate] = {"scores": scores, "on": on}

@@ -250,7 +250,7 @@ MODELS_AND_MACHINE = [
         + "vlm: {kind: open_clip, model: RN50-quickgelu, pretrained: openai, resolution: 224}\n"
         + "prompts: {local_branch: {hierarchical: false, shared: 64}, global_branch: {shared: 64, "
         + "category: 10}}",
-        "prompts: 82 tokens with the category 'cat' exceed the 77 that RN50-quickgelu reads",
+        "prompts: 90 tokens with the category 'cat' exceed the 77 that RN50-quickgelu reads",
     ),
     (
         BASE

@@ -62,7 +62,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "captions": {"files": ["sentences.tsv"], "held_out": 0.2},
         "hierarchy": {"groups": "auto", "coarse": 2, "fine": 3},
         "vlm": {"model": "efficientnet-lite0+minilm", "resolution": 224},
-        "tuning": {"epochs": 5, "batch": 32, "workers": 2},
+        # Tokens, because they are tuned slowly enough to be interrupted.
+        "prompts": {"global_branch": {"learn": "tokens"}, "local_branch": {"learn": "tokens"}},
+        "tuning": {"epochs": 5, "batch": 32, "captions_per_item": 2, "workers": 2},
         "evaluation": {"dataset": "folder", "root": "photos"},
     }
     (folder / "own.yaml").write_text(yaml.safe_dump(settings), "utf-8")

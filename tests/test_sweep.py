@@ -71,7 +71,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "captions": {"files": ["sentences.tsv"], "held_out": 0.2},
         "hierarchy": {"groups": "auto", "coarse": 1, "fine": 2},
         "vlm": {"model": "efficientnet-lite0+minilm", "resolution": 224},
-        "tuning": {"epochs": EPOCHS, "batch": 64, "workers": 2},
+        # Tokens, because they are tuned slowly enough to be interrupted.
+        "prompts": {"global_branch": {"learn": "tokens"}, "local_branch": {"learn": "tokens"}},
+        "tuning": {"epochs": EPOCHS, "batch": 64, "captions_per_item": 2, "workers": 2},
         "evaluation": {
             "dataset": "folder",
             "root": str(folder / "photos"),

@@ -26,6 +26,7 @@ def raw(tmp_path: Path, lasting_cache: Path) -> dict[str, Any]:
         "captions": {"templates": True},
         "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
         "hierarchy": {"coarse": 1, "fine": 2},
+        "prompts": {"depth": 4},
         "sweep": {"space": {"prompts.depth": {"grid": [1, 2, 4]}}},
     }
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import save
+from test_features import same
 from torch.utils.flop_counter import FlopCounterMode
 
 from prompt_tuning.backbones.base import VLM
@@ -343,7 +344,7 @@ def test_a_captions_noise_does_not_depend_on_the_others(embedded_vlm: VLM, data:
     run, places = new_run(embedded_vlm, data), torch.tensor([4, 2])
     together = run._add_noise(data.train.features, torch.arange(len(data.train)), 0)
     alone = run._add_noise(data.train.features.take(places), places, 0)
-    assert all(torch.equal(*pair) for pair in zip(alone, together.take(places), strict=True))
+    assert same(alone, together.take(places))
 
 
 def test_mixed_items_have_the_captions_that_they_are_made_of(embedded_vlm: VLM, data: Data) -> None:
@@ -378,6 +379,6 @@ def test_splitting_keeps_each_caption_with_its_regions_and_labels(data: Data) ->
     assert rest.features is train.features is data.train.features, "nothing is copied"
     loaded, expected = rest.load(), data.train.features.take(torch.tensor([1, 4]))
     assert torch.equal(loaded.labels, data.train.labels[[1, 4]])
-    assert all(torch.equal(a, b) for a, b in zip(loaded.features, expected, strict=True))
+    assert same(loaded.features, expected)
     assert train.take(torch.tensor([1])).labels.tolist() == [[True, True, False, False, False]]
     assert train.rows.tolist() == [0, 2, 3, 5, 6]

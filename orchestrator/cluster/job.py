@@ -10,7 +10,7 @@ from orchestrator.cluster.placement import place_engines, place_workers
 from orchestrator.cluster.resources import Resources
 from orchestrator.cluster.working_directory import Parcel, pack
 from orchestrator.config.inputs import input_files
-from orchestrator.config.load import chosen_folders, read_config
+from orchestrator.config.load import check_config, chosen_folders, read_config
 from orchestrator.config.messages import validate
 from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
@@ -52,7 +52,7 @@ def prepare_job(
     varied = raw.pop("sweep", None)
     if what == "sweep":
         validate(SweepSettings, varied, f"{config}: sweep")
-    loaded = validate(RunConfig, raw, str(config))
+    loaded = check_config(raw, str(config))
     _check_files(loaded, path.parent, here)
     stay = {"paths.cache": loaded.paths.cache, "paths.runs": loaded.paths.runs}
     if loaded.evaluation.root is not None:

@@ -11,6 +11,8 @@ from orchestrator.config.messages import validate
 from orchestrator.config.models import RunConfig
 from orchestrator.config.yaml import parse_yaml, read_yaml
 from orchestrator.errors import InputError
+from prompt_tuning.backbones.base import VLMSettings
+from prompt_tuning.tuning.recipe import with_recipe
 
 
 def load_config(path: Path, overrides: list[str], cache: str | None, runs: str | None) -> RunConfig:
@@ -49,7 +51,14 @@ def chosen_folders(cache: str | None, runs: str | None) -> dict[str, str]:
 
 def build_config(raw: dict[str, Any], path: Path) -> RunConfig:
     """The checked config from the plain values of the file `path`. Raises InputError."""
-    return with_absolute_inputs(validate(RunConfig, raw, str(path)), path.parent)
+    return with_absolute_inputs(check_config(raw, str(path)), path.parent)
+
+
+def check_config(raw: dict[str, Any], source: str) -> RunConfig:
+    """The config from plain values, with its backbone's recipe. Raises InputError."""
+    vlm = raw.get("vlm", {})
+    kind = vlm.get("kind", VLMSettings().kind) if isinstance(vlm, dict) else None
+    return validate(RunConfig, with_recipe(kind, raw) if isinstance(kind, str) else raw, source)
 
 
 def set_field(raw: dict[str, Any], name: str, value: Any, source: str) -> None:

@@ -60,7 +60,11 @@ class EvaluationSettings(DatasetSettings):
 
 
 class RunConfig(Settings):
-    """All settings of `datafree run`. Input files named here are relative to the config file."""
+    """All settings of `datafree run`. Input files named here are relative to the config file.
+
+    Fields of `prompts`, `scoring`, `losses` and `tuning` that are not given have the recipe of
+    `vlm.kind`, if it has them, and else the defaults below.
+    """
 
     name: str
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=100)] = (0,)

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from orchestrator.config.models import RunConfig
 from orchestrator.sweep.settings import SweepSettings
 from prompt_tuning.settings import Settings
+from prompt_tuning.tuning.recipe import RECIPES
 
 _PREFACE = """# Configuration reference
 
@@ -25,6 +26,14 @@ overrides a field by its dotted name. Files named in a config are relative to it
 or a value of the wrong type, is refused with a message that says what would be right.
 
 This page is generated: `python -m orchestrator.config.reference > docs/config.md`."""
+
+_RECIPES_PREFACE = """## Recipes
+
+What takes the place of the defaults above, by `vlm.kind`. `embedded` is measured
+([left-out.md](left-out.md)). `open_clip` is the released recipe of arXiv 2403.01209 but for two
+things that are argued, not measured: batches of 64, because a list of one's own has too few
+captions for 512, and no softmax over classes, which would make an image's labels compete
+([paper.yaml](../configs/paper.yaml) has both as released)."""
 
 _WORDS: dict[Any, str] = {
     str: "text",
@@ -56,7 +65,16 @@ def config_reference() -> str:
     parts = [_PREFACE]
     for section in _sections():
         parts += [f"## {_heading(section)}", _description(section.model), _table(section)]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, _RECIPES_PREFACE, _recipes()]) + "\n"
+
+
+def _recipes() -> str:
+    names = sorted({name for recipe in RECIPES.values() for name in recipe})
+    rows = [f"| field | {' | '.join(f'`{kind}`' for kind in RECIPES)} |", "| --- | --- | --- |"]
+    for name in names:
+        values = [f"`{json.dumps(of[name])}`" if name in of else "" for of in RECIPES.values()]
+        rows.append(f"| `{name}` | {' | '.join(values)} |")
+    return "\n".join(rows)
 
 
 def _sections() -> list[Section]:

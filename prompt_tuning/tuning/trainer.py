@@ -53,7 +53,7 @@ class NoiseSettings(Settings):
 
 
 class TuningSettings(Settings):
-    """The optimiser and its schedule, with defaults for the embedded model.
+    """The optimiser and its schedule.
 
     `momentum`: for `sgd` only. `captions_per_item`: the number of captions that are merged into one
     training item, as an image shows several things.
