@@ -28,11 +28,11 @@ import torch
 from PIL import Image
 
 from prompt_tuning.backbones import load_vlm
-from prompt_tuning.backbones.base import VLMSettings
+from prompt_tuning.backbones.base import VIEWS_PER_BATCH, VLMSettings
 from prompt_tuning.images import open_image
-from workers.features import IMAGES_PER_BATCH, encode_in_tasks
+from workers.features import encode_in_tasks
 
-BATCH = IMAGES_PER_BATCH["cpu"]
+BATCH = VIEWS_PER_BATCH["cpu"]
 
 
 def write_photo(file: Path, draw: np.random.Generator) -> None:

@@ -34,7 +34,7 @@ PATHS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))  # workers import this file
-        connect(cpus=2)
+        connect(cpus=2, dashboard=False)
         yield
         disconnect()
 

@@ -114,6 +114,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
         "captions": {"templates": True},
         "hierarchy": {"coarse": 2, "fine": 2},
         "vlm": {"model": embedded_vlm.identity.model, "resolution": 224},
+        "prompts": {"global_branch": {"learn": "tokens+residuals"}},
         "tuning": {"epochs": 1, "batch": 64, "cpus_per_worker": 0.5},
     }
     Path("tiny.yaml").write_text(yaml.safe_dump(settings), "utf-8")
@@ -172,7 +173,7 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert metrics["calibration"]["best_f1"] == pytest.approx(quality["best_f1"])
     # What the run leaves is all that a tagger needs, for new labels too.
     assert sorted(artifact.tokens.tensors) == [
-        *("global.rows", "global.table", "local.rows", "local.table")
+        *("global.residuals", "global.rows", "global.table", "local.residuals")
     ]
     tagger = Tagger.load(run / "artifact", device="cpu", cache=lasting_cache)
     photos = [Path("photos", name) for name in PHOTOS]

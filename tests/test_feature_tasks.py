@@ -32,7 +32,7 @@ from workers.features import encode_in_tasks
 from workers.stage import run_stage
 
 stage, files, vlm, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
-connect()
+connect(dashboard=False)
 def work(staging):
     features = encode_in_tasks(files, vlm, cache, stage.parts, lambda _: None)
     save_features(staging / "features.safetensors", features)
@@ -42,7 +42,7 @@ assert run_stage(stage, work)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    connect()
+    connect(dashboard=False)
     yield
     disconnect()
 

@@ -78,7 +78,7 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ray_cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(PATHS))  # workers import this file
-        connect(cpus=2)
+        connect(cpus=2, dashboard=False)
         yield
         disconnect()
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import ray
 
+from prompt_tuning.backbones.base import VIEWS_PER_BATCH
 from prompt_tuning.tagging.tag_stream import Tagged, TagRule, chunks, started_ahead, tag_files
-from prompt_tuning.tagging.tagger import BATCH, Tagger
+from prompt_tuning.tagging.tagger import Tagger
 from workers.waiting import Waiting
 
 # One runs, the next one waits at the worker, so that it need not wait for us.
@@ -73,6 +74,6 @@ def files_per_task(count: int, workers: int, gpus: float) -> int:
     Workers get equal numbers of tasks. Tasks have whole batches, because then scores are the same
     to the bit on any number of workers.
     """
-    batch = BATCH["cuda" if gpus else "cpu"]
+    batch = VIEWS_PER_BATCH["cuda" if gpus else "cpu"]
     tasks = workers * max(1, ceil(count / (workers * _MAX_FILES_PER_TASK)))
     return batch * max(1, ceil(count / tasks / batch))

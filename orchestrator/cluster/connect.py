@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from orchestrator.cluster.local_ray import start_ray
 
 
-def connect(cpus: int | None = None, gpus: int | None = None) -> None:
+def connect(cpus: int | None = None, gpus: int | None = None, dashboard: bool = True) -> None:
     """Join the cluster at RAY_ADDRESS, or start Ray here with `cpus` and `gpus`; only once.
 
-    Without RAY_ADDRESS, a Ray that already runs on this machine is not joined.
+    Without RAY_ADDRESS, a Ray that already runs on this machine is not joined. `dashboard`: whether
+    to start it here too, which takes 2 s. Only Ray Train needs it, to ask which of its actors live.
     """
     import ray
 
@@ -36,7 +37,7 @@ def connect(cpus: int | None = None, gpus: int | None = None) -> None:
         else:
             # Many small workers start at once, also on few cores.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
-            start_ray(cpus, gpus)
+            start_ray(cpus, gpus, dashboard)
     # Hides Ray's long messages about retries.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
 

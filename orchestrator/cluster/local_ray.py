@@ -38,7 +38,7 @@ def check_ray_folder() -> None:
     check_folder(str(folder), name)
 
 
-def start_ray(cpus: int | None, gpus: int | None) -> None:
+def start_ray(cpus: int | None, gpus: int | None, dashboard: bool) -> None:
     """Start Ray on this machine, and retry once, because the machine may have been busy.
 
     Raises:
@@ -48,9 +48,11 @@ def start_ray(cpus: int | None, gpus: int | None) -> None:
     # Otherwise Ray writes a token into the home folder, which may not be writable.
     if "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    reason = _try_to_start(cpus, gpus) and _try_to_start(cpus, gpus)
-    if not reason:
-        return
+    reason = ""
+    for _ in range(2):
+        reason = _try_to_start(cpus, gpus, dashboard)
+        if not reason:
+            return
     _, folder = ray_folder()
     raise DescribedFailure(
         f"Ray did not start on this machine in two attempts: {reason} The load is "
@@ -60,7 +62,7 @@ def start_ray(cpus: int | None, gpus: int | None) -> None:
     )
 
 
-def _try_to_start(cpus: int | None, gpus: int | None) -> str:
+def _try_to_start(cpus: int | None, gpus: int | None, dashboard: bool) -> str:
     """Start Ray; return why it failed, or "". Raises OSError when it cannot write its files."""
     import psutil
     import ray
@@ -71,6 +73,7 @@ def _try_to_start(cpus: int | None, gpus: int | None) -> str:
             address="local",
             num_cpus=cpus,
             num_gpus=gpus,
+            include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
         )

@@ -67,8 +67,11 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         raise RuntimeError(_not_answered(summary))
 
 
-def knowledge_work(plan: KnowledgePlan, console: Console) -> Work:
-    """The function that fills the folder of the knowledge stage."""
+def knowledge_work(plan: KnowledgePlan, console: Console, tuned_too: bool = False) -> Work:
+    """The function that fills the folder of the knowledge stage.
+
+    `tuned_too`: whether Ray also tunes afterwards.
+    """
     if not plan.config.knowledge.questions.asks_something:
         return partial(write_given_knowledge, plan)
 
@@ -76,7 +79,7 @@ def knowledge_work(plan: KnowledgePlan, console: Console) -> Work:
         from orchestrator.stages.knowledge import write_knowledge  # heavy
 
         _prepare_model(plan, console)
-        connect(plan.resources.cpus, plan.resources.gpus)
+        connect(plan.resources.cpus, plan.resources.gpus, dashboard=tuned_too)
         write_knowledge(plan, partial(StageProgress, console), staging)
 
     return knowledge

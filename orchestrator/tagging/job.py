@@ -272,7 +272,7 @@ def _tagged_on_workers(
         resources = find_resources()
         gpus = 1 if resources.gpus else 0
         cpus = int(place(workers, gpus, resources, "--workers"))
-        connect(resources.cpus, resources.gpus)
+        connect(resources.cpus, resources.gpus, dashboard=False)
         # Workers may run in another folder.
         artifact, files = artifact.absolute(), (file.absolute() for file in files)
         yield from tag_on_workers(artifact, labels, cache, files, count, rule, workers, cpus, gpus)

@@ -72,7 +72,7 @@ def serve_artifacts(
     started = False
     try:
         console.print("Starting Ray")
-        connect(resources.cpus, resources.gpus)
+        connect(resources.cpus, resources.gpus, dashboard=False)
         if ray_serve.status().proxies:
             raise InputError(
                 "RAY_ADDRESS: Ray Serve already runs on this cluster, on its own port; stop it "

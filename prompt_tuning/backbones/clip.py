@@ -117,10 +117,10 @@ class CLIP(OpenClipVLM, CausalVLM):
         regions = visual.ln_post(last.ls_1(_values(last, patches))) @ visual.proj
         return outputs["image_features"], regions
 
-    def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_views(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         if self.settings.patches == "refined":
             return self._refined_vit(pixels)
-        return super().encode_view(pixels)
+        return super().encode_views(pixels)
 
     def _refined_vit(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """As TagCLIP has it (arXiv 2312.12828, §3.1 and §3.2), without its masks of classes.

@@ -88,7 +88,7 @@ class ImageNetBridge(VLM):
     def normalize(self, pixels: Tensor) -> Tensor:
         return pixels.float() / 127.5 - 1
 
-    def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_views(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.image_tower(pixels)  # (batch, locations, 1000)
         return self._into_text_space(logits.mean(1)), self._into_text_space(logits)
 

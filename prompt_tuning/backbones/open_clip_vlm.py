@@ -82,7 +82,7 @@ class OpenClipVLM(VLM):
             dim=dim,
         )
 
-    def encode_view(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_views(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         pooled, regions = self.image_features(pixels)
         return F.normalize(pooled, dim=-1), F.normalize(regions, dim=-1)
 

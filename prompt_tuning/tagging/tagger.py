@@ -24,9 +24,6 @@ _TOKENIZER = threading.Lock()  # tokenizers refuse two threads at once
 
 ImageSource = Image.Image | Path | str
 
-# How many images are encoded at once; CPUs' caches are small.
-BATCH = {"cpu": 4, "cuda": 64}
-
 
 @dataclass(frozen=True)
 class Tag:
@@ -67,7 +64,7 @@ class Tagger:
         self._calibration = artifact.calibration.of(rows)
         self.thresholds = self._calibration.thresholds
         self.device = vlm.device
-        self.batch = BATCH[self.device.type]
+        self.batch = vlm.images_per_batch
 
     @classmethod
     def load(
