@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -131,7 +132,6 @@ DETAILS: dict[str, list[str]] = {
     ],
 }
 SINGLE_PRECISION = "depth 4, features in single precision"
-IMAGES_PER_BATCH = 16
 
 # Of one set of class features: mAP by data set and branch.
 Figures = dict[str, dict[str, float]]
@@ -176,7 +176,8 @@ def write_single_precision(plan: Plan, folder: Path) -> Path:
     texts = [c.text for c in read_captions(plan.knowledge.stage.folder / CAPTIONS, plan.categories)]
     features = load_vlm(plan.config.vlm, cache=plan.cache).encode_captions(texts)
     with publishing(folder) as staging:
-        save_file(features._asdict(), staging / FEATURES)
+        parts = {name: part for name, part in features._asdict().items() if part is not None}
+        save_file(parts, staging / FEATURES)
     return folder / FEATURES
 
 
@@ -274,9 +275,12 @@ def photo_features(vlm: VLM, photos: LabelledImages, folder: Path) -> Features:
     """Features of photos, kept in a folder of their own."""
     if not is_published(folder):
         batches = []
-        for start in range(0, len(photos.files), IMAGES_PER_BATCH):
-            images = [open_image(file) for file in photos.files[start : start + IMAGES_PER_BATCH]]
+        started, size = time.perf_counter(), vlm.images_per_batch
+        for start in range(0, len(photos.files), size):
+            images = [open_image(file) for file in photos.files[start : start + size]]
             batches.append(vlm.encode_image(torch.stack([vlm.preprocess(i) for i in images])))
+        seconds = (time.perf_counter() - started) / len(photos.files)
+        print(f"{len(photos.files)} photos encoded, {seconds:.3f} s each", flush=True)
         with publishing(folder) as staging:
             save_features(staging / FEATURES, concatenate(batches))
     return load_features(folder / FEATURES)

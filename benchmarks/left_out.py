@@ -174,10 +174,7 @@ def image_sets(of: LabelList, name: str, plan: Plan, vlm: VLM, args: argparse.Na
         files, np.concatenate([part.labels for part in parts]), np.concatenate(ignored)
     )
     key = digest([vlm.identity.model_dump(mode="json"), list(map(str, files))])[:20]
-    started = time.perf_counter()
-    features = photo_features(vlm, images, kept(args) / f"photos-{key}")
-    print(f"{name}: {(time.perf_counter() - started) / len(files):.3f} s an image", flush=True)
-    return {name: (features, images)}
+    return {name: (photo_features(vlm, images, kept(args) / f"photos-{key}"), images)}
 
 
 def kept(args: argparse.Namespace) -> Path:
@@ -188,7 +185,9 @@ def kept(args: argparse.Namespace) -> Path:
 
 def global_scores(items: Features, classes: torch.Tensor, plan: Plan, vlm: VLM) -> np.ndarray:
     geometry = plan.config.scoring.resolve(vlm.geometry)
-    return scoring.global_scores(items.float(), classes, geometry).numpy()
+    tiles = None if items.tiles is None else items.tiles.float()
+    pooled = items._replace(pooled=items.pooled.float(), tiles=tiles)
+    return scoring.global_scores(pooled, classes, geometry).numpy()
 
 
 def local_scores(items: Features, classes: torch.Tensor, plan: Plan, vlm: VLM) -> np.ndarray:

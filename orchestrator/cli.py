@@ -87,7 +87,7 @@ def _home_expanded(arguments: list[str]) -> list[str]:
 def main() -> None:
     """Run the command line. Exit codes: 1 the system failed, 2 the input was wrong."""
     # Imports of PyTorch and Ray make very many objects that last. To look for garbage among them
-    # took a sixth of the time that a command needs to start.
+    # took a sixth of the time that a command needs to start. Afterwards there is little garbage.
     gc.set_threshold(100_000)
     quieten_libraries()
     with interruptible():

@@ -19,7 +19,7 @@ from prompt_tuning.tuning.caption_set import CaptionSet, caption_labels
 from prompt_tuning.tuning.class_prompts import ClassPrompts
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings, anchor_features
-from prompt_tuning.tuning.recipe import default_recipe
+from prompt_tuning.tuning.recipe import recipe_with
 from prompt_tuning.tuning.scoring import ScoringSettings
 from prompt_tuning.tuning.trainer import TuningRun, TuningSettings
 
@@ -40,9 +40,9 @@ def tune(
 ) -> Artifact:
     """Tune prompts for `categories` on `sentences`, each with the names of what it shows.
 
-    Groups are clustered on text features. Settings that are not given are the backbone's recipe
-    (see recipe.py). `allow_missing`: whether to tune even if some categories have no sentence to
-    tune on. `on_epoch` gets each epoch's figures.
+    Groups are clustered on text features. Fields of settings that are not given have the values of
+    the backbone's recipe (see recipe.py). `allow_missing`: whether to tune even if some categories
+    have no sentence to tune on. `on_epoch` gets each epoch's figures.
 
     Raises:
         ValueError: for a label that is not a category, categories without a sentence, or too few
@@ -53,9 +53,10 @@ def tune(
     )
     captions = [_caption(listed, text, labels) for text, labels in sentences]
     CaptionCoverage.of(captions, listed, held_out).check(allow_missing)
-    recipe = default_recipe(vlm.settings.kind)
-    prompts, scoring = prompts or recipe.prompts, scoring or recipe.scoring
-    losses, tuning = losses or recipe.losses, tuning or recipe.tuning
+    given = {"prompts": prompts, "scoring": scoring, "losses": losses, "tuning": tuning}
+    recipe = recipe_with(vlm.settings.kind, {k: v for k, v in given.items() if v is not None})
+    prompts, scoring, losses = recipe.prompts, recipe.scoring, recipe.losses
+    tuning = recipe.tuning
     whole = CaptionSet.of_all(
         vlm.encode_captions([caption.text for caption in captions]).to("cpu"),
         caption_labels(captions, len(listed)),

@@ -6,6 +6,7 @@ import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -55,7 +56,7 @@ def artifact_for(vlm: VLM) -> Artifact:
     )
 
 
-def tiny_clip(name: str, folder: Path, tiles: tuple[int, ...] = ()) -> VLM:
+def tiny_clip(name: str, folder: Path, **image_side: Any) -> VLM:
     """A CLIP with random weights in which different images have different features."""
     folder.mkdir()
     vision = RESNET if "RN" in name else VIT
@@ -77,7 +78,7 @@ def tiny_clip(name: str, folder: Path, tiles: tuple[int, ...] = ()) -> VLM:
             pretrained=str(folder / "weights.safetensors"),
             quick_gelu=quick_gelu,
             resolution=64 if "RN" in name else 32,
-            tiles=tiles,
+            **image_side,
         )
     )
 
@@ -141,10 +142,15 @@ def test_the_embedded_model_is_exported_whole(embedded_vlm: VLM, tmp_path: Path)
 
 @needs_onnx
 @pytest.mark.parametrize(
-    ("name", "tiles"), [("tiny-RN-quickgelu", ()), ("tiny-ViT", ()), ("tiny-ViT", (2,))]
+    ("name", "image_side"),
+    [
+        ("tiny-RN-quickgelu", {}),
+        ("tiny-ViT", {}),
+        ("tiny-ViT", {"tiles": (2,), "patches": "refined"}),
+    ],
 )
-def test_a_clip_is_exported_whole(name: str, tiles: tuple[int, ...], tmp_path: Path) -> None:
-    check_export(tiny_clip(name, tmp_path / "clip", tiles), tmp_path / "out" / "model.onnx")
+def test_a_clip_is_exported_whole(name: str, image_side: dict[str, Any], tmp_path: Path) -> None:
+    check_export(tiny_clip(name, tmp_path / "clip", **image_side), tmp_path / "out" / "model.onnx")
 
 
 @needs_onnx

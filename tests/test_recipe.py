@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tiny_artifact import NAMES, SENTENCES
@@ -11,8 +11,11 @@ from tiny_artifact import NAMES, SENTENCES
 from orchestrator.config.load import check_config, load_config
 from orchestrator.errors import InputError
 from prompt_tuning import tune
-from prompt_tuning.backbones.base import VLM
-from prompt_tuning.tuning.recipe import RECIPES, default_recipe, with_recipe
+from prompt_tuning.backbones.base import VLM, VLMSettings
+from prompt_tuning.backbones.clip import CLIP as CLIPModel
+from prompt_tuning.tuning.prompts import BranchSettings, PromptSettings
+from prompt_tuning.tuning.recipe import RECIPES, recipe_with, with_recipe
+from prompt_tuning.tuning.trainer import TuningSettings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 CLIP = {"kind": "open_clip", "model": "RN50-quickgelu", "pretrained": "openai", "resolution": 224}
@@ -29,7 +32,7 @@ def field(settings: Any, name: str) -> Any:
 def test_a_config_without_settings_has_its_backbones_recipe(kind: str, vlm: dict[str, Any]) -> None:
     config = check_config({**OWN, "vlm": vlm}, "own.yaml")
     for name, value in RECIPES[kind].items():
-        assert field(config, name) == field(default_recipe(kind), name) == value, name
+        assert field(config, name) == field(recipe_with(kind, {}), name) == value, name
 
 
 def test_what_is_given_wins_and_is_left_as_it_is() -> None:
@@ -74,15 +77,18 @@ def test_clips_recipe_is_the_released_one_but_for_the_batch_and_the_fusion() -> 
         for name, value in getattr(paper, section)
         if getattr(ours, section).model_dump()[name] != getattr(paper, section).model_dump()[name]
     }
-    # CLIP's own scale, temperature and weight are what paper.yaml spells out.
-    assert differing - {"scoring.scale", "scoring.local_temperature", "scoring.global_weight"} == {
-        *("tuning.batch", "scoring.fusion")
-    }
+    spelled_out = {"scoring.scale", "scoring.local_temperature", "scoring.global_weight"}
+    assert differing - spelled_out == {"tuning.batch", "scoring.fusion"}
+    assert paper.scoring.resolve(CLIPModel.geometry) == ours.scoring.resolve(CLIPModel.geometry)
+
+
+def test_every_kind_of_backbone_has_a_recipe() -> None:
+    assert set(RECIPES) == set(get_args(VLMSettings.model_fields["kind"].annotation))
 
 
 def test_the_quickstart_is_the_embedded_models_recipe() -> None:
     quickstart = load_config(CONFIGS / "quickstart.yaml", [], None, None)
-    recipe = default_recipe("embedded")
+    recipe = recipe_with("embedded", {})
     assert quickstart.prompts == recipe.prompts
     assert quickstart.losses == recipe.losses
     assert quickstart.scoring == recipe.scoring
@@ -90,6 +96,17 @@ def test_the_quickstart_is_the_embedded_models_recipe() -> None:
     assert {name: getattr(quickstart.tuning, name) for name in shared} == {
         name: getattr(recipe.tuning, name) for name in shared
     }
+
+
+def test_fields_that_are_given_in_python_win_and_the_others_are_the_recipes() -> None:
+    recipe = recipe_with("open_clip", {"tuning": TuningSettings(epochs=3)})
+    assert (recipe.tuning.epochs, recipe.tuning.lr) == (3, 0.002)
+    assert recipe.tuning.optimizer == "sgd"
+    branch = BranchSettings(learn="tokens")
+    recipe = recipe_with("embedded", {"prompts": PromptSettings(local_branch=branch)})
+    assert recipe.prompts.local_branch.learn == "tokens"
+    assert recipe.prompts.local_branch.anchor_weight == 0.5
+    assert recipe.prompts.global_branch.learn == "residuals"
 
 
 def test_tuning_in_python_takes_the_recipe_too(embedded_vlm: VLM) -> None:

@@ -173,7 +173,7 @@ def test_an_artifact_of_free_vectors_prompts_new_labels_by_hand(embedded_vlm: VL
 def test_new_labels_get_the_mean_of_all_residuals(
     embedded_vlm: VLM, tmp_path: Path, learn: Literal["residuals", "tokens+residuals"]
 ) -> None:
-    branch = BranchSettings(learn=learn, shared=1, coarse=1, fine=1, category=1)
+    branch = BranchSettings(learn=learn, shared=1, coarse=1, fine=1, category=1, anchor_weight=0.0)
     settings = PromptSettings(global_branch=branch, local_branch=branch)
     tune(embedded_vlm, NAMES, SENTENCES, prompts=settings, tuning=QUICK, held_out=0.3).save(
         tmp_path / "artifact"

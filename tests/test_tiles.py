@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
+from orchestrator.cluster.resources import Node, Resources
+from orchestrator.config.load import build_config
+from orchestrator.plan.run import make_plan
 from prompt_tuning.backbones import load_vlm
-from prompt_tuning.backbones.base import VLM, VLMSettings
+from prompt_tuning.backbones.base import VIEWS_PER_BATCH, VLM, VLMSettings
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.tagger import Tagger
 from prompt_tuning.tiles import over_the_image, view_boxes
@@ -55,6 +59,49 @@ def test_each_view_is_a_part_of_the_image_by_itself(tiled_vlm: VLM, embedded_vlm
     torch.testing.assert_close(of_first, expected.regions, atol=1e-5, rtol=0)
     reversed_views = expected.regions.unflatten(0, (14, 49)).flip(0).flatten(0, 1)
     torch.testing.assert_close(of_second, reversed_views, atol=1e-5, rtol=0)
+
+
+def test_tiles_change_what_is_made_of_images_and_nothing_else(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "a.png")
+    (photos / "labels.csv").write_text("a.png,dog\n", "utf-8")
+
+    def keys(**vlm: object) -> dict[str, list[str]]:
+        raw = {
+            "name": "own",
+            "paths": {"cache": str(tmp_path / "cache")},
+            "categories": ["dog", "cat"],
+            "captions": {"templates": True},
+            "knowledge": {"questions": {"per_category": 0, "relationships": 0}},
+            "vlm": vlm,
+            "evaluation": {"dataset": "folder", "root": str(photos)},
+        }
+        plan = make_plan(build_config(raw, tmp_path / "own.yaml"), Resources((Node(2, 0),)), None)
+        found: dict[str, list[str]] = {}
+        for stage in plan.stages:
+            found.setdefault(stage.name, []).append(stage.key)
+        return found
+
+    whole, tiled = keys(), keys(tiles=[2])
+    changed = {name for name in whole if whole[name] != tiled[name]}
+    assert changed == {"image_features", "evaluation"}
+    assert whole.keys() > {"caption_features", "hierarchy", "tuning", "images"}
+
+
+@pytest.mark.parametrize("wrong", [[3, 2], [2, 2], [1], [5]])
+def test_tiles_that_mean_nothing_are_refused(wrong: list[int]) -> None:
+    with pytest.raises(ValidationError):
+        VLMSettings(tiles=tuple(wrong))
+
+
+def test_a_batch_has_about_as_many_views_with_tiles_as_without(
+    tiled_vlm: VLM, embedded_vlm: VLM
+) -> None:
+    assert embedded_vlm.images_per_batch == VIEWS_PER_BATCH["cpu"] == 4
+    assert tiled_vlm.images_per_batch == 1
+    # So workers that get whole batches of images without tiles get whole batches with them.
+    assert VIEWS_PER_BATCH["cpu"] % tiled_vlm.images_per_batch == 0
 
 
 def test_texts_do_not_depend_on_tiles(tiled_vlm: VLM, embedded_vlm: VLM) -> None:

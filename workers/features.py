@@ -18,6 +18,7 @@ from prompt_tuning.backbones.base import VLM, VLMSettings
 from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import is_published, publishing
+from prompt_tuning.tiles import view_boxes
 from workers.failure import DescribedFailure
 from workers.waiting import Waiting
 
@@ -42,7 +43,8 @@ def encode_in_tasks(
         task, size = _caption_part.options(num_gpus=gpus).remote, _CAPTIONS_PER_PART
     else:
         task = partial(_image_part.options(num_gpus=gpus).remote, _readers(gpus))
-        size = _IMAGES_PER_PART["cuda" if gpus else "cpu"]
+        views = len(view_boxes(vlm.tiles))
+        size = max(1, _IMAGES_PER_PART["cuda" if gpus else "cpu"] // views)
     chunks = {
         parts / f"{start:08d}": items[start : start + size] for start in range(0, len(items), size)
     }

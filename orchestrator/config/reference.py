@@ -29,11 +29,12 @@ This page is generated: `python -m orchestrator.config.reference > docs/config.m
 
 _RECIPES_PREFACE = """## Recipes
 
-What takes the place of the defaults above, by `vlm.kind`. `embedded` is measured
-([left-out.md](left-out.md)). `open_clip` is the released recipe of arXiv 2403.01209 but for two
-things that are argued, not measured: batches of 64, because a list of one's own has too few
-captions for 512, and no softmax over classes, which would make an image's labels compete
-([paper.yaml](../configs/paper.yaml) has both as released)."""
+What takes the place of the defaults above, by `vlm.kind`. `embedded` is measured: `prompts` on
+label lists and photos that were left out in turn ([left-out.md](left-out.md)), the rest on scenes
+([figures.md](figures.md)). `open_clip` is the released recipe of arXiv 2403.01209, which was made
+for CLIP RN50 and is untried on SigLIP, but for two things that are argued, not measured: batches of
+64, because a list of one's own has too few captions for 512, and no softmax over classes, which
+would make an image's labels compete ([paper.yaml](../configs/paper.yaml) has both as released)."""
 
 _WORDS: dict[Any, str] = {
     str: "text",
@@ -70,7 +71,8 @@ def config_reference() -> str:
 
 def _recipes() -> str:
     names = sorted({name for recipe in RECIPES.values() for name in recipe})
-    rows = [f"| field | {' | '.join(f'`{kind}`' for kind in RECIPES)} |", "| --- | --- | --- |"]
+    rows = [f"| field | {' | '.join(f'`{kind}`' for kind in RECIPES)} |"]
+    rows.append(f"| --- |{' --- |' * len(RECIPES)}")
     for name in names:
         values = [f"`{json.dumps(of[name])}`" if name in of else "" for of in RECIPES.values()]
         rows.append(f"| `{name}` | {' | '.join(values)} |")
@@ -120,7 +122,10 @@ def _table(section: Section) -> str:
         else:
             value = _value(field.annotation, field.metadata)
         default = getattr(section.default, name) if section.default else field.default
-        rows.append(f"| `{name}` | {value} | {_default(field, default)} |")
+        recipes = {place for recipe in RECIPES.values() for place in recipe}
+        own = any(f"{path}.{name}" in recipes for path in section.paths)
+        shown = _default(field, default) + (" or a [recipe's](#recipes)" if own else "")
+        rows.append(f"| `{name}` | {value} | {shown} |")
     return "\n".join(rows)
 
 

@@ -38,7 +38,7 @@ TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
 class ImagesPlan:
     """The labelled images to evaluate on and their features; both None if there are no images.
 
-    `vlm_text`: what text features depend on (all of the VLM except how images are resized).
+    `vlm_text`: what text features depend on (all of the VLM except `IMAGE_SIDE`).
     """
 
     settings: EvaluationSettings

@@ -67,10 +67,10 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         raise RuntimeError(_not_answered(summary))
 
 
-def knowledge_work(plan: KnowledgePlan, console: Console, tuned_too: bool = False) -> Work:
+def knowledge_work(plan: KnowledgePlan, console: Console, dashboard: bool = False) -> Work:
     """The function that fills the folder of the knowledge stage.
 
-    `tuned_too`: whether Ray also tunes afterwards.
+    `dashboard`: see `connect`.
     """
     if not plan.config.knowledge.questions.asks_something:
         return partial(write_given_knowledge, plan)
@@ -79,7 +79,7 @@ def knowledge_work(plan: KnowledgePlan, console: Console, tuned_too: bool = Fals
         from orchestrator.stages.knowledge import write_knowledge  # heavy
 
         _prepare_model(plan, console)
-        connect(plan.resources.cpus, plan.resources.gpus, dashboard=tuned_too)
+        connect(plan.resources.cpus, plan.resources.gpus, dashboard=dashboard)
         write_knowledge(plan, partial(StageProgress, console), staging)
 
     return knowledge

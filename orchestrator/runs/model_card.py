@@ -55,8 +55,8 @@ def model_card(artifact: Artifact, run: Path) -> str:
         f"# {name}: tags for images, tuned on text alone",
         f"Scores {len(artifact.categories)} labels in images, each by itself, with the "
         f"{artifact.vlm.kind} image–text model `{artifact.vlm.model}` at "
-        f"{artifact.vlm.resolution} pixels. The prompts of the labels were tuned on sentences, "
-        "as in [arXiv 2403.01209](https://arxiv.org/abs/2403.01209).",
+        f"{artifact.vlm.resolution} pixels{_tiles(artifact)}. The prompts of the labels were tuned "
+        "on sentences, as in [arXiv 2403.01209](https://arxiv.org/abs/2403.01209).",
         *([_NOT_CLIP] if artifact.vlm.kind == "embedded" else []),
         "## Use",
         _USE,
@@ -102,6 +102,11 @@ print(Tagger.load("this-folder").tag(["photo.jpg"]))
 
 The weights of the image–text model are not in this folder; its exact identity is in
 `artifact.json`, and another model is refused."""
+
+
+def _tiles(artifact: Artifact) -> str:
+    cuts = [f"{n} × {n}" for n in artifact.vlm_settings.tiles]
+    return f", with {' and '.join(cuts)} tiles of each image" if cuts else ""
 
 
 def _local_checkpoint(artifact: Artifact) -> list[str]:

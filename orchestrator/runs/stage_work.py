@@ -35,27 +35,27 @@ def stage_work(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage,
 
     tuning = _SeedTuning(plan, console)
     return {
-        plan.knowledge.stage: knowledge_work(plan.knowledge, console, tuned_too=True),
+        plan.knowledge.stage: knowledge_work(plan.knowledge, console, dashboard=True),
         plan.captions: caption_features,
         plan.hierarchy: partial(write_hierarchy, plan),
         **{stage: partial(tuning.write, seed) for seed, stage in plan.tuning.items()},
-        **images_work(plan.labelled, stamps, console, tuned_too=True),
+        **images_work(plan.labelled, stamps, console, dashboard=True),
         plan.evaluation: partial(write_evaluation, plan),
     }
 
 
 def images_work(
-    plan: ImagesPlan, stamps: Path | None, console: Console, tuned_too: bool = False
+    plan: ImagesPlan, stamps: Path | None, console: Console, dashboard: bool = False
 ) -> dict[Stage, Work]:
     """The same for the images and their features.
 
-    `stamps`: the folder of the scenes' cut-outs. `tuned_too`: whether Ray also tunes afterwards.
+    `stamps`: the folder of the scenes' cut-outs. `dashboard`: see `connect`.
     """
     if not (plan.images and plan.features):
         return {}
 
     def image_features(staging: Path) -> None:
-        connect(plan.resources.cpus, plan.resources.gpus, dashboard=tuned_too)
+        connect(plan.resources.cpus, plan.resources.gpus, dashboard=dashboard)
         files = read_images(plan).files
         write_image_features(plan, files, partial(StageProgress, console), staging)
 

@@ -199,6 +199,8 @@ def make_metrics(
             "mean": "over the classes that have a positive",
             "resolution": plan.vlm.resolution,
             "resize": "straight, no crop",
+            "tiles": ", ".join(f"{n} × {n}" for n in plan.vlm.tiles) or "none",
+            **({"patches": plan.vlm.patches} if plan.vlm.patches != "value" else {}),
             "fusion": fusion,
             "checkpoint": "lowest ranking loss on held-out captions (before `anchor_weight` acts)",
             "selected_on": selected_on,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from prompt_tuning.features import Features
@@ -44,7 +45,8 @@ class VLMSettings(Settings):
     Face's hub, and reads one resolution only. `resize`: the filter that brings images to
     `resolution`. `tiles`: how finely images are cut for small things: `[2]` encodes 2 × 2
     overlapping tiles beside the whole image, `[2, 3]` 3 × 3 too; each tile costs as much as the
-    whole image. `patches`: what a CLIP ViT takes as features of its patches (see clip.py); other
+    whole image. `patches`: what a CLIP ViT takes as features of its patches: the `value` path of
+    the last block, or patches `refined` by the attention of the last layers (docs/method.md). Other
     models have `value` only.
     """
 
@@ -56,6 +58,13 @@ class VLMSettings(Settings):
     resize: Literal["bicubic", "bilinear"] = "bicubic"
     tiles: tuple[Annotated[int, Field(ge=2, le=4)], ...] = ()
     patches: Literal["value", "refined"] = "value"
+
+    @field_validator("tiles")
+    @classmethod
+    def _finer_and_finer(cls, tiles: tuple[int, ...]) -> tuple[int, ...]:
+        if any(later <= earlier for earlier, later in pairwise(tiles)):
+            raise ValueError(f"must increase, as in [2, 3] (got {list(tiles)})")
+        return tiles
 
 
 class Geometry(Settings):
@@ -72,7 +81,7 @@ class Geometry(Settings):
 
 
 class VLMIdentity(Settings):
-    """Everything in a VLM that class features depend on; they fit no VLM of another identity."""
+    """Everything in a VLM that scores depend on: an artifact fits no VLM of another identity."""
 
     kind: str
     model: str

@@ -131,12 +131,13 @@ class CLIP(OpenClipVLM, CausalVLM):
         scores are lower.
         """
         visual = self.model.visual
-        hidden, attentions = visual._embeds(pixels), []
+        hidden = visual._embeds(pixels)
         *earlier, last = visual.transformer.resblocks
+        vote = AttentionVote(len(earlier) + 1)
         for block in earlier:
             normed = block.ln_1(hidden)
             attended, weights = block.attn(normed, normed, normed)  # the mean over heads
-            attentions.append(weights[:, 1:, 1:])
+            vote.add(weights[:, 1:, 1:])
             hidden = hidden + block.ls_1(attended)
             hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))
         patches = hidden[:, 1:]
@@ -144,7 +145,7 @@ class CLIP(OpenClipVLM, CausalVLM):
         patches = patches + last.ls_2(last.mlp(last.ln_2(patches)))
         patches = F.normalize(visual.ln_post(patches) @ visual.proj, dim=-1)
         pooled = visual.ln_post(last(hidden)[:, 0]) @ visual.proj
-        return F.normalize(pooled, dim=-1), voted_attention(attentions) @ patches
+        return F.normalize(pooled, dim=-1), vote.result() @ patches
 
     def text_features(self, texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
         """The pooled feature is at EOS; the tokens are those from SOS to EOS, both included."""
@@ -216,26 +217,37 @@ class CLIP(OpenClipVLM, CausalVLM):
         return self.model.ln_final(hidden) @ self.model.text_projection
 
 
-def voted_attention(attentions: list[Tensor]) -> Tensor:
+class AttentionVote:
     """What TagCLIP refines the scores of patches with (arXiv 2312.12828, §3.2), rows add to 1.
 
     The mean attention of the last layers, masked to where enough layers attend more than they do on
     average. Its released code takes three of ViT-B's twelve layers and asks for four votes; other
-    depths take the same shares here.
-
-    Args:
-        attentions: of patches to patches in each layer but the last, `(batch, patches, patches)`.
+    depths take the same shares here. Layers are added one by one: all at once would take gigabytes.
     """
-    stacked = torch.stack(attentions)  # (layers, batch, patches, patches)
-    layers = len(stacked) + 1
-    votes = (stacked > stacked.mean((-2, -1), keepdim=True)).sum(0)
-    # In the last layer each patch attends to itself alone.
-    votes = votes + torch.eye(votes.shape[-1], device=votes.device, dtype=votes.dtype)
-    mean = stacked[-max(1, layers // 4) :].mean(0)
-    kept = mean * (votes >= max(1, layers // 3))
-    total = kept.sum(-1, keepdim=True)
-    alone = torch.eye(kept.shape[-1], device=kept.device, dtype=kept.dtype)
-    return torch.where(total > 0, kept / total, alone)
+
+    def __init__(self, layers: int) -> None:
+        """`layers`: of the whole tower, with the last, in which each patch is alone."""
+        self._layers = layers
+        self._added = 0
+        self._votes: Tensor | None = None
+        self._sum: Tensor | None = None
+
+    def add(self, weights: Tensor) -> None:
+        """The next layer's attention of patches to patches, `(batch, patches, patches)`."""
+        votes = (weights > weights.mean((-2, -1), keepdim=True)).to(torch.uint8)
+        self._votes = votes if self._votes is None else self._votes + votes
+        if self._added >= self._layers - 1 - max(1, self._layers // 4):
+            self._sum = weights if self._sum is None else self._sum + weights
+        self._added += 1
+
+    def result(self) -> Tensor:
+        """`(batch, patches, patches)`, once all layers but the last are added."""
+        assert self._votes is not None and self._sum is not None
+        alone = torch.eye(self._sum.shape[-1], device=self._sum.device, dtype=self._sum.dtype)
+        votes = self._votes + alone.to(torch.uint8)
+        kept = self._sum * (votes >= max(1, self._layers // 3))
+        total = kept.sum(-1, keepdim=True)
+        return torch.where(total > 0, kept / total, alone)
 
 
 def _values(block: Any, tokens: Tensor) -> Tensor:

@@ -68,9 +68,13 @@ class Recipe(Settings):
     tuning: TuningSettings = TuningSettings()
 
 
-def default_recipe(kind: str) -> Recipe:
-    """The recipe of a kind of backbone (`VLMSettings.kind`)."""
-    return Recipe.model_validate(with_recipe(kind, {}))
+def recipe_with(kind: str, given: dict[str, Settings]) -> Recipe:
+    """The recipe of a kind of backbone (`VLMSettings.kind`), where `given` sets no other value.
+
+    `given`: settings by the names of Recipe's fields.
+    """
+    values = {name: settings.model_dump(exclude_unset=True) for name, settings in given.items()}
+    return Recipe.model_validate(with_recipe(kind, values))
 
 
 def with_recipe(kind: str, given: dict[str, Any]) -> dict[str, Any]:
