@@ -72,6 +72,8 @@ def serve_artifacts(
     started = False
     try:
         console.print("Starting Ray")
+        # On a busy machine the process that takes requests needs longer than Serve's 5 s to start.
+        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
         connect(resources.cpus, resources.gpus, dashboard=False)
         if ray_serve.status().proxies:
             raise InputError(
