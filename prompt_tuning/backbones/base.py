@@ -167,7 +167,8 @@ class VLM(nn.Module, ABC):
 
         With `tiles`: `(views, 3, resolution, resolution)`, the whole image and then its tiles.
         """
-        views = [self._resized(as_rgb(image), box) for box in view_boxes(self.settings.tiles)]
+        rgb = as_rgb(image)
+        views = [self._resized(rgb, box) for box in view_boxes(self.settings.tiles)]
         return torch.stack(views) if self.settings.tiles else views[0]
 
     def _resized(self, image: Image.Image, box: Box) -> Tensor:
