@@ -29,8 +29,8 @@ import psutil
 import ray
 
 from prompt_tuning.knowledge.dialogue import Answer, Question
-from workers.knowledge.engine import EngineSettings, SamplingSettings
 from workers.knowledge.ledger import Ledger, cut_shards
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.pool import KnowledgePool
 from workers.placement import Placement
 
@@ -41,7 +41,7 @@ WORDS = "a small brown dog sleeps on old grass near the wall of red bricks today
 class SleepingEngine:
     """Sleeps as long as the shard's first seed says; before, until all engines are there."""
 
-    def __init__(self, settings: EngineSettings, folder: Path, on_gpu: bool) -> None:
+    def __init__(self, settings: LLMSettings, folder: Path, on_gpu: bool) -> None:
         self._folder, self._engines = folder, int(settings.model)
         (folder / f"{os.getpid()}").touch()
 
@@ -130,7 +130,7 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "ready").mkdir()
-        settings = EngineSettings(model=str(options.engines))
+        settings = LLMSettings(model=str(options.engines))
         with KnowledgePool(
             settings,
             SamplingSettings(),

@@ -31,9 +31,10 @@ from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.knowledge.questions import QuestionSettings, QuestionWriter
 from prompt_tuning.knowledge.templates import built_in_templates
 from workers.knowledge import embedded_llm
-from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings, chosen_dtype
+from workers.knowledge.engine import LLMEngine
 from workers.knowledge.engine_dtype import native_dtype
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings, chosen_dtype
 from workers.knowledge.pool import KnowledgePool
 from workers.placement import Placement
 
@@ -57,7 +58,7 @@ class PlainEngine(LLMEngine):
 
 
 def fastest_plain(
-    settings: EngineSettings,
+    settings: LLMSettings,
     model: Path | str,
     questions: list[Question],
     sampling: SamplingSettings,
@@ -102,7 +103,7 @@ def main() -> None:
     options = parser.parse_args()
     embedded = options.model == embedded_llm.EMBEDDED_MODEL
     model = embedded_model() if embedded else options.model
-    settings, sampling = EngineSettings(model=options.model), SamplingSettings()
+    settings, sampling = LLMSettings(model=options.model), SamplingSettings()
     questions = asked_questions(options.questions)
     size = min(SHARD_SIZE, options.questions // SHARDS)
     cpus = os.cpu_count() or 1

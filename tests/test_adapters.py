@@ -20,9 +20,10 @@ from tiny_llm import write_tiny_chat_llm, write_tiny_chatglm, write_tiny_llama, 
 from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.knowledge.adapters import ChatAdapter, ChatGLM3Adapter, choose_adapter
-from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
+from workers.knowledge.engine import LLMEngine
 from workers.knowledge.engine_dtype import native_dtype
 from workers.knowledge.engine_errors import load_failure
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 
 # Cold, for at 1 the dice outweigh what a tiny random model has read.
 SAMPLING = SamplingSettings(temperature=0.1, max_tokens=48)
@@ -64,7 +65,7 @@ def start(model: Path | str, environment: dict[str, str] | None = None, **settin
     actor = ray.remote(LLMEngine).options(
         num_cpus=1, runtime_env={"env_vars": environment} if environment else None
     )
-    engine_settings = EngineSettings(model=str(model), **{"max_num_seqs": 16, **settings})
+    engine_settings = LLMSettings(model=str(model), **{"max_num_seqs": 16, **settings})
     return actor.remote(engine_settings, model, False)
 
 
@@ -223,7 +224,7 @@ def failure_to_load(engine: Any) -> RuntimeError:
 class Loader:
     """Loads engines one after the other in its process, which has to import vLLM only once."""
 
-    def load(self, settings: EngineSettings, model: Path | str) -> None:
+    def load(self, settings: LLMSettings, model: Path | str) -> None:
         LLMEngine(settings, model, on_gpu=False)
 
 
@@ -279,7 +280,7 @@ def failures(
     loader = ray.remote(Loader).options(num_cpus=1, runtime_env=environment).remote()
 
     def failure(model: Path | str, settings: dict[str, Any]) -> RuntimeError:
-        engine_settings = EngineSettings(model=str(model), **{"max_num_seqs": 16, **settings})
+        engine_settings = LLMSettings(model=str(model), **{"max_num_seqs": 16, **settings})
         with pytest.raises(RayTaskError) as raised:
             ray.get(loader.load.remote(engine_settings, model))
         return load_failure("its/name", raised.value)

@@ -13,8 +13,9 @@ from orchestrator.config.load import load_config
 from orchestrator.plan.knowledge import KnowledgePlan, plan_knowledge
 from workers.knowledge import engine_dtype
 from workers.knowledge.embedded_llm import EMBEDDED_MODEL
-from workers.knowledge.engine import GPU_DEFAULT, EngineSettings, LLMEngine, chosen_dtype
+from workers.knowledge.engine import LLMEngine
 from workers.knowledge.engine_dtype import Dtype, common_dtype, native_dtype
+from workers.knowledge.llm_settings import GPU_DEFAULT, LLMSettings, chosen_dtype
 
 ZEN_3 = "processor\t: 0\nflags\t\t: fpu sse4_2 avx2 fma f16c\n\nprocessor\t: 1\n"
 ZEN_4 = ZEN_3.replace("avx2", "avx2 avx512f avx512_bf16")
@@ -73,10 +74,10 @@ def test_nodes_that_differ_take_what_suits_all() -> None:
 
 def test_auto_avoids_float16_where_the_default_models_overflow() -> None:
     for model in (EMBEDDED_MODEL, GPU_DEFAULT):
-        assert chosen_dtype(EngineSettings(model=model), "float16") == "float32"
-        assert chosen_dtype(EngineSettings(model=model), "bfloat16") == "bfloat16"
-    assert chosen_dtype(EngineSettings(model="a/b"), "float16") == "float16"
-    assert chosen_dtype(EngineSettings(model="a/b", dtype="float32"), "float16") == "float32"
+        assert chosen_dtype(LLMSettings(model=model), "float16") == "float32"
+        assert chosen_dtype(LLMSettings(model=model), "bfloat16") == "bfloat16"
+    assert chosen_dtype(LLMSettings(model="a/b"), "float16") == "float16"
+    assert chosen_dtype(LLMSettings(model="a/b", dtype="float32"), "float16") == "float32"
 
 
 def test_an_engine_with_a_dtype_does_not_ask_its_node(
@@ -87,7 +88,7 @@ def test_an_engine_with_a_dtype_does_not_ask_its_node(
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     for dtype, asks in (("float32", False), ("auto", True)):
-        settings = EngineSettings.model_validate({"model": "nowhere", "dtype": dtype})
+        settings = LLMSettings.model_validate({"model": "nowhere", "dtype": dtype})
         with pytest.raises(Exception, match="nowhere"):
             LLMEngine(settings, tmp_path / "nowhere", on_gpu=True)
         assert asked.exists() == asks

@@ -24,8 +24,8 @@ from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.storage import digest, write_atomic
 from workers import waiting
 from workers.failure import DescribedFailure
-from workers.knowledge.engine import EngineSettings, SamplingSettings
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.pool import KnowledgePool
 from workers.placement import Placement
 
@@ -35,7 +35,7 @@ PATHS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 class StandIn:
     """Does what a question's instruction says; `model` is the folder where it keeps its diary."""
 
-    def __init__(self, settings: EngineSettings, model: Path, on_gpu: bool) -> None:
+    def __init__(self, settings: LLMSettings, model: Path, on_gpu: bool) -> None:
         self._folder = model
         if (model / "no more engines").exists():
             raise ValueError("no room for the weights")
@@ -71,7 +71,7 @@ class StandIn:
 class FirstIsBroken(StandIn):
     """The engine that loads first raises at everything, as one whose GPU has failed."""
 
-    def __init__(self, settings: EngineSettings, model: Path, on_gpu: bool) -> None:
+    def __init__(self, settings: LLMSettings, model: Path, on_gpu: bool) -> None:
         super().__init__(settings, model, on_gpu)
         try:
             (model / "broken").touch(exist_ok=False)
@@ -98,7 +98,7 @@ class FailsTogether(StandIn):
 class Hangs(StandIn):
     """Loads for ever where its folder has a file of that name."""
 
-    def __init__(self, settings: EngineSettings, model: Path, on_gpu: bool) -> None:
+    def __init__(self, settings: LLMSettings, model: Path, on_gpu: bool) -> None:
         super().__init__(settings, model, on_gpu)
         while (model / "load for ever").exists():
             time.sleep(0.1)
@@ -180,7 +180,7 @@ def pool(
     on: str | None = None,
     timeout_minutes: float = 5,
 ) -> KnowledgePool:
-    settings = EngineSettings(model="stand-in", timeout_minutes=timeout_minutes)
+    settings = LLMSettings(model="stand-in", timeout_minutes=timeout_minutes)
     placement = Placement(engines, 1, gpus, on)
     return KnowledgePool(settings, SamplingSettings(), placement, model, Ledger(ledger), engine)
 

@@ -19,8 +19,9 @@ from tiny_llm import write_tiny_llm
 
 from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.knowledge.dialogue import Answer, Question
-from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
+from workers.knowledge.engine import LLMEngine
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.pool import KnowledgePool
 from workers.placement import Placement
 
@@ -42,7 +43,7 @@ class MortalEngine(LLMEngine):
 class WaitsForAnother(LLMEngine):
     """Answers nothing until two of its kind are loaded, so that both have to."""
 
-    def __init__(self, settings: EngineSettings, model: Path, on_gpu: bool) -> None:
+    def __init__(self, settings: LLMSettings, model: Path, on_gpu: bool) -> None:
         super().__init__(settings, model, on_gpu)
         self._model = model
         (model / f"loaded-{os.getpid()}").touch()
@@ -56,7 +57,7 @@ class WaitsForAnother(LLMEngine):
 class CacheWatcher(LLMEngine):
     """Writes down how many tokens of each prompt vLLM finds in its prefix cache, a line a call."""
 
-    def __init__(self, settings: EngineSettings, model: Path, on_gpu: bool) -> None:
+    def __init__(self, settings: LLMSettings, model: Path, on_gpu: bool) -> None:
         super().__init__(settings, model, on_gpu)
         generate, found_file = self._llm.generate, model / FOUND_IN_CACHE
 
@@ -105,7 +106,7 @@ def shards(asked: list[Question], size: int, model: str = "tiny") -> list[Shard]
 
 
 def pool(model: Path, ledger: Path, engines: int = 1, engine: type = LLMEngine) -> KnowledgePool:
-    settings = EngineSettings(model=str(model), max_model_len=1024, max_num_seqs=16)
+    settings = LLMSettings(model=str(model), max_model_len=1024, max_num_seqs=16)
     placement = Placement(engines, cpus=1, gpus=0)
     return KnowledgePool(settings, SAMPLING, placement, model, Ledger(ledger), engine)
 

@@ -22,8 +22,8 @@ from prompt_tuning.datasets.stamps import PACKAGE as STAMPS_PACKAGE
 from prompt_tuning.datasets.stamps import stamps_source
 from prompt_tuning.install_hints import SOURCE, install_set, pip_install
 from workers.knowledge import embedded_llm
-from workers.knowledge.engine import EngineSettings, chosen_dtype
 from workers.knowledge.engine_dtype import native_dtype, query_gpus
+from workers.knowledge.llm_settings import LLMSettings, chosen_dtype
 
 _INSTALL = install_set("cpu")
 _INSTALL_GPU = install_set("gpu")
@@ -96,7 +96,7 @@ def _machine(node: Node) -> list[Finding]:
 
 
 def _dtype(node: Node) -> Finding:
-    embedded = EngineSettings(model=embedded_llm.EMBEDDED_MODEL)
+    embedded = LLMSettings(model=embedded_llm.EMBEDDED_MODEL)
     dtype = chosen_dtype(embedded, native_dtype(node.gpus > 0))
     why = "" if dtype == "bfloat16" else f" (no bfloat16 in this {'GPU' if node.gpus else 'CPU'})"
     return Finding("dtype of engines", f"{dtype}{why}")

@@ -10,7 +10,7 @@ from orchestrator.errors import InputError
 from workers.placement import Placement
 
 if TYPE_CHECKING:
-    from workers.knowledge.engine import EngineSettings
+    from workers.knowledge.llm_settings import LLMSettings
     from workers.tuning.job import DistributedTuningSettings
 
 # With fewer CPUs, workers only wait for each other and fill the memory.
@@ -52,7 +52,7 @@ def place(
     raise AssertionError("all actors fit with `least` CPUs each")
 
 
-def place_engines(llm: EngineSettings, resources: Resources) -> Placement:
+def place_engines(llm: LLMSettings, resources: Resources) -> Placement:
     """Return how many engines run and what each gets. Raises InputError."""
     resources = resources.in_pool(llm.pool, "knowledge.llm.pool")
     gpus = llm.tensor_parallel if resources.gpus else 0

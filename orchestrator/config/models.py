@@ -17,7 +17,7 @@ from prompt_tuning.settings import Settings
 from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
-from workers.knowledge.engine import EngineSettings, SamplingSettings
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.tuning.job import DistributedTuningSettings
 
 Seed = Annotated[int, Field(ge=0, le=2**31)]
@@ -33,7 +33,7 @@ class Paths(Settings):
 class KnowledgeSettings(Settings):
     """The language model, its questions, and how it samples answers."""
 
-    llm: EngineSettings = EngineSettings()
+    llm: LLMSettings = LLMSettings()
     questions: QuestionSettings = QuestionSettings()
     sampling: SamplingSettings = SamplingSettings()
 

@@ -27,9 +27,11 @@ from prompt_tuning.knowledge.templates import Template
 from prompt_tuning.storage import file_digest, folder_digest
 from workers.knowledge import embedded_llm
 from workers.knowledge.embedded_llm import EMBEDDED_MODEL
-from workers.knowledge.engine import GPU_DEFAULT, chosen_dtype, engine_versions
+from workers.knowledge.engine import engine_versions
 from workers.knowledge.engine_dtype import native_dtype
+from workers.knowledge.llm_settings import GPU_DEFAULT, chosen_dtype
 from workers.knowledge.pool import cluster_dtype
+from workers.knowledge.server import server_model
 from workers.placement import Placement
 from workers.stage import Stage, plan_stage
 
@@ -38,6 +40,11 @@ _log = logging.getLogger(__name__)
 # The lexicons of these packages decide which words name a category.
 _PACKAGES = ("HanTa", "lemminflect")
 
+# Fields of `knowledge.llm` that change no answer of an engine.
+_NOT_IN_ANSWERS = {
+    *("source", "url", "key_variable", "concurrency", "model", "engines", "cpus_per_engine"),
+    *("gpu_memory_share", "pool", "timeout_minutes"),
+}
 # Environment variables that reach the engines and can change their numerical results.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
 
@@ -47,7 +54,8 @@ class KnowledgePlan:
     """All that is decided about the captions of a run before it starts.
 
     `llm_identity`: all that an answer depends on besides its question; it is part of every shard's
-    key. `llm_identity` and `llm_path` are empty if the config asks no questions.
+    key, and empty if the config asks no questions. `llm_path`: the folder or hub name of the
+    engines' model.
     """
 
     config: RunConfig
@@ -90,7 +98,10 @@ class KnowledgePlan:
 def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     """Check all that the knowledge stage needs, and key it. Raises InputError."""
     asks = config.knowledge.questions.asks_something
-    if asks:
+    engines = Placement(0, 0, 0)
+    llm_path: Path | str = ""
+    llm_identity: dict[str, object] = {}
+    if asks and config.knowledge.llm.source == "vllm":
         _check_vllm()
         pool = resources.in_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
         if config.knowledge.llm.model == "auto":
@@ -99,28 +110,22 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     templates = load_templates(config)
     if asks:
         _check_labels(categories)
-    engines = place_engines(config.knowledge.llm, resources) if asks else Placement(0, 0, 0)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
-    llm_path: Path | str = ""
-    llm_identity: dict[str, object] = {}
-    if asks:
+    if asks and config.knowledge.llm.source == "vllm":
+        engines = place_engines(config.knowledge.llm, resources)
         if config.knowledge.llm.dtype == "auto":
             config = _with_llm(config, dtype=_resolve_dtype(config, engines))
         llm_path, llm_content = _llm(config, cache)
-        llm_identity = {
-            "model": llm_content,
-            "engine": config.knowledge.llm.model_dump(
-                exclude={"model", "engines", "cpus_per_engine", "pool", "timeout_minutes"}
-            ),
-            "sampling": config.knowledge.sampling.model_dump(),
-            "cpus": engines.cpus,
-            "gpus": engines.gpus,
-            "accelerators": sorted({node.accelerator for node in pool.nodes if node.gpus}),
-            "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
-            "versions": engine_versions(),
-            "source": code_digest("workers.knowledge.engine"),
-        }
+        llm_identity = _vllm_identity(config, engines, pool, llm_content)
+    elif asks:
+        if config.knowledge.llm.source == "server":
+            try:
+                server_model(config.knowledge.llm)
+            except ValueError as error:
+                raise InputError(str(error)) from None
+            engines = Placement(1, 1, 0, config.knowledge.llm.pool)
+        llm_identity = _openai_identity(config)
     stage = plan_stage(
         cache,
         "knowledge",
@@ -150,10 +155,44 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     return plan
 
 
+def _vllm_identity(
+    config: RunConfig, engines: Placement, pool: Resources, content: str
+) -> dict[str, object]:
+    """What answers of this run's engines depend on. `content`: identifies the model's weights."""
+    return {
+        "model": content,
+        "engine": config.knowledge.llm.model_dump(exclude=_NOT_IN_ANSWERS),
+        "sampling": config.knowledge.sampling.model_dump(),
+        "cpus": engines.cpus,
+        "gpus": engines.gpus,
+        "accelerators": sorted({node.accelerator for node in pool.nodes if node.gpus}),
+        "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+        "versions": engine_versions(),
+        "source": code_digest("workers.knowledge.engine"),
+    }
+
+
+def _openai_identity(config: RunConfig) -> dict[str, object]:
+    """What answers of a server or a file depend on: neither the URL nor who sends the questions."""
+    llm = config.knowledge.llm
+    return {
+        "api": "openai",
+        "model": llm.model,
+        "completes": llm.adapter == "base",
+        "sampling": config.knowledge.sampling.model_dump(),
+        "source": code_digest("workers.knowledge.openai_format"),
+    }
+
+
 def describe_engines(plan: KnowledgePlan) -> str:
-    """A line about the number of engines and the resources of each."""
+    """A line about who answers: the number of engines and the resources of each, or the server."""
     if not plan.llm_identity:
         return "engines: none, because no language model is asked"
+    llm = plan.config.knowledge.llm
+    if llm.source == "server":
+        return f"server: {llm.model} at {llm.url}, {llm.concurrency} questions at once"
+    if llm.source == "file":
+        return f"answers: from a file (datafree knowledge --export, --import), by {llm.model}"
     engines = plan.engines
     return (
         f"engines: {engines.count}, each {engines.cpus} CPUs and {engines.gpus} GPUs, "

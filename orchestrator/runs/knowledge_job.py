@@ -17,11 +17,13 @@ from orchestrator.cluster.resources import find_resources
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
 from orchestrator.console import StageProgress, status
+from orchestrator.errors import InputError
 from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.run_lock import only_driver
 from orchestrator.runs.cache import note_planned
 from orchestrator.stages.given_captions import write_given_knowledge
+from orchestrator.stages.imported_answers import OpenQuestions
 from orchestrator.stages.knowledge_summary import RESULTS, read_summary
 from prompt_tuning.storage import copy_atomic
 from workers.knowledge import embedded_llm
@@ -33,14 +35,29 @@ Work = Callable[[Path], None]
 _CATEGORIES_LISTED = 5
 
 
-def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bool) -> None:
+def run_knowledge(
+    config: RunConfig,
+    console: Console,
+    dry_run: bool,
+    strict: bool,
+    imported: Path | None = None,
+    exported: Path | None = None,
+) -> None:
     """Write captions, answers and a summary to `runs/<name>/knowledge/`; `dry_run`: print the plan.
 
+    `imported`: a file of answers. `exported`: the file for the questions that are then still open.
+
     Raises:
-        InputError: before anything starts.
+        InputError: before anything starts, or if the answers are to come from files and some are
+            missing.
         RuntimeError: with `strict`, if a question could not be answered; the results are kept.
     """
     plan = plan_knowledge(config, find_resources())
+    if (imported or exported) and plan.config.knowledge.llm.source != "file":
+        raise InputError(
+            "--import and --export need knowledge.llm.source: file "
+            f"(got {plan.config.knowledge.llm.source!r})"
+        )
     if dry_run:
         _print_plan(plan, console)
         return
@@ -49,7 +66,15 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         note_planned(plan.run_folder, [plan.stage])
         show_labels(plan.categories, console)
         try:
-            ran = run_stage(plan.stage, knowledge_work(plan, console))
+            ran = run_stage(plan.stage, knowledge_work(plan, console, imported=imported))
+        except OpenQuestions as open_:
+            if exported is None:
+                raise
+            from orchestrator.stages.imported_answers import write_requests  # heavy
+
+            write_requests(plan, open_.questions, exported)
+            console.print(f"{len(open_.questions)} questions: {exported}", soft_wrap=True)
+            return
         finally:
             disconnect()
         results = plan.run_folder / "knowledge"
@@ -67,10 +92,12 @@ def run_knowledge(config: RunConfig, console: Console, dry_run: bool, strict: bo
         raise RuntimeError(_not_answered(summary))
 
 
-def knowledge_work(plan: KnowledgePlan, console: Console, dashboard: bool = False) -> Work:
+def knowledge_work(
+    plan: KnowledgePlan, console: Console, dashboard: bool = False, imported: Path | None = None
+) -> Work:
     """The function that fills the folder of the knowledge stage.
 
-    `dashboard`: see `connect`.
+    `dashboard`: see `connect`. `imported`: a file of answers.
     """
     if not plan.config.knowledge.questions.asks_something:
         return partial(write_given_knowledge, plan)
@@ -78,21 +105,32 @@ def knowledge_work(plan: KnowledgePlan, console: Console, dashboard: bool = Fals
     def knowledge(staging: Path) -> None:
         from orchestrator.stages.knowledge import write_knowledge  # heavy
 
-        _prepare_model(plan, console)
-        connect(plan.resources.cpus, plan.resources.gpus, dashboard=dashboard)
-        write_knowledge(plan, partial(StageProgress, console), staging)
+        prepare_answers(plan, console, dashboard)
+        write_knowledge(plan, partial(StageProgress, console), staging, imported)
 
     return knowledge
 
 
-def _prepare_model(plan: KnowledgePlan, console: Console) -> None:
-    """Assemble the embedded model once, before engines need it, and show its terms of use."""
-    folder = Path(plan.llm_path)
-    if plan.config.knowledge.llm.model != embedded_llm.EMBEDDED_MODEL or folder.exists():
-        return  # an engine assembles a damaged one again
-    console.print(embedded_llm.TERMS)
-    with status(console, "assembling the embedded language model (once, about half a minute) …"):
-        embedded_llm.assemble(folder)
+def prepare_answers(plan: KnowledgePlan, console: Console, dashboard: bool = False) -> None:
+    """Make the language model ready, or see that its server answers, and connect to Ray.
+
+    Raises InputError if the server refuses the key, the model or the URL.
+    """
+    llm = plan.config.knowledge.llm
+    if llm.source == "file":
+        return
+    if llm.source == "server":
+        from workers.knowledge.server import ServerFailure, check_server, server_model  # heavy
+
+        try:
+            check_server(llm, server_model(llm), plan.config.knowledge.sampling)
+        except ServerFailure as error:
+            raise InputError(str(error)) from None
+    elif llm.model == embedded_llm.EMBEDDED_MODEL and not Path(plan.llm_path).exists():
+        console.print(embedded_llm.TERMS)
+        with status(console, "assembling the embedded language model (about half a minute) …"):
+            embedded_llm.assemble(Path(plan.llm_path))  # an engine mends a damaged one
+    connect(plan.resources.cpus, plan.resources.gpus, dashboard=dashboard)
 
 
 def warn_of_unanswered(summary: dict[str, Any], console: Console) -> None:
@@ -129,7 +167,8 @@ def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> 
     kept, dropped = sum(summary["kept"].values()), sum(summary["dropped"].values())
     title = "own captions"
     if summary["model"]:
-        title = f"knowledge of {summary['model']} in {summary['dtype']}"
+        in_dtype = f" in {summary['dtype']}" if summary["dtype"] else ""
+        title = f"knowledge of {summary['model']}{in_dtype}"
     table = Table("", "captions", title=title)
     table.add_row("kept", str(kept))
     for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):
@@ -141,5 +180,7 @@ def _print_summary(summary: dict[str, Any], results: Path, console: Console) -> 
     answers = sum(count for kind, count in summary["kept"].items() if kind not in given)
     share = f"{100 * answers / (answers + dropped):.0f} % kept; " if dropped else ""
     console.print(f"{share}fewest: {fewest}; {summary['tokens']} tokens", highlight=False)
+    if not summary["repeats"]:
+        console.print("Asked again, this language model may answer in other words.")
     for file in sorted(results.iterdir()):
         console.print(f"{file.name:<18} {file}", soft_wrap=True, highlight=False)

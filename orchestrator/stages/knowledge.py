@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.stages.given_captions import knowledge_files
+from orchestrator.stages.imported_answers import ImportedAnswers
 from prompt_tuning.captions import Caption
 from prompt_tuning.knowledge.caption_filter import CaptionFilter
 from prompt_tuning.knowledge.category_facts import confirm_kinds, read_category_facts
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.knowledge.questions import QuestionWriter
 from prompt_tuning.knowledge.templates import FACTS, SENTENCES
+from workers.knowledge.engine import LLMEngine
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
 from workers.knowledge.pool import KnowledgePool
+from workers.knowledge.server import ServerEngine, ServerModel, server_model
 
 if TYPE_CHECKING:
     from orchestrator.console import StageProgress
@@ -28,15 +32,24 @@ _BLOCK_SIZE_ON_CPU = 384
 _BLOCK_SIZE_ON_GPU = 4096
 
 
-def write_knowledge(plan: KnowledgePlan, start_progress: StartProgress, staging: Path) -> None:
-    """Write the captions, every answer with its outcome, the category facts and a summary."""
-    writer, ledger = question_writer(plan), Ledger(plan.cache / "answers")
+def write_knowledge(
+    plan: KnowledgePlan,
+    start_progress: StartProgress,
+    staging: Path,
+    imported: Path | None = None,
+) -> None:
+    """Write the captions, every answer with its outcome, the category facts and a summary.
+
+    `imported`: a file of answers, where `knowledge.llm.source` is `file`.
+
+    Raises:
+        OpenQuestions: if imported files leave questions without an answer.
+    """
+    writer, ledger = question_writer(plan), answer_ledger(plan)
     # Blocks have `block_size` questions on average, so most blocks are one shard.
     cut = partial(cut_shards, size=2 * writer.block_size, identity=plan.llm_identity)
     config, settings = plan.config, plan.config.knowledge
-    with KnowledgePool(
-        settings.llm, settings.sampling, plan.engines, plan.llm_path, ledger
-    ) as pool:
+    with answering(plan, ledger, imported) as pool:
         with start_progress("category facts", writer.count(FACTS)) as progress:
             pool.answer(cut(writer.facts()), _ShardProgress(progress).on_shard)
         answered = _pairs(cut(writer.facts()), ledger)
@@ -72,6 +85,30 @@ def write_knowledge(plan: KnowledgePlan, start_progress: StartProgress, staging:
                 answers.write(
                     kind=question.kind, question=question.line, answer=answer.text, fate=fate
                 )
+
+
+def answer_ledger(plan: KnowledgePlan) -> Ledger:
+    """Where the answers of all runs that share the plan's cache are."""
+    return Ledger(plan.cache / "answers")
+
+
+@contextmanager
+def answering(
+    plan: KnowledgePlan, ledger: Ledger, imported: Path | None = None
+) -> Iterator[KnowledgePool | ImportedAnswers]:
+    """Who answers the plan's questions: engines, a server, or imported files."""
+    llm, sampling = plan.config.knowledge.llm, plan.config.knowledge.sampling
+    if llm.source == "file":
+        answers = ImportedAnswers(plan, ledger, imported)
+        yield answers
+        answers.check_all_asked()
+        return
+    engine: type = LLMEngine
+    model: Path | str | ServerModel = plan.llm_path
+    if llm.source == "server":
+        engine, model = ServerEngine, server_model(llm)
+    with KnowledgePool(llm, sampling, plan.engines, model, ledger, engine) as pool:
+        yield pool
 
 
 def question_writer(plan: KnowledgePlan) -> QuestionWriter:

@@ -57,12 +57,18 @@ class KnowledgeSummary:
         """The counts as JSON values.
 
         `quarantined`: the first of the questions that `not_answered` counts. `model`, `dtype`: null
-        if nothing was asked.
+        if nothing was asked. `source`: who answered. `repeats`: whether the same machine would
+        write the same bytes; that is not promised for servers and files, nor for GPUs without
+        `knowledge.llm.deterministic`.
         """
         knowledge = self._plan.config.knowledge
+        asked, by_engines = knowledge.questions.asks_something, knowledge.llm.source == "vllm"
+        on_gpus = self._plan.engines.gpus > 0
         return {
-            "model": knowledge.llm.model if knowledge.questions.asks_something else None,
-            "dtype": knowledge.llm.dtype if knowledge.questions.asks_something else None,
+            "source": knowledge.llm.source if asked else None,
+            "model": knowledge.llm.model if asked else None,
+            "dtype": knowledge.llm.dtype if asked and by_engines else None,
+            "repeats": not asked or (by_engines and (not on_gpus or knowledge.llm.deterministic)),
             "asked": dict(self._asked),
             "kept": dict(self._kept),
             "dropped": dict(self.dropped),

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prompt_tuning.knowledge.dialogue import Question
+
+if TYPE_CHECKING:
+    from workers.knowledge.llm_settings import LLMSettings
 
 AdapterName = Literal["base", "chat", "chatglm3"]
 
@@ -96,10 +99,8 @@ class ChatGLM3Adapter:
 Adapter = BaseAdapter | ChatAdapter | ChatGLM3Adapter
 
 
-def choose_adapter(
-    name: AdapterName | Literal["auto"], model: Path | str, trust_remote_code: bool
-) -> Adapter:
-    """The adapter `name`; `auto` chooses by the checkpoint's architecture and tokenizer.
+def choose_adapter(settings: LLMSettings, model: Path | str) -> Adapter:
+    """The adapter of the settings; `auto` chooses by the checkpoint's architecture and tokenizer.
 
     `model`: a folder or a hub name.
 
@@ -107,11 +108,14 @@ def choose_adapter(
         ValueError: beginning with the field to change, if adapter and checkpoint do not match.
         OSError: if the checkpoint does not exist or the hub cannot be reached.
     """
-    if name == "chatglm3" or (name == "auto" and _is_chatglm(model)):
-        return ChatGLM3Adapter(_sentence_pieces(model))
+    name, revision = settings.adapter, settings.revision
+    if name == "chatglm3" or (name == "auto" and _is_chatglm(model, revision)):
+        return ChatGLM3Adapter(_sentence_pieces(model, revision))
     from vllm.tokenizers import get_tokenizer
 
-    tokenizer: Any = get_tokenizer(str(model), trust_remote_code=trust_remote_code)
+    tokenizer: Any = get_tokenizer(
+        str(model), trust_remote_code=settings.trust_remote_code, revision=revision
+    )
     chats = bool(getattr(tokenizer, "chat_template", None))
     if name == "chat" and not chats:
         raise ValueError(
@@ -121,8 +125,8 @@ def choose_adapter(
     return ChatAdapter(tokenizer) if chats and name != "base" else BaseAdapter(tokenizer)
 
 
-def _is_chatglm(model: Path | str) -> bool:
-    config = _checkpoint_file(model, "config.json")
+def _is_chatglm(model: Path | str, revision: str | None) -> bool:
+    config = _checkpoint_file(model, "config.json", revision)
     if config is None:
         return False  # vLLM explains better what is missing
     try:
@@ -132,10 +136,10 @@ def _is_chatglm(model: Path | str) -> bool:
     return any(name.startswith("ChatGLM") for name in architectures or ())
 
 
-def _sentence_pieces(model: Path | str) -> Any:
+def _sentence_pieces(model: Path | str, revision: str | None) -> Any:
     from sentencepiece import SentencePieceProcessor
 
-    file = _checkpoint_file(model, "tokenizer.model")
+    file = _checkpoint_file(model, "tokenizer.model", revision)
     if file is None:
         raise ValueError(
             f"knowledge.llm.adapter: 'chatglm3' needs tokenizer.model, which {model} does not have"
@@ -150,7 +154,7 @@ def _sentence_pieces(model: Path | str) -> Any:
         ) from None
 
 
-def _checkpoint_file(model: Path | str, name: str) -> Path | None:
+def _checkpoint_file(model: Path | str, name: str, revision: str | None) -> Path | None:
     """A file of a checkpoint folder or, for other names, of the hub; None if it does not exist."""
     if Path(model).is_dir():
         file = Path(model) / name
@@ -159,6 +163,6 @@ def _checkpoint_file(model: Path | str, name: str) -> Path | None:
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(str(model), name))
+        return Path(hf_hub_download(str(model), name, revision=revision))
     except RemoteEntryNotFoundError:
         return None

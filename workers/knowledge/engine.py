@@ -11,81 +11,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from prompt_tuning.knowledge.dialogue import Answer, Question
-from prompt_tuning.settings import Settings
-from workers.knowledge.adapters import AdapterName, choose_adapter
+from workers.knowledge.adapters import choose_adapter
 from workers.knowledge.embedded_llm import EMBEDDED_MODEL, assemble
 from workers.knowledge.engine_dtype import Dtype, native_dtype
-
-Auto = Literal["auto"]
-
-GPU_DEFAULT = "zai-org/GLM-4-9B-0414"
-
-
-class EngineSettings(Settings):
-    """The language model and its engines.
-
-    `model`: the embedded model, a folder, or a name that vLLM can load; `auto` is GLM-4-9B-0414 on
-    GPUs, else the embedded model. `adapter`: `chat` uses the model's chat template, `chatglm3` the
-    token layout of ChatGLM3, `base` lets the model complete a pattern; `auto` chooses by the
-    checkpoint's architecture, then by whether its tokenizer has a chat template. `engines: auto`:
-    GPUs ÷ `tensor_parallel`, or one engine on a CPU. `cpus_per_engine: auto`: one with a GPU, all
-    of a machine without GPUs. `dtype`: of weights and activations; `auto` is bfloat16 if the nodes
-    for engines support it natively (CPUs with AVX512-BF16 or AMX, GPUs from compute capability
-    8.0), else float32 on CPUs and float16 on GPUs. `pool`: custom Ray resource of the nodes that
-    may run engines. `timeout_minutes`: the run fails after this time without any engine that
-    loads or answers.
-    """
-
-    model: Annotated[str, Field(min_length=1)] = "auto"
-    adapter: AdapterName | Auto = "auto"
-    engines: Annotated[int, Field(ge=1, le=1000)] | Auto = "auto"
-    tensor_parallel: Annotated[int, Field(ge=1, le=64)] = 1
-    cpus_per_engine: Annotated[int, Field(ge=1)] | Auto = "auto"
-    dtype: Dtype | Auto = "auto"
-    max_model_len: Annotated[int, Field(ge=256)] = 1024
-    max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 128
-    trust_remote_code: bool = False
-    pool: Annotated[str, Field(min_length=1)] | None = None
-    timeout_minutes: Annotated[float, Field(gt=0)] = 120
-
-
-def chosen_dtype(settings: EngineSettings, native: Dtype) -> Dtype:
-    """The dtype of the engines, where `native` is the fast one of their nodes."""
-    if settings.dtype != "auto":
-        return settings.dtype
-    # These models overflow in float16, and vLLM refuses them.
-    if native == "float16" and settings.model in (EMBEDDED_MODEL, GPU_DEFAULT):
-        return "float32"
-    return native
-
-
-class SamplingSettings(Settings):
-    """How answers are sampled. Leave `top_p` out on a CPU: it sorts the whole vocabulary at each
-    token, which takes longer than the model itself."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
+from workers.knowledge.gpu_memory import check_gpu_memory
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings, chosen_dtype
 
 
 class LLMEngine:
     """One vLLM engine. The pool runs it as a Ray actor; nothing here needs Ray."""
 
-    def __init__(self, settings: EngineSettings, model: Path | str, on_gpu: bool) -> None:
+    def __init__(self, settings: LLMSettings, model: Path | str, on_gpu: bool) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         dtype = settings.dtype
         if dtype == "auto":
             dtype = chosen_dtype(settings, native_dtype(on_gpu))
+        if on_gpu:
+            check_gpu_memory(settings, Path(model), dtype)
         options = _gpu_options(settings) if on_gpu else _cpu_options(settings, dtype)
         if settings.model == EMBEDDED_MODEL:
             assemble(Path(model))
-        self._adapter = choose_adapter(settings.adapter, model, settings.trust_remote_code)
+        self._adapter = choose_adapter(settings, model)
         with _output_as_note():
             from vllm import LLM
 
@@ -96,6 +46,8 @@ class LLMEngine:
                 max_model_len=settings.max_model_len,
                 max_num_seqs=settings.max_num_seqs,
                 trust_remote_code=settings.trust_remote_code,
+                revision=settings.revision,
+                quantization=settings.quantization,
                 enable_prefix_caching=True,
                 seed=0,
                 disable_log_stats=True,
@@ -157,7 +109,7 @@ def _end_with_children() -> None:
     os._exit(1)
 
 
-def _processes(settings: EngineSettings) -> dict[str, Any]:
+def _processes(settings: LLMSettings) -> dict[str, Any]:
     if settings.tensor_parallel == 1:
         # In one process the actor dies with the engine, and the pool replaces it.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -166,7 +118,7 @@ def _processes(settings: EngineSettings) -> dict[str, Any]:
     return {"distributed_executor_backend": "mp"}
 
 
-def _cpu_options(settings: EngineSettings, dtype: Dtype) -> dict[str, Any]:
+def _cpu_options(settings: LLMSettings, dtype: Dtype) -> dict[str, Any]:
     # In GiB; either holds the same number of tokens.
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2" if dtype == "float32" else "1"
     # Threads that spin while they wait for each other make answers take three to ten times as long
@@ -186,15 +138,19 @@ def _cpu_options(settings: EngineSettings, dtype: Dtype) -> dict[str, Any]:
     }
 
 
-def _gpu_options(settings: EngineSettings) -> dict[str, Any]:
+def _gpu_options(settings: LLMSettings) -> dict[str, Any]:
     options = _processes(settings)
-    from vllm.platforms import current_platform
+    if settings.gpu_memory_share is not None:
+        options["gpu_memory_utilization"] = settings.gpu_memory_share
+    if settings.deterministic:
+        from vllm.platforms import current_platform
 
-    # Makes answers independent of the rest of the batch. vLLM's manual requires compute capability
-    # 8.0, its source 9.0, and below 9.0 it uses slower matrix products. Setting the variable to 0
-    # switches it off for a model without support.
-    if current_platform.is_cuda() and current_platform.has_device_capability(90):
-        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
+        # vLLM needs kernels that compute alike whatever the rest of the batch.
+        if current_platform.is_cuda() and not current_platform.has_device_capability(80):
+            raise ValueError(
+                "knowledge.llm.deterministic: must be false on GPUs below compute capability 8.0"
+            )
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
     return options
 
 

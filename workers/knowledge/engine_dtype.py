@@ -51,9 +51,14 @@ def _capabilities() -> list[tuple[int, int]]:
     return [(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d+)", text, re.M)]
 
 
-def query_gpus(field: str) -> list[str]:
-    """A field of each of this machine's GPUs, as nvidia-smi prints it; empty if that fails."""
+def query_gpus(field: str, gpus: str = "") -> list[str]:
+    """A field of each of this machine's GPUs, as nvidia-smi prints it; empty if that fails.
+
+    `gpus`: only of these, by index or UUID, with commas.
+    """
     query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    if gpus:
+        query.append(f"--id={gpus}")
     try:
         done = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -21,10 +21,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from prompt_tuning.knowledge.dialogue import Answer
 from workers.cluster_probe import ask_nodes
-from workers.knowledge.engine import EngineSettings, LLMEngine, SamplingSettings
+from workers.knowledge.engine import LLMEngine
 from workers.knowledge.engine_dtype import Dtype, common_dtype, native_dtype
 from workers.knowledge.engine_errors import load_failure
 from workers.knowledge.ledger import Ledger, Shard
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
+from workers.knowledge.server import ServerFailure, ServerModel, describe_server
 from workers.placement import Placement
 from workers.waiting import Waiting
 
@@ -101,6 +103,7 @@ class _Engine:
             num_gpus=needs.pop("GPU"),
             resources=needs,
             scheduling_strategy=strategy,
+            max_concurrency=getattr(engine, "concurrent_calls", 1),
         )
         self._actor: Any = actor.remote(*arguments)
         self.loading: ray.ObjectRef | None = self._actor.__ray_ready__.remote()  # None: loaded
@@ -126,10 +129,10 @@ class KnowledgePool:
 
     def __init__(
         self,
-        settings: EngineSettings,
+        settings: LLMSettings,
         sampling: SamplingSettings,
         placement: Placement,
-        model: Path | str,
+        model: Path | str | ServerModel,
         ledger: Ledger,
         engine: type = LLMEngine,
     ) -> None:
@@ -162,7 +165,10 @@ class KnowledgePool:
             OSError: if the ledger cannot write the answers.
         """
         source = iter(shards)
-        waiting = Waiting("engines", self._placement.resources, self._settings.timeout_minutes)
+        minutes = self._settings.timeout_minutes
+        if self._settings.source == "server":
+            minutes *= 2  # the client gives up by itself, and knows why
+        waiting = Waiting("engines", self._placement.resources, minutes)
         while True:
             self._dispatch(source, on_shard)
             # Only the oldest call of each engine: if it fails, it was the one that ran.
@@ -210,6 +216,8 @@ class KnowledgePool:
         return None
 
     def _describe_engines(self, needs: str) -> str:
+        if isinstance(self._model, ServerModel):
+            return describe_server(self._settings, self._model, self._sampling)
         loading = [engine for engine in self._engines if engine.loading]
         placed = sum(engine.placed for engine in loading)
         counts = {
@@ -248,6 +256,8 @@ class KnowledgePool:
         except RayError as error:
             if _is_death(error):
                 self._remove_engine(engine)
+            elif isinstance(error, RayTaskError) and isinstance(error.cause, ServerFailure):
+                raise error.cause from None  # no question is at fault
             self._on_failure(call, engine, error)
             return
         if call.bisection:

@@ -1,0 +1,329 @@
+"""Asking an OpenAI-compatible server that misbehaves in each of the ways that servers do."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from prompt_tuning.knowledge.dialogue import Answer, Question
+from workers.failure import DescribedFailure
+from workers.knowledge import server as server_module
+from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
+from workers.knowledge.server import (
+    ServerEngine,
+    ServerFailure,
+    ServerModel,
+    check_server,
+    describe_server,
+    server_model,
+)
+
+SAMPLING = SamplingSettings(temperature=0.5, max_tokens=20)
+KEY = "sk-very-secret"
+QUESTION = Question("specific", (), (), "Describe a dog.", "Dogs:\nA dog:", (), seed=7)
+
+Reply = tuple[int, str, dict[str, str]]
+
+
+class Stub:
+    """A server whose replies a function decides, from the request and how often it was made."""
+
+    def __init__(self) -> None:
+        self.reply: Callable[[dict[str, Any], int], Reply] = lambda *_: completion("A dog.")
+        self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self._times: Counter[str] = Counter()
+        self.lock = threading.Lock()
+        stub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                body = json.loads(raw)
+                with stub.lock:
+                    said = str(body.get("messages") or body.get("prompt"))
+                    stub._times[said] += 1
+                    times = stub._times[said]
+                    stub.requests.append((self.path, body, dict(self.headers)))
+                self._send(*stub.reply(body, times))
+
+            def do_GET(self) -> None:
+                self._send(200, json.dumps({"data": [{"id": "glm"}, {"id": "qwen"}]}), {})
+
+            def _send(self, status: int, text: str, headers: dict[str, str]) -> None:
+                data = text.encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(data)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def completion(text: str | None, finish: str = "stop") -> Reply:
+    choice = {"message": {"content": text}, "finish_reason": finish}
+    return 200, json.dumps({"choices": [choice], "usage": {"completion_tokens": 3}}), {}
+
+
+def refusal(status: int, message: str, **headers: str) -> Reply:
+    return status, json.dumps({"error": {"message": message}}), headers
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    stub = Stub()
+    yield stub
+    stub.close()
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = time.sleep
+    monkeypatch.setattr(server_module.time, "sleep", lambda seconds: slept(min(seconds, 0.02)))
+
+
+def settings(stub: Stub, **fields: Any) -> LLMSettings:
+    return LLMSettings(**{"source": "server", "url": stub.url, "model": "glm", **fields})
+
+
+def engine(stub: Stub, key: str | None = None, **fields: Any) -> ServerEngine:
+    chosen = settings(stub, **fields)
+    return ServerEngine(chosen, model_of(chosen, key), False)
+
+
+def model_of(chosen: LLMSettings, key: str | None = None) -> ServerModel:
+    return ServerModel(str(chosen.url), chosen.model, SecretStr(key) if key else None)
+
+
+def questions(count: int) -> list[Question]:
+    return [replace(QUESTION, instruction=f"Describe dog {i}.", seed=i) for i in range(count)]
+
+
+def test_a_question_is_sent_with_its_seed_and_key_and_its_answer_is_read(stub: Stub) -> None:
+    stub.reply = lambda *_: completion("<think>Hm.</think>\n A dog runs. ", "length")
+    answers = engine(stub, KEY).answer([QUESTION], SAMPLING)
+    assert answers == [Answer("A dog runs.", False, 3)]
+    path, body, headers = stub.requests[0]
+    assert path == "/v1/chat/completions"
+    assert body == {
+        "model": "glm",
+        "messages": [{"role": "user", "content": "Describe a dog."}],
+        "max_tokens": 20,
+        "temperature": 0.5,
+        "seed": 7,
+    }
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    stub.reply = lambda *_: (
+        *(200, json.dumps({"choices": [{"text": " A dog.\n", "finish_reason": "stop"}]})),
+        {},
+    )
+    assert engine(stub, adapter="base").answer([QUESTION], SAMPLING) == [Answer("A dog.", True, 0)]
+    path, body, headers = stub.requests[1]
+    assert path == "/v1/completions"
+    assert (body["prompt"], body["stop"]) == (QUESTION.pattern, ["\n"])
+    assert "Authorization" not in headers
+
+
+def test_no_more_questions_than_allowed_are_asked_at_once(stub: Stub) -> None:
+    now, most = [0], [0]
+
+    def reply(*_: object) -> Reply:
+        with stub.lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        with stub.lock:
+            now[0] -= 1
+        return completion("A dog.")
+
+    stub.reply = reply
+    answers = engine(stub, concurrency=5).answer(questions(40), SAMPLING)
+    assert len(answers) == 40
+    assert most[0] == 5
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
+def test_what_may_pass_is_tried_again(stub: Stub, status: int) -> None:
+    stub.reply = lambda _, times: refusal(status, "busy") if times < 3 else completion("A dog.")
+    assert engine(stub).answer([QUESTION], SAMPLING) == [Answer("A dog.", True, 3)]
+    assert len(stub.requests) == 3
+
+
+def test_retry_after_is_obeyed(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(server_module.time, "sleep", slept.append)
+    waits = ["7", "Thu, 01 Jan 1970 00:00:00 GMT", "soon", None]
+    stub.reply = lambda _, times: (
+        refusal(429, "slow down", **({"Retry-After": wait} if (wait := waits[times - 1]) else {}))
+        if times <= len(waits)
+        else completion("A dog.")
+    )
+    engine(stub).answer([QUESTION], SAMPLING)
+    # Without a time that can be read: 1 s, doubled with each failure.
+    assert slept == [7.0, 0.0, 4.0, 8.0]
+
+
+def test_a_question_that_the_server_refuses_or_fails_on_is_put_in_quarantine(stub: Stub) -> None:
+    def reply(body: dict[str, Any], times: int) -> Reply:
+        said = body["messages"][0]["content"]
+        if said == "Describe dog 3.":
+            return refusal(400, "bad words")
+        if said == "Describe dog 5.":
+            return refusal(500, "CUDA error")
+        if said == "Describe dog 7.":
+            return completion("long " * 300_000)
+        return completion("A dog.")
+
+    stub.reply = reply
+    answers = engine(stub).answer(questions(40), SAMPLING)
+    assert {i: answer.failure for i, answer in enumerate(answers) if answer.failure} == {
+        3: "the server refuses it: 400: bad words",
+        5: "500: CUDA error",
+        7: "its reply is larger than 1024 KiB",
+    }
+
+
+def test_the_last_question_alone_can_be_at_fault(stub: Stub) -> None:
+    stub.reply = lambda body, _: (
+        refusal(500, "boom") if "dog" in str(body) else completion("Green.")
+    )
+    assert engine(stub).answer([QUESTION], SAMPLING) == [Answer("", False, 0, "500: boom")]
+
+
+def test_a_server_that_refuses_many_questions_ends_the_run(stub: Stub) -> None:
+    stub.reply = lambda *_: refusal(400, "no chat template")
+    with pytest.raises(ServerFailure, match=r"fails on 40 of 40 .* 400: no chat template"):
+        engine(stub).answer(questions(40), SAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        ((200, "<html>Log in</html>", {}), "not a completion ('<html>Log in</html>')"),
+        ((200, 'data: {"choices": []}\n\n', {"Content-Type": "text/event-stream"}), "data: {"),
+        ((200, "[]", {}), "not a completion"),
+        ((200, json.dumps({"choices": [{"message": {"content": 3}}]}), {}), "not a completion"),
+        (refusal(503, "loading"), "503: loading"),
+    ],
+)
+def test_a_server_that_never_answers_is_given_up_after_the_time_limit(
+    stub: Stub, reply: Reply, says: str
+) -> None:
+    stub.reply = lambda *_: reply
+    with pytest.raises(ServerFailure, match="has answered nothing for 0 minutes") as failure:
+        engine(stub, timeout_minutes=0.005).answer([QUESTION], SAMPLING)
+    assert says in str(failure.value)
+
+
+def test_a_server_that_is_gone_is_named(stub: Stub) -> None:
+    stub.close()
+    with pytest.raises(
+        ServerFailure, match=r"127.*has answered nothing.*cannot be reached \(.*ref"
+    ):
+        engine(stub, timeout_minutes=0.005).answer([QUESTION], SAMPLING)
+    chosen = settings(stub)
+    with pytest.raises(DescribedFailure, match="cannot be reached"):
+        check_server(chosen, model_of(chosen), SAMPLING)
+    assert "refused" in describe_server(chosen, model_of(chosen), SAMPLING)
+
+
+@pytest.mark.parametrize(
+    ("key", "reply", "says"),
+    [
+        (None, refusal(401, "no key"), "key_variable: {url} asks for a key; name the environment"),
+        (KEY, refusal(401, f"wrong key {KEY}"), "refuses the key in A_KEY (401: wrong key …)"),
+        (
+            KEY,
+            refusal(404, "no such model"),
+            "model: must be a model of {url} (got 'glm'; it has glm, qwen)",
+        ),
+        (KEY, (302, "", {"Location": "/login"}), "url: {url} answers 302"),
+        (KEY, (200, "<html>", {}), "url: {url} must be an OpenAI-compatible server"),
+        (KEY, refusal(429, "insufficient_quota: pay"), "insufficient_quota: pay"),
+    ],
+)
+def test_a_wrong_key_model_or_url_is_found_before_the_run(
+    stub: Stub, key: str | None, reply: Reply, says: str
+) -> None:
+    stub.reply = lambda *_: reply
+    chosen = settings(stub, key_variable="A_KEY" if key else None)
+    with pytest.raises(ServerFailure) as failure:
+        check_server(chosen, model_of(chosen, key), SAMPLING)
+    assert says.format(url=stub.url) in str(failure.value)
+    assert KEY not in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Unsupported parameter: 'seed' is not supported with this model.",
+        "body.seed: Extra inputs are not permitted",
+        "Unknown argument: seed. Supported arguments: model",
+    ],
+)
+def test_a_server_without_seeds_is_asked_without_them(stub: Stub, message: str) -> None:
+    stub.reply = lambda body, _: refusal(422, message) if "seed" in body else completion("A dog.")
+    assert engine(stub).answer([QUESTION], SAMPLING) == [Answer("A dog.", True, 3)]
+
+
+def test_the_newer_name_of_the_token_limit_is_used_where_it_is_asked_for(stub: Stub) -> None:
+    refused = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+        "'max_completion_tokens' instead."
+    )
+    stub.reply = lambda body, _: (
+        refusal(400, refused) if "max_tokens" in body else completion("A dog.")
+    )
+    asked = engine(stub)
+    assert asked.answer([QUESTION], SAMPLING) == [Answer("A dog.", True, 3)]
+    assert stub.requests[-1][1]["max_completion_tokens"] == 20
+    asked.answer([QUESTION], SAMPLING)
+    assert len(stub.requests) == 3, "the refused name is not tried again"
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("127.0.0.1:8000", "must be a URL"),
+        ("ftp://server/v1", "must be a URL"),
+        ("http://me:hush@server/v1", "must have no user name, password or query"),
+        ("http://server/v1?key=hush", "must have no user name, password or query"),
+    ],
+)
+def test_a_url_that_is_none_or_holds_a_secret_is_refused(url: str, says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        LLMSettings(source="server", url=url, model="glm")
+
+
+def test_the_key_comes_from_the_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = LLMSettings(source="server", url="http://a/v1", model="glm", key_variable="A_KEY")
+    for wrong in ("", "  ", "schlüssel", "two\nlines"):
+        monkeypatch.setenv("A_KEY", wrong)
+        with pytest.raises(ValueError, match=r"knowledge.llm.key_variable: .* A_KEY "):
+            server_model(chosen)
+    monkeypatch.setenv("A_KEY", f"{KEY}\n")
+    found = server_model(chosen)
+    assert found.key is not None
+    assert found.key.get_secret_value() == KEY
+    assert KEY not in repr(found)
