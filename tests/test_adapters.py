@@ -87,7 +87,8 @@ def prompt_ids(engine: Any, text: str) -> list[int]:
 
 def chosen(engine: Any, name: str, model: Path | str) -> str:
     """What `choose_adapter` picks, in the engine's process."""
-    call = engine.__ray_call__.remote(lambda _: type(choose_adapter(name, model, False)).__name__)
+    settings = LLMSettings(adapter=name)
+    call = engine.__ray_call__.remote(lambda _: type(choose_adapter(settings, model)).__name__)
     return ray.get(call)
 
 
@@ -151,10 +152,15 @@ def test_chat_model_is_asked_by_its_template(
     assert chosen(chat_engine, "chat", checkpoints["chat"]) == "ChatAdapter"
 
 
+@pytest.fixture(scope="module")
+def chatglm_engine(checkpoints: dict[str, Path], hub: dict[str, str]) -> Any:
+    return start(checkpoints["chatglm3"], hub)
+
+
 def test_chatglm_is_asked_in_its_own_layout(
-    checkpoints: dict[str, Path], hub: dict[str, str]
+    checkpoints: dict[str, Path], chatglm_engine: Any
 ) -> None:
-    engine = start(checkpoints["chatglm3"], hub)
+    engine = chatglm_engine
     answers = check_answers(engine)
     assert sum(bool(answer.text) for answer in answers) > len(answers) / 2
 
@@ -189,15 +195,14 @@ def test_thoughts_are_no_answer() -> None:
     assert adapter.text(thinking) == "A dog runs."
 
 
-def test_an_engine_that_fails_midway_ends(checkpoints: dict[str, Path]) -> None:
-    engine = start(checkpoints["chatglm3"])
-
+def test_an_engine_that_fails_midway_ends(chatglm_engine: Any) -> None:
+    # The last test of this engine.
     def lose_its_mind(self: LLMEngine) -> None:
         self._adapter.prompt_ids = lambda question: [10**6]
 
-    ray.get(engine.__ray_call__.remote(lose_its_mind))
+    ray.get(chatglm_engine.__ray_call__.remote(lose_its_mind))
     with pytest.raises(RayActorError):
-        ask(engine)
+        ask(chatglm_engine)
 
 
 @pytest.mark.slow

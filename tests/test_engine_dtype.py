@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from workers.knowledge import engine_dtype
 from workers.knowledge.embedded_llm import EMBEDDED_MODEL
 from workers.knowledge.engine import LLMEngine
 from workers.knowledge.engine_dtype import Dtype, common_dtype, native_dtype
+from workers.knowledge.gpu_memory import check_gpu_memory, weights_gib
 from workers.knowledge.llm_settings import GPU_DEFAULT, LLMSettings, chosen_dtype
 
 ZEN_3 = "processor\t: 0\nflags\t\t: fpu sse4_2 avx2 fma f16c\n\nprocessor\t: 1\n"
@@ -64,6 +66,50 @@ def test_a_gpu_is_asked_for_its_compute_capability(
     assert native_dtype(on_gpu=True) == dtype
     monkeypatch.setenv("PATH", "")
     assert native_dtype(on_gpu=True) == "bfloat16", "vLLM says so if it is not"
+
+
+@pytest.fixture
+def gpu_with_10_gib_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two GPUs, as nvidia-smi reports them; the first is empty."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\ncase \"$*\" in *--id=1*) ;; *) echo '79000 MiB, 81920 MiB';; esac\n"
+        "echo '10240 MiB, 16384 MiB'",
+        "utf-8",
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+
+
+def checkpoint(folder: Path, gib: float, **config: object) -> Path:
+    """A folder with weights of this size, which take no space on a disk."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"dtype": "bfloat16", **config}), "utf-8")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(int(gib * 1024**3))
+    return folder
+
+
+@pytest.mark.usefixtures("gpu_with_10_gib_free")
+def test_weights_that_a_gpu_cannot_hold_are_refused_before_they_load(tmp_path: Path) -> None:
+    def check(gib: float, dtype: Dtype = "bfloat16", **settings: Any) -> None:
+        model = checkpoint(tmp_path / str(len(list(tmp_path.iterdir()))), gib)
+        check_gpu_memory(LLMSettings(model=str(model), **settings), model, dtype)
+
+    check(9)
+    with pytest.raises(ValueError, match=r"knowledge.llm.model: .* need 12.0 GiB .* 10.0 of 16.0"):
+        check(12)
+    check(12, tensor_parallel=2)
+    check(12, quantization="fp8")
+    with pytest.raises(ValueError, match=r"need 12.0 GiB"):
+        check(6, "float32")
+    with pytest.raises(ValueError, match=r"need 9.0 GiB .* 8.0 of 16.0 GiB are free for it"):
+        check(9, gpu_memory_share=0.5)
+    nowhere = Path("zai-org/GLM-4-9B-0414")
+    check_gpu_memory(LLMSettings(model=str(nowhere)), nowhere, "bfloat16")
+    packed = checkpoint(tmp_path / "packed", 6, quantization_config={"quant_method": "gptq"})
+    assert weights_gib(packed, "float32") == 6
 
 
 def test_nodes_that_differ_take_what_suits_all() -> None:

@@ -66,6 +66,9 @@ class StandIn:
                 time.sleep(0.01)
         if instruction == "rest":
             time.sleep(0.2)
+        if instruction == "hang once" and not (self._folder / f"hung {seed}").exists():
+            (self._folder / f"hung {seed}").touch()
+            time.sleep(600)
 
 
 class FirstIsBroken(StandIn):
@@ -525,6 +528,17 @@ def test_engines_of_a_pool_are_on_its_nodes_only(
     assert where == {f"{nodes[1].node_id} {gpus}"}
     for node in nodes:
         cluster.remove_node(node)
+
+
+def test_an_engine_that_hangs_while_others_answer_is_replaced(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = shards(20, 2, {1: "hang once", **dict.fromkeys(range(2, 40), "rest")})
+    with pool(model, tmp_path / "ledger", 2, timeout_minutes=0.03) as running:
+        running.answer(work, no_matter)
+    assert_calm(tmp_path / "ledger", work)
+    assert re.search("an engine has worked on one shard for . s and is replaced", caplog.text)
+    assert len(diary(model, "loaded")) == 3
 
 
 @pytest.mark.parametrize(

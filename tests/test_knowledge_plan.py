@@ -21,7 +21,7 @@ from orchestrator.stages.given_captions import write_given_knowledge
 from orchestrator.stages.knowledge_summary import read_summary
 from prompt_tuning.install_hints import install_set
 from prompt_tuning.knowledge.noun_matching import NounMatcher
-from workers.knowledge.engine import GPU_DEFAULT
+from workers.knowledge.llm_settings import GPU_DEFAULT
 from workers.stage import run_stage
 
 ON_CPU = Resources((Node(8, 0),))
@@ -49,6 +49,9 @@ def plan(folder: Path, *overrides: str, resources: Resources = ON_CPU) -> Knowle
         "llm.cpus_per_engine=2",
         "llm.adapter=base",
         "llm.dtype=float16",
+        "llm.quantization=fp8",
+        "llm.revision=v2",
+        "llm.deterministic=true",
         "sampling.temperature=0.1",
         "sampling.max_tokens=8",
     ],
@@ -80,6 +83,20 @@ def test_how_many_engines_answer_is_not_in_the_key(tmp_path: Path) -> None:
     assert one.engines.count == 1
     assert two.engines.count == 2
     assert one.stage.key == two.stage.key
+
+
+def test_where_and_how_fast_a_server_answers_is_not_in_the_key(tmp_path: Path) -> None:
+    def served(**fields: object) -> KnowledgePlan:
+        llm = {"source": "server", "url": "http://a/v1", "model": "glm", **fields}
+        return plan(tmp_path, f"knowledge.llm={json.dumps(llm)}")
+
+    before = served()
+    elsewhere = served(url="http://b:1/v1/", concurrency=2, timeout_minutes=1, adapter="chat")
+    assert elsewhere.stage.key == before.stage.key
+    assert served(source="file", url=None).stage.key == before.stage.key, "whoever sends it"
+    for change in ({"model": "qwen"}, {"adapter": "base"}):
+        assert served(**change).stage.key != before.stage.key
+    assert "server: glm at http://a/v1, 32 questions at once" in describe_engines(before)
 
 
 def test_own_templates_and_other_gpus_are_in_the_key(tmp_path: Path) -> None:

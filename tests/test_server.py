@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -37,15 +40,20 @@ Reply = tuple[int, str, dict[str, str]]
 class Stub:
     """A server whose replies a function decides, from the request and how often it was made."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: int = 0) -> None:
         self.reply: Callable[[dict[str, Any], int], Reply] = lambda *_: completion("A dog.")
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
         self._times: Counter[str] = Counter()
         self.lock = threading.Lock()
+        self._connections: list[socket.socket] = []
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                stub._connections.append(self.connection)
 
             def do_POST(self) -> None:
                 raw = self.rfile.read(int(self.headers["Content-Length"]))
@@ -70,14 +78,19 @@ class Stub:
 
             def log_message(self, *_: object) -> None: ...
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
+        self._server.allow_reuse_address = True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
 
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def completion(text: str | None, finish: str = "stop") -> Reply:
@@ -233,6 +246,31 @@ def test_a_server_that_never_answers_is_given_up_after_the_time_limit(
     with pytest.raises(ServerFailure, match="has answered nothing for 0 minutes") as failure:
         engine(stub, timeout_minutes=0.005).answer([QUESTION], SAMPLING)
     assert says in str(failure.value)
+
+
+def test_a_server_that_goes_away_and_comes_back_answers_the_rest(stub: Stub) -> None:
+    asked = engine(stub, concurrency=4)
+
+    def reply(body: dict[str, Any], _: int) -> Reply:
+        time.sleep(0.01)
+        return completion(f"Before: {body['messages'][0]['content']}")
+
+    stub.reply = reply
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(asked.answer, questions(200), SAMPLING)
+        while len(stub.requests) < 40:
+            time.sleep(0.005)
+        stub.close()
+        time.sleep(0.2)
+        again = Stub(stub.port)
+        again.reply = lambda body, _: completion(f"After: {body['messages'][0]['content']}")
+        answers = answering.result(60)
+        again.close()
+    assert all(answer.failure is None for answer in answers)
+    assert [answer.text.split(": ")[1] for answer in answers] == [
+        f"Describe dog {i}." for i in range(200)
+    ]
+    assert {answer.text.split(": ")[0] for answer in answers} == {"Before", "After"}
 
 
 def test_a_server_that_is_gone_is_named(stub: Stub) -> None:

@@ -32,7 +32,7 @@ from prompt_tuning.tagging.artifact import Artifact
 CATEGORIES = ["dog", "bicycle", "violin", "lemon"]
 LOOKS = ["small", "large", "brown", "old", "bright", "strange", "new", "wet"]
 PLACES = ["in the park", "near a wall", "on the grass", "by the road"]
-EPOCHS = 20
+EPOCHS = 14
 # The stages before tuning, which one sweep may copy from another.
 SHARED = (
     "caption_features",

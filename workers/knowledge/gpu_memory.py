@@ -27,8 +27,10 @@ def check_gpu_memory(settings: LLMSettings, model: Path, dtype: Dtype) -> None:
         ValueError: beginning with the field to change, if the weights do not fit.
     """
     weights = weights_gib(model, dtype)
+    if weights is None or settings.quantization is not None:
+        return
     memory = _memory_gib(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    if weights is None or not memory or settings.quantization is not None:
+    if not memory:
         return
     needed = weights / settings.tensor_parallel
     free, total = min(memory)

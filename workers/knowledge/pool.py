@@ -8,6 +8,8 @@ one call, so its bytes do not depend on what failed.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -29,6 +31,8 @@ from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.server import ServerFailure, ServerModel, describe_server
 from workers.placement import Placement
 from workers.waiting import Waiting
+
+_log = logging.getLogger(__name__)
 
 # Called with a shard, its answers, whether they are new, and the number of engines that are ready.
 OnShard = Callable[[Shard, list[Answer], bool, int], None]
@@ -108,10 +112,18 @@ class _Engine:
         self._actor: Any = actor.remote(*arguments)
         self.loading: ray.ObjectRef | None = self._actor.__ray_ready__.remote()  # None: loaded
         self.calls: deque[tuple[ray.ObjectRef, _Call]] = deque()
+        # Since when it has loaded, or worked on its oldest call.
+        self.at_work_since = time.monotonic()
 
     def ask(self, call: _Call, sampling: SamplingSettings) -> None:
+        if not self.calls:
+            self.at_work_since = time.monotonic()
         questions = [call.job.shard.questions[i] for i in call.positions]
         self.calls.append((self._actor.answer.remote(questions, sampling), call))
+
+    def take_oldest(self) -> tuple[ray.ObjectRef, _Call]:
+        self.at_work_since = time.monotonic()
+        return self.calls.popleft()
 
     @property
     def placed(self) -> bool:
@@ -181,6 +193,23 @@ class KnowledgePool:
                 self._on_engine_ready(engine, engine.loading)
             else:
                 self._collect(engine, on_shard)
+            self._replace_hanging_engines()
+
+    def _replace_hanging_engines(self) -> None:
+        """End engines that hang while others answer. Where all hang, `Waiting` gives up."""
+        if self._settings.source == "server":
+            return  # the client gives up by itself
+        for engine in list(self._engines):
+            seconds = time.monotonic() - engine.at_work_since
+            busy = engine.calls or (engine.loading and engine.placed)
+            if not busy or seconds < 60 * self._settings.timeout_minutes:
+                continue
+            doing = "loaded" if engine.loading else "worked on one shard"
+            _log.warning("knowledge: an engine has %s for %.0f s and is replaced", doing, seconds)
+            asked = engine.take_oldest()[1] if engine.calls else None
+            self._remove_engine(engine)
+            if asked:
+                self._on_failure(asked, engine, GetTimeoutError("the engine hung"))
 
     def _dispatch(self, source: Iterator[Shard], on_shard: OnShard) -> None:
         """Start engines and send them calls for as long as any should get one."""
@@ -250,7 +279,7 @@ class KnowledgePool:
 
     def _collect(self, engine: _Engine, on_shard: OnShard) -> None:
         """Take the result of the engine's oldest call."""
-        task, call = engine.calls.popleft()
+        task, call = engine.take_oldest()
         try:
             answers = ray.get(task)
         except RayError as error:
