@@ -12,6 +12,7 @@ import typer
 
 from orchestrator.commands.cache import cache
 from orchestrator.commands.calibrate import calibrate
+from orchestrator.commands.check import check
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.export import export
@@ -56,6 +57,7 @@ def _options(
 
 for _command in (
     run,
+    check,
     knowledge,
     sweep,
     evaluate,

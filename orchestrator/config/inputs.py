@@ -93,24 +93,25 @@ def load_categories(config: RunConfig) -> CategoryList:
 
 
 def _read_categories(config: RunConfig) -> CategoryList:
+    source = "config" if isinstance(config.categories, tuple) else config.categories
+    return validate(CategoryList, {"categories": listed_categories(config)}, source)
+
+
+def listed_categories(config: RunConfig) -> list[Any]:
+    """The unchecked categories of a config, as mappings. Raises InputError."""
     given = config.categories
     if isinstance(given, tuple):
-        return validate(CategoryList, _as_categories(list(given)), "config")
-    if given in BUILT_IN:
-        return validate(CategoryList, parse_yaml(built_in_text(given), given), given)
-    path = Path(given)
-    if path.suffix in (".yaml", ".yml"):
-        raw = read_yaml(path)
+        listed: Any = list(given)
+    elif given in BUILT_IN:
+        listed = parse_yaml(built_in_text(given), given)["categories"]
+    elif Path(given).suffix in (".yaml", ".yml"):
+        raw = read_yaml(Path(given))
         listed = raw.get("categories") if isinstance(raw, dict) else raw
     else:
-        listed = read_label_list(path)
+        listed = read_label_list(Path(given))
     if not isinstance(listed, list):
-        raise InputError(f"{path}: must be a list of categories, or have one under `categories:`")
-    return validate(CategoryList, _as_categories(listed), str(path))
-
-
-def _as_categories(listed: list[Any]) -> dict[str, Any]:
-    return {"categories": [{"name": c} if not isinstance(c, dict) else c for c in listed]}
+        raise InputError(f"{given}: must be a list of categories, or have one under `categories:`")
+    return [{"name": c} if not isinstance(c, dict) else c for c in listed]
 
 
 def load_templates(config: RunConfig) -> dict[str, Template]:

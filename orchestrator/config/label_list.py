@@ -25,21 +25,26 @@ _LOOKS_LIKE_A_HEADER = "looks like a header; delete the line, or list a label of
 _LABELS_SHOWN = 8
 
 
-def read_label_list(path: Path) -> list[str]:
+def read_label_list(path: Path, problems: list[str] | None = None) -> list[str]:
     """The labels of a text file with one label per line.
 
     Drops comments (`# …`), bullets (`- dog`), numbers (`1. dog`), quotes around a label and
     separators after it. Raises InputError for a header, and for a line with several names, because
-    these could be labels or synonyms.
+    these could be labels or synonyms; with `problems`, such lines are left out and said there.
     """
     with as_input_error():
         lines = plain_lines(read_bytes(path), str(path))
     kept = [(row, _COMMENT.sub("", line).strip()) for row, line in enumerate(lines, start=1)]
     entries = _without_line_numbers([(row, text) for row, text in kept if text], path)
-    return [
-        _label(text, f"{path}, line {row}", first=index == 0)
-        for index, (row, text) in enumerate(entries)
-    ]
+    labels = []
+    for index, (row, text) in enumerate(entries):
+        try:
+            labels.append(_label(text, f"{path}, line {row}", first=index == 0))
+        except InputError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    return labels
 
 
 def _without_line_numbers(entries: list[tuple[int, str]], path: Path) -> list[tuple[int, str]]:

@@ -23,6 +23,7 @@ from prompt_tuning.code_digest import code_digest
 from prompt_tuning.install_hints import install_set
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.knowledge.label_check import dropped_labels
+from prompt_tuning.knowledge.label_findings import foreign_labels
 from prompt_tuning.knowledge.templates import Template
 from prompt_tuning.storage import file_digest, folder_digest
 from workers.knowledge import embedded_llm
@@ -252,7 +253,14 @@ def _resolve_dtype(config: RunConfig, engines: Placement) -> str:
 
 @cache
 def _check_labels(categories: CategoryList) -> None:
-    """Raise for a label that the filters never keep; warn once of labels that they rarely keep."""
+    """Raise for a list in another language, and for a label that the filters never keep; warn once
+    of labels that they rarely keep."""
+    if foreign := foreign_labels(categories):
+        raise InputError(
+            f"categories: {len(foreign)} of {len(categories)} labels are not English "
+            f"({', '.join(foreign[:3])}, …); questions, filters and the text tower read English: "
+            "write English names"
+        )
     for label in dropped_labels(categories):
         if label.never:
             raise InputError(

@@ -22,6 +22,7 @@ from orchestrator.pages.metrics_summary import caption_notes
 from orchestrator.plan.knowledge import KnowledgePlan, describe_engines, plan_knowledge
 from orchestrator.run_lock import only_driver
 from orchestrator.runs.cache import note_planned
+from orchestrator.runs.label_report import warn_of_labels
 from orchestrator.stages.given_captions import write_given_knowledge
 from orchestrator.stages.imported_answers import OpenQuestions
 from orchestrator.stages.knowledge_summary import RESULTS, read_summary
@@ -65,6 +66,7 @@ def run_knowledge(
     with only_driver(plan.run_folder):
         note_planned(plan.run_folder, [plan.stage])
         show_labels(plan.categories, console)
+        warn_of_labels(plan.categories, console)
         try:
             ran = run_stage(plan.stage, knowledge_work(plan, console, imported=imported))
         except OpenQuestions as open_:
@@ -153,6 +155,7 @@ def _print_plan(plan: KnowledgePlan, console: Console) -> None:
 
     writer = question_writer(plan)
     show_labels(plan.categories, console)
+    warn_of_labels(plan.categories, console)
     table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
     table.add_row(plan.stage.name, plan.stage.key, "done" if plan.stage.done() else "to do")
     console.print(table)

@@ -23,6 +23,7 @@ from orchestrator.plan.run import Plan, make_plan
 from orchestrator.run_lock import only_driver
 from orchestrator.runs.cache import note_planned
 from orchestrator.runs.knowledge_job import warn_of_unanswered
+from orchestrator.runs.label_report import warn_of_labels
 from orchestrator.stages.knowledge_summary import read_summary
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from workers.stage import Stage, run_stage
@@ -43,6 +44,7 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     with only_driver(plan.run_folder):
         note_planned(plan.run_folder, plan.stages)
         show_labels(plan.categories, console)
+        warn_of_labels(plan.categories, console)
         if not stamps and (stamps := fetch_scenes(plan, console)):
             plan = make_plan(config, plan.resources, stamps)
         fetch_vlm(plan, console)
@@ -119,6 +121,7 @@ def fetch_vlm(plan: Plan, console: Console) -> None:
 
 def _print_plan(plan: Plan, console: Console) -> None:
     show_labels(plan.categories, console)
+    warn_of_labels(plan.categories, console)
     table = Table("stage", "key", "state", title=f"plan of {plan.config.name}")
     for stage in plan.stages:
         table.add_row(stage.name, stage.key, "done" if stage.done() else "to do")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from prompt_tuning.settings import Settings
 from workers.knowledge.adapters import AdapterName
@@ -15,19 +15,6 @@ from workers.knowledge.engine_dtype import Dtype
 Auto = Literal["auto"]
 
 GPU_DEFAULT = "zai-org/GLM-4-9B-0414"
-
-
-def _check_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("must be a URL such as http://127.0.0.1:8000/v1")
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        # Not quoted: it may hold a secret.
-        raise ValueError(
-            "must have no user name, password or query; name the environment variable that holds "
-            "the key in key_variable"
-        )
-    return url.rstrip("/")
 
 
 class LLMSettings(Settings):
@@ -59,7 +46,7 @@ class LLMSettings(Settings):
     """
 
     source: Literal["vllm", "server", "file"] = "vllm"
-    url: Annotated[str, AfterValidator(_check_url)] | None = None
+    url: Annotated[str, Field(min_length=1)] | None = None
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     concurrency: Annotated[int, Field(ge=1, le=1000)] = 32
     model: Annotated[str, Field(min_length=1)] = "auto"
@@ -77,6 +64,22 @@ class LLMSettings(Settings):
     trust_remote_code: bool = False
     pool: Annotated[str, Field(min_length=1)] | None = None
     timeout_minutes: Annotated[float, Field(gt=0)] = 120
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_plain_address(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be a URL such as http://127.0.0.1:8000/v1")
+        if parts.username is not None or parts.password is not None or parts.query:
+            # Not quoted: it may hold a secret.
+            raise ValueError(
+                "must have no user name, password or query; name the environment variable that "
+                "holds the key in key_variable"
+            )
+        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _source_is_complete(self) -> LLMSettings:

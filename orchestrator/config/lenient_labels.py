@@ -1,0 +1,81 @@
+"""Read a label list with all of its mistakes at once, for `datafree check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config.inputs import listed_categories
+from orchestrator.config.label_list import read_label_list
+from orchestrator.config.messages import validate
+from orchestrator.config.models import RunConfig
+from orchestrator.errors import InputError
+from prompt_tuning.categories import BUILT_IN, Category, CategoryList
+from prompt_tuning.knowledge.label_findings import Finding
+from prompt_tuning.label_names import name_key
+
+
+def read_labels_leniently(config: RunConfig) -> tuple[CategoryList | None, list[Finding]]:
+    """The labels without those that are wrong, and an error for each of these.
+
+    None where fewer than two labels are left. Raises InputError for a file that is no list at all.
+    """
+    problems: list[str] = []
+    given = config.categories
+    is_text = isinstance(given, str) and given not in BUILT_IN and Path(given).suffix not in _YAML
+    listed: list[Any] = (
+        [{"name": name} for name in read_label_list(Path(str(given)), problems)]
+        if is_text
+        else listed_categories(config)
+    )
+    findings = [
+        Finding("error", "not a label", "", problem, "write one English name a line")
+        for problem in problems
+    ]
+    kept: list[Category] = []
+    owner: dict[str, tuple[str, str]] = {}
+    for number, raw in enumerate(listed, start=1):
+        label = str(raw.get("name", "")) if isinstance(raw, dict) else str(raw)
+        try:
+            category = validate(Category, raw, f"label {number}")
+        except InputError as error:
+            findings.append(
+                Finding("error", "not a label", label, str(error), "write one English name")
+            )
+            continue
+        taken = [
+            (word, *owner[name_key(word)])
+            for word in (*category.names, *category.kinds)
+            if name_key(word) in owner
+        ]
+        findings += [_doubled(category, *double) for double in taken]
+        if not taken:
+            kept.append(category)
+            for word in (*category.names, *category.kinds):
+                owner[name_key(word)] = category.name, word
+    if len(kept) < 2:
+        return None, findings
+    return CategoryList(categories=tuple(kept)), findings
+
+
+_YAML = (".yaml", ".yml")
+
+
+def _doubled(category: Category, word: str, other: str, spelled: str) -> Finding:
+    """`word` of this category is already a name of the label `other`, as `spelled`."""
+    if word == category.name and spelled == other:
+        return Finding(
+            "error",
+            "listed twice",
+            word,
+            f"is the same label as {other!r}: case, hyphens, Unicode form and plural make no "
+            "difference",
+            "remove one of them",
+        )
+    return Finding(
+        "error",
+        "one word for two labels",
+        category.name,
+        f"{word!r} stands for {other!r} too",
+        "take the word away from one of them",
+    )
