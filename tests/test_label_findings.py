@@ -130,7 +130,7 @@ def test_a_name_too_long_for_the_tower_is_found(tmp_path: Path) -> None:
         "utf-8",
     )
     config = load_config(tmp_path / "a.yaml", [], None, None)
-    long = "xq " * 24 + "xq"
+    long = "ðþ" * 35  # two tokens a letter
     findings = _too_long(config, CategoryList.model_validate_json(_listed("dog", long)))
     assert [(f.level, f.kind, f.label) for f in findings] == [("error", "too long", long)]
 
