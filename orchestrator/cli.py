@@ -15,6 +15,7 @@ from orchestrator.commands.calibrate import calibrate
 from orchestrator.commands.check import check
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.evaluate import evaluate
+from orchestrator.commands.explain import explain
 from orchestrator.commands.export import export
 from orchestrator.commands.knowledge import knowledge
 from orchestrator.commands.run import run
@@ -65,6 +66,7 @@ for _command in (
     calibrate,
     serve,
     export,
+    explain,
     submit,
     cache,
     doctor,

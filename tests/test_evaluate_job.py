@@ -115,6 +115,8 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
         "hierarchy": {"coarse": 2, "fine": 2},
         "vlm": {"model": embedded_vlm.identity.model, "resolution": 224},
         "prompts": {"global_branch": {"learn": "tokens+residuals"}},
+        # So wide that the captions, which are CLIP's templates, have something to move.
+        "losses": {"margin": 4.0},
         "tuning": {"epochs": 1, "batch": 64, "cpus_per_worker": 0.5},
     }
     Path("tiny.yaml").write_text(yaml.safe_dump(settings), "utf-8")
@@ -134,6 +136,25 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert on_captions == json.loads((run / "metrics.json").read_bytes())
     page = (run / "report.html").read_text("utf-8")
     assert "Prompts tuned on 320 captions (all of them from CLIP" in page
+    assert "The captions that moved each label most" in page
+    explained = json.loads((run / "explanations.json").read_bytes())
+    assert list(explained) == NAMES
+    strongest = explained[NAMES[0]][0]
+    assert set(strongest) == {"text", "labels", "share", "pull"}
+    out = datafree("explain", run / "artifact", f"{NAMES[0]}s".upper())
+    assert f"captions that moved '{NAMES[0]}' most" in out
+    assert f"{100 * strongest['share']:.1f} %" in out
+    Image.new("RGB", (64, 48), "brown").save("brown.png")
+    out = datafree("explain", run / "artifact", NAMES[0], "--image", "brown.png")
+    assert f"captions that speak most for '{NAMES[0]}' in brown.png" in out
+    err = datafree("explain", run / "artifact", "spoon", refused=True)
+    assert f"'spoon' must be a label of {run}/artifact: {NAMES[0]}, " in err
+    shutil.copytree(run / "artifact", "alone/artifact")
+    err = datafree("explain", "alone/artifact", NAMES[0], refused=True)
+    assert "explanations.json is missing: `datafree run` writes it" in err
+    err = datafree("explain", run / "artifact", NAMES[0], "--image", "no.png", refused=True)
+    assert "no.png" in err
+
     err = datafree("evaluate", run, refused=True)
     assert "--dataset: is missing" in err
 

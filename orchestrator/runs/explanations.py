@@ -1,0 +1,123 @@
+"""The captions that moved each label's class feature most: a run's file, and `explain`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.errors import InputError, as_input_error
+from orchestrator.plan.run import Plan
+from orchestrator.stages.evaluation import CLASS_FEATURES, read_caption_sets
+from prompt_tuning.backbones.base import Geometry
+from prompt_tuning.captions import read_captions
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.evaluation.baselines import MethodFeatures
+from prompt_tuning.evaluation.influence import caption_influences
+from prompt_tuning.storage import write_atomic
+from prompt_tuning.tagging.artifact import Artifact
+
+EXPLANATIONS = "explanations.json"
+_CAPTIONS_KEPT = 20
+_CAPTIONS_SHOWN = 8
+
+
+def write_explanations(plan: Plan, seed: int, geometry: Geometry) -> dict[str, Any]:
+    """Write the captions of most influence on each label, and return them by label.
+
+    `seed`: of the artifact.
+    """
+    methods = MethodFeatures.load(plan.evaluation.folder / CLASS_FEATURES)
+    train, _ = read_caption_sets(plan)
+    found = caption_influences(
+        methods.untuned["zero_shot"].pooled,
+        methods.tuned[seed].pooled,
+        train,
+        plan.config.losses.margin,
+        geometry.scale,
+        plan.config.tuning.captions_per_item,
+        seed,
+        _CAPTIONS_KEPT,
+    )
+    captions = read_captions(plan.knowledge.captions_file, plan.categories)
+    names = plan.categories.names
+    explained = {
+        name: [
+            {
+                "text": captions[row].text,
+                "labels": [names[label] for label in captions[row].labels],
+                "share": round(share, 5),
+                "pull": round(pull, 5),
+            }
+            for row, share, pull in zip(*(of[c].tolist() for of in found), strict=True)
+            if share > 0
+        ]
+        for c, name in enumerate(names)
+    }
+    text = json.dumps(explained, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(plan.run_folder / EXPLANATIONS, text.encode())
+    return explained
+
+
+def explain(artifact: Path, label: str, image: Path | None, cache: Path, console: Console) -> None:
+    """Print the captions that moved a label most, or that matter most to its score of an image.
+
+    Raises InputError for an unknown label, or where the run's file is missing.
+    """
+    with as_input_error():
+        loaded = Artifact.load(artifact)
+    place = loaded.categories.find(label)
+    if place is None:
+        raise InputError(f"{label!r} must be a label of {artifact}: {_names(loaded.categories)}")
+    name = loaded.categories.names[place]
+    file = artifact.resolve().parent / EXPLANATIONS
+    try:
+        captions = json.loads(file.read_bytes())[name]
+    except FileNotFoundError:
+        raise InputError(
+            f"{file} is missing: `datafree run` writes it beside its artifact"
+        ) from None
+    if not captions:
+        console.print(f"No caption moved {name!r}: all were ranked right from the beginning.")
+        return
+    title = f"captions that moved {name!r} most"
+    if image is not None:
+        captions = _for_image(loaded, captions, image, cache)
+        title = f"captions that speak most for {name!r} in {image.name}"
+    table = Table("share", "caption", "labels", title=title)
+    for caption in captions[:_CAPTIONS_SHOWN]:
+        share = f"{100 * caption['share']:.1f} %"
+        table.add_row(share, caption["text"], ", ".join(caption["labels"]))
+    console.print(table, markup=False)
+
+
+def _for_image(
+    artifact: Artifact, captions: list[dict[str, Any]], image: Path, cache: Path
+) -> list[dict[str, Any]]:
+    """The captions by their part in the global score of an image: `pull · x·image`."""
+    from prompt_tuning.backbones import load_vlm  # heavy
+    from prompt_tuning.images import open_image
+
+    try:
+        vlm = load_vlm(artifact.vlm_settings, cache=cache)
+        artifact.check_vlm(vlm)
+        pixels = vlm.preprocess(open_image(image))[None]
+    except (ValueError, OSError) as error:
+        raise InputError(str(error)) from None
+    seen = vlm.encode_image(pixels).pooled[0]
+    texts = vlm.encode_captions([caption["text"] for caption in captions]).pooled
+    parts = [
+        caption["pull"] * cosine
+        for caption, cosine in zip(captions, (texts @ seen).tolist(), strict=True)
+    ]
+    total = sum(abs(part) for part in parts) or 1.0
+    order = sorted(range(len(parts)), key=lambda i: -parts[i])
+    return [{**captions[i], "share": parts[i] / total} for i in order]
+
+
+def _names(categories: CategoryList) -> str:
+    names = categories.names
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
