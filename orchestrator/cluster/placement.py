@@ -53,8 +53,12 @@ def place(
 
 
 def place_engines(llm: LLMSettings, resources: Resources) -> Placement:
-    """Return how many engines run and what each gets. Raises InputError."""
+    """Return how many engines, or clients of a server, run and what each gets. Raises InputError."""
+    if llm.source == "file":
+        return Placement(0, 0, 0)
     resources = resources.in_pool(llm.pool, "knowledge.llm.pool")
+    if llm.source == "server":
+        return Placement(1, 1, 0, llm.pool)
     gpus = llm.tensor_parallel if resources.gpus else 0
     if llm.tensor_parallel > max(1, *(node.gpus for node in resources.nodes)):
         raise InputError(

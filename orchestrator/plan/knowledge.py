@@ -14,7 +14,7 @@ from orchestrator.cluster.placement import place_engines
 from orchestrator.cluster.resources import Resources, visible_gpus
 from orchestrator.config.inputs import load_categories, load_templates
 from orchestrator.config.models import RunConfig
-from orchestrator.errors import InputError
+from orchestrator.errors import InputError, as_input_error
 from orchestrator.paths import check_folder
 from orchestrator.stages.knowledge_summary import CAPTIONS, FACTS_FILE
 from prompt_tuning.captions import Caption, CaptionSettings, given_captions, read_captions
@@ -99,10 +99,8 @@ class KnowledgePlan:
 def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     """Check all that the knowledge stage needs, and key it. Raises InputError."""
     asks = config.knowledge.questions.asks_something
-    engines = Placement(0, 0, 0)
-    llm_path: Path | str = ""
-    llm_identity: dict[str, object] = {}
-    if asks and config.knowledge.llm.source == "vllm":
+    by_engines = asks and config.knowledge.llm.source == "vllm"
+    if by_engines:
         _check_vllm()
         pool = resources.in_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
         if config.knowledge.llm.model == "auto":
@@ -113,19 +111,18 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         _check_labels(categories)
     cache = check_folder(config.paths.cache, "paths.cache")
     runs = check_folder(config.paths.runs, "paths.runs")
-    if asks and config.knowledge.llm.source == "vllm":
-        engines = place_engines(config.knowledge.llm, resources)
+    engines = place_engines(config.knowledge.llm, resources) if asks else Placement(0, 0, 0)
+    llm_path: Path | str = ""
+    llm_identity: dict[str, object] = {}
+    if by_engines:
         if config.knowledge.llm.dtype == "auto":
             config = _with_llm(config, dtype=_resolve_dtype(config, engines))
         llm_path, llm_content = _llm(config, cache)
         llm_identity = _vllm_identity(config, engines, pool, llm_content)
     elif asks:
         if config.knowledge.llm.source == "server":
-            try:
-                server_model(config.knowledge.llm)
-            except ValueError as error:
-                raise InputError(str(error)) from None
-            engines = Placement(1, 1, 0, config.knowledge.llm.pool)
+            with as_input_error():
+                server_model(config.knowledge.llm)  # the key must be there
         llm_identity = _openai_identity(config)
     stage = plan_stage(
         cache,
