@@ -138,8 +138,8 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
     assert "Prompts tuned on 320 captions (all of them from CLIP" in page
     assert "The captions that moved each label most" in page
     explained = json.loads((run / "explanations.json").read_bytes())
-    assert list(explained) == NAMES
-    strongest = explained[NAMES[0]][0]
+    assert list(explained["labels"]) == NAMES
+    strongest = explained["labels"][NAMES[0]][0]
     assert set(strongest) == {"text", "labels", "share", "pull"}
     out = datafree("explain", run / "artifact", f"{NAMES[0]}s".upper())
     assert f"captions that moved '{NAMES[0]}' most" in out

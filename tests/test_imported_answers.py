@@ -54,11 +54,12 @@ def answered(request: Row, text: str = "") -> Row:
     }
 
 
-def failed(request: Row) -> Row:
+def failed(request: Row, status: int = 400) -> Row:
+    body = {"error": {"code": "content_policy", "message": "no"}}
     return {
         "custom_id": request["custom_id"],
-        "response": None,
-        "error": {"code": "content_policy", "message": "no"},
+        "response": {"status_code": status, "body": body},
+        "error": None,
     }
 
 
@@ -126,14 +127,61 @@ def test_a_question_that_fails_in_two_files_is_put_in_quarantine(knowledge: Call
         assert [row["custom_id"] for row in read("open.jsonl")] == [
             row["custom_id"] for row in asked[:2]
         ]
-    bad = {"custom_id": asked[0]["custom_id"], "response": {"status_code": 400, "body": "no"}}
-    write("b.jsonl", [bad, failed(asked[1]), answered(asked[1])])
+    write("b.jsonl", [failed(asked[0], 422), failed(asked[1]), answered(asked[1])])
     knowledge("--import", "b.jsonl", "--export", "open.jsonl")
     done = finish(knowledge)
     summary = json.loads(Path("runs/mine/knowledge/summary.json").read_bytes())
     assert summary["not_answered"] == 1
     assert "content_policy" in summary["quarantined"][0]["reason"]
     assert "1 questions are in quarantine" in done.out
+
+
+def test_what_may_pass_is_asked_again_however_often_it_fails(knowledge: Call) -> None:
+    knowledge("--export", "open.jsonl")
+    asked = read("open.jsonl")
+    expired = {"custom_id": asked[1]["custom_id"], "response": None, "error": {"code": "expired"}}
+    for round_ in range(4):
+        write("a.jsonl", [failed(asked[0], 429), expired, {**answered(asked[2]), "id": round_}])
+        knowledge("--import", "a.jsonl", "--export", "open.jsonl")
+        assert len(read("open.jsonl")) == len(asked) - 1
+    finish(knowledge)
+
+
+def test_a_service_that_refuses_most_questions_ends_the_import(knowledge: Call) -> None:
+    knowledge("--export", "open.jsonl")
+    asked = read("open.jsonl")
+    write("a.jsonl", [failed(request) for request in asked])
+    write("b.jsonl", [failed(request, 422) for request in asked])
+    knowledge("--import", "a.jsonl", "--export", "open.jsonl")
+    done = knowledge("--import", "b.jsonl", "--export", "open.jsonl")
+    assert done.code == 2
+    assert "questions twice, more than a tenth; the first: the batch says: " in done.err
+
+
+def test_other_configs_keep_their_own_answers(knowledge: Call) -> None:
+    knowledge("--export", "open.jsonl")
+    asked = read("open.jsonl")
+    write("a.jsonl", [answered(request) for request in asked[:-1]])
+    knowledge("--import", "a.jsonl", "--export", "open.jsonl")
+    other = "--set=categories=[chair, piano]"
+    knowledge("--export", "other.jsonl", other, "--set=name=other")
+    write("b.jsonl", [answered(request) for request in read("other.jsonl")[:5]])
+    knowledge("--import", "b.jsonl", "--export", "other.jsonl", other, "--set=name=other")
+    # And a label more, so that the first round opens again, and is closed again.
+    knowledge("--export", "more.jsonl", "--set=categories=[dog, violin, lemon, car]")
+    knowledge("--export", "open.jsonl")
+    assert read("open.jsonl") == asked[-1:]
+
+
+def test_strange_text_is_stored_as_far_as_it_can_be(knowledge: Call) -> None:
+    knowledge("--export", "open.jsonl")
+    asked = read("open.jsonl")
+    rows = [answered(request, "half \ud83d of a pair") for request in asked]
+    rows[0]["response"]["body"]["usage"]["completion_tokens"] = 10**12
+    rows[1] = {"custom_id": asked[1]["custom_id"], "answer": "half \ud83d of a pair"}
+    write("a.jsonl", rows)
+    done = knowledge("--import", "a.jsonl", "--export", "open.jsonl")
+    assert done.code == 0, done.err
 
 
 def test_a_person_may_answer_in_plain_rows(knowledge: Call) -> None:
@@ -180,8 +228,18 @@ def test_files_are_refused_where_another_source_answers(knowledge: Call) -> None
     refused = knowledge("--export", "open.jsonl", "--set=knowledge.llm={}")
     assert refused.code == 2
     assert "--import and --export need knowledge.llm.source: file (got 'vllm')" in refused.err
-    assert "nowhere.jsonl: No such file" in knowledge("--import", "nowhere.jsonl").err
+    assert "nowhere.jsonl must be a file of answers" in knowledge("--import", "nowhere.jsonl").err
     assert "--preview needs a language model" in knowledge("--preview", "2").err
+    Path("x").touch()
+    for options, says in (
+        (("--import", "x", "--export", "x"), "must be another file than that of --import"),
+        (("--export", "."), "must be a file in an existing folder"),
+        (("--export", "no/x"), "must be a file in an existing folder"),
+        (("--export", "y", "--dry-run"), "--dry-run goes with neither"),
+        (("--preview", "1", "--strict"), "--preview goes with no other option"),
+    ):
+        done = knowledge(*options)
+        assert (done.code, says in done.err) == (2, True), done
     unnamed = knowledge("--set=knowledge.llm={source: file}")
     assert "model must be named with source: file" in unnamed.err
 

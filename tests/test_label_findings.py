@@ -143,6 +143,9 @@ def _listed(*names: str) -> str:
     ("names", "foreign"),
     [
         (("Hund", "Fahrrad", "Stuhl", "Auto"), 3),
+        (("Hund", "Fahrrad"), 0),
+        (("selfie", "emoji", "smartwatch", "drone"), 0),
+        (("Toyota", "Honda", "Nissan", "Mazda", "Kia", "Pikachu"), 0),
         (("狗", "自行车", "椅子"), 3),
         (("dog", "Fahrrad", "chair", "piano", "tulip", "pizza", "umbrella", "bridge"), 0),
     ],
@@ -159,7 +162,35 @@ def test_a_list_in_another_language_is_refused_before_anything_starts(
         (tmp_path / "a.yaml").write_text(f"name: a\ncategories: {list(names)}", "utf-8")
         done = run_datafree(monkeypatch, capsys, "run", tmp_path / "a.yaml", "--dry-run")
         assert done.code == 2
+        found = find_in_names(CategoryList.model_validate_json(_listed(*names)))
+        assert sum(finding.level == "error" for finding in found) == foreign
         assert f"{foreign} of {len(names)} labels are not English ({names[0]}, " in done.err
+
+
+def test_english_synonyms_are_a_way_round() -> None:
+    listed = [{"name": n, "synonyms": [s]} for n, s in (("Hund", "dog"), ("狗", "puppy"))]
+    listed += [{"name": "solidago", "kinds": ["goldenrod"]}, {"name": "betula"}]
+    categories = CategoryList.model_validate({"categories": listed}, strict=False)
+    assert foreign_labels(categories) == []
+    kinds = {finding.label: (finding.level, finding.kind) for finding in find_in_names(categories)}
+    assert kinds == {"狗": ("warning", "other language"), "betula": ("warning", "unknown word")}
+
+
+def test_too_few_labels_are_an_error(check: Check) -> None:
+    for listed in ("[dog]", '["", chair]'):
+        Path("labels.yaml").write_text(listed, "utf-8")
+        done = check("--json")
+        assert done.code == 2
+        last = json.loads(done.out)["findings"][-1]
+        assert (last["level"], last["kind"]) == ("error", "too few")
+
+
+def test_without_the_towers_weights_the_names_are_checked_all_the_same(check: Check) -> None:
+    Path("labels.yaml").write_text("[dog, poodle, crane]", "utf-8")
+    done = check("--json", "--set=vlm={kind: open_clip, model: RN50, pretrained: nowhere.pt}")
+    found = {(f["kind"], f["label"]) for f in json.loads(done.out)["findings"]}
+    expected = {("kind of another label", "poodle"), ("several senses", "crane")}
+    assert found == {*expected, ("no text tower", "")}
 
 
 def test_a_run_begins_with_the_first_findings(

@@ -66,7 +66,7 @@ class Stub:
                 self._send(*stub.reply(body, times))
 
             def do_GET(self) -> None:
-                self._send(200, json.dumps({"data": [{"id": "glm"}, {"id": "qwen"}]}), {})
+                self._send(200, json.dumps({"data": [{"id": "chatglm"}, {"id": "qwen"}]}), {})
 
             def _send(self, status: int, text: str, headers: dict[str, str]) -> None:
                 data = text.encode()
@@ -192,8 +192,8 @@ def test_retry_after_is_obeyed(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> N
         else completion("A dog.")
     )
     engine(stub).answer([QUESTION], SAMPLING)
-    # Without a time that can be read: 1 s, doubled with each failure.
-    assert slept == [7.0, 0.0, 4.0, 8.0]
+    # At least 1 s, doubled with each failure.
+    assert slept == [7.0, 2.0, 4.0, 8.0]
 
 
 def test_a_question_that_the_server_refuses_or_fails_on_is_put_in_quarantine(stub: Stub) -> None:
@@ -216,6 +216,21 @@ def test_a_question_that_the_server_refuses_or_fails_on_is_put_in_quarantine(stu
     }
 
 
+def test_a_server_that_fails_for_a_while_costs_no_question(stub: Stub) -> None:
+    """Even if it answered others before: each question fails more often than one at fault may."""
+    down = [False]
+    stub.reply = lambda *_: refusal(500, "restarting") if down[0] else completion("A dog.")
+    asked = engine(stub, concurrency=8)
+    asked.answer(questions(8), SAMPLING)
+    down[0] = True
+    with ThreadPoolExecutor(1) as pool:
+        answering = pool.submit(asked.answer, questions(30)[8:], SAMPLING)
+        time.sleep(0.5)
+        down[0] = False
+        answers = answering.result(60)
+    assert [answer.failure for answer in answers] == [None] * 22
+
+
 def test_the_last_question_alone_can_be_at_fault(stub: Stub) -> None:
     stub.reply = lambda body, _: (
         refusal(500, "boom") if "dog" in str(body) else completion("Green.")
@@ -235,6 +250,8 @@ def test_a_server_that_refuses_many_questions_ends_the_run(stub: Stub) -> None:
         ((200, "<html>Log in</html>", {}), "not a completion ('<html>Log in</html>')"),
         ((200, 'data: {"choices": []}\n\n', {"Content-Type": "text/event-stream"}), "data: {"),
         ((200, "[]", {}), "not a completion"),
+        ((200, "[" * 200_000, {}), "not a completion"),
+        ((200, "{}", {"Content-Encoding": "gzip"}), "its reply cannot be read"),
         ((200, json.dumps({"choices": [{"message": {"content": 3}}]}), {}), "not a completion"),
         (refusal(503, "loading"), "503: loading"),
     ],
@@ -293,10 +310,11 @@ def test_a_server_that_is_gone_is_named(stub: Stub) -> None:
         (
             KEY,
             refusal(404, "no such model"),
-            "model: must be a model of {url} (got 'glm'; it has glm, qwen)",
+            "model: must be a model of {url} (got 'glm'; it has chatglm, qwen)",
         ),
         (KEY, (302, "", {"Location": "/login"}), "url: {url} answers 302"),
-        (KEY, (200, "<html>", {}), "url: {url} must be an OpenAI-compatible server"),
+        (KEY, (200, f"<html>{KEY}", {}), "url: {url} must be an OpenAI-compatible server"),
+        (KEY, (200, f"<html>{KEY}", {}), "its reply is not a completion ('<html>…')"),
         (KEY, refusal(429, "insufficient_quota: pay"), "insufficient_quota: pay"),
     ],
 )
@@ -346,6 +364,9 @@ def test_the_newer_name_of_the_token_limit_is_used_where_it_is_asked_for(stub: S
         ("127.0.0.1:8000", "must be a URL"),
         ("ftp://server/v1", "must be a URL"),
         ("http://me:hush@server/v1", "must have no user name, password or query"),
+        ("http://server:port/v1", "must be a URL"),
+        ("http://a..b/v1", "must be a URL"),
+        ("http://server/v1#part", "must be a URL"),
         ("http://server/v1?key=hush", "must have no user name, password or query"),
     ],
 )

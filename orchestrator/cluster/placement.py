@@ -53,7 +53,7 @@ def place(
 
 
 def place_engines(llm: LLMSettings, resources: Resources) -> Placement:
-    """Return how many engines, or clients of a server, run and what each gets. Raises InputError."""
+    """Return how many engines, or clients of a server, run with what. Raises InputError."""
     if llm.source == "file":
         return Placement(0, 0, 0)
     resources = resources.in_pool(llm.pool, "knowledge.llm.pool")

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from orchestrator.commands.options import Config, ConfigCache, DryRun, Overrides, Runs
+from orchestrator.errors import InputError
 
 
 def knowledge(
@@ -42,6 +43,10 @@ def knowledge(
     from orchestrator.config.load import load_config
 
     loaded = load_config(config, set_ or [], cache, runs)
+    if dry_run and (export or import_):
+        raise InputError("--dry-run goes with neither --export nor --import")
+    if preview is not None and (dry_run or export or import_ or strict):
+        raise InputError("--preview goes with no other option than --set, --cache and --runs")
     if preview is not None:
         from orchestrator.runs.knowledge_preview import preview_knowledge
 

@@ -37,7 +37,7 @@ def with_absolute_inputs(config: RunConfig, base: Path) -> RunConfig:
         updates["evaluation.root"] = root
         updates |= {f"evaluation.{name}": value for name, value in dataset_options.items()}
     llm_folder = base / os.path.expanduser(config.knowledge.llm.model)
-    if llm_folder.is_dir():
+    if config.knowledge.llm.source == "vllm" and llm_folder.is_dir():
         updates["knowledge.llm.model"] = str(llm_folder.resolve())
     vlm_file = base / os.path.expanduser(config.vlm.pretrained or "")
     if vlm_file.is_file():
@@ -97,8 +97,11 @@ def _read_categories(config: RunConfig) -> CategoryList:
     return validate(CategoryList, {"categories": listed_categories(config)}, source)
 
 
-def listed_categories(config: RunConfig) -> list[Any]:
-    """The unchecked categories of a config, as mappings. Raises InputError."""
+def listed_categories(config: RunConfig, problems: list[str] | None = None) -> list[dict[str, Any]]:
+    """The unchecked categories of a config, as mappings.
+
+    Raises InputError; lines of a text file that are no labels go to `problems`, if it is given.
+    """
     given = config.categories
     if isinstance(given, tuple):
         listed: Any = list(given)
@@ -108,7 +111,7 @@ def listed_categories(config: RunConfig) -> list[Any]:
         raw = read_yaml(Path(given))
         listed = raw.get("categories") if isinstance(raw, dict) else raw
     else:
-        listed = read_label_list(Path(given))
+        listed = read_label_list(Path(given), problems)
     if not isinstance(listed, list):
         raise InputError(f"{given}: must be a list of categories, or have one under `categories:`")
     return [{"name": c} if not isinstance(c, dict) else c for c in listed]

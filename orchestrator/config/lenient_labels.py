@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from orchestrator.config.inputs import listed_categories
-from orchestrator.config.label_list import read_label_list
 from orchestrator.config.messages import validate
 from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError
-from prompt_tuning.categories import BUILT_IN, Category, CategoryList
+from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.knowledge.label_findings import Finding
 from prompt_tuning.label_names import name_key
 
@@ -21,13 +17,7 @@ def read_labels_leniently(config: RunConfig) -> tuple[CategoryList | None, list[
     None where fewer than two labels are left. Raises InputError for a file that is no list at all.
     """
     problems: list[str] = []
-    given = config.categories
-    is_text = isinstance(given, str) and given not in BUILT_IN and Path(given).suffix not in _YAML
-    listed: list[Any] = (
-        [{"name": name} for name in read_label_list(Path(str(given)), problems)]
-        if is_text
-        else listed_categories(config)
-    )
+    listed = listed_categories(config, problems)
     findings = [
         Finding("error", "not a label", "", problem, "write one English name a line")
         for problem in problems
@@ -35,7 +25,7 @@ def read_labels_leniently(config: RunConfig) -> tuple[CategoryList | None, list[
     kept: list[Category] = []
     owner: dict[str, tuple[str, str]] = {}
     for number, raw in enumerate(listed, start=1):
-        label = str(raw.get("name", "")) if isinstance(raw, dict) else str(raw)
+        label = str(raw.get("name", ""))
         try:
             category = validate(Category, raw, f"label {number}")
         except InputError as error:
@@ -54,11 +44,9 @@ def read_labels_leniently(config: RunConfig) -> tuple[CategoryList | None, list[
             for word in (*category.names, *category.kinds):
                 owner[name_key(word)] = category.name, word
     if len(kept) < 2:
-        return None, findings
+        message = f"a list must have at least 2 labels (got {len(kept)})"
+        return None, [*findings, Finding("error", "too few", "", message, "list more labels")]
     return CategoryList(categories=tuple(kept)), findings
-
-
-_YAML = (".yaml", ".yml")
 
 
 def _doubled(category: Category, word: str, other: str, spelled: str) -> Finding:

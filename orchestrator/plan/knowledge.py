@@ -120,9 +120,6 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
         llm_path, llm_content = _llm(config, cache)
         llm_identity = _vllm_identity(config, engines, pool, llm_content)
     elif asks:
-        if config.knowledge.llm.source == "server":
-            with as_input_error():
-                server_model(config.knowledge.llm)  # the key must be there
         llm_identity = _openai_identity(config)
     stage = plan_stage(
         cache,
@@ -150,6 +147,9 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     )
     if not stage.done():
         len(plan.given)  # raises for a bad row before anything starts
+        if asks and config.knowledge.llm.source == "server":
+            with as_input_error():
+                server_model(config.knowledge.llm)  # raises without a key
     return plan
 
 
@@ -256,7 +256,8 @@ def _check_labels(categories: CategoryList) -> None:
         raise InputError(
             f"categories: {len(foreign)} of {len(categories)} labels are not English "
             f"({', '.join(foreign[:3])}, …); questions, filters and the text tower read English: "
-            "write English names"
+            "write English names, or give "
+            "each an English synonym"
         )
     for label in dropped_labels(categories):
         if label.never:

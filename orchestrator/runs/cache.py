@@ -30,7 +30,7 @@ _STAGES = (
     "evaluation",
 )
 # Never removed: answers of language models, and what was assembled or downloaded.
-_KEPT = ("answers", "embedded_llm", "imagenet_anchors", "stamps")
+_KEPT = ("answers", "imported", "embedded_llm", "imagenet_anchors", "stamps")
 _PLANNED = ".planned.json"
 _DAY = 24 * 3600.0
 _KEY_SHOWN = 10

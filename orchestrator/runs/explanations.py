@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.errors import InputError, as_input_error
 from orchestrator.plan.run import Plan
@@ -30,6 +31,12 @@ def write_explanations(plan: Plan, seed: int, geometry: Geometry) -> dict[str, A
 
     `seed`: of the artifact.
     """
+    file, made_of = plan.run_folder / EXPLANATIONS, [plan.evaluation.key, seed]
+    if file.is_file():
+        known = json.loads(file.read_bytes())
+        if known["made_of"] == made_of:
+            return dict(known["labels"])
+        file.unlink()  # of another artifact
     methods = MethodFeatures.load(plan.evaluation.folder / CLASS_FEATURES)
     train, _ = read_caption_sets(plan)
     found = caption_influences(
@@ -57,8 +64,8 @@ def write_explanations(plan: Plan, seed: int, geometry: Geometry) -> dict[str, A
         ]
         for c, name in enumerate(names)
     }
-    text = json.dumps(explained, indent=1, ensure_ascii=False) + "\n"
-    write_atomic(plan.run_folder / EXPLANATIONS, text.encode())
+    described = {"made_of": made_of, "labels": explained}
+    write_atomic(file, (json.dumps(described, indent=1, ensure_ascii=False) + "\n").encode())
     return explained
 
 
@@ -75,23 +82,26 @@ def explain(artifact: Path, label: str, image: Path | None, cache: Path, console
     name = loaded.categories.names[place]
     file = artifact.resolve().parent / EXPLANATIONS
     try:
-        captions = json.loads(file.read_bytes())[name]
+        captions = json.loads(file.read_bytes())["labels"][name]
     except FileNotFoundError:
         raise InputError(
             f"{file} is missing: `datafree run` writes it beside its artifact"
         ) from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{file} is damaged: remove it, and `datafree run` writes it") from None
     if not captions:
-        console.print(f"No caption moved {name!r}: all were ranked right from the beginning.")
+        text = f"No caption moved {name!r}: all were ranked right from the beginning."
+        console.print(text, markup=False)
         return
     title = f"captions that moved {name!r} most"
     if image is not None:
         captions = _for_image(loaded, captions, image, cache)
         title = f"captions that speak most for {name!r} in {image.name}"
-    table = Table("share", "caption", "labels", title=title)
+    table = Table("share", "caption", "labels", title=Text(title))
     for caption in captions[:_CAPTIONS_SHOWN]:
         share = f"{100 * caption['share']:.1f} %"
-        table.add_row(share, caption["text"], ", ".join(caption["labels"]))
-    console.print(table, markup=False)
+        table.add_row(share, Text(caption["text"]), Text(", ".join(caption["labels"])))
+    console.print(table)
 
 
 def _for_image(

@@ -24,7 +24,7 @@ from orchestrator.run_lock import only_driver
 from orchestrator.runs.cache import note_planned
 from orchestrator.runs.label_report import warn_of_labels
 from orchestrator.stages.given_captions import write_given_knowledge
-from orchestrator.stages.imported_answers import OpenQuestions
+from orchestrator.stages.imported_answers import OpenQuestions, write_requests
 from orchestrator.stages.knowledge_summary import RESULTS, read_summary
 from prompt_tuning.storage import copy_atomic
 from workers.knowledge import embedded_llm
@@ -53,12 +53,8 @@ def run_knowledge(
             missing.
         RuntimeError: with `strict`, if a question could not be answered; the results are kept.
     """
+    _check_files(config, imported, exported)
     plan = plan_knowledge(config, find_resources())
-    if (imported or exported) and plan.config.knowledge.llm.source != "file":
-        raise InputError(
-            "--import and --export need knowledge.llm.source: file "
-            f"(got {plan.config.knowledge.llm.source!r})"
-        )
     if dry_run:
         _print_plan(plan, console)
         return
@@ -72,8 +68,6 @@ def run_knowledge(
         except OpenQuestions as open_:
             if exported is None:
                 raise
-            from orchestrator.stages.imported_answers import write_requests  # heavy
-
             write_requests(plan, open_.questions, exported)
             console.print(f"{len(open_.questions)} questions: {exported}", soft_wrap=True)
             return
@@ -92,6 +86,19 @@ def run_knowledge(
     warn_of_unanswered(summary, console)
     if strict and summary["not_answered"]:
         raise RuntimeError(_not_answered(summary))
+
+
+def _check_files(config: RunConfig, imported: Path | None, exported: Path | None) -> None:
+    """Raise InputError for files that cannot be read or written, before anything starts."""
+    source = config.knowledge.llm.source
+    if (imported or exported) and source != "file":
+        raise InputError(f"--import and --export need knowledge.llm.source: file (got {source!r})")
+    if imported and not imported.is_file():
+        raise InputError(f"--import: {imported} must be a file of answers")
+    if exported and (exported.is_dir() or not exported.parent.is_dir()):
+        raise InputError(f"--export: {exported} must be a file in an existing folder")
+    if imported and exported and imported.resolve() == exported.resolve():
+        raise InputError(f"--export: {exported} must be another file than that of --import")
 
 
 def knowledge_work(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
@@ -23,6 +24,7 @@ from prompt_tuning.knowledge.dialogue import Answer, Question
 _CATEGORIES = 3
 
 Answered = list[tuple[Question, Answer]]
+Kinds = Mapping[str, tuple[str, ...]]
 
 
 def preview_knowledge(config: RunConfig, console: Console, count: int) -> None:
@@ -37,14 +39,15 @@ def preview_knowledge(config: RunConfig, console: Console, count: int) -> None:
     try:
         prepare_answers(plan, console)
         with status(console, "asking the language model …"):
-            lists, sentences = _ask(plan, count)
+            lists, sentences, kinds = _ask(plan, count)
     finally:
         disconnect()
-    _print(plan, lists, sentences, console)
+    _print(plan, lists, sentences, kinds, console)
 
 
-def _ask(plan: KnowledgePlan, count: int) -> tuple[Answered, Answered]:
-    """Questions with their answers: for lists, and for sentences that rest on these lists."""
+def _ask(plan: KnowledgePlan, count: int) -> tuple[Answered, Answered, Kinds]:
+    """Questions with their answers, for lists, and for sentences that rest on these lists; and the
+    kinds of each category that the lists name (a run lets the model confirm them first)."""
     from orchestrator.stages.knowledge import answer_ledger, answering, question_writer  # heavy
     from prompt_tuning.knowledge.category_facts import read_category_facts
     from workers.knowledge.ledger import cut_shards
@@ -66,7 +69,7 @@ def _ask(plan: KnowledgePlan, count: int) -> tuple[Answered, Answered]:
         lists = answered(writer.facts())
         attributes = plan.config.knowledge.questions.attributes
         facts = read_category_facts(plan.categories, lists, attributes)
-        return lists, answered(writer.sentences(facts))
+        return lists, answered(writer.sentences(facts)), facts.kinds
 
 
 def _few(blocks: Iterable[Iterable[Question]], chosen: set[str], count: int) -> Iterator[Question]:
@@ -80,16 +83,21 @@ def _few(blocks: Iterable[Iterable[Question]], chosen: set[str], count: int) -> 
                 yield question
 
 
-def _print(plan: KnowledgePlan, lists: Answered, sentences: Answered, console: Console) -> None:
+def _print(
+    plan: KnowledgePlan, lists: Answered, sentences: Answered, kinds: Kinds, console: Console
+) -> None:
     from prompt_tuning.knowledge.caption_filter import CaptionFilter
 
-    caption_filter = CaptionFilter(plan.categories, plan.config.captions, {})
+    caption_filter = CaptionFilter(plan.categories, plan.config.captions, kinds)
     table = Table("kind", "question", "answer", "what becomes of it")
     kept = 0
-    for question, answer in [*lists, *sentences]:
+    for is_list, question, answer in [
+        *((True, *pair) for pair in lists),
+        *((False, *pair) for pair in sentences),
+    ]:
         if answer.failure:
             outcome = f"no answer: {answer.failure}"
-        elif (question, answer) in lists:
+        elif is_list:
             outcome = "a list"
         else:
             judged = caption_filter.judge(question, answer)
@@ -97,6 +105,6 @@ def _print(plan: KnowledgePlan, lists: Answered, sentences: Answered, console: C
             outcome = f"dropped: {judged}"
             if isinstance(judged, Caption):
                 outcome = f"kept: {', '.join(plan.categories.names[i] for i in judged.labels)}"
-        table.add_row(question.kind, question.line, answer.text, outcome)
-    console.print(table, markup=False)
+        table.add_row(question.kind, Text(question.line), Text(answer.text), Text(outcome))
+    console.print(table)
     console.print(f"{kept} of {len(sentences)} sentences are kept.", highlight=False)

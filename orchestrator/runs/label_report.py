@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.config.lenient_labels import read_labels_leniently
 from orchestrator.config.models import RunConfig
@@ -57,13 +58,23 @@ def _too_long(config: RunConfig, categories: CategoryList) -> list[Finding]:
     from prompt_tuning.backbones import backbone_class  # heavy
 
     backbone, tokens = backbone_class(config.vlm), config.prompts.context_tokens
-    findings = []
-    for name in categories.names:
+
+    def problem(*names: str) -> str | None:
         try:
-            backbone.check_prompt_length(config.vlm, tokens, [name])
+            backbone.check_prompt_length(config.vlm, tokens, list(names))
         except ValueError as error:
-            findings.append(Finding("error", "too long", name, str(error), "shorten the name"))
-    return findings
+            return str(error)
+        return None
+
+    if not problem(*categories.names):
+        return []
+    if told := problem("a"):
+        raise InputError(told)  # whatever the names
+    return [
+        Finding("error", "too long", name, told, "shorten the name")
+        for name in categories.names
+        if (told := problem(name))
+    ]
 
 
 def _with_text_tower(config: RunConfig, categories: CategoryList) -> list[Finding]:
@@ -73,7 +84,8 @@ def _with_text_tower(config: RunConfig, categories: CategoryList) -> list[Findin
     try:
         vlm = load_vlm(config.vlm, cache=Path(config.paths.cache))
     except ValueError as error:
-        raise InputError(str(error)) from None
+        unasked = Finding("warning", "no text tower", "", str(error), "check again where it is")
+        return [unasked, *find_several_senses(categories)]
     return find_with_text_tower(categories, unit_features(vlm.encode_text))
 
 
@@ -81,8 +93,8 @@ def _print(findings: list[Finding], count: int, console: Console) -> None:
     if findings:
         table = Table("", "label", "finding", "what to write")
         for level, _, label, message, advice in findings:
-            table.add_row(level, label, message, advice)
-        console.print(table, markup=False)
+            table.add_row(level, Text(label), Text(message), Text(advice))
+        console.print(table)
     errors = sum(finding.level == "error" for finding in findings)
     warnings = len(findings) - errors
     console.print(f"{count:,} labels: {errors} errors, {warnings} warnings", highlight=False)

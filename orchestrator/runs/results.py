@@ -67,6 +67,7 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     (plan.run_folder / SELECTION).unlink(missing_ok=True)
     artifact_seed = read_selection(plan.evaluation.folder / SELECTION)[0]
     artifact = _artifact(plan, artifact_seed)
+    explained = write_explanations(plan, artifact_seed, artifact.geometry)
     artifact.save(plan.run_folder / "artifact")
     write_curves(plan)
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
@@ -75,7 +76,6 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     write_metrics(plan.run_folder, metrics["dataset"], metrics)
     for name in (CLASS_FEATURES, SELECTION):
         copy_atomic(plan.evaluation.folder / name, plan.run_folder / name)
-    explained = write_explanations(plan, artifact_seed, artifact.geometry)
     report = render(_report_data(plan, config_yaml, run, metrics, explained))
     write_atomic(plan.run_folder / "report.html", report.encode())
     # Every seed is published, so its checkpoints are not needed any more.

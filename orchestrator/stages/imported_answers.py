@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.errors import InputError
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.storage import digest, file_digest, replacing, write_atomic
-from workers.knowledge.openai_format import read_answer, request_body
+from workers.knowledge.openai_format import read_answer, request_body, storable
 
 if TYPE_CHECKING:
     from orchestrator.plan.knowledge import KnowledgePlan
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 # An answer of 4096 tokens has a few tens of kilobytes.
 _LONGEST_ROW = 1024 * 1024
+# A question as such is refused. Other failures (expired, too many requests) may pass.
+_REFUSALS = (400, 413, 422)
+_MAX_REFUSED = 3
 
 
 class OpenQuestions(InputError):
@@ -37,18 +40,20 @@ class OpenQuestions(InputError):
         self.questions = questions
 
 
-@dataclass(frozen=True)
-class _Imported:
-    """An answer whose shard is not complete. `file`: the digest of the file that it came from."""
+class Row(NamedTuple):
+    """A row of a file. `answer.failure` if there is no answer; `final`: asking again is no use."""
 
+    number: int
     answer: Answer
-    file: str
+    final: bool = True
 
 
 class ImportedAnswers:
     """Completes shards from the answers of imported files, in place of the pool of engines.
 
-    A question that failed in two files is put in quarantine, as one that fails twice in the pool.
+    The first answer to a question stays. A question that a service has refused in two files is put
+    in quarantine, as one that fails twice in the pool. Imported files stay in the cache, so answers
+    to a shard may come in several.
 
     Args:
         file: a file to import now, beside those imported before.
@@ -59,21 +64,34 @@ class ImportedAnswers:
 
     def __init__(self, plan: KnowledgePlan, ledger: Ledger, file: Path | None = None) -> None:
         self._identity, self._ledger, self._file = plan.llm_identity, ledger, file
-        self._kept_in = plan.cache / "imported" / f"{digest(plan.llm_identity)[:20]}.json"
-        self._answers = self._read_kept()
+        self._kept = plan.cache / "imported" / digest(plan.llm_identity)[:20]
         self._rows = _read_rows(file) if file else {}
+        self._source = file_digest(file) if file else ""
         self._asked: set[str] = set()
-        source = file_digest(file) if file else ""
-        for name, (_, answer) in self._rows.items():
-            self._answers[name] = _first_answer(self._answers.get(name), _Imported(answer, source))
+        self._answers: dict[str, Answer] = {}
+        refused_by: dict[str, str] = {}
+        files = {kept.stem.split("-")[1]: _read_kept(kept) for kept in self._kept_files()}
+        files[self._source] = {**files.get(self._source, {}), **self._rows}
+        for source, rows in files.items():
+            for name, row in rows.items():
+                known = self._answers.get(name)
+                if row.answer.failure is None:
+                    if known is None or known.failure is not None:
+                        self._answers[name] = row.answer
+                elif row.final and refused_by.setdefault(name, source) != source:
+                    self._answers.setdefault(name, row.answer)
+
+    def _kept_files(self) -> list[Path]:
+        """In the order in which they were imported."""
+        return sorted(self._kept.glob("*.json"))
 
     def answer(self, shards: Iterable[Shard], on_shard: OnShard) -> None:
-        """Write every shard whose questions are all answered to the ledger, and keep the others'
-        answers for the next import.
+        """Write every shard whose questions are all answered to the ledger.
 
         Raises:
             OpenQuestions: if any question has no answer.
-            InputError: if the file answers what was never asked.
+            InputError: if the file answers what was never asked, or if a service has refused many
+                questions of a shard.
         """
         missing: dict[str, Question] = {}
         for shard in shards:
@@ -81,53 +99,56 @@ class ImportedAnswers:
             self._asked.update(ids)
             if self._ledger.has(shard):
                 on_shard(shard, self._ledger.read(shard), False, 0)
-                continue
-            answers = [self._final_answer(name) for name in ids]
-            if None in answers:
-                for name, question, answer in zip(ids, shard.questions, answers, strict=True):
-                    if answer is None:
-                        missing[name] = question
-                continue
-            complete = [answer for answer in answers if answer is not None]
-            self._ledger.write(shard, complete)
-            on_shard(shard, complete, True, 0)
+            elif open_ := [i for i, name in enumerate(ids) if name not in self._answers]:
+                missing |= {ids[i]: shard.questions[i] for i in open_}
+            else:
+                answers = [self._answers[name] for name in ids]
+                _check_refusals(answers)
+                self._ledger.write(shard, answers)
+                on_shard(shard, answers, True, 0)
         if missing:
-            self._keep()
-            self.check_all_asked()
+            self.keep()
             raise OpenQuestions(missing)
 
-    def check_all_asked(self) -> None:
-        """Raise InputError for a row of the file whose question was not asked so far."""
-        for name, (row, _) in self._rows.items():
+    def keep(self) -> None:
+        """Keep the file's answers to what was asked so far, for the next import.
+
+        Raises:
+            InputError: for a row whose question was not asked.
+        """
+        asked = {name: row for name, row in self._rows.items() if name in self._asked}
+        if asked:
+            kept = self._kept_files()
+            same = [file for file in kept if file.stem.endswith(f"-{self._source}")]
+            target = same[0] if same else self._kept / f"{len(kept):06}-{self._source}.json"
+            rows = {**(_read_kept(target) if same else {}), **asked}
+            data = {name: (asdict(row.answer), row.final) for name, row in rows.items()}
+            write_atomic(target, json.dumps(data).encode())
+        for name, row in self._rows.items():
             if name not in self._asked:
                 raise InputError(
-                    f"{self._file}: row {row}: custom_id {name[:80]!r} must be one that --export "
-                    "wrote for this config; rows with such ids were taken"
+                    f"{self._file}: row {row.number}: custom_id {name[:80]!r} must be one that "
+                    "--export wrote for this config; rows with such ids were taken"
                 )
 
     def id_of(self, question: Question) -> str:
         """The `custom_id` of a question: the same in every export of the same config."""
         return digest([self._identity, asdict(question)])[:32]
 
-    def _final_answer(self, name: str) -> Answer | None:
-        imported = self._answers.get(name)
-        return imported.answer if imported and _is_final(imported) else None
 
-    def _read_kept(self) -> dict[str, _Imported]:
-        try:
-            kept = json.loads(self._kept_in.read_bytes())
-        except FileNotFoundError:
-            return {}
-        return {name: _Imported(Answer(**row), file) for name, (row, file) in kept.items()}
+def _read_kept(file: Path) -> dict[str, Row]:
+    kept = json.loads(file.read_bytes())
+    return {name: Row(0, Answer(**answer), final) for name, (answer, final) in kept.items()}
 
-    def _keep(self) -> None:
-        """Write the answers to questions that were asked so far, for the next import."""
-        kept = {
-            name: (asdict(imported.answer), imported.file)
-            for name, imported in self._answers.items()
-            if name in self._asked
-        }
-        write_atomic(self._kept_in, json.dumps(kept, ensure_ascii=False).encode())
+
+def _check_refusals(answers: list[Answer]) -> None:
+    """As for engines, more than a few refused questions mean that something else is wrong."""
+    refused = [answer.failure for answer in answers if answer.failure is not None]
+    if len(refused) > max(_MAX_REFUSED, len(answers) // 10):
+        raise InputError(
+            f"knowledge.llm.source: file: the service has refused {len(refused)} of {len(answers)} "
+            f"questions twice, more than a tenth; the first: {refused[0]}"
+        )
 
 
 def write_requests(plan: KnowledgePlan, questions: dict[str, Question], file: Path) -> None:
@@ -141,30 +162,19 @@ def write_requests(plan: KnowledgePlan, questions: dict[str, Question], file: Pa
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _first_answer(known: _Imported | None, new: _Imported) -> _Imported:
-    """The answer to keep: the first that is no failure; a second file's failure is final."""
-    if known is None or (known.answer.failure and not new.answer.failure):
-        return new
-    if known.answer.failure and known.file not in ("", new.file):
-        return _Imported(known.answer, "")
-    return known
-
-
-def _is_final(imported: _Imported) -> bool:
-    return imported.answer.failure is None or imported.file == ""
-
-
-def _read_rows(file: Path) -> dict[str, tuple[int, Answer]]:
-    """Row number and answer by `custom_id`; of several rows, the first that is no failure."""
-    rows: dict[str, tuple[int, Answer]] = {}
+def _read_rows(file: Path) -> dict[str, Row]:
+    """Rows by `custom_id`; of several with the same, the first that has an answer."""
+    rows: dict[str, Row] = {}
     for number, line in _lines(file):
         try:
-            name, answer = _read_row(json.loads(line))
+            name, answer, final = _read_row(json.loads(line))
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: row {number}: must be UTF-8") from None
         except (ValueError, RecursionError) as error:
             text = str(error) if not isinstance(error, json.JSONDecodeError) else "must be JSON"
             raise InputError(f"{file}: row {number}: {text}") from None
-        if name not in rows or (rows[name][1].failure and not answer.failure):
-            rows[name] = number, answer
+        if name not in rows or (rows[name].answer.failure and not answer.failure):
+            rows[name] = Row(number, answer, final)
     return rows
 
 
@@ -184,19 +194,24 @@ def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
         raise InputError(f"{file}: {error.strerror}") from None
 
 
-def _read_row(row: Any) -> tuple[str, Answer]:
-    """The id and the answer of a row: a result of a batch, or `custom_id` and `answer`."""
+def _read_row(row: Any) -> tuple[str, Answer, bool]:
+    """The id, the answer, and whether a failure is final, of a row: a result of a batch service, or
+    `custom_id` and `answer`."""
     if not isinstance(row, dict) or not isinstance(row.get("custom_id"), str):
         raise ValueError("must be an object with a custom_id")
     name = row["custom_id"]
     if isinstance(row.get("answer"), str):  # written by a person
-        return name, Answer(row["answer"].strip(), True, 0)
+        return name, Answer(storable(row["answer"]).strip(), True, 0), True
     response, error = row.get("response"), row.get("error")
     if not isinstance(response, dict):
         if error:
-            return name, Answer("", False, 0, f"the batch says: {str(error)[:200]}")
+            return name, _failure(error), False
         raise ValueError("must have a response, an error or an answer")
-    body = response.get("body")
-    if error or response.get("status_code", 200) != 200:
-        return name, Answer("", False, 0, f"the batch says: {str(error or body)[:200]}")
-    return name, read_answer(body)
+    status, body = response.get("status_code", 200), response.get("body")
+    if error or status != 200:
+        return name, _failure(error or body), status in _REFUSALS
+    return name, read_answer(body), True
+
+
+def _failure(said: object) -> Answer:
+    return Answer("", False, 0, f"the batch says: {storable(str(said))[:200]}")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 # on a CPU small enough that a killed run loses only seconds.
 _BLOCK_SIZE_ON_CPU = 384
 _BLOCK_SIZE_ON_GPU = 4096
+# Of servers and files, which lose nothing between shards. The same for both, and whatever the
+# concurrency, so that nothing is asked again when one of these changes.
+_BLOCK_SIZE_ELSEWHERE = 64
 
 
 def write_knowledge(
@@ -101,7 +104,7 @@ def answering(
     if llm.source == "file":
         answers = ImportedAnswers(plan, ledger, imported)
         yield answers
-        answers.check_all_asked()
+        answers.keep()
         return
     engine: type = LLMEngine
     model: Path | str | ServerModel = plan.llm_path
@@ -114,6 +117,8 @@ def answering(
 def question_writer(plan: KnowledgePlan) -> QuestionWriter:
     """The writer of the plan's questions, with a block size that suits its engines."""
     size = _BLOCK_SIZE_ON_GPU if plan.engines.gpus else _BLOCK_SIZE_ON_CPU
+    if plan.config.knowledge.llm.source != "vllm":
+        size = _BLOCK_SIZE_ELSEWHERE
     return QuestionWriter(plan.categories, plan.config.knowledge.questions, plan.templates, size)
 
 

@@ -24,7 +24,7 @@ from prompt_tuning.tuning.caption_set import CaptionSet
 from prompt_tuning.tuning.losses import ranking_loss
 
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
-_ROWS_AT_ONCE = 4096
+_SCORES_AT_ONCE = 2_000_000
 _ITEMS_OF_A_CAPTION = 8
 
 
@@ -66,7 +66,7 @@ def caption_influences(
     classes = len(tuned)
     strongest = [torch.empty(0, classes, dtype=torch.double) for _ in range(3)]
     total = torch.zeros(classes, dtype=torch.double)
-    for positions in torch.arange(len(captions)).split(_ROWS_AT_ONCE):
+    for positions in torch.arange(len(captions)).split(max(1, _SCORES_AT_ONCE // classes)):
         rows = captions.rows[positions]
         own = captions.features.pooled[rows].float()
         pulls = torch.zeros(len(rows), classes)

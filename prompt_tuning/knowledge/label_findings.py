@@ -5,6 +5,7 @@ Nothing here needs images or a model; what the text tower shows is in label_feat
 
 from __future__ import annotations
 
+import gzip
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import lemminflect
@@ -41,9 +44,9 @@ _SMALL_WORDS = frozenset(
     your
     """.split()
 )
-# With more labels in no dictionary, the list is taken to be in another language.
-_SHARE_FOREIGN = 0.4
-_FEWEST_UNKNOWN = 3
+# With as many labels in no dictionary, a list is taken to be in another language.
+_SHARE_FOREIGN = 0.5
+_FEWEST_FOREIGN = 3
 _SUGGESTED_FOR = 50
 _LETTERS_WRONG = 3
 
@@ -106,8 +109,11 @@ def _two_spellings(categories: CategoryList) -> Iterator[Finding]:
 
 def _unknown_words(categories: CategoryList) -> Iterator[Finding]:
     """Codes, other scripts, and words that no English dictionary has."""
-    unknown: list[tuple[str, str]] = []
-    for name in categories.names:
+    foreign = set(foreign_labels(categories))
+    suggested = 0
+    for category in categories.categories:
+        name = category.name
+        script, word = _other_script(name), _unknown_word(name)
         if _CODE.fullmatch(name):
             yield Finding(
                 "warning",
@@ -116,33 +122,37 @@ def _unknown_words(categories: CategoryList) -> Iterator[Finding]:
                 "looks like a code, which says nothing to a text tower",
                 "write what the image shows, and keep the code in a list of your own",
             )
-        elif script := _other_script(name):
+        elif script or name in foreign:
+            said = f"is written in {script} letters" if script else f"{word!r} is not English"
             yield Finding(
-                "warning",
+                "error" if name in foreign else "warning",
                 "other language",
                 name,
-                f"is written in {script} letters, and the text tower reads English",
-                "write the English name",
+                f"{said}; questions, filters and the text tower read English",
+                "write the English name, or give it as a synonym",
             )
-        elif word := _unknown_word(name):
-            unknown.append((name, word))
-    many = len(unknown) >= max(_FEWEST_UNKNOWN, _SHARE_FOREIGN * len(categories))
-    for i, (name, word) in enumerate(unknown):
-        if many:
-            advice = "write English names; the whole list looks like another language"
-        elif near := _similar_noun(word) if i < _SUGGESTED_FOR else None:
-            advice = f"check the spelling; did you mean {near!r}?"
-        else:
+        elif word and not _has_english_name(category):
+            suggested += 1
+            near = _similar_noun(word) if suggested <= _SUGGESTED_FOR else None
             advice = "check the spelling, or give it a synonym in plain English words"
-        kind = "other language" if many else "unknown word"
-        yield Finding("warning", kind, name, f"{word!r} is in no English dictionary", advice)
+            if near:
+                advice = f"check the spelling; did you mean {near!r}?"
+            message = f"{word!r} is in no English dictionary"
+            yield Finding("warning", "unknown word", name, message, advice)
 
 
 def foreign_labels(categories: CategoryList) -> list[str]:
-    """The labels that are not English, if these are so many that the whole list looks foreign."""
-    foreign = [name for name in categories.names if _other_script(name) or _unknown_word(name)]
-    fewest = max(_FEWEST_UNKNOWN, _SHARE_FOREIGN * len(categories))
-    return foreign if len(foreign) >= min(fewest, len(categories)) else []
+    """The labels without any English name, if there are so many that a run would be in vain."""
+    foreign = [
+        category.name for category in categories.categories if not _has_english_name(category)
+    ]
+    fewest = max(_FEWEST_FOREIGN, _SHARE_FOREIGN * len(categories))
+    return foreign if len(foreign) >= fewest else []
+
+
+def _has_english_name(category: Category) -> bool:
+    names = (*category.names, *category.kinds)
+    return any(not _other_script(name) and not _unknown_word(name) for name in names)
 
 
 def _dropped(categories: CategoryList) -> Iterator[Finding]:
@@ -224,7 +234,25 @@ def _is_known(word: str) -> bool:
     plain = plain.strip("'\".()&").removesuffix("'s")
     if len(plain) <= 2 or not plain.isalpha() or plain in _SMALL_WORDS:
         return True
-    return plain in wordnet() or bool(lemminflect.getAllLemmas(plain))
+    return (
+        plain in wordnet() or bool(lemminflect.getAllLemmas(plain)) or plain in _words_of_captions()
+    )
+
+
+@cache
+def _words_of_captions() -> frozenset[str]:
+    """The whole words in CLIP's vocabulary, which also has brands and new words ("selfie").
+
+    Read from open_clip's file, since its import takes seconds.
+    """
+    package = find_spec("open_clip")
+    assert package is not None, "a package that is always installed"
+    assert package.origin is not None
+    file = Path(package.origin).with_name("bpe_simple_vocab_16e6.txt.gz")
+    # As its tokenizer reads it: a heading, then 48,894 merges; what follows is not used.
+    merges = gzip.decompress(file.read_bytes()).decode().splitlines()[1:48_895]
+    ends = ("".join(merge.split()) for merge in merges)
+    return frozenset(word.removesuffix("</w>") for word in ends if word.endswith("</w>"))
 
 
 def _similar_noun(word: str) -> str | None:

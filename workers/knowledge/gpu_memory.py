@@ -45,10 +45,14 @@ def check_gpu_memory(settings: LLMSettings, model: Path, dtype: Dtype) -> None:
 
 def weights_gib(model: Path, dtype: Dtype) -> float | None:
     """The memory of a checkpoint folder's weights in `dtype`; None if it cannot be known."""
-    files = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    names = {file.name for file in model.glob("*.safetensors")}
+    index = model / "model.safetensors.index.json"
     try:
         config = json.loads((model / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        if index.is_file():  # without a second copy, such as consolidated.safetensors
+            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+        files = sum((model / name).stat().st_size for name in names)
+    except (OSError, ValueError, KeyError):
         return None
     stored = str(config.get("dtype") or config.get("torch_dtype"))
     if not files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -70,8 +71,13 @@ class LLMSettings(Settings):
     def _is_a_plain_address(cls, url: str | None) -> str | None:
         if url is None:
             return None
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            is_url = parts.scheme in ("http", "https") and parts.port != 0
+            parts.netloc.encode("idna")
+        except ValueError:
+            is_url = False
+        if not is_url or not parts.hostname or re.search(r"[\s#]", url):
             raise ValueError("must be a URL such as http://127.0.0.1:8000/v1")
         if parts.username is not None or parts.password is not None or parts.query:
             # Not quoted: it may hold a secret.

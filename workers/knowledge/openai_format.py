@@ -34,11 +34,19 @@ def read_answer(body: Any) -> Answer:
     try:
         choice = body["choices"][0]
         text = choice["text"] if "text" in choice else choice["message"]["content"]
-        tokens = (body.get("usage") or {}).get("completion_tokens") or 0
+        tokens = (body.get("usage") or {}).get("completion_tokens")
         finished = choice.get("finish_reason") == "stop"
     except (KeyError, IndexError, TypeError, AttributeError):
         raise ValueError("must have choices with a message or text") from None
-    if not isinstance(text, str | None) or not isinstance(tokens, int):
+    if not isinstance(text, str | None):
         raise ValueError("must have a text as its message's content")
     # Without the thinking of models that think.
-    return Answer((text or "").rpartition("</think>")[2].strip(), finished, tokens)
+    answer = storable(text or "").rpartition("</think>")[2].strip()
+    if not isinstance(tokens, int) or not 0 <= tokens < 2**31:
+        tokens = 0  # servers need not count, and only sums of these are shown
+    return Answer(answer, finished, tokens)
+
+
+def storable(text: str) -> str:
+    """Text without halves of surrogate pairs, which JSON allows and UTF-8 does not."""
+    return text.encode("utf-8", "replace").decode()

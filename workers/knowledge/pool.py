@@ -9,6 +9,7 @@ one call, so its bytes do not depend on what failed.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -107,13 +108,14 @@ class _Engine:
             num_gpus=needs.pop("GPU"),
             resources=needs,
             scheduling_strategy=strategy,
-            max_concurrency=getattr(engine, "concurrent_calls", 1),
+            max_concurrency=_concurrent_calls(engine),
         )
         self._actor: Any = actor.remote(*arguments)
         self.loading: ray.ObjectRef | None = self._actor.__ray_ready__.remote()  # None: loaded
         self.calls: deque[tuple[ray.ObjectRef, _Call]] = deque()
         # Since when it has loaded, or worked on its oldest call.
         self.at_work_since = time.monotonic()
+        self.was_placed = False
 
     def ask(self, call: _Call, sampling: SamplingSettings) -> None:
         if not self.calls:
@@ -179,7 +181,7 @@ class KnowledgePool:
         source = iter(shards)
         minutes = self._settings.timeout_minutes
         if self._settings.source == "server":
-            minutes *= 2  # the client gives up by itself, and knows why
+            minutes = math.inf  # the client gives up by itself, and knows why
         waiting = Waiting("engines", self._placement.resources, minutes)
         while True:
             self._dispatch(source, on_shard)
@@ -201,8 +203,13 @@ class KnowledgePool:
             return  # the client gives up by itself
         for engine in list(self._engines):
             seconds = time.monotonic() - engine.at_work_since
-            busy = engine.calls or (engine.loading and engine.placed)
-            if not busy or seconds < 60 * self._settings.timeout_minutes:
+            if seconds < 60 * self._settings.timeout_minutes:
+                continue
+            if engine.loading and not engine.was_placed:
+                # It may have waited for its place all the time.
+                engine.at_work_since, engine.was_placed = time.monotonic(), engine.placed
+                continue
+            if not engine.loading and not engine.calls:
                 continue
             doing = "loaded" if engine.loading else "worked on one shard"
             _log.warning("knowledge: an engine has %s for %.0f s and is replaced", doing, seconds)
@@ -236,7 +243,8 @@ class KnowledgePool:
         ready = self._ready()
         # Near the end a call does not wait behind a busy engine: another will be idle sooner.
         enough = len(self._queue) >= self._max_engines and len(ready) == len(self._engines)
-        limit = _CALLS_PER_ENGINE if enough else 1
+        most = max(_CALLS_PER_ENGINE, _concurrent_calls(self._engine_class))
+        limit = most if enough else 1
         for engine in sorted(ready, key=lambda engine: len(engine.calls)):
             for call in self._queue if len(engine.calls) < limit else ():
                 # A second engine must confirm a failure, as the first one may be broken.
@@ -380,6 +388,11 @@ class KnowledgePool:
 def _halves(positions: tuple[int, ...]) -> list[tuple[int, ...]]:
     middle = len(positions) // 2
     return [half for half in (positions[:middle], positions[middle:]) if half]
+
+
+def _concurrent_calls(engine: type) -> int:
+    """How many shards an engine works on at once."""
+    return int(getattr(engine, "concurrent_calls", 1))
 
 
 def _is_death(error: RayError) -> bool:

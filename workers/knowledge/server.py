@@ -19,11 +19,12 @@ from pydantic import SecretStr
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.failure import DescribedFailure
 from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
-from workers.knowledge.openai_format import read_answer, request_body
+from workers.knowledge.openai_format import read_answer, request_body, storable
 
 _CONNECT_SECONDS = 10.0
 # Servers that are asked more than they can compute at once let requests wait.
-_ANSWER_SECONDS = 300.0
+_ANSWER_SECONDS = 600.0
+_CHECK_SECONDS = 120.0
 # An answer of 4096 tokens has a few tens of kilobytes.
 _LARGEST_REPLY = 1024 * 1024
 _LONGEST_PAUSE = 60.0
@@ -77,6 +78,13 @@ class NoAnswerYet(Exception):
         self.pause, self.question_at_fault = pause, question_at_fault
 
 
+class NotACompletion(NoAnswerYet):
+    """The reply has another form: this may be no OpenAI-compatible server."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, None, True)
+
+
 class ServerClient:
     """Asks one question at a time, from any thread."""
 
@@ -124,12 +132,15 @@ class ServerClient:
                     parts.append(part)
                     size += len(part)
                     if size > _LARGEST_REPLY:
-                        raise NoAnswerYet(
-                            f"its reply is larger than {_LARGEST_REPLY // 1024} KiB", None, True
+                        raise NotACompletion(
+                            f"its reply is larger than {_LARGEST_REPLY // 1024} KiB"
                         )
         except httpx.ReadTimeout:
-            raise NoAnswerYet(f"no reply within {self._seconds:.0f} s", None, True) from None
-        except httpx.TransportError as error:
+            # Of a server that is asked too much at once, rather than of the question.
+            raise NoAnswerYet(f"no reply within {self._seconds:.0f} s", None, False) from None
+        except httpx.DecodingError as error:
+            raise NotACompletion(f"its reply cannot be read ({error})") from None
+        except httpx.RequestError as error:
             reason = f"cannot be reached ({str(error) or type(error).__name__})"
             raise NoAnswerYet(reason, None, False) from None
         status, reply = response.status_code, b"".join(parts).decode("utf-8", "replace")
@@ -139,8 +150,8 @@ class ServerClient:
             raise NoAnswerYet(
                 self._say(status, reply),
                 _seconds(response.headers.get("Retry-After")),
-                # 502 to 504 come from proxies or busy servers, 429 from limits of rates.
-                question_at_fault=status == 500,
+                # 503 comes from busy servers, 429 from limits of rates.
+                question_at_fault=status in (500, 502, 504),
             )
         return status, reply
 
@@ -160,9 +171,9 @@ class ServerClient:
         try:
             body = json.loads(reply)
             return read_answer(body)
-        except ValueError:
-            raise NoAnswerYet(
-                f"its reply is not a completion ({_shorten(reply)!r})", None, True
+        except (ValueError, RecursionError):
+            raise NotACompletion(
+                f"its reply is not a completion ({self._shorten(reply)!r})"
             ) from None
 
     def _explain(self, status: int, reply: str) -> str:
@@ -184,16 +195,17 @@ class ServerClient:
     def _unknown_model(self) -> str:
         """A sentence about a model or path that the server does not have."""
         try:
-            listed = self._http.get(f"{self._server.url}/models", timeout=_CONNECT_SECONDS).json()
-            names = [str(model["id"]) for model in listed["data"]]
+            reply = self._http.get(f"{self._server.url}/models", timeout=_CONNECT_SECONDS).json()
+            names = [str(model["id"]) for model in reply["data"]]
         except (httpx.HTTPError, ValueError, KeyError, TypeError):
             return (
                 f"{self._server.url} has no model {self._server.name!r}, or is not an "
                 "OpenAI-compatible server (its URL often ends with /v1)"
             )
-        return f"must be a model of {self._server.url} (got {self._server.name!r}; it has " + (
-            f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
-        )
+        if not names or self._server.name in names:
+            return f"{self._server.url} cannot {'complete' if self._completes else 'chat'} with it"
+        listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        return f"must be a model of {self._server.url} (got {self._server.name!r}; it has {listed})"
 
     def _say(self, status: int, reply: str) -> str:
         """The status with the server's own message, in a line that is free of the key."""
@@ -203,16 +215,20 @@ class ServerClient:
             text = str(error.get("message") or error) if isinstance(error, dict) else str(error)
         except (ValueError, AttributeError):
             text = reply
+        return f"{status}: {self._shorten(text)}" if text.strip() else str(status)
+
+    def _shorten(self, text: str) -> str:
+        """The beginning of a reply in one line, without the key."""
         if self._server.key is not None:
             text = text.replace(self._server.key.get_secret_value(), "…")
-        return f"{status}: {_shorten(text)}" if text.strip() else str(status)
+        return textwrap.shorten(storable(text), 200, placeholder=" …")
 
 
 class ServerEngine:
     """Answers shards as `LLMEngine` does, by asking a server. The pool runs it as a Ray actor."""
 
-    # The next shard is asked while the last answers of one are awaited.
-    concurrent_calls = 2
+    # The next shards are asked while the last answers of one are awaited.
+    concurrent_calls = 16
 
     def __init__(self, settings: LLMSettings, server: ServerModel, on_gpu: bool) -> None:
         self._settings, self._server = settings, server
@@ -238,21 +254,23 @@ class ServerEngine:
 
     def _ask(self, question: Question, sampling: SamplingSettings) -> Answer:
         began, failures, pause = time.monotonic(), 0, 1.0
+        failed_before = began
         while True:
             try:
                 answer = self._client.ask(question, sampling)
             except NoAnswerYet as error:
                 failures += error.question_at_fault
-                if failures >= _MAX_TRIES and self._answers_others(began, sampling):
+                if failures >= _MAX_TRIES and self._answers_others(failed_before, sampling):
                     return Answer("", False, 0, str(error))
-                away = time.monotonic() - max(self._last_answer, began)
+                failed_before = time.monotonic()
+                away = failed_before - max(self._last_answer, began)
                 limit = 60 * self._settings.timeout_minutes
                 if away >= limit:
                     raise ServerFailure(
                         f"knowledge.llm.url: {self._server.url} has answered nothing for "
                         f"{away / 60:.0f} minutes: {error}"
                     ) from None
-                time.sleep(min(pause if error.pause is None else error.pause, limit - away))
+                time.sleep(min(max(pause, error.pause or 0), limit - away))
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self._last_answer = time.monotonic()
@@ -275,19 +293,19 @@ def check_server(settings: LLMSettings, server: ServerModel, sampling: SamplingS
         ServerFailure: if they are not.
         DescribedFailure: if the server cannot be reached, or is too busy.
     """
-    client = ServerClient(settings, server)
+    client = ServerClient(settings, server, _CHECK_SECONDS)
     for pause in (1.0, 2.0, None):
         try:
             answer = client.ask(_EASY, sampling)
         except NoAnswerYet as error:
-            if pause is None and error.question_at_fault:
+            if pause is None and isinstance(error, NotACompletion):
                 raise ServerFailure(
                     f"knowledge.llm.url: {server.url} must be an OpenAI-compatible server; its URL "
                     f"often ends with /v1 (got: {error})"
                 ) from None
             if pause is None:
                 raise DescribedFailure(f"knowledge.llm.url: {server.url}: {error}") from None
-            time.sleep(pause)
+            time.sleep(min(max(pause, error.pause or 0), _LONGEST_PAUSE))
         else:
             if answer.failure:
                 raise ServerFailure(f"knowledge.llm: {server.url}: {answer.failure}")
@@ -315,7 +333,3 @@ def _seconds(retry_after: str | None) -> float | None:
         return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):
         return None
-
-
-def _shorten(text: str) -> str:
-    return textwrap.shorten(text, 200, placeholder=" …")
