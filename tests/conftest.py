@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamp
 
 # Tensors here are small: threads that wait for each other on a busy machine cost most of the time.
 torch.set_num_threads(1)
-# As in the processes that are tested (orchestrator/cli.py, workers/__init__.py).
-gc.set_threshold(100_000)
 
 # Begun first, so that two processes end at about the same time.
 LONGEST = """

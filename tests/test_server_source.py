@@ -19,7 +19,7 @@ from command_line import Done, run_datafree
 from tiny_llm import write_tiny_chat_llm
 
 KEY = "sk-of-this-test"
-# Looks for garbage less often, as our own processes do: it starts in a fifth less time.
+# Seeks garbage less often, as our own engines do while they load: it starts in a fifth less time.
 SERVE = """
 import gc, runpy
 gc.set_threshold(100_000)
