@@ -213,7 +213,7 @@ class ServerClient:
             body = json.loads(reply)
             error = body.get("error", body)
             text = str(error.get("message") or error) if isinstance(error, dict) else str(error)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             text = reply
         return f"{status}: {self._shorten(text)}" if text.strip() else str(status)
 
