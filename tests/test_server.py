@@ -12,9 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from command_line import run_datafree
 from pydantic import SecretStr, ValidationError
 
 from prompt_tuning.knowledge.dialogue import Answer, Question
@@ -386,3 +389,39 @@ def test_the_key_comes_from_the_environment_only(monkeypatch: pytest.MonkeyPatch
     assert found.key is not None
     assert found.key.get_secret_value() == KEY
     assert KEY not in repr(found)
+
+
+def test_a_run_is_answered_by_a_server_and_its_key_is_nowhere(
+    stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the command line, Ray and the pool."""
+    stub.reply = lambda body, _: completion(f"A dog and a car number {body['seed']} stand there.")
+    llm = {"source": "server", "url": stub.url, "model": "glm", "key_variable": "A_KEY"}
+    questions = {"per_category": 20, "relationships": 8, "attributes": 4}
+    config = {
+        "name": "served",
+        "categories": ["dog", "car", "violin"],
+        "knowledge": {"llm": llm, "questions": questions},
+    }
+    monkeypatch.chdir(tmp_path)
+    Path("served.yaml").write_text(yaml.safe_dump(config), "utf-8")
+    done = run_datafree(monkeypatch, capsys, "knowledge", "served.yaml")
+    assert (done.code, done.err) == (
+        2,
+        "error: knowledge.llm.key_variable: the environment variable A_KEY is empty or not set\n",
+    )
+    monkeypatch.setenv("A_KEY", KEY)
+    done = run_datafree(monkeypatch, capsys, "knowledge", "served.yaml")
+    assert done.code == 0, done.err
+    summary = json.loads(Path("runs/served/knowledge/summary.json").read_bytes())
+    assert summary["asked"]["specific"] == 60
+    assert summary["kept"]["specific"] >= 1
+    assert (summary["source"], summary["repeats"]) == ("server", False)
+    assert "may answer in other words" in done.out
+    asked = len(stub.requests)
+    assert asked == 1 + sum(summary["asked"].values()), "one to see that it answers"
+    assert "Nothing to do" in run_datafree(monkeypatch, capsys, "knowledge", "served.yaml").out
+    assert len(stub.requests) == asked
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [path for path in written if KEY.encode() in path.read_bytes()]

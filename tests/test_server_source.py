@@ -18,6 +18,9 @@ import yaml
 from command_line import Done, run_datafree
 from tiny_llm import write_tiny_chat_llm
 
+# Starting vLLM's server takes half a minute; test_server has the same run with a stub in its place.
+pytestmark = pytest.mark.slow
+
 KEY = "sk-of-this-test"
 # Seeks garbage less often, as our own engines do while they load: it starts in a fifth less time.
 SERVE = """
@@ -122,7 +125,6 @@ def shards(folder: Path) -> dict[Path, int]:
     }
 
 
-@pytest.mark.slow  # test_server does so with a server that starts at once
 def test_a_server_that_dies_and_comes_back_is_asked_each_question_once(
     server: Server, config: Path
 ) -> None:
