@@ -49,7 +49,7 @@ def test_influence_is_the_part_of_the_gradient_along_the_way_of_the_class_featur
 
 
 def test_without_the_captions_that_speak_for_an_image_its_score_falls(embedded_vlm: VLM) -> None:
-    """More than without as many others of the same label: each probe tunes twice anew."""
+    """More than without as many others of the same label: each probe tunes twice more."""
     places = {
         "A {} on a saucer in the kitchen.": ["on a plate", "in a bowl", "beside a cup"],
         "A {} on the pavement of a street.": ["by the road", "near a bus stop", "at a crossing"],

@@ -100,7 +100,7 @@ def _read_categories(config: RunConfig) -> CategoryList:
 def listed_categories(config: RunConfig, problems: list[str] | None = None) -> list[dict[str, Any]]:
     """The unchecked categories of a config, as mappings.
 
-    Raises InputError; lines of a text file that are no labels go to `problems`, if it is given.
+    Raises InputError; lines of a text file that cannot be labels go to `problems`, if it is given.
     """
     given = config.categories
     if isinstance(given, tuple):

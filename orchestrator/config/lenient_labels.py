@@ -14,7 +14,7 @@ from prompt_tuning.label_names import name_key
 def read_labels_leniently(config: RunConfig) -> tuple[CategoryList | None, list[Finding]]:
     """The labels without those that are wrong, and an error for each of these.
 
-    None where fewer than two labels are left. Raises InputError for a file that is no list at all.
+    None where fewer than two labels are left. Raises InputError for a file that is not a list.
     """
     problems: list[str] = []
     listed = listed_categories(config, problems)

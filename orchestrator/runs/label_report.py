@@ -68,12 +68,12 @@ def _too_long(config: RunConfig, categories: CategoryList) -> list[Finding]:
 
     if not problem(*categories.names):
         return []
-    if told := problem("a"):
-        raise InputError(told)  # whatever the names
+    if message := problem("a"):
+        raise InputError(message)  # whatever the names
     return [
-        Finding("error", "too long", name, told, "shorten the name")
+        Finding("error", "too long", name, message, "shorten the name")
         for name in categories.names
-        if (told := problem(name))
+        if (message := problem(name))
     ]
 
 

@@ -41,7 +41,7 @@ class OpenQuestions(InputError):
 
 
 class Row(NamedTuple):
-    """A row of a file. `answer.failure` if there is no answer; `final`: asking again is no use."""
+    """A row of a file. `final`: asking again would not help."""
 
     number: int
     answer: Answer
