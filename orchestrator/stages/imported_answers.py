@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from orchestrator.errors import InputError
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from prompt_tuning.storage import digest, file_digest, replacing, write_atomic
+from workers.knowledge.ledger import failures_allowed
 from workers.knowledge.openai_format import read_answer, request_body, storable
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 _LONGEST_ROW = 1024 * 1024
 # A question as such is refused. Other failures (expired, too many requests) may pass.
 _REFUSALS = (400, 413, 422)
-_MAX_REFUSED = 3
 
 
 class OpenQuestions(InputError):
@@ -144,7 +144,7 @@ def _read_kept(file: Path) -> dict[str, Row]:
 def _check_refusals(answers: list[Answer]) -> None:
     """As for engines, more than a few refused questions mean that something else is wrong."""
     refused = [answer.failure for answer in answers if answer.failure is not None]
-    if len(refused) > max(_MAX_REFUSED, len(answers) // 10):
+    if len(refused) > failures_allowed(len(answers)):
         raise InputError(
             f"knowledge.llm.source: file: the service has refused {len(refused)} of {len(answers)} "
             f"questions twice, more than a tenth; the first: {refused[0]}"

@@ -34,7 +34,7 @@ _SPELLINGS = (
     *(("doughnut", "donut"), ("jewellery", "jewelry"), ("moustache", "mustache")),
     *(("pyjama", "pajama"), ("plough", "plow"), ("tyre", "tire"), ("yoghurt", "yogurt")),
     *(("armour", "armor"), ("harbour", "harbor"), ("fibre", "fiber"), ("theatre", "theater")),
-    *(("centre", "center"), ("lorry", "truck"), ("catalogue", "catalog"), ("mould", "mold")),
+    *(("centre", "center"), ("catalogue", "catalog"), ("mould", "mold")),
 )
 _SMALL_WORDS = frozenset(
     """

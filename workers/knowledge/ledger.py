@@ -49,6 +49,11 @@ def cut_shards(
             yield Shard(digest([identity, [asdict(question) for question in part]]), part)
 
 
+def failures_allowed(questions: int) -> int:
+    """How many of a shard's questions may fail before whoever answers counts as broken."""
+    return max(3, questions // 10)
+
+
 class Ledger:
     """Answers by shard key, in a folder that several drivers may share."""
 

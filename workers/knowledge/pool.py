@@ -27,7 +27,7 @@ from workers.cluster_probe import ask_nodes
 from workers.knowledge.engine import LLMEngine
 from workers.knowledge.engine_dtype import Dtype, common_dtype, native_dtype
 from workers.knowledge.engine_errors import load_failure
-from workers.knowledge.ledger import Ledger, Shard
+from workers.knowledge.ledger import Ledger, Shard, failures_allowed
 from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.server import ServerFailure, ServerModel, describe_server
 from workers.placement import Placement
@@ -45,7 +45,7 @@ _FAILURES_TO_CONFIRM = 2
 # Bisections of a shard that found no failing question before the run is given up.
 _MAX_INCONCLUSIVE = 2
 _MAX_LOST_WHILE_LOADING = 2
-# This many questions of a shard may fail, or a tenth of them if that is more.
+# As many as may fail in a small shard: one more is tried alone, to see whether any works.
 _MAX_FAILED = 3
 
 
@@ -365,7 +365,7 @@ class KnowledgePool:
     def _finish_probe(self, bisection: _Bisection) -> None:
         """Count a probe as finished; after the last one, take the next step of the bisection."""
         job, error = bisection.job, bisection.error
-        if len(job.failed) > max(_MAX_FAILED, len(job.shard.questions) // 10):
+        if len(job.failed) > failures_allowed(len(job.shard.questions)):
             explanation = f"the engine is broken: {len(job.failed)} questions of a shard fail alone"
             raise job.error(error, explanation) from error
         bisection.probes -= 1

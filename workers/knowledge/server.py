@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from prompt_tuning.knowledge.dialogue import Answer, Question
 from workers.failure import DescribedFailure
+from workers.knowledge.ledger import failures_allowed
 from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.openai_format import read_answer, request_body, storable
 
@@ -30,8 +31,6 @@ _LARGEST_REPLY = 1024 * 1024
 _LONGEST_PAUSE = 60.0
 # Failures after which a question is given up, if the server answers others.
 _MAX_TRIES = 4
-# This many questions of a shard may fail, or a tenth of them if that is more.
-_MAX_FAILED = 3
 # To find out whether a server answers at all.
 _EASY = Question("specific", (), (), "Name a colour.", "The colour of grass:", (), seed=0)
 
@@ -245,7 +244,7 @@ class ServerEngine:
         """
         answers = list(self._threads.map(partial(self._ask, sampling=sampling), questions))
         failures = [answer.failure for answer in answers if answer.failure]
-        if len(failures) > max(_MAX_FAILED, len(questions) // 10):
+        if len(failures) > failures_allowed(len(questions)):
             raise ServerFailure(
                 f"knowledge.llm: {self._server.url} fails on {len(failures)} of "
                 f"{len(questions)} questions; the first: {failures[0]}"
