@@ -20,7 +20,12 @@ from prompt_tuning.datasets.registry import DatasetSettings, read_photos
 from prompt_tuning.evaluation.metrics import contrasted
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import Calibration
-from prompt_tuning.tagging.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
+from prompt_tuning.tagging.photo_calibration import (
+    cross_validated,
+    fit_labelled,
+    fit_unlabelled,
+    unfitted,
+)
 from prompt_tuning.tagging.tag_stream import score_files
 from prompt_tuning.tagging.tagger import Tagger
 
@@ -83,7 +88,9 @@ def _fit_labelled(
     labels = images.labels[rows]
     ignored = np.zeros_like(labels) if images.ignored is None else images.ignored[rows]
     ignored = ignored | _always_shown(labels, ignored, artifact.categories, console)
-    before, after = cross_validated(artifact.calibration, raw, labels, ignored)
+    before = unfitted(artifact.calibration, raw).quality(labels, ignored)
+    fitted = cross_validated(artifact.calibration, raw, labels, ignored)
+    after = fitted.quality(labels, ignored)
     console.print(
         f"On photos held out from the fit (five folds of {len(rows)}): F1 at thresholds "
         f"{before.micro_f1:.1f} before, {after.micro_f1:.1f} after; mean over labels "
