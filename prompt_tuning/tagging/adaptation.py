@@ -18,7 +18,7 @@ sure of images that taught them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -31,7 +31,7 @@ from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.evaluation.metrics import contrasted, mean_average_precision
 from prompt_tuning.features import Features, concatenate
-from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.artifact import Artifact, Learned
 from prompt_tuning.tagging.photo_calibration import (
     FOLDS,
     Quality,
@@ -56,7 +56,8 @@ class Adaptation:
 
     `moved`: whether class features moved, or only scores and thresholds. `before`, `after`: quality
     of scores and tags. `maps`: mAP (0-100) before and after, over the labels that at least five
-    images show and others do not, or None if there is no such label.
+    images show and others do not, or None if there is no such label. `problems`: of each image
+    that cannot be read.
     """
 
     artifact: Artifact
@@ -64,6 +65,7 @@ class Adaptation:
     before: Quality
     after: Quality
     maps: tuple[float, float] | None
+    problems: tuple[str, ...] = ()
 
     @property
     def lines(self) -> list[str]:
@@ -87,20 +89,34 @@ class Adaptation:
 
 
 def adapt(
-    artifact: Artifact, vlm: VLM, images: LabelledImages, *, seed: int = 0, threads: int = 1
+    artifact: Artifact,
+    vlm: VLM,
+    images: LabelledImages,
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    on_image: Callable[[], None] = lambda: None,
 ) -> Adaptation:
-    """Adapt an artifact to labelled images.
+    """Adapt an artifact to labelled images; its field `learned` says what it learned from.
 
     `images`: over the artifact's categories; ignored entries are unknown. Images that cannot be
     read are left out. `seed`: of the folds. `threads`: how many batches are read and encoded at
-    once.
+    once. `on_image` is called after each image.
 
     Raises:
         ValueError: in one line, if fewer than five images can be read and have a known label, and
             if no label is on some of them and not on others.
     """
     artifact.check_vlm(vlm)
-    encoded = list(encode_files(vlm, images.files, threads))
+    if artifact.calibration.labelled_photos:
+        raise ValueError(
+            "labelled photos taught this artifact before, and would count twice; start from the "
+            "artifact before that, with all labelled photos"
+        )
+    encoded = []
+    for one in encode_files(vlm, images.files, threads):
+        encoded.append(one)
+        on_image()
     ignored = np.zeros_like(images.labels) if images.ignored is None else images.ignored
     rows = [
         row
@@ -112,7 +128,19 @@ def adapt(
             f"at least {FOLDS} readable images with labels are required (got {len(rows)})"
         )
     features = concatenate(one for row in rows if isinstance(one := encoded[row], Features))
-    return adapt_to_features(artifact, features, images.labels[rows], ignored[rows], seed)
+    adapted = adapt_to_features(artifact, features, images.labels[rows], ignored[rows], seed)
+    learned = Learned(
+        by="adapt",
+        parent=artifact.version,
+        images=tuple(sorted({str(images.contents[row]) for row in rows})),
+        figures=tuple(adapted.lines),
+    )
+    problems = tuple(
+        f"{file}: {one}"
+        for file, one in zip(images.files, encoded, strict=True)
+        if isinstance(one, str)
+    )
+    return replace(adapted, artifact=replace(adapted.artifact, learned=learned), problems=problems)
 
 
 def adapt_to_features(

@@ -26,8 +26,7 @@ from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.images import TooManyPixelsError, UnknownFormatError, read_image
 from prompt_tuning.label_names import LabelNames
-from prompt_tuning.storage import MANIFEST, file_digest
-from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.artifact import Artifact, version_of
 from prompt_tuning.tagging.tag_stream import TagRule
 from prompt_tuning.tagging.tagger import Tag, Tagger
 
@@ -109,7 +108,7 @@ class _Artifacts:
         problems = {}
         for name, folder in self.folders.items():
             try:
-                version = file_digest(folder / MANIFEST)[:12]  # it has all files' digests
+                version = version_of(folder)
                 if name not in self.served or self.served[name].version != version:
                     loaded = _Served(version, self._tagger(name, folder))
                     self.served = self.served | {name: loaded}
