@@ -151,14 +151,14 @@ def adapt_to_features(
     if not shown.any():
         raise ValueError("at least one label must be on some images and not on others")
     calibration, every = artifact.calibration, np.arange(len(labels))
-    raw = _raw(features, artifact.classes, artifact.geometry)
+    raw = raw_scores(features, artifact.classes, artifact.geometry)
     splits = folds(len(labels), seed)
     *of_folds, of_all = moved_classes(
         artifact, features, raw, labels, ignored, [*(others for _, others in splits), every]
     )
     unseen = np.empty_like(raw)
     for (fold, others), classes in zip(splits, of_folds, strict=True):
-        change = _raw(features, classes, artifact.geometry) - raw
+        change = raw_scores(features, classes, artifact.geometry) - raw
         unseen[fold] = (raw + change - change[others].mean(0))[fold]
     kept = cross_validated(calibration, raw, labels, ignored, seed)
     moved = cross_validated(calibration, unseen, labels, ignored, seed)
@@ -177,7 +177,7 @@ def adapt_to_features(
             (maps[0], maps[0]) if measured.any() else None,
         )
     fitted = fit_labelled(calibration, unseen, labels, ignored)
-    shift = (_raw(features, of_all, artifact.geometry) - raw).mean(0)
+    shift = (raw_scores(features, of_all, artifact.geometry) - raw).mean(0)
     return Adaptation(
         replace(
             artifact,
@@ -233,13 +233,15 @@ def moved_classes(
     shown = np.flatnonzero((labels & known).any(0))
     for start in range(0, len(shown), size := max(1, _BLOCK // numbers)):
         block = shown[start : start + size]
-        gradients = _gradients(features, artifact.classes, geometry, torch.from_numpy(block))
+        both_branches = score_gradients(
+            features, artifact.classes, geometry, torch.from_numpy(block)
+        )
         for rows, calibration, classes in zip(subsets, calibrations, moved, strict=True):
             has_example = (labels & known)[np.ix_(rows, block)].any(0)
             columns = block[has_example]
             own = calibration.of(columns.tolist())
-            moves = _moves(
-                [gradient[rows][:, has_example] for gradient in gradients],
+            moves = fitted_moves(
+                [branch[rows][:, has_example] for branch in both_branches],
                 *(
                     torch.from_numpy(values).float()
                     for values in (
@@ -255,7 +257,7 @@ def moved_classes(
     return moved
 
 
-def _moves(
+def fitted_moves(
     gradients: Sequence[Tensor], logits: Tensor, labels: Tensor, known: Tensor
 ) -> list[Tensor]:
     """The moves `(classes, dim)` of each branch, in units of logits per raw score.
@@ -292,7 +294,7 @@ def _moves(
     return [stretch * move.detach() for stretch, move in zip(stretches, moves, strict=True)]
 
 
-def _gradients(
+def score_gradients(
     features: Features, classes: ClassFeatures, geometry: Geometry, block: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Each image's gradient of the raw scores of a block of classes in their global and local class
@@ -311,7 +313,7 @@ def _gradients(
     return torch.stack(of_pooled), torch.stack(of_local)
 
 
-def _raw(features: Features, classes: ClassFeatures, geometry: Geometry) -> np.ndarray:
+def raw_scores(features: Features, classes: ClassFeatures, geometry: Geometry) -> np.ndarray:
     """Raw scores `(images, classes)`, in double precision."""
     scores = [
         raw_image_scores(features.take(rows), classes.pooled, classes.local, geometry)
