@@ -168,7 +168,7 @@ def adapt_to_features(
         100 * mean_average_precision(scores[:, measured], labels[:, measured], ignored[:, measured])
         for scores in (raw, unseen)
     ]
-    if _harms(kept.scores, moved.scores, labels, ignored):
+    if clearly_worse(kept.scores, moved.scores, labels, ignored):
         return Adaptation(
             replace(artifact, calibration=fit_labelled(calibration, raw, labels, ignored)),
             False,
@@ -191,7 +191,9 @@ def adapt_to_features(
     )
 
 
-def _harms(kept: np.ndarray, moved: np.ndarray, labels: np.ndarray, ignored: np.ndarray) -> bool:
+def clearly_worse(
+    kept: np.ndarray, moved: np.ndarray, labels: np.ndarray, ignored: np.ndarray
+) -> bool:
     """Whether moving makes scores of images that did not teach clearly worse.
 
     Clearly: the mean over images of the rise of the log loss is more than two standard errors above
