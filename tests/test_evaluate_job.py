@@ -238,6 +238,27 @@ def test_a_run_is_evaluated_on_photos_and_against_another(
         "difference": {"mean": 0.0, "low": 0.0, "high": 0.0},
     }
 
+    # An adapted artifact is measured on photos that did not teach it, whatever they are called.
+    Path("mine").mkdir()
+    for name in list(PHOTOS)[:8]:
+        shutil.copy(Path("photos", name), Path("mine", f"my-{name}"))
+    label(Path("mine"), {f"my-{name}": PHOTOS[name] for name in list(PHOTOS)[:8]})
+    datafree("adapt", run / "artifact", "--root", "mine", "--out", "better")
+    said = datafree(*on_photos, "--artifact", "better")
+    assert "better, which learned from 8 labelled images (the 8 among these are left out)" in said
+    [adapted_file] = run.glob("metrics/*-adapted-better.json")
+    of_better = json.loads(adapted_file.read_bytes())
+    assert (of_better["images"], of_better["adapted"]["learned_from_images"]) == (4, 8)
+    assert of_better["protocol"]["images_left_out_as_they_taught"] == 8
+    assert json.loads(metrics_file.read_bytes())["images"] == metrics["images"]
+    err = datafree(
+        *("evaluate", run, "--dataset", "folder", "--root", "mine", "--artifact", "better"),
+        refused=True,
+    )
+    assert "every image that shows a category taught the artifact" in err
+    err = datafree(*on_photos, "--artifact", "runs/some/artifact", refused=True)
+    assert "--artifact: runs/some/artifact must be made from the artifact of" in err
+
     # A run's own evaluation is the same thing: its features are those, and its figures too.
     for stage in ("knowledge", "caption_features", "tuning", "evaluation"):
         shutil.rmtree(Path("cache", stage), ignore_errors=True)
