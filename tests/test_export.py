@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, replace, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from prompt_tuning.evaluation.compare import compare_methods
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS
 from prompt_tuning.evaluation.selection import Selection
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
-from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.artifact import Artifact, Learned
 from prompt_tuning.tagging.tagger import Tagger
 
 Call = Callable[..., str]
@@ -155,6 +155,18 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
     assert "`some/model-1B`" in card
     assert "80 templates, filled in" in card
     assert "Not measured" not in card
+
+
+def test_the_card_says_which_artifact_and_how_many_images_taught(
+    alone: Path, tmp_path: Path, datafree: Call
+) -> None:
+    learned = Learned(by="adapt", parent="0123abc", images=("a" * 64,) * 7, figures=("F1 up.",))
+    replace(Artifact.load(alone), learned=learned).save(tmp_path / "better")
+    datafree("export", tmp_path / "better", "--hf", tmp_path / "hf")
+    card = (tmp_path / "hf" / "README.md").read_text("utf-8")
+    for text in ("learned from 7 labelled images", "`0123abc`", "F1 up.", "adapted to labelled"):
+        assert text in card
+    assert Artifact.load(tmp_path / "hf").learned == learned
 
 
 def test_own_sentences_are_not_said_to_be_a_language_model_s(

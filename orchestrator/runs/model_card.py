@@ -52,7 +52,8 @@ def model_card(artifact: Artifact, run: Path) -> str:
         config, name = validate(RunConfig, read_yaml(file), str(file)), run.name
     parts = [
         _FRONT_MATTER,
-        f"# {name}: tags for images, tuned on text alone",
+        f"# {name}: tags for images, tuned on text alone"
+        + (", adapted to labelled images" if artifact.learned else ""),
         f"Scores {len(artifact.categories)} labels in images, each by itself, with the "
         f"{artifact.vlm.kind} image–text model `{artifact.vlm.model}` at "
         f"{artifact.vlm.resolution} pixels{_tiles(artifact)}. The prompts of the labels were tuned "
@@ -66,6 +67,7 @@ def model_card(artifact: Artifact, run: Path) -> str:
         "## Data",
         "**Tuned without a photo and without a label of one**, on sentences alone; the scores' "
         f"calibration and thresholds come from {artifact.calibration.source}.",
+        *_learned(artifact),
         _sentences(config) if config else "Which sentences: not recorded with the artifact.",
         "## Figures",
         _figures(run) if config else "**Not measured**: the artifact is not in a run's folder.",
@@ -107,6 +109,22 @@ The weights of the image–text model are not in this folder; its exact identity
 def _tiles(artifact: Artifact) -> str:
     cuts = [f"{n} × {n}" for n in artifact.vlm_settings.tiles]
     return f", with {' and '.join(cuts)} tiles of each image" if cuts else ""
+
+
+def _learned(artifact: Artifact) -> list[str]:
+    learned = artifact.learned
+    if not learned:
+        return []
+    changed = {
+        "adapt": "Its class features, scores and thresholds",
+        "calibrate": "Its scores and thresholds",
+    }[learned.by]
+    return [
+        f"{changed} then **learned from {len(learned.images)} labelled images** "
+        f"(`datafree {learned.by}`, starting from the artifact of version `{learned.parent}`; "
+        "SHA-256 of the images in `artifact.json`). Figures below are of the artifact before that, "
+        "if there are any. " + " ".join(learned.figures)
+    ]
 
 
 def _local_checkpoint(artifact: Artifact) -> list[str]:
