@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
