@@ -1,11 +1,12 @@
 r"""What a few labelled photos add to an artifact that was tuned on text alone.
 
     python benchmarks/adapt.py --artifact VOC=runs/voc/artifact --artifact COCO=… \
-        --artifact ADE20K=… --photos FOLDER [--cache FOLDER] [--unlabelled]
+        --artifact ADE20K=… --photos FOLDER [--cache FOLDER] [--draws 10] [--unlabelled]
 
 The artifacts are those of `datafree run configs/quickstart.yaml` with `categories` set to the
 photos' list, `hierarchy.groups=auto` and `evaluation={dataset: none}`. The sets of photos are those
-of left_out.py. For each number of labelled photos, ten draws; figures are of the photos not drawn:
+of left_out.py. For each number of labelled photos there are ten draws; figures are means over these, with
+95 % intervals of Student's t, of the photos not drawn:
 
 - `text`: the artifact as it is; `calibrate`: its scores and thresholds fitted, which changes no
   ranking; `adapt`: `datafree adapt`.
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 from ablations import photo_features
 from left_out import label_lists
+from scipy.stats import sem, t
 from sklearn.linear_model import LogisticRegression
 
 from prompt_tuning.backbones import load_vlm
@@ -53,9 +55,7 @@ from prompt_tuning.tagging.calibration import Calibration
 from prompt_tuning.tagging.photo_calibration import fit_labelled
 
 PHOTOS = (5, 20, 50, 100)
-DRAWS = 10
 STRENGTHS = (0.1, 1.0, 10.0)  # of the probe: scikit-learn's C
-T_OF_95 = 2.262  # of Student's t with nine degrees of freedom
 
 
 def photos_of(name: str, root: Path, artifact: Artifact) -> LabelledImages:
@@ -121,7 +121,7 @@ def self_taught(
 
 
 def measured(
-    artifact: Artifact, features: Features, images: LabelledImages, unlabelled: bool
+    artifact: Artifact, features: Features, images: LabelledImages, draws: int, unlabelled: bool
 ) -> Iterator[tuple[str, int, str, float]]:
     """(arm, photos, figure, value) of each draw."""
     labels, ignored = images.labels, images.ignored
@@ -131,7 +131,7 @@ def measured(
     x = np.asarray(torch.cat([features.pooled, regions], 1))
     x = (x - x.mean(0)) / x.std()
     for photos in PHOTOS:
-        for draw in range(DRAWS):
+        for draw in range(draws):
             order = np.random.default_rng([photos, draw]).permutation(len(raw))
             drawn, rest = order[:photos], order[photos:]
             truth, unknown = labels[rest], ignored[rest]
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--artifact", action="append", required=True, metavar="SET=FOLDER")
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--unlabelled", action="store_true")
     args = parser.parse_args()
     figures: dict[str, dict[str, list[float]]] = {}
@@ -199,7 +200,9 @@ def main() -> None:
         kept = args.cache / "adapt" / f"photos-{key}"
         features = photo_features(vlm, images, kept).float()
         found: dict[str, list[float]] = {}
-        for arm, photos, figure, value in measured(artifact, features, images, args.unlabelled):
+        for arm, photos, figure, value in measured(
+            artifact, features, images, args.draws, args.unlabelled
+        ):
             found.setdefault(f"{arm}, {photos}, {figure}", []).append(value)
             if figure == "map" and arm not in ("text", "calibrate"):
                 gain = value - found[f"text, {photos}, map"][-1]
@@ -207,7 +210,7 @@ def main() -> None:
         figures[name] = {
             key: [
                 round(float(np.mean(values)), 2),
-                round(float(T_OF_95 * np.std(values, ddof=1) / len(values) ** 0.5), 2),
+                round(float(t.ppf(0.975, len(values) - 1) * sem(values)), 2),
             ]
             for key, values in found.items()
             if len(values) > 1
