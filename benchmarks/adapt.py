@@ -5,8 +5,8 @@ r"""What a few labelled photos add to an artifact that was tuned on text alone.
 
 The artifacts are those of `datafree run configs/quickstart.yaml` with `categories` set to the
 photos' list, `hierarchy.groups=auto` and `evaluation={dataset: none}`. The sets of photos are those
-of left_out.py. For each number of labelled photos there are ten draws; figures are means over these, with
-95 % intervals of Student's t, of the photos not drawn:
+of left_out.py. For each number of labelled photos there are ten draws. Figures are of the photos
+that were not drawn: means over the draws, with 95 % intervals by Student's t:
 
 - `text`: the artifact as it is; `calibrate`: its scores and thresholds fitted, which changes no
   ranking; `adapt`: `datafree adapt`.
