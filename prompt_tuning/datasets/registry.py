@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets import coco, folder, nus_wide, voc, voc_xml
+from prompt_tuning.datasets import coco, folder, nus_wide, voc, voc_xml, xmp
 from prompt_tuning.datasets.labelled_images import LabelledImages, problem_of
 from prompt_tuning.settings import Settings
 
@@ -50,6 +50,7 @@ DATASETS = {
     "voc_xml": Dataset(
         voc_xml.read_voc_xml, f"it must be {voc_xml.LAYOUT}", {"difficult": "ignore"}
     ),
+    "xmp": Dataset(xmp.read_xmp, f"it must be {xmp.LAYOUT}"),
     "folder": Dataset(folder.read_folder, f"it must be {folder.LAYOUT}"),
 }
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ class DatasetSettings(Settings):
     """Which labelled images the prompts are evaluated on.
 
     `dataset`: a benchmark in its official layout below `root`; your own photos below `root`
-    (`coco_json`: annotations.json, `voc_xml`: VOC XML files, `folder`: labels.csv); composed
-    `scenes`; or `none`, which evaluates on held-out captions only. `split`: of a benchmark; the
+    (`coco_json`: annotations.json, `voc_xml`: VOC XML files, `xmp`: sidecars, `folder`: labels.csv);
+    composed `scenes`; or `none`, which evaluates on held-out captions only. `split`: of a benchmark; the
     default is the split that published results use. `difficult`: how VOC counts a class where an
     image shows only objects marked as difficult (default: ignore). `crowd`: whether COCO's crowd
     regions count (default: true).

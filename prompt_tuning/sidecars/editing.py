@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from prompt_tuning.sidecars.merge import Keywords, Suggestion, merge
+from prompt_tuning.sidecars.merge import Keywords, Suggestion, merge, rejected
 from prompt_tuning.sidecars.packet import NEW, Packet, changes
 from prompt_tuning.sidecars.record import Record
 from prompt_tuning.storage import replacing
@@ -56,11 +56,16 @@ def untagged(content: bytes | None) -> tuple[bytes | None, list[str]]:
     return (None if record.created and Packet(bare).is_bare else bare), gone
 
 
-def apply(sidecar: Path, edit: Edit) -> bool:
+def rejections(content: bytes | None) -> int:
+    """How many tags of ours a sidecar's user took out. Raises ValueError as `tagged`."""
+    return 0 if content is None else len(rejected(Packet(content).keywords))
+
+
+def apply(sidecar: Path, edit: Edit, dry_run: bool = False) -> bool:
     """Edit a file, and return whether it changed. A link stays; the file it leads to is edited.
 
     The file is read again just before it is replaced. If it changed since, the edit is done anew on
-    its new content.
+    its new content. `dry_run`: only find out.
 
     Raises:
         ValueError: in one line with the file, if it cannot be edited or does not stop changing.
@@ -69,14 +74,14 @@ def apply(sidecar: Path, edit: Edit) -> bool:
         target = Path(os.path.realpath(sidecar))
         if sidecar.is_symlink() and not target.exists():
             raise ValueError("a link to a file that does not exist")
-        return _apply(target, edit)
+        return _apply(target, edit, dry_run)
     except ValueError as error:
         raise ValueError(f"{sidecar}: {error}") from None
     except OSError as error:
         raise ValueError(f"{sidecar}: cannot be written ({error.strerror})") from None
 
 
-def _apply(target: Path, edit: Edit) -> bool:
+def _apply(target: Path, edit: Edit, dry_run: bool) -> bool:
     for _ in range(_ATTEMPTS):
         content = read(target)
         try:
@@ -90,6 +95,8 @@ def _apply(target: Path, edit: Edit) -> bool:
             return False
         if content is not None:
             _check_writable(target)
+        if dry_run:
+            return True
         if new is None:
             if read(target) == content:
                 target.unlink()

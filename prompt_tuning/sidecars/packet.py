@@ -130,7 +130,7 @@ class Packet:
             if isinstance(one, Element):
                 start -= len(space_before(self._text, start))
             edits.append((start, one.end, b""))
-        return self._encoded(edited(self._text, edits))
+        return self._encoded(_without_our_prefix(edited(self._text, edits)))
 
     def with_ours(self, record: Record) -> bytes:
         """The content with a record, its tags and its paths; it must have none of ours before."""
@@ -238,6 +238,21 @@ class Packet:
                 if found := description.attribute(name):
                     return quoteattr(found.value)
         return '""'
+
+
+def _without_our_prefix(text: bytes) -> bytes:
+    """Text whose descriptions do not declare our namespace, unless it is in use."""
+    elements = parse(text).elements
+    names = [*(e.name for e in elements), *(a.name for e in elements for a in e.attributes)]
+    if NAMESPACE not in text.decode() or any(name.startswith(_ours("")) for name in names):
+        return text
+    pattern = rb"""\s+xmlns:[\w.-]+\s*=\s*["']%s["']""" % re.escape(NAMESPACE.encode())
+    edits: list[Edit] = []
+    for element in elements:
+        if element.name == _DESCRIPTION:
+            found = re.finditer(pattern, text[element.start : element.opened])
+            edits += [(element.start + m.start(), element.start + m.end(), b"") for m in found]
+    return edited(text, edits)
 
 
 def _ours(name: str) -> str:

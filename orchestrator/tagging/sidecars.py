@@ -1,0 +1,176 @@
+"""`datafree tag --format xmp` and `datafree untag`: tags in the sidecars of many photos.
+
+A sidecar that cannot be edited is named in one line, and the work goes on. Each sidecar is edited
+by itself, and one that is as it should be is not written, so a command that was stopped is simply
+started again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from glob import glob
+from pathlib import Path
+
+from rich.console import Console
+
+from orchestrator.errors import InputError
+from orchestrator.tagging.tags_file import Row, file_of
+from prompt_tuning.sidecars.editing import apply, rejections, tagged, untagged
+from prompt_tuning.sidecars.keywords import keyword, paths_of
+from prompt_tuning.sidecars.merge import Suggestion
+from prompt_tuning.sidecars.places import Places, Style, sidecars_below
+
+_SHOWN = 3
+
+
+class Notices:
+    """Sidecars of which something is to be said, with their number and the first few."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self.count = 0
+        self._first: list[str] = []
+
+    def add(self, example: str) -> None:
+        self.count += 1
+        self._first += [_printable(example)] if self.count <= _SHOWN else []
+
+    def lines(self) -> Iterator[str]:
+        if self.count:
+            yield f"{self.count:,} {self._text}, such as:"
+            yield from (f"  {example}" for example in self._first)
+
+
+class SidecarWriter:
+    """Writes the tags of images into their sidecars.
+
+    `version`: the artifact's, for the record in each sidecar. `tree`: the artifact's groups; labels
+    outside of them get no path. `dry_run`: prints what would change, a line for each file.
+    """
+
+    def __init__(
+        self,
+        version: str,
+        tree: Mapping[str, Mapping[str, Sequence[str]]],
+        style: Style | None,
+        dry_run: bool,
+        console: Console,
+    ) -> None:
+        self._version, self._paths = version, paths_of(tree)
+        self._places = Places(style)
+        self._dry_run, self._console = dry_run, console
+        self._given: dict[Path, Path] = {}
+        self.written = self.same = self.failed = 0
+        self._other = Notices("images have a second sidecar, which stays as it is")
+        self._shared = Notices("sidecars belong to another file of the same name as well")
+        self._taken = Notices("images got no tags, as their sidecar has those of another image")
+
+    def add(self, row: Row) -> None:
+        """Write an image's tags; an image that could not be read keeps its sidecar as it is."""
+        if "error" in row:
+            return
+        image = file_of(row)
+        place = self._places.of(image)
+        if place.shared_with:
+            first = self._given.setdefault(place.sidecar, image)
+            if first != image:
+                self._taken.add(f"{image} ({place.sidecar} has those of {first.name})")
+                return
+            self._shared.add(f"{place.sidecar} ({image.name}, {place.shared_with.name})")
+        if place.other:
+            self._other.add(f"{place.other} beside {place.sidecar}")
+        suggestions = {
+            name: Suggestion(tag["score"], self._paths.get(tag["name"], ""))
+            for tag in row["tags"]
+            if (name := keyword(tag["name"]))
+        }
+        changed: list[str] = []
+
+        def edit(content: bytes | None) -> bytes | None:
+            new, changed[:] = tagged(content, self._version, suggestions)
+            return new
+
+        try:
+            if apply(place.sidecar, edit, self._dry_run):
+                self.written += 1
+                if self._dry_run:
+                    _print_change(place.sidecar, changed)
+            else:
+                self.same += 1
+        except ValueError as error:
+            self.failed += 1
+            _complain(self._console, error)
+
+    def summary(self) -> Iterator[str]:
+        """Lines for people."""
+        would = "would be written" if self._dry_run else "written"
+        yield f"{self.written:,} sidecars {would}, {self.same:,} already as they should be"
+        for notice in (self._other, self._shared, self._taken):
+            yield from notice.lines()
+        if self.failed:
+            yield f"{self.failed:,} sidecars could not be written (see above)"
+
+
+def untag_images(names: list[str], dry_run: bool, console: Console) -> bool:
+    """Take our tags out of sidecars, and return whether all of them could be edited.
+
+    `names`: images, sidecars, folders and patterns. Raises InputError for a name without a match.
+    """
+    clean = removed = failed = forgotten = 0
+    for sidecar in _named_sidecars(names):
+        changed: list[str] = []
+        answers, gone = 0, False
+
+        def edit(content: bytes | None) -> bytes | None:
+            nonlocal answers, gone
+            new, changed[:] = untagged(content)  # noqa: B023  called before the next round
+            answers, gone = rejections(content) if new != content else 0, new is None
+            return new
+
+        try:
+            if apply(sidecar, edit, dry_run):
+                clean, removed = clean + (not gone), removed + gone
+                forgotten += answers
+                if dry_run:
+                    _print_change(sidecar, [*changed, *(["file removed"] if gone else [])])
+        except ValueError as error:
+            failed += 1
+            _complain(console, error)
+    would = "would be " if dry_run else ""
+    lines = [f"{removed:,} sidecars {would}removed, {clean:,} {would}cleaned of our tags"]
+    if forgotten:
+        lines.append(f"{forgotten:,} tags that were taken out by hand {would}forgotten")
+    if failed:
+        lines.append(f"{failed:,} sidecars could not be edited (see above)")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    return not failed
+
+
+def _named_sidecars(names: list[str]) -> Iterator[Path]:
+    for name in names:
+        found = [name] if os.path.lexists(name) else sorted(glob(name, recursive=True))
+        if not found:
+            raise InputError(f"{name}: no such file or folder, and no pattern with a match")
+        for path in map(Path, found):
+            if path.is_dir():
+                yield from sidecars_below(path)
+            elif path.name.lower().endswith(".xmp"):
+                yield path
+            else:
+                places = {Places(style).of(path).sidecar for style in ("darktable", "adobe")}
+                yield from sorted(place for place in places if os.path.lexists(place))
+
+
+def _print_change(sidecar: Path, changed: list[str]) -> None:
+    print(f"{_printable(str(sidecar))}: {_printable(' '.join(changed) or 'only our record')}")
+
+
+def _complain(console: Console, error: ValueError) -> None:
+    console.print(_printable(str(error)), soft_wrap=True, highlight=False, markup=False)
+
+
+def _printable(text: str) -> str:
+    """File names are any bytes; a terminal would obey some of them."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
