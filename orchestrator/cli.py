@@ -23,6 +23,7 @@ from orchestrator.commands.serve import serve
 from orchestrator.commands.submit import submit
 from orchestrator.commands.sweep import sweep
 from orchestrator.commands.tag import tag
+from orchestrator.commands.untag import untag
 from orchestrator.console import quieten_libraries
 from orchestrator.errors import InputError
 from orchestrator.interruption import interruptible
@@ -63,6 +64,7 @@ for _command in (
     sweep,
     evaluate,
     tag,
+    untag,
     calibrate,
     serve,
     export,

@@ -37,13 +37,26 @@ def tag(
     sheet: Annotated[
         Path | None, typer.Option(help="Also write a page of images and tags (.html)")
     ] = None,
+    tool: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="xmp: into the photos' sidecars")
+    ] = None,
+    sidecars: Annotated[
+        str | None,
+        typer.Option(help="With xmp: darktable (a.jpg.xmp) or adobe (a.xmp; default: what exists)"),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With xmp: print what would change, write nothing")
+    ] = False,
     cache: Cache = None,
 ) -> None:
     """Tag images, folders or patterns; an interrupted command with --out can be resumed."""
-    if not out:
+    if tool == "xmp":
+        say_if_stopped("Stopped. The same command goes on; finished sidecars stay as they are.")
+    elif not out:
         say_if_stopped("Stopped. With --out, the same command resumes from the images tagged.")
     warnings.filterwarnings("ignore", module="PIL")  # odd but readable images
     from orchestrator.tagging.job import tag_images
+    from orchestrator.tagging.sidecars import sidecar_settings
     from orchestrator.tagging.tags_file import SUFFIXES
 
     if threshold is not None and not 0 <= threshold <= 1:
@@ -51,6 +64,9 @@ def tag(
     for option, value in (("--top", top), ("--workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option}: must be at least 1 (got {value})")
+    if tool not in (None, "xmp"):
+        raise InputError(f"--format: must be xmp (got {tool!r})")
+    in_sidecars = sidecar_settings(tool, sidecars, dry_run, out)
     for option, file, suffixes in (("--out", out, SUFFIXES), ("--sheet", sheet, (".html",))):
         if file and file.suffix not in suffixes:
             raise InputError(f"{option}: {file} must end in {' or '.join(suffixes)}")
@@ -69,5 +85,6 @@ def tag(
         out=out,
         sheet=sheet,
         workers=workers,
+        sidecars=in_sidecars,
     ):
         raise typer.Exit(1)

@@ -25,6 +25,7 @@ from orchestrator.errors import InputError, as_input_error
 from orchestrator.pages.tag_sheet import SHEET_IMAGES, write_sheet
 from orchestrator.run_lock import only_driver
 from orchestrator.tagging.listing import ImageListing
+from orchestrator.tagging.sidecars import SidecarSettings, SidecarWriter
 from orchestrator.tagging.tags_file import (
     Row,
     json_line,
@@ -102,12 +103,14 @@ def tag_images(
     out: Path | None = None,
     sheet: Path | None = None,
     workers: int | None = None,
+    sidecars: SidecarSettings | None = None,
 ) -> bool:
-    """Tag images, and return whether any could be read.
+    """Tag images, and return whether any could be read (and all sidecars be written).
 
     `images`: files, folders and patterns. `labels`: used instead of the artifact's. `out`: the file
     of tags; without it, lines go to the standard output. `sheet`: an HTML page of the first images.
-    `workers`: number of Ray actors; without it, images are tagged in this process.
+    `workers`: number of Ray actors; without it, images are tagged in this process. `sidecars`: tags
+    go to the images' XMP sidecars, not to the standard output.
 
     Raises:
         InputError: for a mistake in the arguments.
@@ -123,14 +126,27 @@ def tag_images(
             return _tagged_here(artifact, labels, cache, rule, files)
         return _tagged_on_workers(artifact, labels, cache, rule, files, count, workers)
 
+    version = file_digest(artifact / MANIFEST)  # the manifest has all files' digests
     made_with = {
-        "artifact": file_digest(artifact / MANIFEST),  # the manifest has all files' digests
+        "artifact": version,
         "labels": labels,
         "threshold": threshold,
         "top": top,
     }
     tally = Tally()
-    if out:
+    writer: SidecarWriter | None = None
+    if sidecars:
+        tree = Artifact.load(artifact).tree
+        writer = SidecarWriter(version, tree, sidecars, console)
+        files, ahead = tee(listing)
+        total = sum(1 for _ in listing)
+        with StageProgress(console, "tagging", total) as progress:
+            for pair in zip(files, tagged(ahead, total), strict=True):
+                row = row_of(*pair)
+                writer.add(row)
+                tally.add(row)
+                progress.advance(1)
+    elif out:
         _fill(out, listing, made_with, tagged, tally, console)
     else:
         files, ahead = tee(listing)
@@ -142,9 +158,10 @@ def tag_images(
             tally.add(row)
     if sheet:
         write_sheet(sheet, tally.first, tally.tagged + tally.unreadable)
-    for line in [*_summary(listing, tally), *(str(file) for file in (out, sheet) if file)]:
+    lines = [*_summary(listing, tally), *(writer.summary() if writer else ())]
+    for line in [*lines, *(str(file) for file in (out, sheet) if file)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    return tally.tagged > 0
+    return tally.tagged > 0 and not (writer and writer.failed)
 
 
 def _resolved_labels(artifact: Path, labels: list[str] | None) -> list[str] | None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
@@ -19,9 +20,34 @@ from orchestrator.tagging.tags_file import Row, file_of
 from prompt_tuning.sidecars.editing import apply, rejections, tagged, untagged
 from prompt_tuning.sidecars.keywords import keyword, paths_of
 from prompt_tuning.sidecars.merge import Suggestion
-from prompt_tuning.sidecars.places import Places, Style, sidecars_below
+from prompt_tuning.sidecars.places import STYLES, Places, Style, sidecars_below
 
 _SHOWN = 3
+
+
+class SidecarSettings(NamedTuple):
+    """`style`: of the sidecars' names; None: as they are, or darktable's. `dry_run`: print what
+    would change, a line for each file, and write nothing."""
+
+    style: Style | None = None
+    dry_run: bool = False
+
+
+def sidecar_settings(
+    tool: str | None, style: str | None, dry_run: bool, out: Path | None
+) -> SidecarSettings | None:
+    """What the options of `tag` ask for; None without `--format xmp`. Raises InputError."""
+    if tool == "xmp":
+        if out:
+            raise InputError("--out: does not go with --format xmp, which writes beside the photos")
+        for known in (None, *STYLES):
+            if style == known:
+                return SidecarSettings(known, dry_run)
+        raise InputError(f"--sidecars: must be {' or '.join(STYLES)} (got {style!r})")
+    for option, given in (("--sidecars", style is not None), ("--dry-run", dry_run)):
+        if given:
+            raise InputError(f"{option}: only goes with --format xmp")
+    return None
 
 
 class Notices:
@@ -45,21 +71,20 @@ class Notices:
 class SidecarWriter:
     """Writes the tags of images into their sidecars.
 
-    `version`: the artifact's, for the record in each sidecar. `tree`: the artifact's groups; labels
-    outside of them get no path. `dry_run`: prints what would change, a line for each file.
+    `artifact`: the digest of its manifest, whose beginning is the version in each sidecar's record.
+    `tree`: the artifact's groups; labels outside of them get no path.
     """
 
     def __init__(
         self,
-        version: str,
+        artifact: str,
         tree: Mapping[str, Mapping[str, Sequence[str]]],
-        style: Style | None,
-        dry_run: bool,
+        settings: SidecarSettings,
         console: Console,
     ) -> None:
-        self._version, self._paths = version, paths_of(tree)
-        self._places = Places(style)
-        self._dry_run, self._console = dry_run, console
+        self._version, self._paths = artifact[:16], paths_of(tree)
+        self._places = Places(settings.style)
+        self._dry_run, self._console = settings.dry_run, console
         self._given: dict[Path, Path] = {}
         self.written = self.same = self.failed = 0
         self._other = Notices("images have a second sidecar, which stays as it is")
@@ -159,7 +184,7 @@ def _named_sidecars(names: list[str]) -> Iterator[Path]:
             elif path.name.lower().endswith(".xmp"):
                 yield path
             else:
-                places = {Places(style).of(path).sidecar for style in ("darktable", "adobe")}
+                places = {Places(style).of(path).sidecar for style in STYLES}
                 yield from sorted(place for place in places if os.path.lexists(place))
 
 

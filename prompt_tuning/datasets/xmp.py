@@ -20,14 +20,14 @@ LAYOUT = "a folder with photos and their XMP sidecars (IMG_1.jpg.xmp or IMG_1.xm
 def read_xmp(categories: CategoryList, root: Path) -> LabelledImages:
     """Read what people said in sidecars below `root`, labels `(images, categories)`.
 
-    A keyword of the user's is a "yes" for the category with that name or synonym, and so is the last
-    level of a path in the user's hierarchy. A tag that `datafree tag` wrote and the user took out is
-    a "no". All else is unknown, also tags of ours that nobody touched: it is in `ignored`. Images
-    of which nothing is known are left out. Two sidecars of one image are read together.
+    A keyword of the user's is a "yes" for the category with that name or synonym, and so is the
+    last level of a path in the user's hierarchy. A tag that `datafree tag` wrote and the user took
+    out is a "no". All else is unknown, also tags of ours that nobody touched: it is in `ignored`.
+    Images of which nothing is known are left out. Two sidecars of one image are read together.
 
     Raises:
-        ValueError: with the file, if a sidecar is not XMP; if there is no sidecar, or none that says
-            anything about the categories.
+        ValueError: with the file, if a sidecar is not XMP; if there is no sidecar, or none that
+            says anything about the categories.
     """
     places = Places()
     # Names with `|`, which keywords cannot have, and `/`, are found by the key too.
@@ -58,7 +58,7 @@ def read_xmp(categories: CategoryList, root: Path) -> LabelledImages:
             before[0].update(shown)
             before[1].update(absent)
     if not count:
-        raise ValueError(f"{root}: no XMP sidecars there; it must be {LAYOUT}")
+        raise ValueError(f"{root}: an XMP sidecar is missing; it must be {LAYOUT}")
     if not said:
         listed = ", ".join(sorted(others)[:10])
         raise ValueError(
