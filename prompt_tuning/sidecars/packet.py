@@ -101,13 +101,15 @@ class Packet:
 
     @cached_property
     def is_bare(self) -> bool:
-        """Whether it has no property and no comment: nothing that anybody would miss."""
+        """Whether it has no keyword, property or comment: nothing that anybody would miss."""
         others = [e for e in self._rdf.children if e.name != _DESCRIPTION]
         properties = [
-            *(child for description in self._descriptions for child in description.children),
-            *(a for d in self._descriptions for a in d.attributes if _is_property(a)),
+            *(child.name for description in self._descriptions for child in description.children),
+            *(a.name for d in self._descriptions for a in d.attributes if _is_property(a)),
         ]
-        return not (others or properties or self._parsed.has_comments)
+        listed = [*self.keywords.flat, *self.keywords.paths]
+        beside = set(properties) - {_SUBJECT, _HIERARCHY}  # a list may be there and empty
+        return not (others or beside or listed or self._parsed.has_comments)
 
     def without_ours(self) -> bytes:
         """The content after our tags, paths and record are taken out; the rest stays as it is."""

@@ -14,6 +14,9 @@ from xml.parsers import expat
 
 # Within a start tag that expat has accepted.
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*(?:"[^"]*"|'[^']*')""")
+_START_TAG = re.compile(rb"""<(?:[^"'>]|"[^"]*"|'[^']*')*>""")
+# Far beyond any sidecar; without limits, a file could be made to take hours.
+_DEEPEST, _MOST_PREFIXES = 200, 1000
 _XML_SPACE = b" \t\r\n"
 
 Edit = tuple[int, int, bytes]
@@ -124,20 +127,26 @@ class _Reader:
 
     def _start(self, name: str, values: list[str]) -> None:
         start = self._parser.CurrentByteIndex
-        tag = self._start_tag(start)
+        found = _START_TAG.match(self._text, start)
+        assert found
+        tag = found[0]
+        if len(self._open) > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
         own = [
-            found
-            for found in _ATTRIBUTE.finditer(tag)
-            if found[1] != b"xmlns" and not found[1].startswith(b"xmlns:")
+            match
+            for match in _ATTRIBUTE.finditer(tag)
+            if match[1] != b"xmlns" and not match[1].startswith(b"xmlns:")
         ]
         attributes = [
-            Attribute(_clark(key), value, start + found.start(), start + found.end())
-            for key, value, found in zip(values[::2], values[1::2], own, strict=True)
+            Attribute(_clark(key), value, start + match.start(), start + match.end())
+            for key, value, match in zip(values[::2], values[1::2], own, strict=True)
         ]
         parent = self._open[-1] if self._open else None
         scope = parent.scope if parent else {}
         if self._new_scope:
             scope, self._new_scope = {**scope, **self._new_scope}, {}
+            if len(scope) > _MOST_PREFIXES:
+                raise ValueError(f"more than {_MOST_PREFIXES} namespaces")
         written = re.split(rb"[\s/>]", tag[1:], maxsplit=1)[0].decode()
         prefix = written.rpartition(":")[0]
         element = Element(
@@ -162,19 +171,6 @@ class _Reader:
 
     def _comment(self, _: str) -> None:
         self._has_comments = True
-
-    def _start_tag(self, start: int) -> bytes:
-        """`<name a="1">` from its place on; a value may contain `>`."""
-        end, quote = start, 0
-        while True:
-            letter = self._text[end]
-            if quote:
-                quote = 0 if letter == quote else quote
-            elif letter in b"\"'":
-                quote = letter
-            elif letter == ord(">"):
-                return self._text[start : end + 1]
-            end += 1
 
 
 def _clark(name: str) -> str:
