@@ -26,3 +26,11 @@ Runs = Annotated[
     str | None, typer.Option(help="Folder for runs (default: $DATAFREE_RUNS or paths.runs)")
 ]
 Split = Annotated[str | None, typer.Option(help="Split of the data set, e.g. val")]
+TagFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="For a tool: label_studio, cvat, coco_json, fiftyone, datumaro or yolo",
+    ),
+]
