@@ -13,6 +13,7 @@ import typer
 from orchestrator.commands.cache import cache
 from orchestrator.commands.calibrate import calibrate
 from orchestrator.commands.check import check
+from orchestrator.commands.convert import convert
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.explain import explain
@@ -64,6 +65,7 @@ for _command in (
     sweep,
     evaluate,
     tag,
+    convert,
     untag,
     calibrate,
     serve,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from orchestrator.commands.options import Artifact, Cache
+from orchestrator.commands.options import Artifact, Cache, DrySidecars, Sidecars, TagFormat
 from orchestrator.errors import InputError
 from orchestrator.interruption import say_if_stopped
 from orchestrator.paths import cache_folder, check_folder
@@ -22,8 +22,9 @@ def tag(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Output file: .jsonl, .csv or .parquet (default: print the tags)"),
+        typer.Option(help="Output: .jsonl, .csv, .parquet, or as --format has it (default: print)"),
     ] = None,
+    tool: TagFormat = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="Lowest score of a tag, 0 to 1 (default: one threshold per label)"),
@@ -37,16 +38,8 @@ def tag(
     sheet: Annotated[
         Path | None, typer.Option(help="Also write a page of images and tags (.html)")
     ] = None,
-    tool: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="xmp: into the photos' sidecars")
-    ] = None,
-    sidecars: Annotated[
-        str | None,
-        typer.Option(help="With xmp: darktable (a.jpg.xmp) or adobe (a.xmp; default: what exists)"),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="With xmp: print what would change, write nothing")
-    ] = False,
+    sidecars: Sidecars = None,
+    dry_run: DrySidecars = False,
     cache: Cache = None,
 ) -> None:
     """Tag images, folders or patterns; an interrupted command with --out can be resumed."""
@@ -58,17 +51,20 @@ def tag(
     from orchestrator.tagging.job import tag_images
     from orchestrator.tagging.sidecars import sidecar_settings
     from orchestrator.tagging.tags_file import SUFFIXES
+    from orchestrator.tagging.tool_formats import check_target
 
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"--threshold: must be between 0 and 1 (got {threshold})")
     for option, value in (("--top", top), ("--workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option}: must be at least 1 (got {value})")
-    if tool not in (None, "xmp"):
-        raise InputError(f"--format: must be xmp (got {tool!r})")
     in_sidecars = sidecar_settings(tool, sidecars, dry_run, out)
+    if tool and not in_sidecars:
+        if not out:
+            raise InputError(f"--out: is missing, for --format {tool[:80]}")
+        check_target(out, tool)
     for option, file, suffixes in (("--out", out, SUFFIXES), ("--sheet", sheet, (".html",))):
-        if file and file.suffix not in suffixes:
+        if file and file.suffix not in suffixes and not (tool and file is out):
             raise InputError(f"{option}: {file} must end in {' or '.join(suffixes)}")
         if file and file.is_dir():
             raise InputError(f"{option}: {file} is a folder")
@@ -83,6 +79,7 @@ def tag(
         top=top,
         labels=None if labels is None else [label.strip() for label in labels.split(",")],
         out=out,
+        tool=tool,
         sheet=sheet,
         workers=workers,
         sidecars=in_sidecars,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from orchestrator.commands.options import DryRun
 from orchestrator.interruption import say_if_stopped
 
 
@@ -14,9 +15,7 @@ def untag(
     paths: Annotated[
         list[str], typer.Argument(metavar="PATH…", help="Images, sidecars, folders or patterns")
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would change and write nothing")
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Take the tags that `tag --format xmp` wrote out of XMP sidecars again."""
     say_if_stopped("Stopped. The same command goes on.")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from orchestrator.errors import InputError
-from orchestrator.tagging.tags_file import Row, file_of
+from prompt_tuning.label_formats.tag_row import Row, file_of
 from prompt_tuning.sidecars.editing import apply, rejections, tagged, untagged
 from prompt_tuning.sidecars.keywords import keyword, paths_of
 from prompt_tuning.sidecars.merge import Suggestion
