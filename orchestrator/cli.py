@@ -13,7 +13,6 @@ import typer
 from orchestrator.commands.cache import cache
 from orchestrator.commands.calibrate import calibrate
 from orchestrator.commands.check import check
-from orchestrator.commands.convert import convert
 from orchestrator.commands.doctor import doctor
 from orchestrator.commands.evaluate import evaluate
 from orchestrator.commands.explain import explain
@@ -23,8 +22,9 @@ from orchestrator.commands.run import run
 from orchestrator.commands.serve import serve
 from orchestrator.commands.submit import submit
 from orchestrator.commands.sweep import sweep
-from orchestrator.commands.tag import tag
-from orchestrator.commands.untag import untag
+from orchestrator.commands.tagging.convert import convert
+from orchestrator.commands.tagging.tag import tag
+from orchestrator.commands.tagging.untag import untag
 from orchestrator.console import quieten_libraries
 from orchestrator.errors import InputError
 from orchestrator.interruption import interruptible
