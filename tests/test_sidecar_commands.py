@@ -176,7 +176,9 @@ def test_tags_of_a_file_go_into_sidecars_however_they_are_named(
 def test_what_cannot_be_edited_is_named_and_the_rest_is_done(
     datafree: Callable[..., Done],
 ) -> None:
-    write_tags(Path("tags.csv"), {f"{name}.jpg": ["dog"] for name in "abcd"})
+    write_tags(Path("tags.csv"), {f"{name}.jpg": ["dog"] for name in ("a", "b", "c", "d", "x/e")})
+    for name in "abcd":
+        Path(f"{name}.jpg").write_bytes(b"")
     Path("a.jpg.xmp").write_bytes(b"<x:xmpmeta")
     Path("b.jpg.xmp").write_text(PROGRAMS["exiftool"], "utf-8")
     Path("b.jpg.xmp").chmod(0o444)
@@ -188,7 +190,9 @@ def test_what_cannot_be_edited_is_named_and_the_rest_is_done(
         assert "b.jpg.xmp: read-only" in done.err
         assert "c.jpg.xmp: a link to a file that does not exist" in done.err
         assert "3 sidecars could not be written" in done.err
+        assert "1 images are gone, and got no sidecar, such as:\n  x/e.jpg" in done.err
     assert keywords("d.jpg.xmp") == ["dog"]
+    assert not Path("x").exists()
     assert Path("a.jpg.xmp").read_bytes() == b"<x:xmpmeta"
     done = datafree("untag", ".")
     assert done.code == 1

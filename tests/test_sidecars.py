@@ -504,6 +504,10 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "b.xmp")
     with pytest.raises(ValueError, match=r"b\.xmp: not a file"):
         apply(tmp_path / "b.xmp", edit_of(CAR))
+    with (tmp_path / "d.xmp").open("wb") as stream:
+        stream.truncate(2**40)
+    with pytest.raises(ValueError, match=r"d\.xmp: not XMP: 1,099,511,627,776 bytes"):
+        apply(tmp_path / "d.xmp", edit_of(CAR))
     (tmp_path / "c.xmp").mkdir()
     with pytest.raises(ValueError, match=r"c\.xmp: not a file"):
         apply(tmp_path / "c.xmp", edit_of(CAR))

@@ -85,8 +85,10 @@ class SidecarWriter:
         self._version, self._paths = artifact[:16], paths_of(tree)
         self._places = Places(settings.style)
         self._dry_run, self._console = settings.dry_run, console
-        self._given: dict[Path, Path] = {}
-        self.written = self.same = self.failed = 0
+        self._folder: Path | None = None
+        self._given: dict[Path, Path] = {}  # of this folder: whose tags a sidecar has
+        self.written = self.same = self._failed = 0
+        self._gone = Notices("images are gone, and got no sidecar")
         self._other = Notices("images have a second sidecar, which stays as it is")
         self._shared = Notices("sidecars belong to another file of the same name as well")
         self._taken = Notices("images got no tags, as their sidecar has those of another image")
@@ -96,6 +98,11 @@ class SidecarWriter:
         if "error" in row:
             return
         image = file_of(row)
+        if not os.path.lexists(image):
+            self._gone.add(str(image))
+            return
+        if image.parent != self._folder:  # images come folder by folder
+            self._folder, self._given = image.parent, {}
         place = self._places.of(image)
         if place.shared_with:
             first = self._given.setdefault(place.sidecar, image)
@@ -124,17 +131,22 @@ class SidecarWriter:
             else:
                 self.same += 1
         except ValueError as error:
-            self.failed += 1
+            self._failed += 1
             _complain(self._console, error)
+
+    @property
+    def failed(self) -> int:
+        """How many sidecars could not be written."""
+        return self._failed + self._gone.count
 
     def summary(self) -> Iterator[str]:
         """Lines for people."""
         would = "would be written" if self._dry_run else "written"
         yield f"{self.written:,} sidecars {would}, {self.same:,} already as they should be"
-        for notice in (self._other, self._shared, self._taken):
+        for notice in (self._other, self._shared, self._taken, self._gone):
             yield from notice.lines()
-        if self.failed:
-            yield f"{self.failed:,} sidecars could not be written (see above)"
+        if self._failed:
+            yield f"{self._failed:,} sidecars could not be written (see above)"
 
 
 def untag_images(names: list[str], dry_run: bool, console: Console) -> bool:

@@ -16,6 +16,7 @@ from prompt_tuning.sidecars.record import Record
 from prompt_tuning.storage import replacing
 
 _ATTEMPTS = 5
+_MOST_BYTES = 16 * 2**20  # a large sidecar of darktable has 1 % of this
 _PAUSE = 0.05  # seconds, for a program that is in the middle of writing
 
 Edit = Callable[[bytes | None], bytes | None]
@@ -36,7 +37,8 @@ def tagged(
     record = merge(found, artifact, suggestions, created)
     if record is None or _stands(found, record):
         return content, []
-    return Packet(packet.without_ours()).with_ours(record), list(changes(found, record))
+    bare = Packet(packet.without_ours()) if found.record else packet
+    return bare.with_ours(record), list(changes(found, record))
 
 
 def untagged(content: bytes | None) -> tuple[bytes | None, list[str]]:
@@ -130,10 +132,13 @@ def _replace(target: Path, content: bytes | None, new: bytes) -> None:
 
 
 def read(file: Path) -> bytes | None:
-    """A file's content, or None if there is none. Raises ValueError for what is not a file."""
+    """A file's content, or None if there is none. Raises ValueError for what is no sidecar."""
     try:
-        if not stat.S_ISREG(file.stat().st_mode):  # reading a pipe would block
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
             raise ValueError("not a file")
+        if status.st_size > _MOST_BYTES:
+            raise ValueError(f"not XMP: {status.st_size:,} bytes; {_MOST_BYTES:,} are the most")
         return file.read_bytes()
     except FileNotFoundError:
         return None

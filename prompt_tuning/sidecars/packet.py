@@ -34,7 +34,6 @@ _HIERARCHY = f"{{{_LR}}}hierarchicalSubject"
 _DESCRIPTION, _VALUE = f"{{{_RDF}}}Description", f"{{{_RDF}}}value"
 _CONTAINERS = tuple(f"{{{_RDF}}}{name}" for name in ("Bag", "Seq", "Alt"))
 _NOT_PROPERTIES = ("{http://www.w3.org/XML/1998/namespace}", f"{{{_RDF}}}")
-_MOST_BYTES = 16 * 2**20
 
 NEW = b"""<?xml version="1.0" encoding="UTF-8"?>
 <x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="datafree">
@@ -71,8 +70,6 @@ class Packet:
     """
 
     def __init__(self, content: bytes) -> None:
-        if len(content) > _MOST_BYTES:
-            raise ValueError(f"not XMP: {len(content):,} bytes; {_MOST_BYTES:,} are the most")
         self._mark, self._codec = _encoding(content)
         try:
             text = content[len(self._mark) :].decode(self._codec)
@@ -244,9 +241,11 @@ class Packet:
 
 def _without_our_prefix(text: bytes) -> bytes:
     """Text whose descriptions do not declare our namespace, unless it is in use."""
+    if NAMESPACE.encode() not in text:
+        return text
     elements = parse(text).elements
     names = [*(e.name for e in elements), *(a.name for e in elements for a in e.attributes)]
-    if NAMESPACE not in text.decode() or any(name.startswith(_ours("")) for name in names):
+    if any(name.startswith(_ours("")) for name in names):
         return text
     pattern = rb"""\s+xmlns:[\w.-]+\s*=\s*["']%s["']""" % re.escape(NAMESPACE.encode())
     edits: list[Edit] = []
