@@ -17,7 +17,6 @@ import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages, image_file, labels_over
-from prompt_tuning.label_formats.tag_row import as_named
 
 _TRIED = 50
 
@@ -153,5 +152,4 @@ def _shared_folders(names: list[str]) -> list[str]:
 def _file(folder: Path, skip: int, name: str) -> Path:
     if skip:
         name = "/".join(name.replace("\\", "/").split("/")[skip:])
-    named = as_named(name)  # as we write names that are not UTF-8
-    return folder / named if os.path.isfile(folder / named) else image_file(folder, name)
+    return image_file(folder, name)

@@ -105,7 +105,8 @@ def read_label_studio(categories: CategoryList, root: Path) -> LabelledImages:
             image = _image(task["data"] if whole else task)
             sets = list(_annotations(task) if whole else [_flat_labels(task)])
             for prediction in task.get("predictions", ()) if whole else ():
-                predicted.update(dict.fromkeys(_labels(prediction["result"])))
+                if isinstance(prediction, dict):  # some exports have its number only
+                    predicted.update(dict.fromkeys(_labels(prediction["result"])))
         if sets:
             answers.setdefault(image, (place, []))[1].extend(sets)
     if not answers:
@@ -145,7 +146,7 @@ def _image(data: dict[str, Any]) -> str:
 
 def _annotations(task: dict[str, Any]) -> Iterator[frozenset[str]]:
     """The labels of each annotation that was not skipped."""
-    for annotation in task["annotations"] if "annotations" in task else task["completions"]:
+    for annotation in task["annotations"]:
         if not annotation.get("was_cancelled"):
             yield frozenset(_labels(annotation["result"]))
 
