@@ -142,7 +142,8 @@ class Packet:
             if not items:
                 continue
             where = self._properties(name)
-            listed = next((found for found in where if found.element), None)
+            elements = [found for found in where if found.element]
+            listed = max(elements, key=lambda found: found.container is not None, default=None)
             if listed:
                 edits.append(self._extended(listed, items))
             else:  # an attribute holds one text: it moves into our list
