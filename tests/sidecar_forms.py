@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape, quoteattr
 
@@ -214,3 +215,8 @@ def write_properties(found: Properties, form: str) -> bytes:
 
 
 FORMS = ("attributes", "elements", "reversed", "utf-16")
+
+
+def version(file: Path) -> tuple[int, int]:
+    """Differs once a file was written or replaced; reading it, which moves its atime, is none."""
+    return file.stat().st_ino, file.stat().st_mtime_ns
