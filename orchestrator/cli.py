@@ -23,7 +23,9 @@ from orchestrator.commands.run import run
 from orchestrator.commands.serve import serve
 from orchestrator.commands.submit import submit
 from orchestrator.commands.sweep import sweep
-from orchestrator.commands.tag import tag
+from orchestrator.commands.tagging.convert import convert
+from orchestrator.commands.tagging.tag import tag
+from orchestrator.commands.tagging.untag import untag
 from orchestrator.console import quieten_libraries
 from orchestrator.errors import InputError
 from orchestrator.interruption import interruptible
@@ -64,6 +66,8 @@ for _command in (
     sweep,
     evaluate,
     tag,
+    convert,
+    untag,
     calibrate,
     adapt,
     serve,

@@ -35,6 +35,7 @@ PAGES = {
     "nus_wide": "https://lms.comp.nus.edu.sg/",
     "coco_json": "annotations.json",
     "voc_xml": "Annotations/",
+    "xmp": "IMG_1.jpg.xmp",
     "folder": "labels.csv",
 }
 

@@ -432,6 +432,46 @@ def test_after_a_kill_it_resumes_without_ray_and_tags_nothing_twice(
     assert not parts.exists()
 
 
+def test_formats_of_tools_are_written_from_rows_that_are_kept(tag: Callable[..., Done]) -> None:
+    files = write_images(Path("photos"), 3)
+    Path("photos/001.png").write_bytes(b"no image")
+    files[2].with_suffix(".jpg").write_bytes(files[2].read_bytes())
+    assert tag("photos", "--out", "tags.jsonl", "--threshold", 0).code == 0
+    # YOLO cannot hold 002.jpg and 002.png, but what was tagged is there for another format.
+    command = ("photos", "--threshold", 0, "--out", "made", "--format")
+    done = tag(*command, "yolo")
+    assert (done.code, "another image has this name" in done.err) == (2, True)
+    (kept,) = Path(".made.parts").glob("0*.jsonl")
+    kept.write_bytes(kept.read_bytes().replace(b"photos/000.png", b"photos/mark.png"))
+    done = tag(*command, "datumaro")
+    assert done.code == 0, done.err
+    assert "3 tagged" in done.err and "1 could not be read" in done.err
+    assert not kept.exists()
+    made = json.loads(Path("made/annotations/default.json").read_bytes())
+    tagged = [row for row in rows_of(Path("tags.jsonl")) if "error" not in row]
+    tagged[0]["file"] = "photos/mark.png"
+    labels = [label["name"] for label in made["categories"]["label"]["labels"]]
+    assert labels == NAMES
+    assert [
+        (item["image"]["path"], [labels[a["label_id"]] for a in item["annotations"]])
+        for item in made["items"]
+    ] == [(row["file"], [t["name"] for t in row["tags"]]) for row in tagged]
+    done = tag(*command, "datumaro")
+    assert (done.code, "--out: made exists already" in done.err) == (2, True)
+    Path("elsewhere").mkdir()
+    for arguments, message in (
+        (("--format", "cvat"), "--format: only goes with --out"),
+        (("--format", "cvat", "--out", "elsewhere/x.xml"), "must be in a folder above the images"),
+        (
+            ("--format", "cvat", "--out", "x.jsonl"),
+            "must be a file ending in .xml for --format cvat",
+        ),
+    ):
+        done = tag("photos", *arguments)
+        assert (done.code, done.err.count("\n"), message in done.err) == (2, 1, True), done.err
+    assert list(Path("elsewhere").iterdir()) == []
+
+
 def test_workers_give_the_same_rows_in_order(tag: Callable[..., Done]) -> None:
     files = write_images(Path("photos"), 135)
     files[3].write_bytes(b"")

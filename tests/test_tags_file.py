@@ -11,13 +11,12 @@ import pytest
 
 from orchestrator.tagging.tags_file import (
     SUFFIXES,
-    Row,
-    file_of,
     read_made_with,
     read_tags,
     row_of,
     tags_writer,
 )
+from prompt_tuning.label_formats.tag_row import Row, file_of
 from prompt_tuning.tagging.tag_stream import Tagged
 from prompt_tuning.tagging.tagger import Tag
 

@@ -26,3 +26,21 @@ Runs = Annotated[
     str | None, typer.Option(help="Folder for runs (default: $DATAFREE_RUNS or paths.runs)")
 ]
 Split = Annotated[str | None, typer.Option(help="Split of the data set, e.g. val")]
+TagFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="NAME",
+        help="label_studio, cvat, coco_json, fiftyone, datumaro or yolo; xmp: photos' sidecars",
+    ),
+]
+Sidecars = Annotated[
+    str | None,
+    typer.Option(
+        metavar="STYLE",
+        help="With xmp: darktable (a.jpg.xmp) or adobe (a.xmp; default: the one that exists)",
+    ),
+]
+DrySidecars = Annotated[
+    bool, typer.Option("--dry-run", help="With xmp: print what would change and write nothing")
+]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.pages.html import data_uri, page_template
-from orchestrator.tagging.tags_file import Row, file_of
 from prompt_tuning.images import small_jpeg
+from prompt_tuning.label_formats.tag_row import Row, file_of
 from prompt_tuning.storage import write_atomic
 
 SHEET_IMAGES = 300  # a page of about 5 MB

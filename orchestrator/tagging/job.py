@@ -11,7 +11,9 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import tee
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,16 +27,17 @@ from orchestrator.errors import InputError, as_input_error
 from orchestrator.pages.tag_sheet import SHEET_IMAGES, write_sheet
 from orchestrator.run_lock import only_driver
 from orchestrator.tagging.listing import ImageListing
+from orchestrator.tagging.sidecars import SidecarSettings, SidecarWriter
 from orchestrator.tagging.tags_file import (
-    Row,
     json_line,
     line_of,
-    plain,
     read_made_with,
     read_tags,
     row_of,
     tags_writer,
 )
+from orchestrator.tagging.tool_formats import check_images_below, tool_writer
+from prompt_tuning.label_formats.tag_row import Row, plain
 from prompt_tuning.storage import (
     MANIFEST,
     canonical_json,
@@ -57,6 +60,8 @@ _LABELS_SHOWN = 8
 
 # From files and their number, which only workers need, to their tags, in order.
 TagFiles = Callable[[Iterable[Path], int], Iterator[Tagged]]
+# From what the tags were made with to a function that adds a row.
+OpenWriter = Callable[[dict[str, Any]], AbstractContextManager[Callable[[Row], object]]]
 
 
 @dataclass
@@ -100,14 +105,18 @@ def tag_images(
     top: int | None = None,
     labels: list[str] | None = None,
     out: Path | None = None,
+    tool: str | None = None,
     sheet: Path | None = None,
     workers: int | None = None,
+    sidecars: SidecarSettings | None = None,
 ) -> bool:
-    """Tag images, and return whether any could be read.
+    """Tag images, and return whether any could be read (and all sidecars be written).
 
     `images`: files, folders and patterns. `labels`: used instead of the artifact's. `out`: the file
-    of tags; without it, lines go to the standard output. `sheet`: an HTML page of the first images.
-    `workers`: number of Ray actors; without it, images are tagged in this process.
+    of tags; without it, lines go to the standard output. `tool`: an annotation tool, in whose
+    format `out` is then written. `sheet`: an HTML page of the first images.
+    `workers`: number of Ray actors; without it, images are tagged in this process. `sidecars`: tags
+    go to the images' XMP sidecars, not to the standard output.
 
     Raises:
         InputError: for a mistake in the arguments.
@@ -115,7 +124,9 @@ def tag_images(
     listing = ImageListing(images)
     if not any(True for _ in listing):
         raise InputError(f"{', '.join(images)}: no images found")
-    labels = _resolved_labels(artifact, labels)
+    names, labels = _resolved_labels(artifact, labels)
+    if out and tool:
+        check_images_below(out, listing)
     rule = TagRule(threshold, top)
 
     def tagged(files: Iterable[Path], count: int) -> Iterator[Tagged]:
@@ -123,15 +134,29 @@ def tag_images(
             return _tagged_here(artifact, labels, cache, rule, files)
         return _tagged_on_workers(artifact, labels, cache, rule, files, count, workers)
 
+    version = file_digest(artifact / MANIFEST)  # the manifest has all files' digests
     made_with = {
-        "artifact": file_digest(artifact / MANIFEST),  # the manifest has all files' digests
+        "artifact": version,
         "labels": labels,
         "threshold": threshold,
         "top": top,
     }
     tally = Tally()
-    if out:
-        _fill(out, listing, made_with, tagged, tally, console)
+    in_sidecars: SidecarWriter | None = None
+    if sidecars:
+        tree = Artifact.load(artifact).tree
+        in_sidecars = SidecarWriter(version, tree, sidecars, console)
+        files, ahead = tee(listing)
+        total = sum(1 for _ in listing)
+        with StageProgress(console, "tagging", total) as progress:
+            for pair in zip(files, tagged(ahead, total), strict=True):
+                row = row_of(*pair)
+                in_sidecars.add(row)
+                tally.add(row)
+                progress.advance(1)
+    elif out:
+        writer = partial(tool_writer, out, tool, names) if tool else partial(_table_writer, out)
+        _fill(out, listing, made_with, tagged, tally, writer, console)
     else:
         files, ahead = tee(listing)
         count = sum(1 for _ in listing) if workers else 0
@@ -142,17 +167,26 @@ def tag_images(
             tally.add(row)
     if sheet:
         write_sheet(sheet, tally.first, tally.tagged + tally.unreadable)
-    for line in [*_summary(listing, tally), *(str(file) for file in (out, sheet) if file)]:
+    lines = [*_summary(listing, tally), *(in_sidecars.summary() if in_sidecars else ())]
+    for line in [*lines, *(str(file) for file in (out, sheet) if file)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    return tally.tagged > 0
+    return tally.tagged > 0 and not (in_sidecars and in_sidecars.failed)
 
 
-def _resolved_labels(artifact: Path, labels: list[str] | None) -> list[str] | None:
-    """The labels as the artifact spells them. Raises InputError for a bad artifact or label."""
+def _resolved_labels(
+    artifact: Path, labels: list[str] | None
+) -> tuple[list[str], list[str] | None]:
+    """The labels that tags may have, and those given, as the artifact spells them.
+
+    Raises InputError for a bad artifact or label.
+    """
     with as_input_error():
         categories = Artifact.load(artifact).categories
+    if labels is None:
+        return list(categories.names), None
     with as_input_error("--labels: "):
-        return None if labels is None else list(meant_labels(labels, categories))
+        given = list(meant_labels(labels, categories))
+    return given, given
 
 
 def _fill(
@@ -161,10 +195,11 @@ def _fill(
     made_with: dict[str, Any],
     tagged: TagFiles,
     tally: Tally,
+    writer: OpenWriter,
     console: Console,
 ) -> None:
     """Write the whole file, or leave finished parts for the next start. Raises InputError."""
-    folder = out.with_name(f".{out.name}.parts")
+    folder = _parts_folder(out)
     with only_driver(folder, "--out"):
         total, missing, images = _listed(listing, folder)
         described = {**made_with, "images": images}
@@ -179,15 +214,27 @@ def _fill(
                 _check_same(folder, json.loads(begun.read_bytes()), made_with)
             write_atomic(begun, canonical_json(made_with).encode())
             with (
-                replacing(out, folder / "whole") as whole,
                 StageProgress(console, "tagging", total) as progress,
-                tags_writer(whole, described, out.suffix) as write,
+                writer(described) as write,
             ):
                 for row in _kept_rows(listing, tagged, folder, missing):
                     write(row)
                     tally.add(row)
                     progress.advance(1)
         shutil.rmtree(folder)
+
+
+@contextmanager
+def _table_writer(out: Path, made_with: dict[str, Any]) -> Iterator[Callable[[Row], object]]:
+    with (
+        replacing(out, _parts_folder(out) / "whole") as whole,
+        tags_writer(whole, made_with, out.suffix) as write,
+    ):
+        yield write
+
+
+def _parts_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.parts")
 
 
 def _check_same(place: Path, found: dict[str, Any] | None, expected: dict[str, Any]) -> None:

@@ -50,6 +50,8 @@ class ImageListing:
             hidden, is_folder = name.startswith("."), os.path.isdir(path)
             if is_folder and not hidden and not os.path.islink(path):
                 yield from self._below(path)
+            elif name.lower().endswith(".xmp") and not is_folder:
+                pass  # a sidecar belongs to its image
             elif is_folder or hidden or not name.lower().endswith(self._suffixes):
                 self.skipped += 1
                 self.skipped_example = self.skipped_example or path

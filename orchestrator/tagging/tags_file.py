@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.label_formats.tag_row import Row, plain
 from prompt_tuning.storage import canonical_json
 from prompt_tuning.tagging.tag_stream import Tagged
 
@@ -25,33 +24,12 @@ SUFFIXES = (".jsonl", ".csv", ".parquet")
 _KEY = "made_with"
 _COLUMNS = ("file", "tags", "scores", "error")
 
-Row = dict[str, Any]
-
 
 def row_of(file: Path, tagged: Tagged) -> Row:
     """An image's row."""
     tags = [{"name": tag.name, "score": round(tag.score, 4)} for tag in tagged.tags]
     row: Row = {"file": plain(str(file)), "tags": tags}
     return row if tagged.error is None else {**row, "error": plain(tagged.error)}
-
-
-def plain(text: str) -> str:
-    r"""Text that can be written as UTF-8: the name of a file may be any bytes.
-
-    A byte that is not valid UTF-8 becomes `\udc80` to `\udcff`; a backslash that would be read as
-    the start of such an escape becomes `\udc5c`. `file_of` undoes both.
-    """
-    escaped = re.sub(r"\\(?=udc[0-9a-f]{2})", r"\\udc5c", text)
-    return escaped.encode("utf-8", "backslashreplace").decode()
-
-
-def file_of(row: Row) -> Path:
-    """The file of a row, with the original bytes of its name."""
-
-    def byte(match: re.Match[str]) -> str:
-        return os.fsdecode(bytes.fromhex(match.group(1)))
-
-    return Path(re.sub(r"\\udc([0-9a-f]{2})", byte, row["file"]))
 
 
 def line_of(row: Row) -> str:

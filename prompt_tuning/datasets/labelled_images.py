@@ -16,6 +16,7 @@ import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.images import open_image
+from prompt_tuning.label_formats.tag_row import as_named
 from prompt_tuning.storage import digest, file_digest
 
 
@@ -80,12 +81,13 @@ class LabelledImages:
 def image_file(folder: Path, name: str) -> Path:
     """The image file with a name from annotations; it may not exist.
 
-    The exact name wins. Otherwise names of other systems and tools match too: with spaces around
-    them, with backslashes, with `./`, or with accents in the other Unicode normal form.
+    The exact name wins, with the original bytes where `plain` escaped it. Otherwise names of other
+    systems and tools match too: with spaces around them, with backslashes, with `./`, or with
+    accents in the other Unicode normal form.
     """
     plain = os.path.normpath(name.strip().replace("\\", "/"))
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
-    for spelling in (os.path.normpath(name), plain, *forms):
+    for spelling in (as_named(name), os.path.normpath(name), plain, *forms):
         # Unlike Path.is_file, this accepts names that are too long.
         if os.path.isfile(folder / spelling):
             return folder / spelling

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets import coco, folder, nus_wide, voc, voc_xml
+from prompt_tuning.datasets import coco, folder, nus_wide, voc, voc_xml, xmp
 from prompt_tuning.datasets.labelled_images import LabelledImages, problem_of
+from prompt_tuning.label_formats import cvat, datumaro, fiftyone, label_studio, yolo
 from prompt_tuning.settings import Settings
 
 
@@ -50,6 +51,12 @@ DATASETS = {
     "voc_xml": Dataset(
         voc_xml.read_voc_xml, f"it must be {voc_xml.LAYOUT}", {"difficult": "ignore"}
     ),
+    "xmp": Dataset(xmp.read_xmp, f"it must be {xmp.LAYOUT}"),
+    "label_studio": Dataset(label_studio.read_label_studio, f"it must be {label_studio.LAYOUT}"),
+    "cvat": Dataset(cvat.read_cvat, f"it must be {cvat.LAYOUT}"),
+    "datumaro": Dataset(datumaro.read_datumaro, f"it must be {datumaro.LAYOUT}"),
+    "fiftyone": Dataset(fiftyone.read_fiftyone, f"it must be {fiftyone.LAYOUT}"),
+    "yolo": Dataset(yolo.read_yolo, f"it must be {yolo.LAYOUT}"),
     "folder": Dataset(folder.read_folder, f"it must be {folder.LAYOUT}"),
 }
 if TYPE_CHECKING:
@@ -62,11 +69,12 @@ class DatasetSettings(Settings):
     """Which labelled images the prompts are evaluated on.
 
     `dataset`: a benchmark in its official layout below `root`; your own photos below `root`
-    (`coco_json`: annotations.json, `voc_xml`: VOC XML files, `folder`: labels.csv); composed
-    `scenes`; or `none`, which evaluates on held-out captions only. `split`: of a benchmark; the
-    default is the split that published results use. `difficult`: how VOC counts a class where an
-    image shows only objects marked as difficult (default: ignore). `crowd`: whether COCO's crowd
-    regions count (default: true).
+    (`coco_json`: annotations.json, `voc_xml`: VOC XML files, `xmp`: XMP sidecars, `folder`:
+    labels.csv, and the exports of the annotation tools `label_studio`, `cvat`, `datumaro`,
+    `fiftyone`, `yolo`); composed `scenes`; or `none`, which evaluates on held-out captions only.
+    `split`: of a benchmark; the default is the split that published results use. `difficult`: how
+    VOC counts a class where an image shows only objects marked as difficult (default: ignore).
+    `crowd`: whether COCO's crowd regions count (default: true).
     """
 
     dataset: DatasetName = "none"

@@ -1,0 +1,1 @@
+"""The commands that tag images, and change tags again."""

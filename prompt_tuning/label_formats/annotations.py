@@ -1,0 +1,155 @@
+"""What annotation tools say about images, by names: read with clear errors, found on disk, merged.
+
+Each tool's module reads its own files and gives an `Annotated` for each image.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.datasets.labelled_images import LabelledImages, image_file, labels_over
+
+_TRIED = 50
+
+
+class Annotated(NamedTuple):
+    """An image that somebody labelled: where that stands (`item 3`), its file's name, its labels.
+
+    `unsure`: labels that count neither as shown nor as not shown.
+    """
+
+    place: str
+    image: str
+    names: frozenset[str]
+    unsure: frozenset[str] = frozenset()
+
+
+def only_file(folder: Path, pattern: str, layout: str) -> Path:
+    """The one file with a pattern. Raises ValueError if there is none, or more than one."""
+    files = sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise ValueError(f"{folder}: {pattern} is missing; it must be {layout}")
+    raise ValueError(
+        f"{folder}: must have one {pattern} (got {files[0].name} and {files[1].name}); "
+        f"it must be {layout}"
+    )
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file. Raises ValueError with the file and the place of a mistake."""
+    try:
+        return json.loads(file.read_bytes())
+    except RecursionError:
+        raise ValueError(f"{file}: not JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error})") from None
+
+
+@contextmanager
+def reading(file: Path, place: str) -> Iterator[None]:
+    """Name the file and the place in it of an entry that is not as its format says.
+
+    Raises:
+        ValueError: in place of the errors that such an entry causes.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{file}: {place}: {error} is missing") from None
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{file}: {place}: not as expected ({error})") from None
+
+
+def text(value: Any, field: str) -> str:
+    """A value that must be text. Raises ValueError."""
+    if not isinstance(value, str):
+        raise ValueError(f"{field} must be text (got {value!r})")
+    return value
+
+
+def labelled_images(
+    categories: CategoryList,
+    source: Path,
+    folders: Sequence[Path],
+    entries: Iterable[Annotated],
+    classes: Iterable[str] = (),
+) -> LabelledImages:
+    """The labels over a run's categories, `(images, categories)`.
+
+    `source`: the file or folder of the annotations, for messages. `folders`: where images may be.
+    `classes`: labels that the annotators could choose; those that nobody chose are not shown.
+
+    Images that are gone keep their labels, so that what reads images can say which are gone.
+
+    Raises:
+        ValueError: if no image is labelled, if one is labelled twice and differently, or, with the
+            labels, if none of them is in the category list.
+    """
+    listed = list(entries)
+    if not listed:
+        raise ValueError(f"{source}: no image is labelled")
+    by_file: dict[Path, Annotated] = {}
+    for entry, file in zip(listed, _files(folders, [e.image for e in listed]), strict=True):
+        before = by_file.setdefault(file, entry)
+        if (before.names, before.unsure) != (entry.names, entry.unsure):
+            raise ValueError(
+                f"{source}: {before.place} and {entry.place} disagree about {entry.image!r} "
+                f"({_listed(before.names)}; {_listed(entry.names)})"
+            )
+    chosen = {name for entry in listed for name in entry.names | entry.unsure}
+    column = {name: i for i, name in enumerate(dict.fromkeys([*classes, *sorted(chosen)]))}
+    if not column:
+        raise ValueError(f"{source}: no image has a label")
+    labels = np.zeros((len(by_file), len(column)), dtype=bool)
+    unsure = np.zeros_like(labels)
+    for row, entry in enumerate(by_file.values()):
+        labels[row, [column[name] for name in entry.names]] = True
+        unsure[row, [column[name] for name in entry.unsure]] = True
+    names = [(name,) for name in column]
+    try:
+        return labels_over(categories, tuple(by_file), names, labels, unsure)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+
+
+def _listed(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names)[:5]) or "no label"
+
+
+def _files(folders: Sequence[Path], names: list[str]) -> list[Path]:
+    """The image files with these names, in the folder where most of them are found.
+
+    Tools name images from a folder of their own: folders that all names begin with may be missing.
+    """
+    shared = _shared_folders(names)
+    choices = [(folder, skip) for folder in folders for skip in range(len(shared) + 1)]
+    tried = names[:: max(1, len(names) // _TRIED)]
+
+    def found(choice: tuple[Path, int]) -> int:
+        return sum(os.path.isfile(_file(*choice, name)) for name in tried)
+
+    best = max(choices, key=found)  # the first of equals
+    return [_file(*best, name) for name in names]
+
+
+def _shared_folders(names: list[str]) -> list[str]:
+    parts = [name.replace("\\", "/").split("/")[:-1] for name in names]
+    pairs = zip(min(parts), max(parts), strict=False)
+    return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+
+
+def _file(folder: Path, skip: int, name: str) -> Path:
+    if skip:
+        name = "/".join(name.replace("\\", "/").split("/")[skip:])
+    return image_file(folder, name)
