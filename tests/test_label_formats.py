@@ -502,6 +502,7 @@ def test_convert_goes_from_each_table_to_each_format(convert: Callable[..., Done
         done = convert("tags.jsonl", "--format", tool, "--out", out)
         assert done.code == 0, done.err
         assert f"2 images, 1 left out because they could not be read\n{out}\n" in done.err
+        assert ("tasks.config.xml\n" in done.err) == (tool == "label_studio")
     for table in ("b.csv", "c.parquet"):
         assert convert(table, "--format", "coco_json", "--out", f"{table}.json").code == 0
         assert Path(f"{table}.json").read_bytes() == Path("annotations.json").read_bytes()
