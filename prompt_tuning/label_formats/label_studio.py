@@ -24,7 +24,7 @@ from prompt_tuning.label_formats.annotations import (
     reading,
     text,
 )
-from prompt_tuning.label_formats.tag_row import Row, file_of, xml_plain
+from prompt_tuning.label_formats.tag_row import Row, as_named, xml_plain
 from prompt_tuning.storage import replacing, write_atomic
 
 LAYOUT = "a folder with Label Studio's export (JSON or JSON-MIN) and the images"
@@ -56,7 +56,7 @@ def write_label_studio(
         if tags:
             prediction["score"] = min(tag["score"] for tag in tags)
         data = {
-            "image": _LOCAL + quote(os.fsencode(file_of(row))),
+            "image": _LOCAL + quote(os.fsencode(as_named(row["file"]))),
             "scores": {tag["name"]: tag["score"] for tag in tags},
         }
         stream.write(before + json.dumps({"data": data, "predictions": [prediction]}))
