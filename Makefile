@@ -7,7 +7,7 @@ export PYTHON SET
 # Two processes, each with whole files: what a file's tests share is started once.
 SIDE_BY_SIDE = -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install tools demo test test-all lint clean
+.PHONY: help install tools readers demo test test-all lint clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -18,6 +18,10 @@ install: ## install into .venv; PYTHON=python3.12 chooses the interpreter, SET=g
 
 tools: ## install into .venv, with the tools for tests and checks
 	@requirements/install.sh dev
+
+readers: ## install the readers of annotation tools into .venv-readers, for tests of formats
+	$(or $(PYTHON),python3) -m venv .venv-readers
+	.venv-readers/bin/python -m pip install -q --no-deps -r requirements/readers.txt
 
 demo: install ## run configs/quickstart.yaml from start to finish
 	.venv/bin/datafree run configs/quickstart.yaml
@@ -33,6 +37,6 @@ lint: tools ## formatting, lint (ruff) and types (mypy)
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 
-clean: ## remove .venv and tool caches; results in cache/ and runs/ stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+clean: ## remove .venv, .venv-readers and tool caches; results in cache/ and runs/ stay
+	rm -rf .venv .venv-readers .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

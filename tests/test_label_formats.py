@@ -196,9 +196,9 @@ LABEL_STUDIO = {
         task("c.jpg", choices("elk", kind="labels")),
     ],
     "JSON-MIN": [
-        {"photo": "/data/upload/1/0a1b2c3d-a.jpg", "id": 1, "tags": {"choices": ["dog", "sofa"]}},
+        {"photo": "/data/upload/1/0a1b2c3d-a.jpg", "id": 1, "it": {"choices": ["dog", "sofa"]}},
         {"photo": "/data/upload/1/0a1b2c3d-b.jpg", "id": 2, "annotator": 1},
-        {"photo": "/data/upload/1/0a1b2c3d-c.jpg", "id": 3, "choice": "elk", "lead_time": 2.5},
+        {"photo": "/data/upload/1/0a1b2c3d-c.jpg", "id": 3, "it": "elk", "note": "sofa"},
     ],
 }
 
@@ -347,7 +347,8 @@ def test_one_image_with_other_labels_elsewhere(tmp_path: Path) -> None:
     write_text(tmp_path / "cvat/annotations.xml", twice.format(""))
     assert shown(read("cvat", tmp_path / "cvat", PEOPLES), PEOPLES) == EXPECTED
 
-    exported("datumaro", tmp_path / "dm")
+    export_datumaro(tmp_path / "dm")
+    write_image(tmp_path / "dm/images/in/a.jpg")
     other = {**DATUMARO, "items": [{**DATUMARO["items"][0], "annotations": []}]}
     write_text(tmp_path / "dm/annotations/val.json", json.dumps(other))
     with pytest.raises(ValueError, match=r"train.json, item 1 and val.json, item 1 disagree about"):
@@ -501,6 +502,7 @@ def test_convert_goes_from_each_table_to_each_format(convert: Callable[..., Done
         done = convert("tags.jsonl", "--format", tool, "--out", out)
         assert done.code == 0, done.err
         assert f"2 images, 1 left out because they could not be read\n{out}\n" in done.err
+        assert ("tasks.config.xml\n" in done.err) == (tool == "label_studio")
     for table in ("b.csv", "c.parquet"):
         assert convert(table, "--format", "coco_json", "--out", f"{table}.json").code == 0
         assert Path(f"{table}.json").read_bytes() == Path("annotations.json").read_bytes()

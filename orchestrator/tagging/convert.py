@@ -12,7 +12,7 @@ from orchestrator.console import StageProgress
 from orchestrator.errors import InputError, as_input_error
 from orchestrator.tagging.sidecars import SidecarSettings, SidecarWriter
 from orchestrator.tagging.tags_file import read_made_with, read_tags, tags_writer
-from orchestrator.tagging.tool_formats import tool_writer
+from orchestrator.tagging.tool_formats import tool_writer, written_files
 from prompt_tuning.categories import category_named
 from prompt_tuning.label_formats.tag_row import Row
 from prompt_tuning.storage import replacing
@@ -48,7 +48,8 @@ def convert_tags(tags: Path, out: Path, tool: str | None, console: Console) -> N
             for row in _rows(tags):
                 write_table(row)
         console.print(f"{images:,} images")
-    console.print(str(out), soft_wrap=True, highlight=False, markup=False)
+    for file in written_files(out, tool):
+        console.print(str(file), soft_wrap=True, highlight=False, markup=False)
 
 
 def tags_to_sidecars(

@@ -36,7 +36,7 @@ from orchestrator.tagging.tags_file import (
     row_of,
     tags_writer,
 )
-from orchestrator.tagging.tool_formats import check_images_below, tool_writer
+from orchestrator.tagging.tool_formats import check_images_below, tool_writer, written_files
 from prompt_tuning.label_formats.tag_row import Row, plain
 from prompt_tuning.storage import (
     MANIFEST,
@@ -168,7 +168,8 @@ def tag_images(
     if sheet:
         write_sheet(sheet, tally.first, tally.tagged + tally.unreadable)
     lines = [*_summary(listing, tally), *(in_sidecars.summary() if in_sidecars else ())]
-    for line in [*lines, *(str(file) for file in (out, sheet) if file)]:
+    written = [*(written_files(out, tool) if out else []), *([sheet] if sheet else [])]
+    for line in [*lines, *map(str, written)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     return tally.tagged > 0 and not (in_sidecars and in_sidecars.failed)
 

@@ -18,7 +18,7 @@ from prompt_tuning.label_formats.coco_images import write_coco_images
 from prompt_tuning.label_formats.cvat import write_cvat
 from prompt_tuning.label_formats.datumaro import write_datumaro
 from prompt_tuning.label_formats.fiftyone import write_fiftyone
-from prompt_tuning.label_formats.label_studio import write_label_studio
+from prompt_tuning.label_formats.label_studio import config_file, write_label_studio
 from prompt_tuning.label_formats.tag_row import Row
 from prompt_tuning.label_formats.yolo import write_yolo
 
@@ -76,6 +76,11 @@ def tool_writer(
                     write({**row, "file": _relative(row["file"], folder)})
 
         yield add
+
+
+def written_files(out: Path, tool: str | None) -> list[Path]:
+    """What was written, for people: `out`, and what a tool needs beside it."""
+    return [out, config_file(out)] if tool == "label_studio" else [out]
 
 
 def _relative(file: str, folder: Path) -> str:

@@ -78,36 +78,50 @@ def text(value: Any, field: str) -> str:
     return value
 
 
+def located(folders: Sequence[Path], entries: Sequence[Annotated]) -> list[tuple[Path, Annotated]]:
+    """Each image's file, in the folder where most of the images are found.
+
+    Tools name images from a folder of their own: folders that all names begin with may be missing.
+    Images that are gone are listed too, so that what reads images can say which are gone.
+    """
+    names = [entry.image for entry in entries]
+    shared = _shared_folders(names)
+    choices = [(folder, skip) for folder in folders for skip in range(len(shared) + 1)]
+    tried = names[:: max(1, len(names) // _TRIED)]
+
+    def found(choice: tuple[Path, int]) -> int:
+        return sum(os.path.isfile(_file(*choice, name)) for name in tried)
+
+    best = max(choices, key=found)  # the first of equals
+    return [(_file(*best, entry.image), entry) for entry in entries]
+
+
 def labelled_images(
     categories: CategoryList,
     source: Path,
-    folders: Sequence[Path],
-    entries: Iterable[Annotated],
+    entries: Sequence[tuple[Path, Annotated]],
     classes: Iterable[str] = (),
 ) -> LabelledImages:
     """The labels over a run's categories, `(images, categories)`.
 
-    `source`: the file or folder of the annotations, for messages. `folders`: where images may be.
-    `classes`: labels that the annotators could choose; those that nobody chose are not shown.
-
-    Images that are gone keep their labels, so that what reads images can say which are gone.
+    `source`: the file or folder of the annotations, for messages. `entries`: as `located` gives
+    them. `classes`: labels that the annotators could choose; those that nobody chose are not shown.
 
     Raises:
         ValueError: if no image is labelled, if one is labelled twice and differently, or, with the
             labels, if none of them is in the category list.
     """
-    listed = list(entries)
-    if not listed:
+    if not entries:
         raise ValueError(f"{source}: no image is labelled")
     by_file: dict[Path, Annotated] = {}
-    for entry, file in zip(listed, _files(folders, [e.image for e in listed]), strict=True):
+    for file, entry in entries:
         before = by_file.setdefault(file, entry)
         if (before.names, before.unsure) != (entry.names, entry.unsure):
             raise ValueError(
                 f"{source}: {before.place} and {entry.place} disagree about {entry.image!r} "
                 f"({_listed(before.names)}; {_listed(entry.names)})"
             )
-    chosen = {name for entry in listed for name in entry.names | entry.unsure}
+    chosen = {name for _, entry in entries for name in entry.names | entry.unsure}
     column = {name: i for i, name in enumerate(dict.fromkeys([*classes, *sorted(chosen)]))}
     if not column:
         raise ValueError(f"{source}: no image has a label")
@@ -127,25 +141,9 @@ def _listed(names: frozenset[str]) -> str:
     return ", ".join(sorted(names)[:5]) or "no label"
 
 
-def _files(folders: Sequence[Path], names: list[str]) -> list[Path]:
-    """The image files with these names, in the folder where most of them are found.
-
-    Tools name images from a folder of their own: folders that all names begin with may be missing.
-    """
-    shared = _shared_folders(names)
-    choices = [(folder, skip) for folder in folders for skip in range(len(shared) + 1)]
-    tried = names[:: max(1, len(names) // _TRIED)]
-
-    def found(choice: tuple[Path, int]) -> int:
-        return sum(os.path.isfile(_file(*choice, name)) for name in tried)
-
-    best = max(choices, key=found)  # the first of equals
-    return [_file(*best, name) for name in names]
-
-
 def _shared_folders(names: list[str]) -> list[str]:
     parts = [name.replace("\\", "/").split("/")[:-1] for name in names]
-    pairs = zip(min(parts), max(parts), strict=False)
+    pairs = zip(min(parts, default=[]), max(parts, default=[]), strict=False)
     return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 

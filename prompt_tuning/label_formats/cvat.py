@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
-from prompt_tuning.label_formats.annotations import Annotated, labelled_images, only_file
+from prompt_tuning.label_formats.annotations import Annotated, labelled_images, located, only_file
 from prompt_tuning.label_formats.tag_row import Row, as_named, xml_plain
 from prompt_tuning.storage import replacing
 
@@ -74,9 +74,8 @@ def read_cvat(categories: CategoryList, root: Path) -> LabelledImages:
     except (ParseError, ValueError, LookupError) as error:
         place = content.place and f"{content.place}: "
         raise ValueError(f"{file}: {place}{error}") from None
-    return labelled_images(
-        categories, file, [root, root / "images"], content.images, content.labels
-    )
+    images = located([root, root / "images"], content.images)
+    return labelled_images(categories, file, images, content.labels)
 
 
 class _Content:

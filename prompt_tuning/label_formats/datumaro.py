@@ -14,6 +14,7 @@ from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.label_formats.annotations import (
     Annotated,
     labelled_images,
+    located,
     read_json,
     reading,
     text,
@@ -87,7 +88,7 @@ def read_datumaro(categories: CategoryList, root: Path) -> LabelledImages:
     files = sorted((root / "annotations").glob("*.json"))
     if not files:
         raise ValueError(f"{root}: annotations/*.json is missing; it must be {LAYOUT}")
-    entries: list[Annotated] = []
+    entries: list[tuple[Path, Annotated]] = []
     classes: list[str] = []
     for file in files:
         described = read_json(file)
@@ -96,18 +97,20 @@ def read_datumaro(categories: CategoryList, root: Path) -> LabelledImages:
             names = [text(label["name"], "name") for label in listed]
             items = list(described["items"])
         classes += names
+        of_file = []
         for number, item in enumerate(items, 1):
             with reading(file, f"item {number}"):
                 image = item.get("image") or item.get("media") or {}
-                entries.append(
+                of_file.append(
                     Annotated(
                         f"{file.name}, item {number}",
                         text(image.get("path") or item["id"], "path"),
                         frozenset(_shown(item.get("annotations", ()), names)),
                     )
                 )
-    folders = [*(root / "images" / file.stem for file in files), root / "images", root, root.parent]
-    return labelled_images(categories, root, folders, entries, classes)
+        images = root / "images"
+        entries += located([images / file.stem, images, root, root.parent], of_file)
+    return labelled_images(categories, root, entries, classes)
 
 
 def _shown(annotations: list[dict[str, Any]], names: list[str]) -> Iterator[str]:

@@ -17,6 +17,7 @@ from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.label_formats.annotations import (
     Annotated,
     labelled_images,
+    located,
     read_json,
     reading,
     text,
@@ -81,10 +82,11 @@ def read_fiftyone(categories: CategoryList, root: Path) -> LabelledImages:
         with reading(file, place):
             if target is None:
                 continue
-            listed = target if isinstance(target, list) else [target]
-            names = frozenset(_name(item, classes) for item in listed)
+            several = target if isinstance(target, list) else [target]
+            names = frozenset(_name(item, classes) for item in several)
             entries.append(Annotated(place, images.get(sample, sample), names))
-    return labelled_images(categories, file, [root / "data", root, root.parent], entries, classes)
+    listed = located([root / "data", root, root.parent], entries)
+    return labelled_images(categories, file, listed, classes)
 
 
 def _images(root: Path) -> dict[str, str]:

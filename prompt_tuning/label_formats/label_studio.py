@@ -18,12 +18,13 @@ from prompt_tuning.images import image_suffixes
 from prompt_tuning.label_formats.annotations import (
     Annotated,
     labelled_images,
+    located,
     only_file,
     read_json,
     reading,
     text,
 )
-from prompt_tuning.label_formats.tag_row import Row, file_of, xml_plain
+from prompt_tuning.label_formats.tag_row import Row, as_named, xml_plain
 from prompt_tuning.storage import replacing, write_atomic
 
 LAYOUT = "a folder with Label Studio's export (JSON or JSON-MIN) and the images"
@@ -55,7 +56,7 @@ def write_label_studio(
         if tags:
             prediction["score"] = min(tag["score"] for tag in tags)
         data = {
-            "image": _LOCAL + quote(os.fsencode(file_of(row))),
+            "image": _LOCAL + quote(os.fsencode(as_named(row["file"]))),
             "scores": {tag["name"]: tag["score"] for tag in tags},
         }
         stream.write(before + json.dumps({"data": data, "predictions": [prediction]}))
@@ -96,6 +97,7 @@ def read_label_studio(categories: CategoryList, root: Path) -> LabelledImages:
     tasks = read_json(file)
     if not isinstance(tasks, list):
         raise ValueError(f"{file}: not Label Studio's export: must be a list of tasks")
+    fields = _choice_fields(tasks)
     answers: dict[str, tuple[str, list[frozenset[str]]]] = {}
     predicted: dict[str, None] = {}
     for number, task in enumerate(tasks, 1):
@@ -103,7 +105,7 @@ def read_label_studio(categories: CategoryList, root: Path) -> LabelledImages:
         with reading(file, place):
             whole = "data" in task
             image = _image(task["data"] if whole else task)
-            sets = list(_annotations(task) if whole else [_flat_labels(task)])
+            sets = list(_annotations(task) if whole else [_flat_labels(task, fields)])
             for prediction in task.get("predictions", ()) if whole else ():
                 if isinstance(prediction, dict):  # some exports have its number only
                     predicted.update(dict.fromkeys(_labels(prediction["result"])))
@@ -121,7 +123,7 @@ def read_label_studio(categories: CategoryList, root: Path) -> LabelledImages:
         )
         for image, (place, sets) in answers.items()
     ]
-    return labelled_images(categories, file, [root], entries, predicted)
+    return labelled_images(categories, file, located([root], entries), predicted)
 
 
 def _image(data: dict[str, Any]) -> str:
@@ -158,17 +160,27 @@ def _labels(results: list[dict[str, Any]]) -> Iterator[str]:
             yield from (text(name, kind) for name in result["value"].get(kind, ()))
 
 
-def _flat_labels(task: dict[str, Any]) -> frozenset[str]:
-    """The labels of a task of JSON-MIN, in which one choice is plain text."""
+def _flat_labels(task: dict[str, Any], fields: set[str]) -> frozenset[str]:
+    """The labels of a task of JSON-MIN. In `fields`, a single choice is plain text."""
     names: set[str] = set()
     for field, value in task.items():
-        if isinstance(value, dict) and isinstance(value.get("choices"), list):
-            names |= {text(name, field) for name in value["choices"]}
-        elif field in ("choice", "tags") and isinstance(value, str):
-            names.add(value)
-        elif isinstance(value, list):  # regions
-            for region in value:
-                for kind, named in region.items() if isinstance(region, dict) else ():
-                    if _NAMES_LABELS.fullmatch(kind) and isinstance(named, list):
-                        names |= {text(name, field) for name in named}
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, str) and field in fields:
+                names.add(item)
+            for kind, named in item.items() if isinstance(item, dict) else ():
+                if _NAMES_LABELS.fullmatch(kind) and isinstance(named, list):
+                    names |= {text(name, field) for name in named}
     return frozenset(names)
+
+
+def _choice_fields(tasks: list[Any]) -> set[str]:
+    """The fields of tasks of JSON-MIN that have choices: some task has several in it, or the field
+    is named as Label Studio's templates or our labelling config name it."""
+    several = {
+        field
+        for task in tasks
+        if isinstance(task, dict)
+        for field, value in task.items()
+        if isinstance(value, dict) and isinstance(value.get("choices"), list)
+    }
+    return {"choice", "tags", *several}

@@ -42,7 +42,7 @@ def as_named(text: str) -> str:
     def bytes_of(match: re.Match[str]) -> str:
         return os.fsdecode(bytes.fromhex(match[0].replace("\\udc", "")))
 
-    return re.sub(r"(?:\\udc[0-9a-f]{2})+", bytes_of, text)
+    return re.sub(r"(?:\\udc[0-9a-f]{2})+", bytes_of, text) if "\\" in text else text
 
 
 def file_of(row: Row) -> Path:

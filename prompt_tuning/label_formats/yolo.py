@@ -21,7 +21,13 @@ import yaml
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.images import image_suffixes
-from prompt_tuning.label_formats.annotations import Annotated, labelled_images, reading, text
+from prompt_tuning.label_formats.annotations import (
+    Annotated,
+    labelled_images,
+    located,
+    reading,
+    text,
+)
 from prompt_tuning.label_formats.tag_row import Row, file_of
 from prompt_tuning.plain_text import plain_lines
 from prompt_tuning.storage import naming
@@ -102,7 +108,8 @@ def read_yolo(categories: CategoryList, root: Path) -> LabelledImages:
                 with reading(file, f"line {number}"):
                     shown.add(_name(line.split()[0], names))
         entries.append(Annotated(place, images.of(place), frozenset(shown)))
-    return labelled_images(categories, folder, images.folders, entries, names.values())
+    listed = located(images.folders, entries)
+    return labelled_images(categories, folder, listed, names.values())
 
 
 def _names(root: Path) -> dict[int, str]:
