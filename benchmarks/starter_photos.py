@@ -22,36 +22,38 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 
 from prompt_tuning import Artifact, Tagger, load_vlm
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.datasets.registry import DatasetSettings, read_photos
+from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.evaluation.bootstrap import bootstrap_map
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.tagging.calibration import calibration_quality
 from prompt_tuning.tagging.tag_stream import score_files
 from prompt_tuning.tuning.prompts import anchor_features
-from prompt_tuning.tuning.scoring import raw_image_scores
 
 REPLICATES = 1000
 MOST = 12
 
 
-def zero_shot_scores(vlm: VLM, artifact: Artifact, files: list[Path]) -> np.ndarray:
-    """Fused scores of the untuned prompts, `(photos, classes)`."""
+def untuned(vlm: VLM, artifact: Artifact) -> Artifact:
+    """The artifact with the class features of the prompt "a photo of a {name}."."""
     texts = F.normalize(anchor_features(vlm, artifact.categories), dim=-1)
-    tagger = Tagger(artifact, vlm)
-    scored = []
-    with torch.no_grad():
-        for file in files:
-            features = vlm.encode_image(tagger.pixels(file)[None]).float()
-            scored.append(raw_image_scores(features, texts, texts, artifact.geometry))
-    return torch.cat(scored).numpy()
+    return replace(artifact, classes=ClassFeatures(texts, texts))
+
+
+def raw_scores(vlm: VLM, artifact: Artifact, files: list[Path]) -> np.ndarray:
+    """Fused scores `(photos, classes)`, before calibration."""
+    cores = len(os.sched_getaffinity(0))
+    scored = list(score_files(Tagger(artifact, vlm), files, cores))
+    assert not [scores for scores in scored if isinstance(scores, str)]
+    return np.stack([scores for scores in scored if not isinstance(scores, str)])
 
 
 def main() -> None:
@@ -76,16 +78,14 @@ def main() -> None:
     names = np.array(artifact.categories.names)
 
     vlm = load_vlm(artifact.vlm_settings, cache=options.cache)
-    cores = len(os.sched_getaffinity(0))
-    scored = list(score_files(Tagger(artifact, vlm), files, cores))
-    raw = np.stack([scores for scores in scored if not isinstance(scores, str)])
-    assert len(raw) == len(files)
+    raw = raw_scores(vlm, artifact, files)
+    before = raw_scores(vlm, untuned(vlm, artifact), files)
     result: dict[str, object] = {
         "photos": len(raw),
         "labels": int((shown & ~uncounted).any(0).sum()),
         "positives_a_photo": round(float((shown & ~uncounted).sum(1).mean()), 2),
     }
-    for method, scores in (("starter", raw), ("zero_shot", zero_shot_scores(vlm, artifact, files))):
+    for method, scores in (("starter", raw), ("zero_shot", before)):
         interval = bootstrap_map(scores, shown, REPLICATES, 0, uncounted)
         result[method] = {
             "map": round(100 * mean_average_precision(scores, shown, uncounted), 1),

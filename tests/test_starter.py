@@ -119,9 +119,9 @@ def test_a_wheel_brings_it(tmp_path: Path) -> None:
         shutil.copytree(ROOT / room, source / room)
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, source)
+    here = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
     subprocess.run(
-        [*(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation")]
-        + ["--no-index", "--wheel-dir", str(tmp_path), str(source)],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", *here, str(source)],
         check=True,
         timeout=300,
     )
