@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from prompt_tuning.label_names import name_key
 from prompt_tuning.settings import Settings, message_of
 
-BUILT_IN = ("coco", "nus", "scenes", "voc")
+BUILT_IN = ("coco", "nus", "scenes", "starter", "voc")
 
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 _SAME_NAME = "case, hyphens and singular or plural make no difference"

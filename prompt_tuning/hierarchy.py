@@ -19,8 +19,8 @@ _ROUNDS = 20
 class HierarchySettings(Settings):
     """Where the groups of categories come from.
 
-    `groups`: `builtin` (lists for coco, nus and voc), `auto` (clusters of text features), `llm`
-    (clusters of the language model's answers about what categories are and what they are seen
+    `groups`: `builtin` (lists for coco, nus, starter and voc), `auto` (clusters of text features),
+    `llm` (clusters of the language model's answers about what categories are and what they are seen
     with), or a YAML file: coarse group -> fine group -> names. `coarse`, `fine`: the numbers of
     clusters.
     """

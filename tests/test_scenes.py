@@ -25,10 +25,17 @@ GROUPS = {
     "scenes": ROOT / "configs" / "quickstart-groups.yaml",
     "coco": ROOT / "prompt_tuning" / "data" / "coco_groups.yaml",
     "nus": ROOT / "prompt_tuning" / "data" / "nus_groups.yaml",
+    "starter": ROOT / "prompt_tuning" / "data" / "starter_groups.yaml",
     "voc": ROOT / "prompt_tuning" / "data" / "voc_groups.yaml",
 }
 # categories, fine groups, coarse groups
-SHAPES = {"scenes": (44, 14, 5), "coco": (80, 20, 9), "nus": (81, 20, 8), "voc": (20, 10, 4)}
+SHAPES = {
+    "scenes": (44, 14, 5),
+    "coco": (80, 20, 9),
+    "nus": (81, 20, 8),
+    "starter": (163, 41, 9),
+    "voc": (20, 10, 4),
+}
 
 
 def built_in(name: str) -> CategoryList:

@@ -7,8 +7,16 @@ from typing import Annotated
 
 import typer
 
+from prompt_tuning.tagging.starter import artifact_folder
+
 Config = Annotated[Path, typer.Argument(help="Config file of the run (YAML)")]
-Artifact = Annotated[Path, typer.Argument(help="Artifact folder, e.g. runs/quickstart/artifact")]
+Artifact = Annotated[
+    Path,
+    typer.Argument(
+        help="Artifact folder, e.g. runs/quickstart/artifact; `starter` is the packaged one",
+        callback=artifact_folder,
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

@@ -17,7 +17,10 @@ from orchestrator.paths import cache_folder
 def serve(
     artifacts: Annotated[
         list[str],
-        typer.Argument(metavar="ARTIFACT…", help="Artifact folders, e.g. runs/quickstart/artifact"),
+        typer.Argument(
+            metavar="ARTIFACT…",
+            help="Artifact folders, e.g. runs/quickstart/artifact; `starter` is the packaged one",
+        ),
     ],
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on")] = 8080,

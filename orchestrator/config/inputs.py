@@ -139,7 +139,9 @@ def load_groups(config: RunConfig, categories: CategoryList) -> Hierarchy | None
     with as_input_error():
         if groups != "builtin":
             return parse_groups(read_yaml(Path(groups)), categories, groups)
-        if config.categories not in ("coco", "nus", "voc"):
-            raise InputError("hierarchy.groups: builtin only goes with categories coco, nus or voc")
+        if config.categories not in ("coco", "nus", "starter", "voc"):
+            raise InputError(
+                "hierarchy.groups: builtin only goes with categories coco, nus, starter or voc"
+            )
         text = built_in_text(f"{config.categories}_groups")
         return parse_groups(parse_yaml(text, "builtin"), categories, "builtin groups")

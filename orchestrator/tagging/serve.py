@@ -24,6 +24,7 @@ from orchestrator.errors import InputError, as_input_error
 from orchestrator.pages.html import page_template
 from prompt_tuning.backbones import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.starter import artifact_folder
 from workers.failure import DescribedFailure
 from workers.serving.app import APPLICATION, MODEL, Lifeline, application
 from workers.serving.limits import Limits
@@ -49,7 +50,7 @@ def serve_artifacts(
 ) -> None:
     """Check the arguments, start Ray Serve, print the address, and serve until KeyboardInterrupt.
 
-    `artifacts`: folders, or NAME=FOLDER. `token`: required unless `host` is this machine.
+    `artifacts`: as in `named_folders`. `token`: required unless `host` is this machine.
     `replicas`: copies of the models; by default one per GPU, or two on CPUs.
 
     Raises:
@@ -120,7 +121,7 @@ def named_folders(artifacts: list[str]) -> dict[str, Path]:
     """The artifacts' folders by the names that requests use, in order.
 
     The name is the part before `=`, else the folder's own name, or the run's name where the folder
-    is called `artifact`, as in runs.
+    is called `artifact`, as in runs. `starter` is the packaged artifact.
 
     Raises:
         InputError: for two artifacts with the same name.
@@ -128,9 +129,9 @@ def named_folders(artifacts: list[str]) -> dict[str, Path]:
     folders: dict[str, Path] = {}
     for given in artifacts:
         name, _, rest = given.partition("=")
-        folder = Path(given).absolute()
+        folder = artifact_folder(given).absolute()
         if name and rest and not folder.exists():
-            folder = Path(rest).absolute()
+            folder = artifact_folder(rest).absolute()
         else:
             name = folder.parent.name if folder.name == "artifact" else folder.name
         if name in folders:

@@ -22,6 +22,7 @@ from prompt_tuning.settings import Settings, message_of
 from prompt_tuning.storage import MANIFEST, file_digest, find_damage, publishing
 from prompt_tuning.tagging.calibration import Calibration, CalibrationValues
 from prompt_tuning.tagging.new_labels import BRANCHES, TunedTokens, check_labels, prompt_new_labels
+from prompt_tuning.tagging.starter import artifact_folder
 
 _FEATURES = "class_features.safetensors"
 _TOKENS = "tokens.safetensors"
@@ -126,13 +127,13 @@ class Artifact:
 
     @classmethod
     def load(cls, folder: Path | str) -> Artifact:
-        """Read an artifact; other files in its folder do not matter.
+        """Read an artifact (`starter`: the packaged one); other files in its folder do not matter.
 
         Raises:
             ValueError: in one line, if the folder has no artifact, a damaged one, or one of another
                 version.
         """
-        folder = Path(folder)
+        folder = artifact_folder(folder)
         described = _read_description(folder)
         classes = _read_tensors(folder / _FEATURES)
         tokens = _read_tensors(folder / _TOKENS)

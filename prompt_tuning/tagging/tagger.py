@@ -71,7 +71,7 @@ class Tagger:
     def load(
         cls, folder: Path | str, device: str | None = None, cache: Path | None = None
     ) -> Tagger:
-        """Read an artifact and load the image–text model that it was tuned for.
+        """Read an artifact, or `starter`, and load the image–text model that it was tuned for.
 
         `device`: PyTorch's name; by default a GPU if there is one. `cache`: a folder for results
         that the model computes from its weights.
