@@ -90,7 +90,11 @@ class Tagger:
         Raises:
             ValueError: naming the file, when one cannot be read.
         """
-        return self._calibration.scores(self.raw_scores(images))
+        return self.calibrated(self.raw_scores(images))
+
+    def calibrated(self, raw: np.ndarray) -> np.ndarray:
+        """As `scores`, of raw scores `(…, classes)`."""
+        return self._calibration.scores(raw)
 
     def raw_scores(self, images: Sequence[ImageSource]) -> np.ndarray:
         """Scores before calibration: the branches' weighted mean, `(images, classes)`."""
@@ -132,7 +136,7 @@ class Tagger:
         self, raw: np.ndarray, threshold: float | None = None, top: int | None = None
     ) -> list[list[Tag]]:
         """As `tag`, of raw scores `(images, classes)`."""
-        scores = self._calibration.scores(raw)
+        scores = self.calibrated(raw)
         reached = scores >= (self.thresholds if threshold is None else threshold)
         return [
             [

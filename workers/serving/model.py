@@ -28,8 +28,9 @@ from prompt_tuning.images import TooManyPixelsError, UnknownFormatError, read_im
 from prompt_tuning.label_names import LabelNames
 from prompt_tuning.storage import MANIFEST, file_digest
 from prompt_tuning.tagging.artifact import Artifact
-from prompt_tuning.tagging.tag_stream import TagRule
+from prompt_tuning.tagging.tag_stream import TagRule, score_files
 from prompt_tuning.tagging.tagger import Tag, Tagger
+from workers.serving.review.improvement import Improvement, ScoredFiles, improve
 
 _CHECK_EACH_S = 1.0
 _BATCH_WAIT_S = 0.005
@@ -118,6 +119,10 @@ class _Artifacts:
                 problems[name] = " ".join(str(error).split()).replace(str(folder), name)
         self.problems = problems
 
+    def vlm(self, name: str) -> VLM:
+        """The image–text model of an artifact that is served."""
+        return self._vlms[name][1]
+
     def refusal(self, name: str) -> Refusal:
         """Why an artifact is not served."""
         return Refusal(503, f"{name} cannot be served: {self.problems.get(name, 'not loaded yet')}")
@@ -141,7 +146,7 @@ class TaggingModel:
         self._artifacts.reload()
         if not self._artifacts.served:
             raise ValueError("; ".join(self._artifacts.problems.values()))
-        self._max_pixels = max_pixels
+        self._max_pixels, self._threads = max_pixels, threads
         # One thread per batch is faster than threads that share one and wait for each other.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         tagger = next(iter(self._artifacts.served.values())).tagger
@@ -185,6 +190,35 @@ class TaggingModel:
             return maps
         rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
         return ImageRegions(version, rounded)
+
+    async def score_files(self, name: str, files: Sequence[Path]) -> ScoredFiles | Refusal:
+        """The scores of files that this machine has, exactly as `datafree tag` gives them."""
+        if name not in self._artifacts.served:
+            return self._artifacts.refusal(name)
+        version, tagger = self._artifacts.served[name]
+        scored = await self._in_thread(lambda: list(score_files(tagger, files)))
+        return ScoredFiles(
+            version,
+            tagger.thresholds,
+            [one if isinstance(one, str) else tagger.calibrated(one) for one in scored],
+        )
+
+    async def improve(
+        self, name: str, original: Path, folder: Path, labels: tuple[str, ...]
+    ) -> Improvement | Refusal:
+        """Publish an adapted artifact (see `improve`), which `reload` finds."""
+        if name not in self._artifacts.served:
+            return self._artifacts.refusal(name)
+        improved = self._artifacts.folders[name]
+        vlm = self._artifacts.vlm(name)
+
+        def work() -> Improvement | Refusal:
+            try:
+                return improve(original, improved, folder, labels, vlm, self._threads)
+            except ValueError as error:
+                return Refusal(422, " ".join(str(error).split()))
+
+        return await asyncio.to_thread(work)  # the pool is for requests
 
     async def state(self) -> dict[str, ArtifactState]:
         """The state of each artifact, by name."""
