@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from orchestrator.run_lock import only_driver
 from orchestrator.tagging.listing import ImageListing
 from prompt_tuning.datasets.folder import read_folder
 from prompt_tuning.datasets.review_answers import FILE, is_writable_name
-from prompt_tuning.storage import MANIFEST, file_digest, write_atomic
+from prompt_tuning.storage import MANIFEST, file_digest, remove_abandoned, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
 from workers.serving.review.session import ReviewFolder
 
@@ -36,7 +36,9 @@ def prepared_review(folder: Path, artifact: Path, console: Console) -> Iterator[
     if not folder.is_dir():
         raise InputError(f"--review: {folder} must be a folder of images")
     folder = folder.resolve()
-    with _locked(folder):
+    with ExitStack() as held:
+        with _writing(folder):
+            held.enter_context(only_driver(folder, "--review"))
         with as_input_error():
             original = Artifact.load(artifact)
             if any((folder / table).is_file() for table in (FILE, "labels.csv")):
@@ -44,19 +46,8 @@ def prepared_review(folder: Path, artifact: Path, console: Console) -> Iterator[
         files = _files(folder, console)
         improved = folder / IMPROVED
         with _writing(folder):
-            _publish(original, artifact, improved, console)
+            _publish(original, artifact, improved)
         yield ReviewFolder(folder, files, artifact, improved, original.categories)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = only_driver(folder, "--review")
-    with _writing(folder):
-        lock.__enter__()
-    try:
-        yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 @contextmanager
@@ -80,18 +71,23 @@ def _files(folder: Path, console: Console) -> tuple[str, ...]:
     return files
 
 
-def _publish(original: Artifact, source: Path, improved: Path, console: Console) -> None:
+def _publish(original: Artifact, source: Path, improved: Path) -> None:
     """Publish a copy of the artifact, unless an improved one was made from the same."""
+    remove_abandoned(improved)
     version = file_digest(source / MANIFEST)
     origin = improved / _ORIGIN
-    if origin.is_file() and origin.read_text() == version:
+    made_from = origin.read_text("utf-8") if origin.is_file() else None
+    if made_from == version:
         with as_input_error():
             Artifact.load(improved)
         return
     if improved.exists():
-        console.print(f"{improved}: was made from another artifact, and is replaced")
-    try:
-        original.save(improved)
-    except FileExistsError as error:
-        raise InputError(f"--review: {error}") from None
+        # What was published and not improved since is no loss.
+        manifest = improved / MANIFEST
+        published = file_digest(manifest) if manifest.is_file() else None
+        if published not in (version, made_from):
+            raise InputError(
+                f"--review: {improved} was not made from {source}; move it to another folder"
+            )
+    original.save(improved)
     write_atomic(origin, version.encode())

@@ -140,9 +140,7 @@ def _serve(
         front = handle
         url = f"http://{_in_url(host)}:{port}"
         if review:
-            console.print(
-                f"Review {review.folder} at {url}/review", soft_wrap=True, markup=False
-            )
+            console.print(f"Review {review.folder} at {url}/review", soft_wrap=True, markup=False)
         console.print(f"Serving {', '.join(folders)} at {url} (Ctrl-C stops)", soft_wrap=True)
         while True:
             time.sleep(_POLL_S)

@@ -67,7 +67,7 @@ def read_answers(folder: Path) -> dict[tuple[str, str], Answer]:
             raise ValueError(
                 f"{file}: row {number}: answer must be yes, no or unknown (got {cells[2]!r})"
             )
-        answers[name, label] = answer  # type: ignore[assignment]
+        answers[name, label] = answer
     return answers
 
 
@@ -105,7 +105,7 @@ def append_answer(folder: Path, name: str, label: str, answer: Answer) -> None:
 
 
 def with_answers(images: LabelledImages, categories: CategoryList, folder: Path) -> LabelledImages:
-    """Labelled images with the answers of `folder` over their labels, and images that have only these.
+    """Labelled images with the answers of `folder` over their labels, and images with only answers.
 
     Labels of an image that has only answers are ignored where they have none, and so are labels
     that were answered with unknown. Answers about images that are gone are left out, and those

@@ -1,4 +1,4 @@
-"""Requests of other sites' pages, which a browser sends with this service's address, are refused."""
+"""Refusal of requests that pages of other sites make through the browser of a person here."""
 
 from __future__ import annotations
 

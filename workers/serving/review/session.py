@@ -161,14 +161,14 @@ class ReviewSession:
 
         Images without answers come even if no question is worth asking: a label may be missing.
         """
-        open_ = ~self._answered().any(1)
+        unanswered: np.ndarray = np.asarray(~self._answered().any(1))
         values = image_values(self._values())
         for problem in self._problems:
-            open_[problem], values[problem] = False, 0
+            unanswered[problem], values[problem] = False, 0
         for image in seen:
             if (place := self._places.get(image)) is not None:
-                open_[place], values[place] = False, 0
-        left = np.flatnonzero(open_ | (values > 0))
+                unanswered[place], values[place] = False, 0
+        left = np.flatnonzero(unanswered | (values > 0))
         if not len(left):
             return None
         place = int(left[np.argmax(values[left])])
