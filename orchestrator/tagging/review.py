@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ def prepared_review(folder: Path, artifact: Path, console: Console) -> Iterator[
     with ExitStack() as held:
         with _writing(folder):
             held.enter_context(only_driver(folder, "--review"))
+        answers = folder / FILE
+        if answers.exists() and not (answers.is_file() and os.access(answers, os.R_OK | os.W_OK)):
+            raise InputError(f"--review: {answers} must be a file that can be written to")
         with as_input_error():
             original = Artifact.load(artifact)
             if any((folder / table).is_file() for table in (FILE, "labels.csv")):
@@ -85,7 +89,7 @@ def _publish(original: Artifact, source: Path, improved: Path) -> None:
         # What was published and not improved since is no loss.
         manifest = improved / MANIFEST
         published = file_digest(manifest) if manifest.is_file() else None
-        if published not in (version, made_from):
+        if published is None or published not in (version, made_from):
             raise InputError(
                 f"--review: {improved} was not made from {source}; move it to another folder"
             )
