@@ -261,7 +261,7 @@ def test_the_own_artifact_stays_and_an_improved_one_is_found_again(
 
     other.calibration.thresholds[:] = 0.3
     other.save(mine)  # a new run: its review must not go on from the old one
-    with pytest.raises(InputError, match="was not made from .*; move it"):
+    with pytest.raises(InputError, match=r"was not made from .*; move it"):
         prepared_review(photos, mine, console).__enter__()
     shutil.rmtree(photos / IMPROVED)
     with prepared_review(photos, mine, console):

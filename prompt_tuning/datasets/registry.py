@@ -62,11 +62,11 @@ class DatasetSettings(Settings):
     """Which labelled images the prompts are evaluated on.
 
     `dataset`: a benchmark in its official layout below `root`; your own photos below `root`
-    (`coco_json`: annotations.json, `voc_xml`: VOC XML files, `folder`: labels.csv); composed
-    `scenes`; or `none`, which evaluates on held-out captions only. `split`: of a benchmark; the
-    default is the split that published results use. `difficult`: how VOC counts a class where an
-    image shows only objects marked as difficult (default: ignore). `crowd`: whether COCO's crowd
-    regions count (default: true).
+    (`coco_json`: annotations.json, `voc_xml`: VOC XML files, `folder`: labels.csv or review.csv);
+    composed `scenes`; or `none`, which evaluates on held-out captions only. `split`: of a
+    benchmark; the default is the split that published results use. `difficult`: how VOC counts a
+    class where an image shows only objects marked as difficult (default: ignore). `crowd`: whether
+    COCO's crowd regions count (default: true).
     """
 
     dataset: DatasetName = "none"
