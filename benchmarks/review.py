@@ -88,7 +88,8 @@ CHANGED = f"""before => {{ const now = ({SHOWN})();
 
 def review(page: Page, truth: dict[str, list[str]]) -> tuple[list[float], list[float]]:
     """Answer everything; seconds of each wait, with the same image and with another one."""
-    same, other = [], []
+    same: list[float] = []
+    other: list[float] = []
     at: list[Any] = page.wait_for_function(SHOWN).json_value()
     while at[0]:
         file, label = at

@@ -35,18 +35,17 @@ def closeness(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
 
 
 def question_values(
-    scores: np.ndarray, thresholds: np.ndarray, answered: np.ndarray, counts: np.ndarray
+    close: np.ndarray, is_tag: np.ndarray, answered: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
     """What an answer is worth, `(images, classes)`; 0 for what is not asked.
 
     Args:
-        scores: calibrated, `(images, classes)`; NaN in rows that are not scored yet.
-        thresholds: `(classes,)`.
+        close: of `closeness`, `(images, classes)`.
+        is_tag: `(images, classes)`, bool: scores that reach their thresholds.
         answered: `(images, classes)`, bool.
         counts: `(classes,)`, how many answers of yes or no each label has.
     """
-    close = closeness(scores, thresholds)
-    asked = ((close >= LEAST_CLOSENESS) | (scores >= thresholds)) & ~answered
+    asked = ((close >= LEAST_CLOSENESS) | is_tag) & ~answered
     # Not 0: the surest tag of a label with many answers is still asked about.
     return np.where(asked, np.maximum(close, _END) / (1 + counts), 0)
 

@@ -149,7 +149,7 @@ def review_routes(session: ReviewSession, work: ReviewWork) -> APIRouter:
     @router.post("/next", summary="The image where answers teach most")
     async def next_image(request: Request) -> NextOut:
         given = await _body(request, SeenIn)
-        image = session.next_image(given.seen)
+        image = await asyncio.to_thread(session.next_image, given.seen)
         return NextOut(item=None if image is None else _item(session, image))
 
     @router.get("/items/{image}", summary="An image's labels with scores and answers")

@@ -17,7 +17,12 @@ import numpy as np
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.folder import read_folder
 from prompt_tuning.datasets.review_answers import Answer, append_answer, read_answers
-from prompt_tuning.tagging.review_order import image_values, question_values, questions
+from prompt_tuning.tagging.review_order import (
+    closeness,
+    image_values,
+    question_values,
+    questions,
+)
 
 _NONE, _NO, _YES, _UNKNOWN = range(4)
 _CODES: dict[str, int] = {"no": _NO, "yes": _YES, "unknown": _UNKNOWN}
@@ -83,7 +88,8 @@ class ReviewSession:
         shape = len(self.files), len(self.labels)
         self._answers = np.full(shape, _NONE, dtype=np.int8)
         self._scores = np.full(shape, np.nan, dtype=np.float32)
-        self._thresholds = np.full(shape[1], 0.5)
+        self._close = np.zeros(shape, dtype=np.float32)
+        self._is_tag = np.zeros(shape, dtype=bool)
         self._versions: list[str | None] = [None] * len(self.files)
         self._problems: dict[int, str] = {}
         self._judged: dict[str, dict[tuple[int, int], bool]] = {}
@@ -113,14 +119,15 @@ class ReviewSession:
         self, place: int, version: str, thresholds: np.ndarray, scores: np.ndarray | str
     ) -> None:
         """Keep an image's calibrated scores `(classes,)`, or why it cannot be read."""
-        self._thresholds = thresholds
-        self._versions[place] = version
         self._problems.pop(place, None)
         if isinstance(scores, str):
             self._problems[place] = scores
-            self._scores[place] = np.nan
-        else:
-            self._scores[place] = scores
+            scores = np.full(len(self.labels), np.nan)
+        # Kept with the scores, because a new version has other thresholds.
+        self._close[place] = closeness(scores, thresholds)
+        self._is_tag[place] = np.nan_to_num(scores, nan=-1) >= thresholds
+        self._scores[place] = scores
+        self._versions[place] = version
 
     # ---- Answers
 
@@ -151,8 +158,7 @@ class ReviewSession:
         judged = self._judged.setdefault(version, {})
         judged.pop((place, column), None)
         if answer != "unknown":
-            is_tag = bool(score >= self._thresholds[column])
-            judged[place, column] = is_tag == (answer == "yes")
+            judged[place, column] = bool(self._is_tag[place, column]) == (answer == "yes")
 
     # ---- What to show
 
@@ -182,9 +188,7 @@ class ReviewSession:
         """An image with its labels. Raises KeyError for an unknown one."""
         place = self._places[image]
         asked = questions(self._values(place)[0])
-        scores = self._scores[place]
-        with np.errstate(invalid="ignore"):
-            is_tag = scores >= self._thresholds
+        scores, is_tag = self._scores[place], self._is_tag[place]
         answered = self._answered()[place]
         # Of labels.csv, an image has an answer to each label: what it does not show, few ask for.
         told = answered & ((self._answers[place] != _NO) | is_tag) if answered.all() else answered
@@ -210,12 +214,12 @@ class ReviewSession:
         return self._answers != _NONE
 
     def _counts(self) -> np.ndarray:
-        return np.asarray(np.isin(self._answers, (_NO, _YES)).sum(0))
+        return np.asarray(((self._answers == _NO) | (self._answers == _YES)).sum(0))
 
     def _values(self, place: int | None = None) -> np.ndarray:
         rows = slice(None) if place is None else slice(place, place + 1)
         return question_values(
-            self._scores[rows], self._thresholds, self._answered()[rows], self._counts()
+            self._close[rows], self._is_tag[rows], self._answers[rows] != _NONE, self._counts()
         )
 
     # ---- What has been gained
