@@ -281,6 +281,26 @@ def test_a_service_that_is_away_loses_no_answer(
         assert read_answers(folder)[image, label] == "no"
 
 
+def test_the_token_is_asked_for_once(browser: Any, service: Service) -> None:
+    def guard(route: Any) -> None:
+        if route.request.headers.get("authorization") == "Bearer open sesame":
+            route.continue_()
+        else:
+            route.fulfill(status=401, json={"error": "Missing or invalid bearer token"})
+
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/labels", guard)
+    page.route("**/review/**", guard)
+    page.goto(f"{service.url}/review")
+    page.get_by_label("Token", exact=True).fill("open sesame")
+    page.keyboard.press("Enter")
+    page.locator(ROWS).first.wait_for()
+    page.locator("#photo[src]").wait_for()
+    assert page.get_by_role("dialog").is_hidden()
+    context.close()
+
+
 # ---- Improvement. It comes last, because it changes the scores.
 
 

@@ -165,7 +165,8 @@ def _pages(limits: Limits, review: ReviewFolder | None) -> dict[str, str]:
     }
     if review:
         pages["/review"] = page_template("review.html.j2").render(
-            folder=review.folder.name, artifact_folder=review.improved.name
+            folder=review.folder.name.encode("utf-8", "replace").decode(),
+            artifact_folder=review.improved.name,
         )
     return pages
 

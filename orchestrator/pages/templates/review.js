@@ -21,10 +21,22 @@ async function fetchNext() {
 
 function withPhoto(item) {
   seen.add(item.image);
-  return { ...item, photo: ask(`review/images/${item.image}`).then(URL.createObjectURL), dropped: false };
+  const photo = ask(`review/images/${item.image}`).then(URL.createObjectURL);
+  photo.catch(() => {});  // the page says so when it shows the image
+  return { ...item, photo, dropped: false };
 }
 
+let moving = 0;  // a key then would answer for an image that its presser has not seen
 async function forward() {
+  moving++;
+  try {
+    await toNext();
+  } finally {
+    moving--;
+  }
+}
+
+async function toNext() {
   if (at < shown.length - 1) return show(at + 1);
   coming ??= fetchNext();
   const mine = coming;
@@ -155,7 +167,7 @@ let queue = Promise.resolve(), unsaved = 0;
 
 function answer(value) {
   const entry = shown[at], row = entry?.rows[current];
-  if (!row || $("work").hidden) return;
+  if (!row || moving || $("work").hidden || $("photo").parentElement.classList.contains("loading")) return;
   give(entry, row, value);
   const left = entry.rows.map((each, i) => i).filter(i => i < entry.questions && !entry.rows[i].answer);
   if (!left.length) { draw(); return forward(); }
@@ -170,7 +182,7 @@ function give(entry, row, value) {
 }
 
 function undo() {
-  const last = past.pop();
+  const last = moving ? null : past.pop();
   if (!last) return;
   const { entry, label, earlier } = last;
   const row = entry.rows.find(each => each.label === label);
@@ -224,7 +236,7 @@ function add(name) {
 const KEYS = {
   y: () => answer("yes"), n: () => answer("no"), " ": () => answer("unknown"), u: undo, a: () => $("label").focus(),
   ArrowUp: () => choose(current - 1), ArrowDown: () => choose(current + 1),
-  ArrowLeft: () => { if ($("work").hidden) $("back").click(); else if (at > 0) show(at - 1); }, ArrowRight: forward,
+  ArrowLeft: () => { if (!$("work").hidden) { if (at > 0) show(at - 1); } else if (shown.length) show(shown.length - 1); }, ArrowRight: forward,
 };
 document.addEventListener("keydown", event => {
   const on = event.target.closest("input, select, textarea, dialog");
