@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.commands.adapt import adapt
 from orchestrator.commands.cache import cache
 from orchestrator.commands.calibrate import calibrate
 from orchestrator.commands.check import check
@@ -64,6 +65,7 @@ for _command in (
     evaluate,
     tag,
     calibrate,
+    adapt,
     serve,
     export,
     explain,

@@ -15,7 +15,12 @@ from tiny_artifact import NAMES
 from prompt_tuning import Artifact, Tagger
 from prompt_tuning.datasets.scenes import SceneSettings, compose_scenes
 from prompt_tuning.tagging.calibration import calibration_quality
-from prompt_tuning.tagging.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
+from prompt_tuning.tagging.photo_calibration import (
+    cross_validated,
+    fit_labelled,
+    fit_unlabelled,
+    unfitted,
+)
 
 
 def test_many_labelled_photos_decide_and_a_few_adjust_the_earlier_calibration() -> None:
@@ -76,12 +81,14 @@ def test_a_rare_label_is_not_put_on_every_photo() -> None:
 def test_figures_of_a_fit_come_from_photos_that_it_did_not_see() -> None:
     raw, labels = drawn(4000, seed=2)
     noise = np.random.default_rng(0).random(labels.shape) < 0.3  # nothing to be learnt
-    before, after = cross_validated(known(), raw[:40], noise[:40], None)
+    after = cross_validated(known(), raw[:40], noise[:40], None).quality(noise[:40], None)
     seen = calibration_quality(
         raw[:40], noise[:40], None, fit_labelled(known(), raw[:40], noise[:40])
     )
     assert after.micro_f1 < seen["at_thresholds"]["micro"]["f1"]
-    before, after = cross_validated(known(SLOPES, OFFSETS - 2), raw, labels, None)
+    off = known(SLOPES, OFFSETS - 2)
+    before = unfitted(off, raw).quality(labels, None)
+    after = cross_validated(off, raw, labels, None).quality(labels, None)
     assert after.ece < before.ece
     assert after.micro_f1 > before.micro_f1
 

@@ -31,6 +31,10 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(help="Folder of another run to compare on the same images")
     ] = None,
+    artifact: Annotated[
+        Path | None,
+        typer.Option(help="Also measure this artifact, which `adapt` made from the run's"),
+    ] = None,
     cache: ConfigCache = None,
 ) -> None:
     """Measure a finished run and its untuned baselines on labelled images."""
@@ -45,4 +49,4 @@ def evaluate(
         "scenes_seed": scenes_seed,
         "scenes_images": scenes_images,
     }
-    evaluate_run(run, options, against, cache, Console())
+    evaluate_run(run, options, against, artifact, cache, Console())

@@ -19,12 +19,13 @@ from orchestrator.cluster.resources import find_resources
 from orchestrator.config.models import EvaluationSettings
 from orchestrator.console import status
 from orchestrator.errors import InputError
+from orchestrator.evaluate.adapted import measure_adapted, read_adapted, taught
 from orchestrator.evaluate.comparison import compare_runs, shared_classes
 from orchestrator.evaluate.dataset_choice import chosen_settings, evaluation_name, measured_on
 from orchestrator.pages.evaluation_page import (
     EvaluationData,
     Mistake,
-    against_line,
+    compared_lines,
     lead,
     render_evaluation,
 )
@@ -57,15 +58,17 @@ def evaluate(
     run_folder: Path,
     options: dict[str, Any],
     against: Path | None,
+    adapted_folder: Path | None,
     cache: str | None,
     console: Console,
 ) -> None:
     """Measure a run's methods on a data set; write a metrics file and a page, and print a table.
 
-    Images that either run used for selection are left out, whatever the data set. `options`: as in
-    `chosen_settings`. Raises InputError.
+    Images that either run used for selection are left out, whatever the data set, and so are those
+    that taught the adapted artifact. `options`: as in `chosen_settings`. Raises InputError.
     """
     run = read_run(run_folder)
+    adapted = read_adapted(adapted_folder, run) if adapted_folder else None
     other = read_run(against) if against else None
     settings = chosen_settings(run.config.evaluation, options)
     place = check_folder(
@@ -87,12 +90,13 @@ def evaluate(
         listed = _images(plan, stamps, console)
         selecting = _selecting(run, settings, listed)
         theirs = _selecting(other, settings, listed) if other else np.zeros_like(selecting)
-        rows = np.flatnonzero(~(selecting | theirs))
+        teaching = taught(adapted, listed)
+        rows = np.flatnonzero(~(selecting | theirs | teaching))
         images = images_at(listed, rows)
         if not images.labels.any():
             raise InputError(
-                "--dataset: this run or that of --against used every image that shows a category "
-                "for selection; name other images"
+                "--dataset: every image that shows a category taught the artifact, or was used by "
+                "a run for selection; name other images"
             )
         shared = shared_classes(run, other, images) if other else []
         items = _features(plan, stamps, console).take(torch.from_numpy(rows))
@@ -105,13 +109,16 @@ def evaluate(
             images.ignored,
             list(run.methods.tuned),
             run.selection.describe(int(selecting.sum())),
-            len(listed.files) - len(rows),
+            int((selecting | theirs).sum()),
         )
         artifact = run.artifact
         raw = method_scores(items, artifact.classes, artifact.geometry, "mean")["fused"]
         metrics["calibration"] = calibration_quality(
             raw, images.labels, images.ignored, artifact.calibration
         )
+        if adapted and adapted_folder:
+            metrics["adapted"] = measure_adapted(adapted_folder, adapted, scores, items, images)
+            metrics["protocol"]["images_left_out_as_they_taught"] = int(teaching.sum())
         if other and other_plan:
             other_items = _features(other_plan, stamps, console).take(torch.from_numpy(rows))
             metrics["against"] = compare_runs(scores, other, other_items, images, shared)
@@ -125,6 +132,8 @@ def evaluate(
     name = evaluation_name(settings, run.config.evaluation)
     if other and (theirs & ~selecting).any():  # fewer images than for the run's own figures
         name += f"-against-{other.folder.name}"
+    if adapted_folder:
+        name += f"-adapted-{adapted_folder.resolve().name}"
     page_file = run.folder / f"evaluation-{name}.html"
     write_atomic(page_file, page.encode())
     metrics_file = write_metrics(run.folder, name, metrics)
@@ -255,8 +264,7 @@ def _print(
     for note in metrics["notes"]:
         console.print(note, soft_wrap=True, highlight=False, markup=False)
     console.print(lead(metrics), soft_wrap=True, highlight=False, markup=False)
-    if "against" in metrics:
-        line = against_line(metrics["against"])
+    for line in compared_lines(metrics):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     left_out = metrics["protocol"].get("images_left_out_as_unreadable", 0)
     if left_out:

@@ -84,16 +84,33 @@ def lead(metrics: dict[str, Any]) -> str:
     return f"{text} The interval includes zero, so this may be chance."
 
 
-def against_line(against: dict[str, Any]) -> str:
-    """How the run compares with another one, in a sentence."""
-    difference = against["difference"]
-    ends = (difference["low"], difference["high"])
-    return (
-        f"Compared with {against['run']}, over the {against['classes']} classes with positives "
-        f"that both have: {fixed(against['map']['this'])} and {fixed(against['map']['other'])} mAP "
-        f"(tuned, fused), a difference of {signed(difference['mean'])}"
-        + ("." if ends[0] is None else f" (95 % interval {between(ends, signed)}).")
-    )
+def compared_lines(metrics: dict[str, Any]) -> list[str]:
+    """How the run compares with an adapted artifact and with another run, a sentence each."""
+    lines = []
+    if adapted := metrics.get("adapted"):
+        tags = adapted["calibration"]["at_thresholds"]["micro"]["f1"]
+        lines.append(
+            f"{adapted['artifact']}, which learned from {adapted['learned_from_images']} labelled "
+            f"images (the {metrics['protocol']['images_left_out_as_they_taught']} among these are "
+            f"left out): {fixed(adapted['map']['fused'])} mAP (fused), "
+            f"{_difference(adapted['difference'])} over the tuned prompts; F1 at its thresholds "
+            f"{fixed(tags)}, before it learned "
+            f"{fixed(metrics['calibration']['at_thresholds']['micro']['f1'])}."
+        )
+    if against := metrics.get("against"):
+        maps = against["map"]
+        lines.append(
+            f"Compared with {against['run']}, over the {against['classes']} classes with positives "
+            f"that both have: {fixed(maps['this'])} and {fixed(maps['other'])} mAP (tuned, fused), "
+            f"a difference of {_difference(against['difference'])}."
+        )
+    return lines
+
+
+def _difference(of: dict[str, Any]) -> str:
+    ends = (of["low"], of["high"])
+    interval = "" if ends[0] is None else f" (95 % interval {between(ends, signed)})"
+    return f"{signed(of['mean'])}{interval}"
 
 
 def changes(
@@ -137,7 +154,6 @@ def render_evaluation(data: EvaluationData) -> str:
     rows = class_rows(metrics["ap"], untuned)
     weakest, improved, rest = curve_charts(rows, data.curves)
     gained, lost = changes(metrics["ap"])
-    against = metrics.get("against")
     return page_template("evaluation.html.j2").render(
         data=data,
         metrics=metrics,
@@ -145,7 +161,7 @@ def render_evaluation(data: EvaluationData) -> str:
         methods=in_order(fused),
         untuned=untuned,
         summary=lead(metrics),
-        against=against_line(against) if against else "",
+        compared=compared_lines(metrics),
         caveat=local_caveat(metrics),
         where=evaluated_on(metrics),
         rows=rows,

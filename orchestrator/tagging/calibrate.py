@@ -18,9 +18,14 @@ from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.registry import DatasetSettings, read_photos
 from prompt_tuning.evaluation.metrics import contrasted
-from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.artifact import Artifact, Learned
 from prompt_tuning.tagging.calibration import Calibration
-from prompt_tuning.tagging.photo_calibration import cross_validated, fit_labelled, fit_unlabelled
+from prompt_tuning.tagging.photo_calibration import (
+    cross_validated,
+    fit_labelled,
+    fit_unlabelled,
+    unfitted,
+)
 from prompt_tuning.tagging.tag_stream import score_files
 from prompt_tuning.tagging.tagger import Tagger
 
@@ -54,9 +59,16 @@ def calibrate_artifact(
             "start from the artifact before that calibration"
         )
     if labelled:
-        images = _read_labelled(labelled, artifact.categories)
+        images = read_labelled(labelled, artifact.categories)
         raw, rows = _raw_scores(folder, images.files, cache, console)
-        calibration = _fit_labelled(artifact, images, raw, rows, console)
+        calibration, figures = _fit_labelled(artifact, images, raw, rows, console)
+        taught = tuple(sorted({str(images.contents[row]) for row in rows}))
+        artifact = replace(
+            artifact,
+            learned=Learned(
+                by="calibrate", parent=artifact.version, images=taught, figures=(figures,)
+            ),
+        )
     else:
         names = photos or []
         raw, rows = _raw_scores(folder, list(ImageListing(names)), cache, console)
@@ -71,7 +83,7 @@ def calibrate_artifact(
 
 def _fit_labelled(
     artifact: Artifact, images: LabelledImages, raw: np.ndarray, rows: np.ndarray, console: Console
-) -> Calibration:
+) -> tuple[Calibration, str]:
     """Fit on the readable images, at `rows`, and print how much better the tags become."""
     if len(rows) < _MIN_LABELLED:
         raise InputError(
@@ -83,16 +95,17 @@ def _fit_labelled(
     labels = images.labels[rows]
     ignored = np.zeros_like(labels) if images.ignored is None else images.ignored[rows]
     ignored = ignored | _always_shown(labels, ignored, artifact.categories, console)
-    before, after = cross_validated(artifact.calibration, raw, labels, ignored)
-    console.print(
+    before = unfitted(artifact.calibration, raw).quality(labels, ignored)
+    fitted = cross_validated(artifact.calibration, raw, labels, ignored)
+    after = fitted.quality(labels, ignored)
+    figures = (
         f"On photos held out from the fit (five folds of {len(rows)}): F1 at thresholds "
         f"{before.micro_f1:.1f} before, {after.micro_f1:.1f} after; mean over labels "
         f"{before.macro_f1:.1f}, {after.macro_f1:.1f}; calibration error {before.ece:.1f}, "
-        f"{after.ece:.1f}",
-        soft_wrap=True,
-        highlight=False,
+        f"{after.ece:.1f}"
     )
-    return fit_labelled(artifact.calibration, raw, labels, ignored)
+    console.print(figures, soft_wrap=True, highlight=False)
+    return fit_labelled(artifact.calibration, raw, labels, ignored), figures
 
 
 def _always_shown(
@@ -121,7 +134,8 @@ def _always_shown(
     return np.asarray(always)
 
 
-def _read_labelled(fields: dict[str, str], categories: CategoryList) -> LabelledImages:
+def read_labelled(fields: dict[str, str], categories: CategoryList) -> LabelledImages:
+    """The labelled photos that fields of `DatasetSettings` name. Raises InputError."""
     try:
         settings = DatasetSettings.model_validate(fields)
     except ValidationError as error:

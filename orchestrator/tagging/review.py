@@ -15,8 +15,8 @@ from orchestrator.run_lock import only_driver
 from orchestrator.tagging.listing import ImageListing
 from prompt_tuning.datasets.folder import read_folder
 from prompt_tuning.datasets.review_answers import FILE, is_writable_name
-from prompt_tuning.storage import MANIFEST, file_digest, remove_abandoned, write_atomic
-from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.storage import MANIFEST, remove_abandoned, write_atomic
+from prompt_tuning.tagging.artifact import Artifact, version_of
 from workers.serving.review.session import ReviewFolder
 
 IMPROVED = "improved-artifact"
@@ -78,7 +78,7 @@ def _files(folder: Path, console: Console) -> tuple[str, ...]:
 def _publish(original: Artifact, source: Path, improved: Path) -> None:
     """Publish a copy of the artifact, unless an improved one was made from the same."""
     remove_abandoned(improved)
-    version = file_digest(source / MANIFEST)
+    version = version_of(source)
     origin = improved / _ORIGIN
     made_from = origin.read_text("utf-8") if origin.is_file() else None
     if made_from == version:
@@ -87,8 +87,7 @@ def _publish(original: Artifact, source: Path, improved: Path) -> None:
         return
     if improved.exists():
         # What was published and not improved since is no loss.
-        manifest = improved / MANIFEST
-        published = file_digest(manifest) if manifest.is_file() else None
+        published = version_of(improved) if (improved / MANIFEST).is_file() else None
         if published is None or published not in (version, made_from):
             raise InputError(
                 f"--review: {improved} was not made from {source}; move it to another folder"

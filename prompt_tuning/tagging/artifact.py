@@ -19,7 +19,7 @@ from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.settings import Settings, message_of
-from prompt_tuning.storage import find_damage, publishing
+from prompt_tuning.storage import MANIFEST, file_digest, find_damage, publishing
 from prompt_tuning.tagging.calibration import Calibration, CalibrationValues
 from prompt_tuning.tagging.new_labels import BRANCHES, TunedTokens, check_labels, prompt_new_labels
 
@@ -29,6 +29,19 @@ _DESCRIPTION = "artifact.json"
 FILES = (_DESCRIPTION, _FEATURES, _TOKENS)
 """An artifact's own files, beside the manifest."""
 _VERSION = 2
+
+
+class Learned(Settings):
+    """What labelled images taught an artifact.
+
+    `by`: the command. `parent`: the version of the artifact that it started from. `images`: SHA-256
+    of each image's file. `figures`: sentences about its quality on images that did not teach it.
+    """
+
+    by: Literal["adapt", "calibrate"]
+    parent: str
+    images: tuple[str, ...]
+    figures: tuple[str, ...]
 
 
 class _Description(Settings):
@@ -43,6 +56,7 @@ class _Description(Settings):
     handcrafted: dict[str, float]
     vlm_settings: VLMSettings
     vlm: VLMIdentity
+    learned: Learned | None = None
 
     @model_validator(mode="after")
     def _of_the_same_categories(self) -> _Description:
@@ -63,7 +77,9 @@ class Artifact:
     """Class features of both branches, names, hierarchy, scoring, calibration, and the VLM.
 
     `vlm_settings` load the VLM; `vlm` is its identity. `tokens` are the tuned tokens and
-    residuals behind the class features; new labels use them.
+    residuals behind the class features; new labels use them. `learned`: what labelled images taught
+    it, if any did. `version`: the first digits of the SHA-256 of the manifest that it was loaded
+    with.
     """
 
     categories: CategoryList
@@ -75,6 +91,8 @@ class Artifact:
     calibration: Calibration
     vlm_settings: VLMSettings
     vlm: VLMIdentity
+    learned: Learned | None = None
+    version: str = ""
 
     def save(self, folder: Path | str) -> None:
         """Write the artifact into its own folder, in place of an earlier artifact.
@@ -96,6 +114,8 @@ class Artifact:
             "vlm_settings": self.vlm_settings.model_dump(mode="json"),
             "vlm": self.vlm.model_dump(mode="json"),
         }
+        if self.learned:
+            description["learned"] = self.learned.model_dump(mode="json")
         with publishing(folder, replace=True) as staging:
             (staging / _DESCRIPTION).write_text(
                 json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8"
@@ -138,6 +158,8 @@ class Artifact:
             calibration=Calibration.from_json(described.calibration.model_dump()),
             vlm_settings=described.vlm_settings,
             vlm=described.vlm,
+            learned=described.learned,
+            version=version_of(folder),
         )
 
     def differs_in(self, vlm: VLM) -> list[str]:
@@ -194,6 +216,11 @@ class Artifact:
             tokens=self.tokens.adding(added.contexts, added.residuals),
             calibration=self.calibration.adding(len(labels)),
         )
+
+
+def version_of(folder: Path) -> str:
+    """The version of the artifact in a folder. Raises OSError if it cannot be read."""
+    return file_digest(folder / MANIFEST)[:12]  # the manifest has all files' digests
 
 
 def holds_something_else(folder: Path) -> bool:

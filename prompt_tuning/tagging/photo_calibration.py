@@ -17,7 +17,7 @@ from prompt_tuning.tagging.calibration import Calibration, f1_thresholds, maximu
 
 # Of the normal prior, in logits, of the shared slope and offset. Twenty photos move little else.
 _SHARED_STD = 1.0
-_FOLDS = 5
+FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -83,36 +83,53 @@ def fit_unlabelled(calibration: Calibration, raw: np.ndarray) -> Calibration:
     )
 
 
+@dataclass(frozen=True)
+class Unseen:
+    """Calibrated scores, and tags at the thresholds, of photos that the fit did not see.
+
+    Both are `(photos, classes)`.
+    """
+
+    scores: np.ndarray
+    tags: np.ndarray
+
+    def quality(self, labels: np.ndarray, ignored: np.ndarray | None) -> Quality:
+        """How good they are."""
+        tags = tag_quality(self.tags, labels, ignored)
+        return Quality(
+            ece=100 * expected_calibration_error(self.scores, labels, ignored),
+            micro_f1=100 * tags.micro.f1,
+            macro_f1=100 * tags.macro.f1,
+        )
+
+
 def cross_validated(
     calibration: Calibration,
     raw: np.ndarray,
     labels: np.ndarray,
     ignored: np.ndarray | None,
     seed: int = 0,
-) -> tuple[Quality, Quality]:
-    """A calibration's quality before `fit_labelled`, and after it on photos that it did not see.
+) -> Unseen:
+    """Scores and tags of each photo after `fit_labelled` on the other folds.
 
     Needs at least as many photos as folds.
     """
-    order = np.random.default_rng(seed).permutation(len(raw))
     scores, tags = np.empty(raw.shape), np.empty(raw.shape, dtype=bool)
-    for fold in np.array_split(order, _FOLDS):
-        others = np.setdiff1d(order, fold)
+    for fold, others in folds(len(raw), seed):
         ignored_others = None if ignored is None else ignored[others]
         fitted = fit_labelled(calibration, raw[others], labels[others], ignored_others)
         scores[fold] = fitted.scores(raw[fold])
         tags[fold] = scores[fold] >= fitted.thresholds
-    before = calibration.scores(raw)
-    quality_before = _quality(before, before >= calibration.thresholds, labels, ignored)
-    return quality_before, _quality(scores, tags, labels, ignored)
+    return Unseen(scores, tags)
 
 
-def _quality(
-    scores: np.ndarray, tags: np.ndarray, labels: np.ndarray, ignored: np.ndarray | None
-) -> Quality:
-    quality = tag_quality(tags, labels, ignored)
-    return Quality(
-        ece=100 * expected_calibration_error(scores, labels, ignored),
-        micro_f1=100 * quality.micro.f1,
-        macro_f1=100 * quality.macro.f1,
-    )
+def unfitted(calibration: Calibration, raw: np.ndarray) -> Unseen:
+    """Scores and tags of a calibration as it is."""
+    scores = calibration.scores(raw)
+    return Unseen(scores, scores >= calibration.thresholds)
+
+
+def folds(photos: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The rows of each of five folds, and the rows of all others."""
+    order = np.random.default_rng(seed).permutation(photos)
+    return [(fold, np.setdiff1d(order, fold)) for fold in np.array_split(order, FOLDS)]

@@ -6,7 +6,7 @@ A file that cannot be read gets an error in place of tags, and the stream goes o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prompt_tuning.backbones.base import VLM
+from prompt_tuning.features import Features
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.tagger import Tag, Tagger
 
 Item = TypeVar("Item")
 Started = TypeVar("Started")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,31 +62,56 @@ def score_files(
 ) -> Iterator[np.ndarray | str]:
     """Each file's raw scores `(classes,)` in order, or the reason why it cannot be read.
 
-    Each `tagger.batch` consecutive files are a batch, without those that cannot be read. One thread
-    reads and encodes a whole batch: threads that share a batch wait for each other, and for long on
-    a busy machine. So scores are the same to the last bit on any number of cores. A GPU gets one
-    batch at a time. `threads` threads work ahead.
+    `threads` as in `_each_file`.
     """
-    model = nullcontext() if tagger.device.type == "cpu" else Lock()
+    return _each_file(tagger.vlm, files, lambda pixels: list(tagger.score_pixels(pixels)), threads)
 
-    def work(batch: list[Path]) -> list[np.ndarray | str]:
-        read = [_read(tagger, file) for file in batch]
+
+def encode_files(vlm: VLM, files: Iterable[Path], threads: int = 1) -> Iterator[Features | str]:
+    """Each file's features, a batch of one, in order, or the reason why it cannot be read.
+
+    `threads` as in `_each_file`.
+    """
+
+    def features(pixels: Tensor) -> list[Features]:
+        encoded = vlm.encode_image(pixels.to(vlm.device)).to("cpu").float()
+        return [encoded.take(torch.tensor([row])) for row in range(len(pixels))]
+
+    return _each_file(vlm, files, features, threads)
+
+
+def _each_file(
+    vlm: VLM, files: Iterable[Path], work: Callable[[Tensor], Sequence[Result]], threads: int
+) -> Iterator[Result | str]:
+    """The results of `work` on batches of pixels, one a file, or why the file cannot be read.
+
+    Each `vlm.images_per_batch` consecutive files are a batch, without those that cannot be read.
+    One thread reads and encodes a whole batch: threads that share a batch wait for each other, and
+    for long on a busy machine. So results are the same to the last bit on any number of cores. A
+    GPU gets one batch at a time. `threads` threads work ahead.
+    """
+    model = nullcontext() if vlm.device.type == "cpu" else Lock()
+
+    def of_batch(batch: list[Path]) -> list[Result | str]:
+        read = [_read(vlm, file) for file in batch]
         pixels = [image for image in read if isinstance(image, Tensor)]
         with model:
-            scores = iter(tagger.score_pixels(torch.stack(pixels)) if pixels else ())
-        return [result if isinstance(result, str) else next(scores) for result in read]
+            results = iter(work(torch.stack(pixels)) if pixels else ())
+        return [result if isinstance(result, str) else next(results) for result in read]
 
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for batch in started_ahead(
-            chunks(files, tagger.batch), lambda batch: pool.submit(work, batch), threads + 1
+            chunks(files, vlm.images_per_batch),
+            lambda batch: pool.submit(of_batch, batch),
+            threads + 1,
         ):
             yield from batch.result()
 
 
-def _read(tagger: Tagger, file: Path) -> Tensor | str:
+def _read(vlm: VLM, file: Path) -> Tensor | str:
     """Pixels, or the reason why the file cannot be read."""
     try:
-        return tagger.pixels(open_image(file))
+        return vlm.preprocess(open_image(file))
     except ValueError as error:
         return str(error).removeprefix(f"{file}: ")
 

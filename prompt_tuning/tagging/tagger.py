@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.backbones.base import VLM
+from prompt_tuning.features import Features
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.new_labels import meant_labels
@@ -39,7 +40,8 @@ class Tagger:
     Images are PIL images or files, which are turned upright. Scores are independent of each
     other: an image may show several labels, or none (see calibration.py).
 
-    `names`: the labels, in the order of every `(…, classes)` axis. `thresholds`: `(classes,)`, the
+    `vlm`: the image–text model. `names`: the labels, in the order of every `(…, classes)` axis.
+    `thresholds`: `(classes,)`, the
     score from which on a label is a tag. `batch`: how many images are encoded at once.
     """
 
@@ -50,7 +52,7 @@ class Tagger:
             ValueError: as `with_labels` does, and if the artifact was tuned for another VLM.
         """
         artifact.check_vlm(vlm)
-        self._artifact, self._vlm = artifact, vlm
+        self._artifact, self.vlm = artifact, vlm
         self.names = artifact.categories.names
         if labels is not None:
             self.names = meant_labels(labels, artifact.categories)
@@ -111,13 +113,17 @@ class Tagger:
             ValueError: naming the file, when it cannot be read.
         """
         opened = image if isinstance(image, Image.Image) else open_image(Path(image))
-        return self._vlm.preprocess(opened)
+        return self.vlm.preprocess(opened)
 
     @torch.no_grad()
     def score_pixels(self, pixels: Tensor) -> np.ndarray:
         """As `raw_scores`, from a stack of `pixels`."""
-        features = self._vlm.encode_image(pixels.to(self._vlm.device)).float()
-        geometry = self._artifact.geometry
+        return self.score_features(self.vlm.encode_image(pixels.to(self.vlm.device)).float())
+
+    @torch.no_grad()
+    def score_features(self, features: Features) -> np.ndarray:
+        """As `raw_scores`, from the features of images."""
+        geometry, features = self._artifact.geometry, features.to(self.vlm.device)
         return raw_image_scores(features, self._pooled, self._local, geometry).cpu().numpy()
 
     def tag(
@@ -156,10 +162,10 @@ class Tagger:
         Raises:
             ValueError: naming the file, when it cannot be read.
         """
-        pixels = self.pixels(image)[None].to(self._vlm.device)
-        regions = self._vlm.encode_image(pixels).regions.float()
+        pixels = self.pixels(image)[None].to(self.vlm.device)
+        regions = self.vlm.encode_image(pixels).regions.float()
         shares = region_shares(regions, self._local, self._artifact.geometry)
-        tiles = self._vlm.settings.tiles
+        tiles = self.vlm.settings.tiles
         views = len(view_boxes(tiles))
         side = round((len(regions) / views) ** 0.5)  # views are made square
         maps = shares.T.reshape(len(self.names), views, side, side)
@@ -176,4 +182,4 @@ class Tagger:
             ValueError: in one line, for no labels, a label twice, one that is not a name, or one of
                 a category's kinds.
         """
-        return Tagger(self._artifact, self._vlm, labels)
+        return Tagger(self._artifact, self.vlm, labels)

@@ -26,10 +26,10 @@ from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.images import TooManyPixelsError, UnknownFormatError, read_image
 from prompt_tuning.label_names import LabelNames
-from prompt_tuning.storage import MANIFEST, file_digest
-from prompt_tuning.tagging.artifact import Artifact
-from prompt_tuning.tagging.tag_stream import TagRule, score_files
+from prompt_tuning.tagging.artifact import Artifact, version_of
+from prompt_tuning.tagging.tag_stream import TagRule
 from prompt_tuning.tagging.tagger import Tag, Tagger
+from workers.serving.review.encoded_files import EncodedFiles
 from workers.serving.review.improvement import Improvement, ScoredFiles, improve
 
 _CHECK_EACH_S = 1.0
@@ -110,7 +110,7 @@ class _Artifacts:
         problems = {}
         for name, folder in self.folders.items():
             try:
-                version = file_digest(folder / MANIFEST)[:12]  # it has all files' digests
+                version = version_of(folder)
                 if name not in self.served or self.served[name].version != version:
                     loaded = _Served(version, self._tagger(name, folder))
                     self.served = self.served | {name: loaded}
@@ -118,10 +118,6 @@ class _Artifacts:
                 # /health is public, so it must not show folders of this machine.
                 problems[name] = " ".join(str(error).split()).replace(str(folder), name)
         self.problems = problems
-
-    def vlm(self, name: str) -> VLM:
-        """The image–text model of an artifact that is served."""
-        return self._vlms[name][1]
 
     def refusal(self, name: str) -> Refusal:
         """Why an artifact is not served."""
@@ -146,7 +142,7 @@ class TaggingModel:
         self._artifacts.reload()
         if not self._artifacts.served:
             raise ValueError("; ".join(self._artifacts.problems.values()))
-        self._max_pixels, self._threads = max_pixels, threads
+        self._max_pixels, self._encoded = max_pixels, EncodedFiles()
         # One thread per batch is faster than threads that share one and wait for each other.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         tagger = next(iter(self._artifacts.served.values())).tagger
@@ -196,12 +192,14 @@ class TaggingModel:
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
-        scored = await self._in_thread(lambda: list(score_files(tagger, files)))
-        return ScoredFiles(
-            version,
-            tagger.thresholds,
-            [one if isinstance(one, str) else tagger.calibrated(one) for one in scored],
-        )
+
+        def scores() -> list[np.ndarray | str]:
+            return [
+                each if isinstance(each, str) else tagger.calibrated(tagger.score_features(each))[0]
+                for each in self._encoded.features(tagger.vlm, files)
+            ]
+
+        return ScoredFiles(version, tagger.thresholds, await self._in_thread(scores))
 
     async def improve(
         self, name: str, original: Path, folder: Path, labels: tuple[str, ...]
@@ -210,11 +208,11 @@ class TaggingModel:
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         improved = self._artifacts.folders[name]
-        vlm = self._artifacts.vlm(name)
+        vlm = self._artifacts.served[name].tagger.vlm
 
         def work() -> Improvement | Refusal:
             try:
-                return improve(original, improved, folder, labels, vlm, self._threads)
+                return improve(original, improved, folder, labels, vlm, self._encoded)
             except ValueError as error:
                 return Refusal(422, " ".join(str(error).split()))
 

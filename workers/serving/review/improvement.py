@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.datasets.folder import read_folder
-from prompt_tuning.storage import MANIFEST, file_digest
 from prompt_tuning.tagging.adaptation import adapt
-from prompt_tuning.tagging.artifact import Artifact
+from prompt_tuning.tagging.artifact import Artifact, version_of
+from workers.serving.review.encoded_files import EncodedFiles
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,12 @@ class Improvement:
 
 
 def improve(
-    original: Path, improved: Path, folder: Path, labels: tuple[str, ...], vlm: VLM, threads: int
+    original: Path,
+    improved: Path,
+    folder: Path,
+    labels: tuple[str, ...],
+    vlm: VLM,
+    encoded_files: EncodedFiles,
 ) -> Improvement:
     """Adapt `original` to all labelled images of `folder`, and publish it as `improved`.
 
@@ -53,6 +59,8 @@ def improve(
     if artifact.categories.names != labels:
         raise ValueError("the artifact has other labels than before; start the service again")
     images = read_folder(artifact.categories, folder)
-    adaptation = adapt(artifact, vlm, images, threads=threads)
+    # On all cores: people wait for this, and the other models are mostly idle.
+    encoded = encoded_files.features(vlm, images.files, psutil.cpu_count() or 1)
+    adaptation = adapt(artifact, vlm, images, encoded=encoded)
     adaptation.artifact.save(improved)
-    return Improvement(file_digest(improved / MANIFEST)[:12], adaptation.lines)
+    return Improvement(version_of(improved), adaptation.lines)
