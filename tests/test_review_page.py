@@ -142,6 +142,7 @@ def opened(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
     )
     page.goto(f"{service.url}/review")
     page.locator(ROWS).first.wait_for()
+    ready(page)
     yield page
     context.close()
     assert errors == []
@@ -150,6 +151,17 @@ def opened(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
 
 def saved(page: Any) -> None:
     page.evaluate("queue")
+
+
+def ready(page: Any) -> None:
+    """The image is there: until then, keys and buttons do not answer."""
+    there = "document.querySelector('.photo:not(.loading) img[src]')"
+    page.wait_for_function(f"() => !moving && {there}")
+
+
+def press(page: Any, key: str) -> None:
+    ready(page)
+    page.keyboard.press(key)
 
 
 def current(page: Any) -> str:
@@ -170,27 +182,27 @@ def test_by_keyboard_alone_with_undo(browser: Any, service: Service, folder: Pat
         label = current(page)
         question = page.locator("#question")
         assert question.inner_text() == f"Does it show {label}?"
-        page.keyboard.press("y")
+        press(page, "y")
         saved(page)
         assert read_answers(folder)[image, label] == "yes"
-        page.keyboard.press("u")
+        press(page, "u")
         saved(page)
         assert read_answers(folder)[image, label] == "unknown"
         assert (page.locator("#file").inner_text(), current(page)) == (image, label)
         assert page.locator(f"{ROWS}[aria-current=true] .said").inner_text() == ""
-        page.keyboard.press("n")
-        page.keyboard.press("ArrowLeft")  # nothing is before the first image
+        press(page, "n")
+        press(page, "ArrowLeft")  # nothing is before the first image
         if page.locator("#file").inner_text() != image:
-            page.keyboard.press("ArrowLeft")
+            press(page, "ArrowLeft")
         add(page, NAMES[0].upper())
         page.locator(f"{ROWS}.yes", has_text=NAMES[0]).wait_for()
         assert page.evaluate("document.activeElement.id") == "question"
         page.keyboard.press("ArrowUp")
-        page.keyboard.press("ArrowRight")
+        press(page, "ArrowRight")
         page.wait_for_function(
             "image => document.getElementById('file').textContent !== image", arg=image
         )
-        page.keyboard.press(" ")
+        press(page, " ")
         saved(page)
         answers = read_answers(folder)
         assert answers[image, NAMES[0]] == "yes"
@@ -203,7 +215,7 @@ def test_by_keyboard_alone_with_undo(browser: Any, service: Service, folder: Pat
         page.keyboard.press("Escape")
         before = read_answers(folder)
         page.get_by_label("use these keys").uncheck()
-        page.keyboard.press("y")
+        press(page, "y")
         saved(page)
         assert read_answers(folder) == before
         assert page.evaluate("() => [localStorage.length, document.cookie]") == [0, ""]
@@ -216,7 +228,7 @@ def test_two_tabs_and_names_are_text(browser: Any, service: Service, folder: Pat
                 if page.locator("#file").inner_text() == HOSTILE:
                     break
                 file = page.locator("#file").inner_text()
-                page.keyboard.press("ArrowRight")
+                press(page, "ArrowRight")
                 page.wait_for_function(
                     "f => document.getElementById('file').textContent !== f", arg=file
                 )
@@ -224,7 +236,7 @@ def test_two_tabs_and_names_are_text(browser: Any, service: Service, folder: Pat
             add(page, NAMES[1])
             saved(page)
         two.locator(ROWS, has_text=NAMES[1]).click()
-        two.keyboard.press("n")
+        press(two, "n")
         saved(two)
         assert read_answers(folder)[HOSTILE, NAMES[1]] == "no"
         one.reload()
@@ -242,6 +254,7 @@ def test_a_phone_in_both_schemes(browser: Any, service: Service, folder: Path, s
     touch = {"has_touch": True, "is_mobile": True}
     with opened(browser, service, viewport=size, color_scheme=scheme, **touch) as page:
         for button, answer in (("Yes", "yes"), ("No", "no"), ("Can’t tell", "unknown")):
+            ready(page)
             page.locator(ROWS).last.tap()
             file, label = page.locator("#file").inner_text(), current(page)
             said = page.locator(f"{ROWS}[aria-current=true] .said").inner_text()
@@ -272,7 +285,7 @@ def test_a_service_that_is_away_loses_no_answer(
     with opened(browser, service) as page:
         image, label = page.locator("#file").inner_text(), current(page)
         page.route("**/review/answers", lambda route: route.abort("connectionrefused"))
-        page.keyboard.press("n")
+        press(page, "n")
         page.locator("#notice", has_text="1 answer is not saved").wait_for()
         page.unroute("**/review/answers")
         page.get_by_role("button", name="Try again").click()
