@@ -27,11 +27,16 @@ from rich.console import Console
 from orchestrator.interruption import interruptible
 from orchestrator.tagging.serve import serve_artifacts
 from workers.serving.limits import Limits
-artifacts, port, cache, limits = json.loads(sys.argv[1])
+artifacts, port, cache, limits, review = json.loads(sys.argv[1])
 console = Console(stderr=True)
 with interruptible():
     serve_artifacts(
-        artifacts, cache=Path(cache), console=console, port=port, limits=Limits(**limits)
+        artifacts,
+        cache=Path(cache),
+        console=console,
+        port=port,
+        limits=Limits(**limits),
+        review=review and Path(review),
     )
 """
 
@@ -58,7 +63,9 @@ def _holds_model(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Service]:
+def served(
+    artifacts: list[str], cache: Path, review: Path | None = None, **limits: float
+) -> Iterator[Service]:
     """Serve until the block ends, with SIGTERM unless it has ended the service by itself."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -68,7 +75,7 @@ def served(artifacts: list[str], cache: Path, **limits: float) -> Iterator[Servi
         "PYTHONPATH": str(ROOT),
         "CUDA_VISIBLE_DEVICES": "",
     }
-    given = json.dumps([artifacts, port, str(cache), limits])
+    given = json.dumps([artifacts, port, str(cache), limits, review and str(review)])
     url = f"http://127.0.0.1:{port}"
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(

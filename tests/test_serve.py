@@ -451,7 +451,7 @@ def test_mistakes_are_reported_before_anything_starts(
 
 def test_a_token_is_required_for_all_but_the_page_and_health() -> None:
     nobody: Any = None  # the models, which are not asked
-    app = build_app(nobody, ["all"], "<!doctype html>", "s3cret", ["*"], Limits())
+    app = build_app(nobody, ["all"], {"/": "<!doctype html>"}, "s3cret", ["*"], Limits())
     client = TestClient(app)
     assert client.get("/").status_code == 200
     for method, path in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -34,6 +35,13 @@ def serve(
         int | None,
         typer.Option(help="Number of model replicas (default: one per GPU, or two on CPUs)"),
     ] = None,
+    review: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Also a page to review the tags of these images, and to improve the artifact",
+        ),
+    ] = None,
     cache: Cache = None,
 ) -> None:
     """Serve tags over HTTP, with a page to try them; updated artifacts are reloaded."""
@@ -55,4 +63,5 @@ def serve(
         port=port,
         token=token,
         replicas=replicas,
+        review=review,
     )

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from orchestrator.cluster.placement import place
 from orchestrator.cluster.resources import find_resources
 from orchestrator.errors import InputError, as_input_error
 from orchestrator.pages.html import page_template
+from orchestrator.tagging.review import prepared_review
 from prompt_tuning.backbones import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.starter import artifact_folder
 from workers.failure import DescribedFailure
 from workers.serving.app import APPLICATION, MODEL, Lifeline, application
 from workers.serving.limits import Limits
+from workers.serving.review.session import ReviewFolder
 from workers.waiting import Waiting
 
 _POLL_S = 0.5
@@ -47,11 +50,13 @@ def serve_artifacts(
     token: str | None = None,
     replicas: int | None = None,
     limits: Limits = Limits(),
+    review: Path | None = None,
 ) -> None:
     """Check the arguments, start Ray Serve, print the address, and serve until KeyboardInterrupt.
 
     `artifacts`: as in `named_folders`. `token`: required unless `host` is this machine.
-    `replicas`: copies of the models; by default one per GPU, or two on CPUs.
+    `replicas`: copies of the models; by default one per GPU, or two on CPUs. `review`: a folder of
+    images to review, for one artifact (see `prepared_review`).
 
     Raises:
         InputError: for a mistake in the arguments.
@@ -59,11 +64,34 @@ def serve_artifacts(
         KeyboardInterrupt: when it is stopped, after the requests under way.
     """
     folders = named_folders(artifacts)
+    if review and len(folders) > 1:
+        raise InputError(f"--review: takes one artifact (got {len(folders)})")
     for folder in folders.values():
         with as_input_error():
             fetch_weights(Artifact.load(folder).vlm_settings)
     hosts = _allowed_hosts(host, token)
     _check_port(host, port)
+    with ExitStack() as held:
+        reviewed = None
+        if review:
+            [(name, folder)] = folders.items()
+            reviewed = held.enter_context(prepared_review(review, folder, console))
+            folders = {name: reviewed.improved}
+        _serve(folders, reviewed, hosts, cache, console, host, port, token, replicas, limits)
+
+
+def _serve(
+    folders: dict[str, Path],
+    review: ReviewFolder | None,
+    hosts: list[str],
+    cache: Path,
+    console: Console,
+    host: str,
+    port: int,
+    token: str | None,
+    replicas: int | None,
+    limits: Limits,
+) -> None:
     resources = find_resources()
     gpus = 1 if resources.gpus else 0
     # Two on CPUs, so that one answers while the other restarts.
@@ -90,9 +118,18 @@ def serve_artifacts(
             logging_config=quiet,
         )
         lifeline: Any = Lifeline
-        page = page_template("service.html.j2").render(image_bytes=limits.image_bytes)
         service = application(
-            folders, cache, page, token, hosts, replicas, cpus, gpus, limits, lifeline.remote()
+            folders,
+            cache,
+            _pages(limits, review),
+            token,
+            hosts,
+            replicas,
+            cpus,
+            gpus,
+            limits,
+            lifeline.remote(),
+            review,
         )
         each = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus} GPU" if gpus else "")
         console.print(f"Loading the models: {replicas} replicas with {each} each")
@@ -103,6 +140,8 @@ def serve_artifacts(
         _wait_until_ready(replicas, Waiting("serve", {"CPU": cpus, "GPU": gpus}), console)
         front = handle
         url = f"http://{_in_url(host)}:{port}"
+        if review:
+            console.print(f"Review {review.folder} at {url}/review", soft_wrap=True, markup=False)
         console.print(f"Serving {', '.join(folders)} at {url} (Ctrl-C stops)", soft_wrap=True)
         while True:
             time.sleep(_POLL_S)
@@ -115,6 +154,22 @@ def serve_artifacts(
         if started and os.environ.get("RAY_ADDRESS"):  # else Ray ends here, with all of it
             ray_serve.shutdown()
         disconnect()
+
+
+def _pages(limits: Limits, review: ReviewFolder | None) -> dict[str, str]:
+    """The HTML of each page, by path."""
+    count = len(review.files) if review else 0
+    pages = {
+        "/": page_template("service.html.j2").render(
+            image_bytes=limits.image_bytes, review_images=count
+        )
+    }
+    if review:
+        pages["/review"] = page_template("review.html.j2").render(
+            folder=review.folder.name.encode("utf-8", "replace").decode(),
+            artifact_folder=review.improved.name,
+        )
+    return pages
 
 
 def named_folders(artifacts: list[str]) -> dict[str, Path]:

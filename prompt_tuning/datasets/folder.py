@@ -1,4 +1,4 @@
-"""Your own photos in a folder, with a table of their labels."""
+"""Your own photos in a folder, with a table of their labels, or answers from the review."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
+from prompt_tuning.datasets import review_answers
 from prompt_tuning.datasets.labelled_images import LabelledImages, image_file
 from prompt_tuning.plain_text import decoded
 
-LAYOUT = "a folder with labels.csv: rows of path,label;label for each photo"
+LAYOUT = (
+    "a folder with labels.csv: rows of path,label;label for each photo; or with the review.csv of "
+    "`datafree serve --review`"
+)
 
 _COLUMN_SEPARATORS = ",;\t"
 _LABEL_SEPARATORS = ";|,"
@@ -37,6 +41,8 @@ Find = Callable[[str], int | None]  # label -> index of its category
 def read_folder(categories: CategoryList, folder: Path) -> LabelledImages:
     """Read photos with the labels in `labels.csv`, which are names or synonyms of categories.
 
+    The answers in `review.csv` win over these, or stand alone (see `with_answers`).
+
     A row has the path of an image and its labels, in one column with `;`, `|` or `,` between them
     or in several columns. An image without labels shows no category. Rows of the same image are
     merged. Alternatively the header names the labels, and each row has a 1 or 0 for each of them.
@@ -48,8 +54,17 @@ def read_folder(categories: CategoryList, folder: Path) -> LabelledImages:
             other, or with the table, if it is missing, empty, or not a CSV file in UTF-8 or UTF-16.
     """
     table = folder / "labels.csv"
-    if not table.is_file():
+    reviewed = (folder / review_answers.FILE).is_file()
+    if table.is_file():
+        images = _read_table(categories, folder, table)
+    elif reviewed:
+        images = LabelledImages((), np.zeros((0, len(categories)), dtype=bool))
+    else:
         raise ValueError(f"{table} is missing: rows of path,label;label for each photo")
+    return review_answers.with_answers(images, categories, folder) if reviewed else images
+
+
+def _read_table(categories: CategoryList, folder: Path, table: Path) -> LabelledImages:
     find = categories.find
     try:
         rows = _rows(decoded(table.read_bytes()), folder)

@@ -69,8 +69,8 @@ class DatasetSettings(Settings):
     """Which labelled images the prompts are evaluated on.
 
     `dataset`: a benchmark in its official layout below `root`; your own photos below `root`
-    (`coco_json`: annotations.json, `voc_xml`: VOC XML files, `xmp`: XMP sidecars, `folder`:
-    labels.csv, and the exports of the annotation tools `label_studio`, `cvat`, `datumaro`,
+    (`folder`: labels.csv or review.csv, `coco_json`: annotations.json, `voc_xml`: VOC XML files,
+    `xmp`: XMP sidecars, and the exports of the annotation tools `label_studio`, `cvat`, `datumaro`,
     `fiftyone`, `yolo`); composed `scenes`; or `none`, which evaluates on held-out captions only.
     `split`: of a benchmark; the default is the split that published results use. `difficult`: how
     VOC counts a class where an image shows only objects marked as difficult (default: ignore).

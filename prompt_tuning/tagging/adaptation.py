@@ -96,12 +96,14 @@ def adapt(
     seed: int = 0,
     threads: int = 1,
     on_image: Callable[[], None] = lambda: None,
+    encoded: Sequence[Features | str] | None = None,
 ) -> Adaptation:
     """Adapt an artifact to labelled images; its field `learned` says what it learned from.
 
     `images`: over the artifact's categories; ignored entries are unknown. Images that cannot be
     read are left out. `seed`: of the folds. `threads`: how many batches are read and encoded at
-    once. `on_image` is called after each image.
+    once. `on_image` is called after each image. `encoded`: what `encode_files` gave for the
+    images, where the caller has it.
 
     Raises:
         ValueError: in one line, if fewer than five images can be read and have a known label, and
@@ -113,10 +115,11 @@ def adapt(
             "labelled photos taught this artifact before, and would count twice; start from the "
             "artifact before that, with all labelled photos"
         )
-    encoded = []
-    for one in encode_files(vlm, images.files, threads):
-        encoded.append(one)
-        on_image()
+    if encoded is None:
+        encoded = []
+        for one in encode_files(vlm, images.files, threads):
+            encoded.append(one)
+            on_image()
     ignored = np.zeros_like(images.labels) if images.ignored is None else images.ignored
     rows = [
         row

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.backbones.base import VLM
+from prompt_tuning.features import Features
 from prompt_tuning.images import open_image
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.new_labels import meant_labels
@@ -91,7 +92,11 @@ class Tagger:
         Raises:
             ValueError: naming the file, when one cannot be read.
         """
-        return self._calibration.scores(self.raw_scores(images))
+        return self.calibrated(self.raw_scores(images))
+
+    def calibrated(self, raw: np.ndarray) -> np.ndarray:
+        """As `scores`, of raw scores `(…, classes)`."""
+        return self._calibration.scores(raw)
 
     def raw_scores(self, images: Sequence[ImageSource]) -> np.ndarray:
         """Scores before calibration: the branches' weighted mean, `(images, classes)`."""
@@ -113,8 +118,12 @@ class Tagger:
     @torch.no_grad()
     def score_pixels(self, pixels: Tensor) -> np.ndarray:
         """As `raw_scores`, from a stack of `pixels`."""
-        features = self.vlm.encode_image(pixels.to(self.vlm.device)).float()
-        geometry = self._artifact.geometry
+        return self.score_features(self.vlm.encode_image(pixels.to(self.vlm.device)).float())
+
+    @torch.no_grad()
+    def score_features(self, features: Features) -> np.ndarray:
+        """As `raw_scores`, from the features of images."""
+        geometry, features = self._artifact.geometry, features.to(self.vlm.device)
         return raw_image_scores(features, self._pooled, self._local, geometry).cpu().numpy()
 
     def tag(
@@ -133,7 +142,7 @@ class Tagger:
         self, raw: np.ndarray, threshold: float | None = None, top: int | None = None
     ) -> list[list[Tag]]:
         """As `tag`, of raw scores `(images, classes)`."""
-        scores = self._calibration.scores(raw)
+        scores = self.calibrated(raw)
         reached = scores >= (self.thresholds if threshold is None else threshold)
         return [
             [

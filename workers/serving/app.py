@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +39,9 @@ from workers.serving.responses import (
     TagsOut,
     image_out,
 )
+from workers.serving.review.progress import ReviewWork
+from workers.serving.review.routes import review_routes
+from workers.serving.review.session import ReviewFolder, ReviewSession
 from workers.serving.traffic import Traffic
 
 APPLICATION = "datafree"
@@ -62,19 +67,31 @@ ArtifactName = Annotated[
 def build_app(
     handle: DeploymentHandle,
     artifacts: list[str],
-    page: str,
+    pages: dict[str, str],
     token: str | None,
     hosts: list[str],
     limits: Limits,
+    review: ReviewFolder | None = None,
 ) -> Traffic:
-    """The app. `handle`: the deployment of `TaggingModel`; `page`: the HTML at `/`.
+    """The app. `handle`: the deployment of `TaggingModel`; `pages`: HTML by path.
 
-    `token` is required for all but the page, `/health` and the description of the API. `hosts`:
-    host names that requests may use; refusing others prevents DNS rebinding.
+    `token` is required for all but the pages, `/health` and the description of the API. `hosts`:
+    host names that requests may use; refusing others prevents DNS rebinding. `review`: a folder
+    whose images are reviewed, with the only artifact.
     """
     counts = Metrics()
     models = ModelCalls(handle, limits, counts)
+    session = ReviewSession(review) if review else None
+    work = ReviewWork(review, session, models, artifacts[0]) if review and session else None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if work:
+            work.start()
+        yield
+
     app = FastAPI(
+        lifespan=lifespan,
         title="datafree",
         description="Tags images with prompts that were tuned on text alone.",
         docs_url=None,  # both pages load code from other servers
@@ -109,10 +126,15 @@ def build_app(
             )
         return artifact
 
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def index() -> HTMLResponse:
-        headers = {"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff"}
-        return HTMLResponse(page, headers=headers)
+    def page(html: str) -> Callable[[], Awaitable[HTMLResponse]]:
+        async def answer() -> HTMLResponse:
+            headers = {"Content-Security-Policy": _CSP, "X-Content-Type-Options": "nosniff"}
+            return HTMLResponse(html, headers=headers)
+
+        return answer
+
+    for path, html in pages.items():
+        app.get(path, response_class=HTMLResponse, include_in_schema=False)(page(html))
 
     @app.get("/health", summary="State of the models", responses={503: {"model": HealthOut}})
     async def health() -> HealthOut:
@@ -200,6 +222,8 @@ def build_app(
             refuse(found.status, f"{images[0].name}: {found.reason}")
         return RegionsOut(artifact=name, version=found.version, regions=found.regions)
 
+    if session and work:
+        guarded.include_router(review_routes(session, work))
     app.include_router(guarded)
     return Traffic(app, limits, counts)
 
@@ -223,7 +247,7 @@ def _shut_down_after(lifeline: Any) -> None:
 def application(
     folders: dict[str, Path],
     cache: Path,
-    page: str,
+    pages: dict[str, str],
     token: str | None,
     hosts: list[str],
     replicas: int,
@@ -231,6 +255,7 @@ def application(
     gpus: float,
     limits: Limits,
     lifeline: Any,
+    review: ReviewFolder | None = None,
 ) -> serve.Application:
     """The application for Ray Serve: one front, and `replicas` models.
 
@@ -242,7 +267,7 @@ def application(
 
     def build() -> Traffic:
         handle = serve.get_deployment_handle(MODEL, APPLICATION)
-        return build_app(handle, artifacts, page, token, hosts, limits)
+        return build_app(handle, artifacts, pages, token, hosts, limits, review)
 
     @serve.ingress(build)
     class Front:

@@ -34,7 +34,7 @@ class ModelCalls:
         with self._admitted(len(images)):
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    calls = (self._call(method, artifact, i.content, argument) for i in images)
+                    calls = (self.call(method, artifact, i.content, argument) for i in images)
                     return await asyncio.gather(*calls)
             except TimeoutError:
                 refuse(504, f"the request timed out after {self._limits.seconds:g} s")
@@ -45,11 +45,12 @@ class ModelCalls:
         """What a replica serves. Raises HTTPException."""
         try:
             async with asyncio.timeout(_STATE_S):
-                return await self._call("state")
+                return await self.call("state")
         except (TimeoutError, RayActorError, RayServeException):
             refuse(503, _RESTARTING, retry_after=5)
 
-    async def _call(self, method: str, *arguments: object) -> Any:
+    async def call(self, method: str, *arguments: object) -> Any:
+        """A method's result, without a limit. Raises RayActorError or RayServeException."""
         try:
             return await self._call_once(method, *arguments)
         except (RayActorError, RayServeException):  # this replica died; another one may answer

@@ -29,6 +29,8 @@ from prompt_tuning.label_names import LabelNames
 from prompt_tuning.tagging.artifact import Artifact, version_of
 from prompt_tuning.tagging.tag_stream import TagRule
 from prompt_tuning.tagging.tagger import Tag, Tagger
+from workers.serving.review.encoded_files import EncodedFiles
+from workers.serving.review.improvement import Improvement, ScoredFiles, improve
 
 _CHECK_EACH_S = 1.0
 _BATCH_WAIT_S = 0.005
@@ -140,7 +142,7 @@ class TaggingModel:
         self._artifacts.reload()
         if not self._artifacts.served:
             raise ValueError("; ".join(self._artifacts.problems.values()))
-        self._max_pixels = max_pixels
+        self._max_pixels, self._encoded = max_pixels, EncodedFiles()
         # One thread per batch is faster than threads that share one and wait for each other.
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         tagger = next(iter(self._artifacts.served.values())).tagger
@@ -184,6 +186,37 @@ class TaggingModel:
             return maps
         rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
         return ImageRegions(version, rounded)
+
+    async def score_files(self, name: str, files: Sequence[Path]) -> ScoredFiles | Refusal:
+        """The scores of files that this machine has, exactly as `datafree tag` gives them."""
+        if name not in self._artifacts.served:
+            return self._artifacts.refusal(name)
+        version, tagger = self._artifacts.served[name]
+
+        def scores() -> list[np.ndarray | str]:
+            return [
+                each if isinstance(each, str) else tagger.calibrated(tagger.score_features(each))[0]
+                for each in self._encoded.features(tagger.vlm, files)
+            ]
+
+        return ScoredFiles(version, tagger.thresholds, await self._in_thread(scores))
+
+    async def improve(
+        self, name: str, original: Path, folder: Path, labels: tuple[str, ...]
+    ) -> Improvement | Refusal:
+        """Publish an adapted artifact (see `improve`), which `reload` finds."""
+        if name not in self._artifacts.served:
+            return self._artifacts.refusal(name)
+        improved = self._artifacts.folders[name]
+        vlm = self._artifacts.served[name].tagger.vlm
+
+        def work() -> Improvement | Refusal:
+            try:
+                return improve(original, improved, folder, labels, vlm, self._encoded)
+            except ValueError as error:
+                return Refusal(422, " ".join(str(error).split()))
+
+        return await asyncio.to_thread(work)  # the pool is for requests
 
     async def state(self) -> dict[str, ArtifactState]:
         """The state of each artifact, by name."""

@@ -59,7 +59,7 @@ async def read_images(request: Request, limits: Limits) -> list[RequestImage]:
         )
     if (declared_bytes(request.headers) or 0) > limits.request_bytes:
         refuse(413, _too_large("the request", limits.request_bytes))
-    limited = Request(request.scope, _limited(request.receive, limits.request_bytes))
+    limited = Request(request.scope, limited_to(request.receive, limits.request_bytes))
     reader = _from_form if kind == "multipart/form-data" else _from_json
     try:
         async with asyncio.timeout(limits.seconds):
@@ -116,11 +116,11 @@ async def _from_json(request: Request, limits: Limits) -> list[tuple[str | None,
     return [(image.name, image.data) for image in images.images]
 
 
-def _limited(receive: Receive, most: int) -> Receive:
+def limited_to(receive: Receive, most: int) -> Receive:
     """Receive a body, and refuse it as soon as it is too long."""
     taken = 0
 
-    async def limited() -> Message:
+    async def received() -> Message:
         nonlocal taken
         message = await receive()
         taken += len(message.get("body", b""))
@@ -128,7 +128,7 @@ def _limited(receive: Receive, most: int) -> Receive:
             refuse(413, _too_large("the request", most))
         return message
 
-    return limited
+    return received
 
 
 def _too_large(what: str, most: int) -> str:

@@ -1,0 +1,179 @@
+"""The answers of a person who reviewed tags: `review.csv` next to the images.
+
+Each row is `file,label,answer`: an image by its path below the folder, a label by its name, and
+whether the image shows it: yes, no or unknown. Later rows win, so an answer is changed by adding
+a row, and each row is on disk before anyone is told that it was saved. A writer that is killed may
+leave a torn last row: readers skip it, and the next writer cuts it off.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import os
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+from prompt_tuning.categories import CategoryList
+from prompt_tuning.datasets.labelled_images import LabelledImages, image_file
+
+FILE = "review.csv"
+
+Answer = Literal["yes", "no", "unknown"]
+ANSWERS: tuple[Answer, ...] = get_args(Answer)
+
+_HEADER = "file,label,answer"
+
+
+def is_writable_name(name: str) -> bool:
+    """Whether a file's name fits into a row: UTF-8 without control characters."""
+    return name.isprintable() or not any(
+        ord(c) < 32 or 0x7F <= ord(c) < 0xA0 or "\ud800" <= c <= "\udfff" or c in "\u2028\u2029"
+        for c in name
+    )
+
+
+def read_answers(folder: Path) -> dict[tuple[str, str], Answer]:
+    """The answer to each file and label, in the order of the first answers; none without a file.
+
+    Raises:
+        ValueError: with the row, for one that is not an answer, or if the file is not UTF-8.
+    """
+    file = folder / FILE
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return {}
+    whole, end, torn = content.rpartition(b"\n")
+    answers: dict[tuple[str, str], Answer] = {}
+    try:
+        lines = (whole + end).decode("utf-8-sig").split("\n")
+        if torn and _answered(torn) is not None:  # an editor left out the last line's end
+            lines.append(torn.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        cells = _cells(line)
+        if not any(cell.strip() for cell in cells) or (number == 1 and line.strip() == _HEADER):
+            continue
+        if len(cells) != 3:
+            raise ValueError(f"{file}: row {number}: must be file,label,answer (got {line!r})")
+        name, label, answer = cells
+        answer = answer.strip().lower()
+        if answer not in ANSWERS:
+            raise ValueError(
+                f"{file}: row {number}: answer must be yes, no or unknown (got {cells[2]!r})"
+            )
+        answers[name, label] = answer
+    return answers
+
+
+def append_answer(folder: Path, name: str, label: str, answer: Answer) -> None:
+    """Add a row, which is on disk when this returns; the file is created if need be.
+
+    Raises:
+        ValueError: for a name or label that cannot stand in a row.
+        OSError: if it cannot be saved; the file is then as it was.
+    """
+    for text in (name, label):
+        if not is_writable_name(text):
+            raise ValueError(f"{text!r} has control characters, or is not UTF-8")
+    row = io.StringIO()
+    csv.writer(row, lineterminator="\n").writerow([name, label, answer])
+    # Opened for each row: an editor may have replaced the file.
+    descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        before = os.fstat(descriptor).st_size
+        size, start = _end_of_rows(descriptor, before)
+        if size < before:
+            os.ftruncate(descriptor, size)
+        if size == 0:
+            start = f"{_HEADER}\n"
+        try:
+            _write(descriptor, (start + row.getvalue()).encode())
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    if size == 0:
+        _sync_folder(folder)
+
+
+def with_answers(images: LabelledImages, categories: CategoryList, folder: Path) -> LabelledImages:
+    """Labelled images with the answers of `folder` over their labels, and images with only answers.
+
+    Labels of an image that has only answers are ignored where they have none, and so are labels
+    that were answered with unknown. Answers about images that are gone are left out, and those
+    about labels that the list does not have are among `other_classes`.
+
+    Raises:
+        ValueError: as `read_answers`.
+    """
+    places = {file.resolve(): i for i, file in enumerate(images.files)}
+    files, entries, others = list(images.files), [], set(images.other_classes)
+    for (name, label), answer in read_answers(folder).items():
+        category = categories.find(label)
+        file = image_file(folder, name)
+        if category is None:
+            others.add(label)
+        elif os.path.isfile(file):
+            place = places.setdefault(file.resolve(), len(files))
+            if place == len(files):
+                files.append(file)
+            entries.append((place, category, answer))
+    labels = np.zeros((len(files), len(categories)), dtype=bool)
+    ignored = np.ones_like(labels)
+    before = len(images.files)
+    labels[:before] = images.labels
+    ignored[:before] = False if images.ignored is None else images.ignored
+    for place, category, answer in entries:
+        labels[place, category] = answer == "yes"
+        ignored[place, category] = answer == "unknown"
+    return LabelledImages(
+        tuple(files), labels, ignored if ignored.any() else None, tuple(sorted(others))
+    )
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line.removesuffix("\r")]), [])
+
+
+def _answered(line: bytes) -> list[str] | None:
+    """The cells of a whole row, or None for a torn one: no part of an answer is an answer."""
+    try:
+        cells = _cells(line.decode())
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    return cells if len(cells) == 3 and cells[2].strip().lower() in ANSWERS else None
+
+
+def _end_of_rows(descriptor: int, size: int) -> tuple[int, str]:
+    """Where the whole rows end, and what must come before the next one."""
+    step = 4096
+    tail = b""
+    while len(tail) < size and b"\n" not in tail:
+        step = min(2 * step, size)
+        tail = os.pread(descriptor, step, size - step)
+    last = tail.rpartition(b"\n")[2]
+    if not last:
+        return size, ""
+    return (size, "\n") if _answered(last) else (size - len(last), "")
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]
+    os.fsync(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
