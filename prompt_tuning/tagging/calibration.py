@@ -36,7 +36,7 @@ from prompt_tuning.settings import Settings
 from prompt_tuning.tuning.caption_set import CaptionSet
 
 _MIXTURES = 4000
-_CAPTIONS_PER_MIXTURE = 2
+_CAPTIONS_PER_MIXTURE = 4  # chosen on scenes (docs/figures.md)
 # Of a class's normal priors around the shared values, in logits.
 _OFFSET_STD = 1.0
 _SLOPE_STD = 0.25
