@@ -29,6 +29,7 @@ from prompt_tuning.tagging.adaptation import (
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import Calibration
 from prompt_tuning.tagging.new_labels import TunedTokens
+from prompt_tuning.tagging.photo_calibration import Evidence
 from prompt_tuning.tagging.tagger import Tagger
 
 CLASSES, DIM, REGIONS = 5, 12, 4
@@ -118,6 +119,39 @@ def test_a_label_without_an_example_stays_and_unknown_labels_say_nothing() -> No
     np.testing.assert_array_equal(again.calibration.thresholds, adapted.calibration.thresholds)
 
 
+def test_who_only_adds_what_is_missing_does_not_teach_that_all_shows_all() -> None:
+    artifact, unseen, truth = world(600, seed=100)
+    _, features, labels = world(40, seed=5)
+    adapted = adapt_to_features(artifact, features, labels, ~labels)  # only "yes" is known
+    assert adapted.lines[1].startswith("Only 3")
+    calibration = adapted.artifact.calibration
+    scores = calibration.scores(raw_scores(unseen, adapted.artifact.classes, GEOMETRY))
+    tags = (scores >= calibration.thresholds).sum()
+    assert truth.sum() / 2 < tags < 2 * truth.sum()
+    assert mean_ap(adapted.artifact, unseen, truth) > mean_ap(artifact, unseen, truth)
+
+
+def test_one_example_of_one_label_is_enough() -> None:
+    artifact, features, labels = world(6, seed=3)
+    labels[:] = False
+    labels[2, 1] = True
+    adapted = adapt_to_features(artifact, features, labels, known(labels)).artifact
+    stays = torch.arange(CLASSES) != 1
+    assert torch.equal(adapted.classes.pooled[stays], artifact.classes.pooled[stays])
+
+
+def test_a_category_moves_the_same_whatever_others_there_are() -> None:
+    draw = torch.Generator().manual_seed(8)
+    gradients = [torch.randn(30, CLASSES, DIM, generator=draw) * scale for scale in (1, 9)]
+    logits, values, weights = torch.rand(3, 30, CLASSES, generator=draw)
+    together = fitted_moves(gradients, logits, values, weights)
+    alone = fitted_moves(
+        [g[:, 2:3] for g in gradients], logits[:, 2:3], values[:, 2:3], weights[:, 2:3]
+    )
+    for one, all_of in zip(alone, together, strict=True):
+        torch.testing.assert_close(one[0], all_of[2], atol=2e-3, rtol=0.01)
+
+
 def test_gradients_are_those_of_the_scores() -> None:
     artifact, features, _ = world(3, seed=2)
     block = torch.tensor([1, 4])
@@ -133,8 +167,8 @@ def test_gradients_are_those_of_the_scores() -> None:
 def test_moves_minimise_the_documented_sum() -> None:
     draw = np.random.default_rng(3)
     gradients = [draw.normal(size=(20, 2, 3)), 5 * draw.normal(size=(20, 2, 3))]
-    logits, labels = draw.normal(size=(20, 2)), draw.random((20, 2)) < 0.4
-    counts = draw.random((20, 2)) < 0.8
+    logits, labels = draw.normal(size=(20, 2)), draw.random((20, 2))
+    counts = draw.random((20, 2))
     found = fitted_moves(
         *([torch.from_numpy(g).float() for g in gradients],),
         *(torch.from_numpy(v).float() for v in (logits, labels, counts)),
@@ -142,7 +176,7 @@ def test_moves_minimise_the_documented_sum() -> None:
     z, stretches = [], []
     for branch in gradients:
         centred = branch - branch.mean(0)
-        stretches.append(1.5 / np.sqrt((centred**2).sum(-1).mean()))
+        stretches.append(1.5 / np.sqrt((centred**2).sum(-1).mean(0))[:, None])
         z.append(stretches[-1] * centred)
     for c in range(2):
 
@@ -153,7 +187,7 @@ def test_moves_minimise_the_documented_sum() -> None:
 
         best = minimize(total, np.zeros(7)).x
         for branch in range(2):
-            expected = stretches[branch] * best[3 * branch : 3 * branch + 3]
+            expected = stretches[branch][c] * best[3 * branch : 3 * branch + 3]
             np.testing.assert_allclose(found[branch][c], expected, atol=2e-3)
 
 
@@ -162,11 +196,11 @@ def test_features_stay_only_where_moving_clearly_harms() -> None:
     labels = draw.random((60, 8)) < 0.3
     good = np.where(labels, 0.8, 0.2)
     worse = np.clip(good + np.where(labels, -0.3, 0.3) * draw.random((60, 8)), 0, 1)
-    unknown = np.zeros_like(labels)
-    assert clearly_worse(good, worse, labels, unknown)
-    assert not clearly_worse(worse, good, labels, unknown)
-    assert not clearly_worse(good, good, labels, unknown)
-    assert not clearly_worse(good, worse, labels, ~unknown)  # nothing is known
+    all_known = Evidence(labels.astype(float), np.ones(labels.shape))
+    assert clearly_worse(good, worse, all_known)
+    assert not clearly_worse(worse, good, all_known)
+    assert not clearly_worse(good, good, all_known)
+    assert not clearly_worse(good, worse, all_known._replace(weights=np.zeros(labels.shape)))
 
 
 @pytest.fixture

@@ -188,7 +188,10 @@ NAMES = [
     ("name: a\ncategories: [cat, '']", "categories.1.name: must be a text of 1 or more"),
     ("name: a\ncategories: [cat, ' ']", "categories.1.name: ' ' is not a plain name"),
     ("name: a\ncategories: [cat, 'hot  dog']", "categories.1.name: 'hot  dog' is not a plain"),
-    ("name: a\ncategories: cocoo", ["categories: 'cocoo' is not a file", "coco, nus, scenes, starter, voc"]),
+    (
+        "name: a\ncategories: cocoo",
+        ["categories: 'cocoo' is not a file", "coco, nus, scenes, starter, voc"],
+    ),
     ("name: a\ncategories: mine.txt", "categories: 'mine.txt' is not a file"),
     ("name: a\ncategories: .", "categories: '.' is not a file"),
     ("name: a\ncategories: ''", "categories: '' is not a file"),

@@ -114,7 +114,7 @@ def test_a_folder_with_a_card_loads_as_the_artifact_does(
     for text in (
         "is not CLIP",
         "Not measured",
-        "Tuned without a photo",
+        "tuned without a photo",
         "dog\ncafé\nhot air balloon",
     ):
         assert text in card
@@ -160,7 +160,9 @@ def test_the_card_has_the_figures_and_the_protocol_of_the_run(
 def test_the_card_says_which_artifact_and_how_many_images_taught(
     alone: Path, tmp_path: Path, datafree: Call
 ) -> None:
-    learned = Learned(by="adapt", parent="0123abc", images=("a" * 64,) * 7, figures=("F1 up.",))
+    learned = Learned(
+        by="adapt", moved=True, parent="0123abc", images=("a" * 64,) * 7, figures=("F1 up.",)
+    )
     replace(Artifact.load(alone), learned=learned).save(tmp_path / "better")
     datafree("export", tmp_path / "better", "--hf", tmp_path / "hf")
     card = (tmp_path / "hf" / "README.md").read_text("utf-8")

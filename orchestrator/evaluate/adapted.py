@@ -17,7 +17,6 @@ from prompt_tuning.evaluation.compare import RESAMPLES, MethodScores
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
 from prompt_tuning.features import Features
-from prompt_tuning.storage import file_digest
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import calibration_quality
 
@@ -26,20 +25,20 @@ def read_adapted(folder: Path, run: FinishedRun) -> Artifact:
     """Read an artifact that was made from the run's. Raises InputError if it was not."""
     with as_input_error():
         artifact = Artifact.load(folder)
-    if artifact.categories != run.artifact.categories or artifact.vlm != run.artifact.vlm:
+    if not artifact.learned or artifact.learned.parent != run.artifact.version:
         raise InputError(
-            f"--artifact: {folder} must be made from the artifact of {run.folder}, by adapt or "
-            "calibrate (its labels or its image–text model differ)"
+            f"--artifact: {folder} must be made by adapt or calibrate, with labelled images, from "
+            f"{run.folder / 'artifact'} (version {run.artifact.version})"
         )
     return artifact
 
 
 def taught(artifact: Artifact | None, images: LabelledImages) -> np.ndarray:
     """Which images have the content of one that taught the artifact: `(images,)`, bool."""
-    known = set(artifact.learned.images) if artifact and artifact.learned else set()
-    if not known:
+    if not artifact or not artifact.learned:
         return np.zeros(len(images.files), dtype=bool)
-    return np.array([file_digest(file) in known for file in images.files], dtype=bool)
+    known = set(artifact.learned.images)
+    return np.array([content in known for content in images.contents], dtype=bool)
 
 
 def measure_adapted(

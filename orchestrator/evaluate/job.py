@@ -132,8 +132,8 @@ def evaluate(
     name = evaluation_name(settings, run.config.evaluation)
     if other and (theirs & ~selecting).any():  # fewer images than for the run's own figures
         name += f"-against-{other.folder.name}"
-    if adapted_folder:
-        name += f"-adapted-{adapted_folder.resolve().name}"
+    if adapted:
+        name += f"-adapted-{adapted.version}"
     page_file = run.folder / f"evaluation-{name}.html"
     write_atomic(page_file, page.encode())
     metrics_file = write_metrics(run.folder, name, metrics)

@@ -65,8 +65,8 @@ def model_card(artifact: Artifact, run: Path) -> str:
         "## Labels",
         _fenced("\n".join(artifact.categories.names)),
         "## Data",
-        "**Tuned without a photo and without a label of one**, on sentences alone; the scores' "
-        f"calibration and thresholds come from {artifact.calibration.source}.",
+        "The prompts were **tuned without a photo and without a label of one**, on sentences; "
+        f"the scores' calibration and thresholds come from {artifact.calibration.source}.",
         *_learned(artifact),
         _sentences(config) if config else "Which sentences: not recorded with the artifact.",
         "## Figures",
@@ -115,10 +115,11 @@ def _learned(artifact: Artifact) -> list[str]:
     learned = artifact.learned
     if not learned:
         return []
-    changed = {
-        "adapt": "Its class features, scores and thresholds",
-        "calibrate": "Its scores and thresholds",
-    }[learned.by]
+    changed = (
+        "Its class features, scores and thresholds"
+        if learned.moved
+        else "Its scores and thresholds"
+    )
     return [
         f"{changed} then **learned from {len(learned.images)} labelled images** "
         f"(`datafree {learned.by}`, starting from the artifact of version `{learned.parent}`; "

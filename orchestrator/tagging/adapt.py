@@ -8,8 +8,8 @@ from rich.console import Console
 
 from orchestrator.cluster.resources import local_node
 from orchestrator.console import StageProgress
-from orchestrator.errors import InputError, as_input_error
-from orchestrator.tagging.calibrate import read_labelled
+from orchestrator.errors import as_input_error
+from orchestrator.tagging.calibrate import check_new, read_labelled
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.tagging.adaptation import adapt
 from prompt_tuning.tagging.artifact import Artifact
@@ -22,8 +22,7 @@ def adapt_artifact(
 
     `labelled`: fields of `DatasetSettings`. Raises InputError for a mistake in the arguments.
     """
-    if out.exists():
-        raise InputError(f"--out: {out} exists already; choose another name")
+    check_new(out)
     with as_input_error():
         artifact = Artifact.load(folder)
     images = read_labelled(labelled, artifact.categories)
@@ -40,6 +39,7 @@ def adapt_artifact(
             threads=local_node().cpus,
             on_image=lambda: progress.advance(1),
         )
-    adapted.artifact.save(out)
-    for line in (*adapted.problems, *adapted.lines, str(out)):
+    for line in (*adapted.problems, *adapted.lines):
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+    adapted.artifact.save(out)
+    console.print(str(out), soft_wrap=True, highlight=False, markup=False)

@@ -13,6 +13,7 @@ from rich.console import Console
 from orchestrator.cluster.resources import local_node
 from orchestrator.console import StageProgress
 from orchestrator.errors import InputError, as_input_error
+from orchestrator.paths import check_folder
 from orchestrator.tagging.listing import ImageListing
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
@@ -49,8 +50,7 @@ def calibrate_artifact(
 
     Raises InputError for a mistake in the arguments.
     """
-    if out.exists():
-        raise InputError(f"--out: {out} exists already; choose another name")
+    check_new(out)
     with as_input_error():
         artifact = Artifact.load(folder)
     if artifact.calibration.labelled_photos:
@@ -66,7 +66,11 @@ def calibrate_artifact(
         artifact = replace(
             artifact,
             learned=Learned(
-                by="calibrate", parent=artifact.version, images=taught, figures=(figures,)
+                by="calibrate",
+                moved=False,
+                parent=artifact.version,
+                images=taught,
+                figures=(figures,),
             ),
         )
     else:
@@ -79,6 +83,13 @@ def calibrate_artifact(
         calibration = fit_unlabelled(artifact.calibration, raw)
     replace(artifact, calibration=calibration).save(out)
     console.print(f"{out}  (calibrated on {calibration.source})", soft_wrap=True)
+
+
+def check_new(out: Path) -> None:
+    """Check that an artifact can be written to `out`, a new folder. Raises InputError."""
+    if out.exists():
+        raise InputError(f"--out: {out} exists already; choose another name")
+    check_folder(str(out.absolute().parent), "--out")
 
 
 def _fit_labelled(

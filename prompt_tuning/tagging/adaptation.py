@@ -5,9 +5,10 @@ Near the prior a raw score is linear in the class's features, so a category's mo
 
     Σ_images BCE(logit + z · u + b, label) + (|u|² + b²) / 2
 
-over the images whose label is known: a logistic regression on the gradients `z` of the raw score in
-the class features of both branches, centred, and scaled to a mean square length of `_STD²` a
-branch; `logit` is the calibrated score's. The problem is convex, and categories are independent.
+over the images: a logistic regression on the gradients `z` of the raw score in the class features
+of both branches, centred, and scaled to a mean square length of `_STD²` a branch; `logit` is the
+calibrated score's. Where the label is unknown, the artifact's own score takes its place (see
+`photo_calibration.evidence`). The problem is convex, and categories are independent.
 These are residuals in feature space (TaskRes, arXiv 2211.10277). A category that no image shows
 stays: moved by negatives alone it lost 0.1 to 0.8 AP (docs/adapt.md).
 
@@ -34,8 +35,10 @@ from prompt_tuning.features import Features, concatenate
 from prompt_tuning.tagging.artifact import Artifact, Learned
 from prompt_tuning.tagging.photo_calibration import (
     FOLDS,
+    Evidence,
     Quality,
     cross_validated,
+    evidence,
     fit_labelled,
     folds,
     unfitted,
@@ -46,7 +49,8 @@ from prompt_tuning.tuning.scoring import raw_image_scores
 # Of the change of a logit that the prior expects from each branch; chosen in benchmarks/adapt.py.
 _STD = 1.5
 _ITERATIONS = 100
-_BLOCK = 2**26  # numbers, of the gradients that are held at once
+_BLOCK = 2**26  # numbers of the gradients of a block of classes
+_FEW_KNOWN = 0.5
 _IMAGES_AT_ONCE = 64
 
 
@@ -57,7 +61,7 @@ class Adaptation:
     `moved`: whether class features moved, or only scores and thresholds. `before`, `after`: quality
     of scores and tags. `maps`: mAP (0-100) before and after, over the labels that at least five
     images show and others do not, or None if there is no such label. `problems`: of each image
-    that cannot be read.
+    that cannot be read. `known`: share of the labels of the images that are known.
     """
 
     artifact: Artifact
@@ -65,6 +69,7 @@ class Adaptation:
     before: Quality
     after: Quality
     maps: tuple[float, float] | None
+    known: float
     problems: tuple[str, ...] = ()
 
     @property
@@ -80,6 +85,11 @@ class Adaptation:
             f"{before.macro_f1:.1f}, {after.macro_f1:.1f}; calibration error {before.ece:.1f}, "
             f"{after.ece:.1f}."
         ]
+        if self.known < _FEW_KNOWN:
+            lines.append(
+                f"Only {100 * self.known:.0f} % of the labels of these images are known. The "
+                "figures are of those, and people do not choose them at random."
+            )
         if not self.moved:
             lines.append(
                 "Moving the class features made other images worse, so they stay: only scores and "
@@ -106,8 +116,8 @@ def adapt(
     images, where the caller has it.
 
     Raises:
-        ValueError: in one line, if fewer than five images can be read and have a known label, and
-            if no label is on some of them and not on others.
+        ValueError: in one line, if fewer than five images can be read and have a known label, if
+            none shows a label, and if labelled images taught the artifact before.
     """
     artifact.check_vlm(vlm)
     if artifact.calibration.labelled_photos:
@@ -134,6 +144,7 @@ def adapt(
     adapted = adapt_to_features(artifact, features, images.labels[rows], ignored[rows], seed)
     learned = Learned(
         by="adapt",
+        moved=adapted.moved,
         parent=artifact.version,
         images=tuple(sorted({str(images.contents[row]) for row in rows})),
         figures=tuple(adapted.lines),
@@ -150,9 +161,8 @@ def adapt_to_features(
     artifact: Artifact, features: Features, labels: np.ndarray, ignored: np.ndarray, seed: int = 0
 ) -> Adaptation:
     """As `adapt`, from the features of the images; `labels`, `ignored`: `(images, classes)`."""
-    shown = contrasted(labels, ignored)
-    if not shown.any():
-        raise ValueError("at least one label must be on some images and not on others")
+    if not (labels & ~ignored).any():
+        raise ValueError("at least one image must show a label")
     calibration, every = artifact.calibration, np.arange(len(labels))
     raw = raw_scores(features, artifact.classes, artifact.geometry)
     splits = folds(len(labels), seed)
@@ -166,18 +176,19 @@ def adapt_to_features(
     kept = cross_validated(calibration, raw, labels, ignored, seed)
     moved = cross_validated(calibration, unseen, labels, ignored, seed)
     before = unfitted(calibration, raw).quality(labels, ignored)
-    measured = shown & ((labels & ~ignored).sum(0) >= FOLDS)
+    measured = contrasted(labels, ignored) & ((labels & ~ignored).sum(0) >= FOLDS)
     maps = [
         100 * mean_average_precision(scores[:, measured], labels[:, measured], ignored[:, measured])
         for scores in (raw, unseen)
     ]
-    if clearly_worse(kept.scores, moved.scores, labels, ignored):
+    if clearly_worse(kept.scores, moved.scores, evidence(calibration, raw, labels, ignored)):
         return Adaptation(
             replace(artifact, calibration=fit_labelled(calibration, raw, labels, ignored)),
             False,
             before,
             kept.quality(labels, ignored),
             (maps[0], maps[0]) if measured.any() else None,
+            float((~ignored).mean()),
         )
     fitted = fit_labelled(calibration, unseen, labels, ignored)
     shift = (raw_scores(features, of_all, artifact.geometry) - raw).mean(0)
@@ -191,26 +202,26 @@ def adapt_to_features(
         before,
         moved.quality(labels, ignored),
         (maps[0], maps[1]) if measured.any() else None,
+        float((~ignored).mean()),
     )
 
 
-def clearly_worse(
-    kept: np.ndarray, moved: np.ndarray, labels: np.ndarray, ignored: np.ndarray
-) -> bool:
+def clearly_worse(kept: np.ndarray, moved: np.ndarray, evidence: Evidence) -> bool:
     """Whether moving makes scores of images that did not teach clearly worse.
 
     Clearly: the mean over images of the rise of the log loss is more than two standard errors above
     0. Folds teach with fewer images than there are, and moving helped on all photos it was measured
     on, so doubt speaks for it.
     """
-    rise = _log_losses(moved, labels, ignored) - _log_losses(kept, labels, ignored)
+    rise = _log_losses(moved, evidence) - _log_losses(kept, evidence)
     return bool(rise.mean() > 2 * rise.std(ddof=1) / np.sqrt(len(rise)))
 
 
-def _log_losses(scores: np.ndarray, labels: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """The log loss of each image, summed over its known labels, `(images,)`."""
-    right = np.where(labels, scores, 1 - scores).clip(1e-9)
-    return np.asarray(np.where(ignored, 0, -np.log(right)).sum(1))
+def _log_losses(scores: np.ndarray, evidence: Evidence) -> np.ndarray:
+    """The log loss of each image, summed over its labels, `(images,)`."""
+    yes, no = np.log(scores.clip(1e-9)), np.log((1 - scores).clip(1e-9))
+    losses = -(evidence.values * yes + (1 - evidence.values) * no)
+    return np.asarray((evidence.weights * losses).sum(1))
 
 
 def moved_classes(
@@ -225,7 +236,7 @@ def moved_classes(
 
     `raw`: the artifact's scores of all images, `(images, classes)`.
     """
-    geometry, known = artifact.geometry, ~ignored
+    geometry, positives = artifact.geometry, labels & ~ignored
     calibrations = [
         fit_labelled(artifact.calibration, raw[rows], labels[rows], ignored[rows])
         for rows in subsets
@@ -235,25 +246,25 @@ def moved_classes(
         for _ in subsets
     ]
     numbers = 2 * len(raw) * artifact.classes.pooled.shape[1]
-    shown = np.flatnonzero((labels & known).any(0))
+    shown = np.flatnonzero(positives.any(0))
     for start in range(0, len(shown), size := max(1, _BLOCK // numbers)):
         block = shown[start : start + size]
         both_branches = score_gradients(
             features, artifact.classes, geometry, torch.from_numpy(block)
         )
         for rows, calibration, classes in zip(subsets, calibrations, moved, strict=True):
-            has_example = (labels & known)[np.ix_(rows, block)].any(0)
+            has_example = positives[np.ix_(rows, block)].any(0)
             columns = block[has_example]
-            own = calibration.of(columns.tolist())
+            if not len(columns):
+                continue
+            own, at = calibration.of(columns.tolist()), np.ix_(rows, columns)
+            prior = artifact.calibration.of(columns.tolist())
+            logits = own.slopes * raw[at] + own.offsets
             moves = fitted_moves(
                 [branch[rows][:, has_example] for branch in both_branches],
                 *(
-                    torch.from_numpy(values).float()
-                    for values in (
-                        own.slopes * raw[np.ix_(rows, columns)] + own.offsets,
-                        labels[np.ix_(rows, columns)],
-                        known[np.ix_(rows, columns)],
-                    )
+                    torch.from_numpy(array).float()
+                    for array in (logits, *evidence(prior, raw[at], labels[at], ignored[at]))
                 ),
             )
             slopes = torch.from_numpy(own.slopes).float()[:, None]
@@ -263,18 +274,20 @@ def moved_classes(
 
 
 def fitted_moves(
-    gradients: Sequence[Tensor], logits: Tensor, labels: Tensor, known: Tensor
+    gradients: Sequence[Tensor], logits: Tensor, values: Tensor, weights: Tensor
 ) -> list[Tensor]:
     """The moves `(classes, dim)` of each branch, in units of logits per raw score.
 
     Args:
         gradients: for each branch `(images, classes, dim)`.
         logits: `(images, classes)`, without moves.
-        labels: `(images, classes)`, 0 or 1.
-        known: `(images, classes)`, 0 or 1, whether the label counts.
+        values: `(images, classes)`, from 0 to 1, what the images say about the labels.
+        weights: `(images, classes)`, of each value.
     """
     centred = [gradient - gradient.mean(0) for gradient in gradients]
-    stretches = [_STD / z.square().sum(-1).mean().sqrt().clamp_min(1e-12) for z in centred]
+    stretches = [
+        _STD / z.square().sum(-1).mean(0).sqrt().clamp_min(1e-12)[:, None] for z in centred
+    ]
     directions = [stretch * z for stretch, z in zip(stretches, centred, strict=True)]
     moves = [z.new_zeros(z.shape[1:]).requires_grad_() for z in directions]
     offsets = logits.new_zeros(logits.shape[1]).requires_grad_()
@@ -290,7 +303,7 @@ def fitted_moves(
         moved = logits + offsets
         for z, move in zip(directions, moves, strict=True):
             moved = moved + torch.einsum("ncd,cd->nc", z, move)
-        losses = F.binary_cross_entropy_with_logits(moved, labels, known, reduction="sum")
+        losses = F.binary_cross_entropy_with_logits(moved, values, weights, reduction="sum")
         total = losses + sum(p.square().sum() for p in (*moves, offsets)) / 2
         total.backward()
         return total

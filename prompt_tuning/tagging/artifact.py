@@ -35,11 +35,13 @@ _VERSION = 2
 class Learned(Settings):
     """What labelled images taught an artifact.
 
-    `by`: the command. `parent`: the version of the artifact that it started from. `images`: SHA-256
-    of each image's file. `figures`: sentences about its quality on images that did not teach it.
+    `by`: the command. `moved`: whether class features moved, or only scores and thresholds.
+    `parent`: the version of the artifact that it started from. `images`: SHA-256 of each image's
+    file. `figures`: sentences about its quality on images that did not teach it.
     """
 
     by: Literal["adapt", "calibrate"]
+    moved: bool
     parent: str
     images: tuple[str, ...]
     figures: tuple[str, ...]

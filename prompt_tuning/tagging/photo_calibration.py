@@ -7,6 +7,7 @@ photos may show it small or beside much else. `raw`, `labels` and `ignored` are 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,28 @@ class Quality:
     macro_f1: float
 
 
+class Evidence(NamedTuple):
+    """What photos say about labels: values from 0 to 1 and their weights, `(photos, classes)`."""
+
+    values: np.ndarray
+    weights: np.ndarray
+
+
+def evidence(
+    calibration: Calibration, raw: np.ndarray, labels: np.ndarray, ignored: np.ndarray | None
+) -> Evidence:
+    """Known labels, and in place of unknown ones the calibration's own score.
+
+    People answer no random sample: who only adds what is missing says "yes" each time. Without the
+    unknown rest, such answers teach that everything shows everything (docs/adapt.md). A label of
+    which nothing is known has no weight.
+    """
+    if ignored is None:
+        return Evidence(labels.astype(float), np.ones(labels.shape))
+    weights = np.broadcast_to(~ignored.all(0), labels.shape).astype(float)
+    return Evidence(np.where(ignored, calibration.scores(raw), labels), weights)
+
+
 def fit_labelled(
     calibration: Calibration,
     raw: np.ndarray,
@@ -37,13 +60,14 @@ def fit_labelled(
 ) -> Calibration:
     """Fit sigmoids on top of a calibration, maximum a posteriori, and thresholds after them.
 
+    Ignored entries are unknown (see `evidence`).
+
     A threshold is the mean of the category's own and the shared one: few photos say little about
     the first, and the second fits no category well.
     """
     logits = torch.from_numpy(calibration.slopes * raw + calibration.offsets)
-    targets = torch.from_numpy(labels).double()
-    counted = torch.ones_like(targets) if ignored is None else torch.from_numpy(~ignored).double()
-    slopes, offsets = maximum_a_posteriori(logits, targets, counted, (0.0, 0.0), _SHARED_STD)
+    targets, weights = map(torch.from_numpy, evidence(calibration, raw, labels, ignored))
+    slopes, offsets = maximum_a_posteriori(logits, targets, weights, (0.0, 0.0), _SHARED_STD)
     before_slope, before_offset, _ = calibration.shared
     fitted = replace(
         calibration,
