@@ -111,6 +111,20 @@ def test_images_are_named_from_the_targets_folder(
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_no_name_leads_out_of_the_target(tmp_path: Path, tool: str) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    # Bytes of `/` and `.`, which are never escaped so in a file of tags.
+    up, root = r"\udc2e\udc2e/", str(tmp_path).replace("/", r"\udc2f")
+    rows = [{"file": f"{folder}/{name}", "tags": []} for name in (up * 4 + "x.jpg", root + "x.jpg")]
+    write_tags(tool, target_of(tool, folder), rows, NAMES)
+    assert [file for file in tmp_path.rglob("*.*") if folder not in file.parents] == []
+    for file in (f"{folder}/../x.jpg", "/x.jpg", f"{folder}/..", f"{folder}/"):
+        with pytest.raises(InputError, match=r"must be in a folder above|must be the path of an"):
+            write_tags(tool, folder / "new", [{"file": file, "tags": []}], NAMES)
+
+
 def test_yolo_has_one_label_file_for_a_name(tmp_path: Path) -> None:
     rows = [row_of(tmp_path / name, Tagged()) for name in ("a.jpg", "a.png")]
     with pytest.raises(InputError, match=r"a\.png: another image has this name"):

@@ -19,7 +19,7 @@ from prompt_tuning.label_formats.cvat import write_cvat
 from prompt_tuning.label_formats.datumaro import write_datumaro
 from prompt_tuning.label_formats.fiftyone import write_fiftyone
 from prompt_tuning.label_formats.label_studio import config_file, write_label_studio
-from prompt_tuning.label_formats.tag_row import Row
+from prompt_tuning.label_formats.tag_row import Row, as_named, plain
 from prompt_tuning.label_formats.yolo import write_yolo
 
 
@@ -59,7 +59,7 @@ def check_target(out: Path, tool: str) -> None:
 def check_images_below(out: Path, images: Iterable[Path]) -> None:
     """Check that a target can name all images. Raises InputError."""
     for file in images:
-        _relative(str(file), out.absolute().parent)
+        _relative(plain(str(file)), out.absolute().parent)
 
 
 @contextmanager
@@ -84,15 +84,20 @@ def written_files(out: Path, tool: str | None) -> list[Path]:
 
 
 def _relative(file: str, folder: Path) -> str:
-    """The name of an image as seen from a folder above it. Raises InputError."""
-    parent, name = os.path.split(file)
+    """The name of an image as seen from a folder above it. Raises InputError.
+
+    `file` and the name are as `plain` has them; what lies where is told by the original names.
+    """
+    parent, name = os.path.split(as_named(file))
+    if name in ("", ".", ".."):
+        raise InputError(f"file must be the path of an image (got {file!r})")
     inner = _relative_folder(parent, folder)
     if inner == ".." or inner.startswith("../"):
         raise InputError(
             f"--out: must be in a folder above the images, because they are named from there "
             f"({file} is not below {folder}; a link to their folder there will do)"
         )
-    return name if inner == "." else os.path.join(inner, name)
+    return plain(name if inner == "." else os.path.join(inner, name))
 
 
 @lru_cache(maxsize=1024)

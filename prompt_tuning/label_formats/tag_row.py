@@ -11,6 +11,8 @@ from typing import Any
 Row = dict[str, Any]
 
 _NOT_IN_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Of the bytes that `plain` and `xml_plain` escape; never `.` or `/`, which would move a file.
+_ESCAPED = re.compile(r"(?:\\udc(?:[01][0-9a-f]|5c|[89a-f][0-9a-f]))+")
 
 
 def plain(text: str) -> str:
@@ -37,12 +39,12 @@ def xml_plain(text: str) -> str:
 
 def as_named(text: str) -> str:
     """The text that `plain` or `xml_plain` escaped, with the original bytes as `os.fsdecode` has
-    them."""
+    them. What these never escape stays as it is."""
 
     def bytes_of(match: re.Match[str]) -> str:
         return os.fsdecode(bytes.fromhex(match[0].replace("\\udc", "")))
 
-    return re.sub(r"(?:\\udc[0-9a-f]{2})+", bytes_of, text) if "\\" in text else text
+    return _ESCAPED.sub(bytes_of, text) if "\\" in text else text
 
 
 def file_of(row: Row) -> Path:
