@@ -489,6 +489,63 @@ def test_a_folder_that_all_names_begin_with_may_be_missing_and_no_other(tmp_path
     assert [file.is_file() for file in photos.files] == [True, False, True]
 
 
+def name_image(dataset: str, root: Path, name: str) -> None:
+    """Write annotations of one image, with a dog."""
+    box = {"image_id": 1, "category_id": 1}
+    coco = {"images": [{"id": 1, "file_name": name}], "categories": [{"id": 1, "name": "dog"}]}
+    item = {"id": name, "annotations": [{"type": "label", "label_id": 2}]}
+    written = {
+        "label_studio": ("e.json", json.dumps([task(name, choices("dog"))])),
+        "cvat": (
+            "e.xml",
+            CVAT[: CVAT.index("<image")]
+            + f'<image name="{name}"><tag label="dog"/></image></annotations>',
+        ),
+        "datumaro": ("annotations/e.json", json.dumps({**DATUMARO, "items": [item]})),
+        "fiftyone": ("labels.json", json.dumps({"labels": {name: "dog"}})),
+        "coco_json": ("annotations.json", json.dumps({**coco, "annotations": [box]})),
+        "folder": ("labels.csv", f"{name},dog\n"),
+        "review": ("review.csv", f"{name},dog,yes\n"),
+    }
+    write_text(root / written[dataset][0], written[dataset][1])
+
+
+NAMING = ("label_studio", "cvat", "datumaro", "fiftyone", "coco_json", "folder", "review")
+
+
+@pytest.mark.parametrize("dataset", NAMING)
+def test_annotations_name_no_image_outside_their_folder(tmp_path: Path, dataset: str) -> None:
+    root, reader = tmp_path / "x" / "root", "folder" if dataset == "review" else dataset
+    write_image(tmp_path / "a.jpg")
+    (root / "images").mkdir(parents=True)
+    (root / "data").mkdir()
+    refused = "must be in" if dataset != "folder" else "must be a file in"
+    for name in (
+        str(tmp_path / "a.jpg"),
+        *("../" * up + "a.jpg" for up in range(1, 6)),
+        "y/../../../a.jpg",
+    ):
+        name_image(dataset, root, name)
+        with pytest.raises(ValueError, match=f"{refused} {tmp_path}|none of 1 images can be read"):
+            read(reader, root, PEOPLES)
+    # The owner of a folder may put links there, and tools write whole paths.
+    (root / "link").symlink_to(tmp_path)
+    for name in ("link/a.jpg", str(root / "link" / "a.jpg"), f"{root}/images/../link/a.jpg"):
+        name_image(dataset, root, name)
+        (file,) = read(reader, root, PEOPLES).files
+        assert file.samefile(tmp_path / "a.jpg"), name
+
+
+def test_fiftyones_data_may_be_anywhere(tmp_path: Path) -> None:
+    write_image(tmp_path / "here" / "a.jpg")
+    write_image(tmp_path / "there" / "a.jpg")
+    root = tmp_path / "x" / "export"
+    write_text(root / "labels.json", json.dumps({"labels": {"1": "dog", "2": "sofa"}}))
+    files = {str(i): str(tmp_path / n / "a.jpg") for i, n in enumerate(("here", "there"), 1)}
+    write_text(root / "data.json", json.dumps(files))
+    assert [str(file) for file in read("fiftyone", root, PEOPLES).files] == list(files.values())
+
+
 @pytest.fixture
 def convert(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

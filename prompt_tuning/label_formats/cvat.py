@@ -74,7 +74,7 @@ def read_cvat(categories: CategoryList, root: Path) -> LabelledImages:
     except (ParseError, ValueError, LookupError) as error:
         place = content.place and f"{content.place}: "
         raise ValueError(f"{file}: {place}{error}") from None
-    images = located([root, root / "images"], content.images)
+    images = located([root, root / "images"], content.images, root)
     return labelled_images(categories, file, images, content.labels)
 
 

@@ -85,7 +85,9 @@ def read_fiftyone(categories: CategoryList, root: Path) -> LabelledImages:
             several = target if isinstance(target, list) else [target]
             names = frozenset(_name(item, classes) for item in several)
             entries.append(Annotated(place, images.get(sample, sample), names))
-    listed = located([root / "data", root, root.parent], entries)
+    # The one format whose files are wherever the data set says, and may be in many folders.
+    within = Path(root.absolute().anchor) if (root / "data.json").is_file() else root.parent
+    listed = located([root / "data", root, root.parent], entries, within)
     return labelled_images(categories, file, listed, classes)
 
 

@@ -123,7 +123,7 @@ def read_label_studio(categories: CategoryList, root: Path) -> LabelledImages:
         )
         for image, (place, sets) in answers.items()
     ]
-    return labelled_images(categories, file, located([root], entries), predicted)
+    return labelled_images(categories, file, located([root], entries, root), predicted)
 
 
 def _image(data: dict[str, Any]) -> str:

@@ -108,7 +108,7 @@ def read_yolo(categories: CategoryList, root: Path) -> LabelledImages:
                 with reading(file, f"line {number}"):
                     shown.add(_name(line.split()[0], names))
         entries.append(Annotated(place, images.of(place), frozenset(shown)))
-    listed = located(images.folders, entries)
+    listed = located(images.folders, entries, root.parent)
     return labelled_images(categories, folder, listed, names.values())
 
 
