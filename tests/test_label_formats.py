@@ -489,6 +489,33 @@ def test_a_folder_that_all_names_begin_with_may_be_missing_and_no_other(tmp_path
     assert [file.is_file() for file in photos.files] == [True, False, True]
 
 
+def test_fiftyone_takes_only_endings_of_images_from_names(tmp_path: Path) -> None:
+    names = ("a", "a.1", "a.2")
+    for name in names:
+        write_image(tmp_path / "data" / f"{name}.jpg")
+    labels = {"a": ["dog"], "a.1": ["sofa"], "a.2": []}
+    write_text(tmp_path / "labels.json", json.dumps({"labels": labels}))
+    expected = {"a.jpg": {"dog"}, "a.1.jpg": {"couch"}, "a.2.jpg": set()}
+    assert shown(read("fiftyone", tmp_path, PEOPLES), PEOPLES) == expected
+    for ending in ("", ".jpg"):
+        data = {f"{name}{ending}": f"data/{name}.jpg" for name in names}
+        write_text(tmp_path / "data.json", json.dumps(data))
+        photos = read("fiftyone", tmp_path, PEOPLES)
+        assert all(file.is_file() for file in photos.files)
+        assert shown(photos, PEOPLES) == expected
+
+
+@pytest.mark.parametrize("tool", ["fiftyone", "yolo"])
+def test_a_name_without_its_ending_must_be_of_one_image(tmp_path: Path, tool: str) -> None:
+    exported(tool, tmp_path)
+    other = tmp_path / EXPORTS[tool][1] / "in" / "a.png"
+    write_image(other)
+    with pytest.raises(ValueError, match=r"in/a.*must have one image; .*a\.jpg.* and .*a\.png"):
+        read(tool, tmp_path, PEOPLES)
+    other.rename(tmp_path / EXPORTS[tool][1] / "other.png")  # nobody labelled it
+    assert shown(read(tool, tmp_path, PEOPLES), PEOPLES) == EXPECTED
+
+
 def name_image(dataset: str, root: Path, name: str) -> None:
     """Write annotations of one image, with a dog."""
     box = {"image_id": 1, "category_id": 1}
