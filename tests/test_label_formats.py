@@ -611,6 +611,8 @@ def test_convert_refuses_what_is_not_a_file_of_tags(convert: Callable[..., Done]
     head = Path("tags.jsonl").read_text().splitlines()[0]
     for lines, message in (
         ("{}", "t.jsonl: must be a file of tags that `datafree tag --out` wrote"),
+        ("[" * 100_000, "t.jsonl: must be a file of tags that `datafree tag --out` wrote"),
+        (head + "\n" + "[" * 100_000, "t.jsonl: row 1: nested too deeply"),
         (head + '\n{"file": "a.jpg"}', "t.jsonl: row 1: 'tags' is missing"),
         (head + '\n{"file": "a.jpg", "tags": []}\n{', "t.jsonl: row 2: "),
         (head + '\n{"file": "a\\ud800.jpg", "tags": []}', "t.jsonl: row 1: 'utf-8' codec"),
@@ -631,12 +633,30 @@ def test_convert_refuses_what_is_not_a_file_of_tags(convert: Callable[..., Done]
             assert (done.code, done.err.count("\n")) == (2, 1), done.err
             assert message in done.err
     assert sorted(file.name for file in Path().iterdir()) == ["t.jsonl", "tags.jsonl"]
+    cells = f"a.jpg,{'a' * 200_000},0.5,"
+    Path("t.csv").write_text(f'# {{"made_with": {{}}}}\nfile,tags,scores,error\n{cells}\n')
+    done = convert("t.csv", "--out", "out.jsonl")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "t.csv: row 1: field larger than field limit" in done.err
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_table_need_not_say_what_it_was_made_with(
+    convert: Callable[..., Done], tool: str
+) -> None:
+    row = '{"file": "a.jpg", "tags": []}'
+    for number, made_with in enumerate(("{}", '{"artifact": 7}')):
+        Path("t.jsonl").write_text(f'{{"made_with": {made_with}}}\n{row}\n')
+        suffix = TOOLS[tool].suffix
+        done = convert("t.jsonl", "--format", tool, "--out", f"{number}{suffix}")
+        assert done.code == 0, done.err
 
 
 def test_convert_and_its_options(convert: Callable[..., Done]) -> None:
     write_table(Path("tags.jsonl"))
     Path("there.csv").touch()
     Path("there").mkdir()
+    Path("mine.config.xml").touch()
     for arguments, message in (
         (("--out", "x.txt"), "must end in .jsonl or .csv or .parquet, or --format name a tool"),
         (("--out", "there.csv"), "--out: there.csv exists already"),
@@ -647,6 +667,10 @@ def test_convert_and_its_options(convert: Callable[..., Done]) -> None:
         (("--format", "cvat", "--out", "x.json"), "x.json must be a file ending in .xml"),
         (("--format", "yolo", "--out", "x.txt"), "x.txt must be the name of a new folder"),
         (("--format", "yolo", "--out", "there"), "--out: there exists already"),
+        (
+            ("--format", "label_studio", "--out", "mine.json"),
+            "--out: mine.config.xml exists already",
+        ),
         (("--format", "cvat", "--out", "there/x.xml"), "must be in a folder above the images"),
     ):
         done = convert("tags.jsonl", *arguments)

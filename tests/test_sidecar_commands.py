@@ -168,6 +168,8 @@ def test_tags_of_a_file_go_into_sidecars_however_they_are_named(
     assert "photos/one.JPG.xmp: +salt-pepper +and/or" in dry.out
     assert "photos/raw.xmp beside photos/raw.jpg.xmp" in dry.err
     assert not Path("photos/one.JPG.xmp").exists()
+    assert datafree("untag", "photos/b*", "photos/two.jpg", "typo.jpg").code == 2
+    assert Path("photos/b\udcff\n.jpg.xmp").exists()
     assert datafree("untag", "photos/b*", "photos/two.jpg").code == 0
     assert not Path("photos/b\udcff\n.jpg.xmp").exists()
     assert not Path("photos/two.xmp").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -97,7 +98,9 @@ def _rows(tags: Path) -> Iterator[Row]:
             done += 1
     except KeyError as error:
         raise InputError(f"{tags}: row {done + 1}: {error} is missing") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except RecursionError:
+        raise InputError(f"{tags}: row {done + 1}: nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         line = " ".join(str(error).split())
         raise InputError(f"{tags}: row {done + 1}: {line}") from None
 

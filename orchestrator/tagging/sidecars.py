@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -186,18 +187,22 @@ def untag_images(names: list[str], dry_run: bool, console: Console) -> bool:
 
 
 def _named_sidecars(names: list[str]) -> Iterator[Path]:
-    for name in names:
-        found = [name] if os.path.lexists(name) else sorted(glob(name, recursive=True))
+    """Raises InputError before the first sidecar, so that nothing is edited for a command with a
+    mistake."""
+    matches = [
+        [name] if os.path.lexists(name) else sorted(glob(name, recursive=True)) for name in names
+    ]
+    for name, found in zip(names, matches, strict=True):
         if not found:
             raise InputError(f"{name}: no such file or folder, and no pattern with a match")
-        for path in map(Path, found):
-            if path.is_dir():
-                yield from sidecars_below(path)
-            elif path.name.lower().endswith(".xmp"):
-                yield path
-            else:
-                places = {Places(style).of(path).sidecar for style in STYLES}
-                yield from sorted(place for place in places if os.path.lexists(place))
+    for path in map(Path, chain.from_iterable(matches)):
+        if path.is_dir():
+            yield from sidecars_below(path)
+        elif path.name.lower().endswith(".xmp"):
+            yield path
+        else:
+            places = {Places(style).of(path).sidecar for style in STYLES}
+            yield from sorted(place for place in places if os.path.lexists(place))
 
 
 def _print_change(sidecar: Path, changed: list[str]) -> None:

@@ -91,7 +91,8 @@ def read_made_with(path: Path) -> dict[str, Any] | None:
             return dict(json.loads(metadata[_KEY.encode()]))
         with path.open(encoding="utf-8") as stream:
             return dict(json.loads(stream.readline().removeprefix("# "))[_KEY])
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+    # pyarrow's errors are ValueErrors, and what nests too deeply is not ours.
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

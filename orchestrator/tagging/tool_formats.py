@@ -45,15 +45,17 @@ TOOLS = {
 
 
 def check_target(out: Path, tool: str) -> None:
-    """Check the name of a file or folder to write for a tool. Raises InputError."""
+    """Check the name of a file or folder to write for a tool, and that none of what will be
+    written exists. Raises InputError."""
     if tool not in TOOLS:
         raise InputError(f"--format: must be one of {', '.join(TOOLS)} (got {tool[:80]!r})")
     suffix = TOOLS[tool].suffix
     if out.suffix != suffix:
         wanted = f"a file ending in {suffix}" if suffix else "the name of a new folder"
         raise InputError(f"--out: {out} must be {wanted} for --format {tool}")
-    if os.path.lexists(out):
-        raise InputError(f"--out: {out} exists already; remove it, or choose another name")
+    for file in written_files(out, tool):
+        if os.path.lexists(file):
+            raise InputError(f"--out: {file} exists already; remove it, or choose another name")
 
 
 def check_images_below(out: Path, images: Iterable[Path]) -> None:

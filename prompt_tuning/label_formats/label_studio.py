@@ -44,7 +44,7 @@ def write_label_studio(
     Images are local files below Label Studio's document root. A prediction's score is that of its
     least certain tag; all scores are in the task's data.
     """
-    version = f"datafree {made_with['artifact'][:12]}"
+    version = f"datafree {made_with.get('artifact', '')!s:.12}".strip()
     before = "[\n"
 
     def write(row: Row) -> None:
