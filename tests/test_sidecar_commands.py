@@ -20,6 +20,8 @@ from prompt_tuning import Artifact
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.registry import DatasetSettings, read_photos
 from prompt_tuning.label_formats.tag_row import plain
+from prompt_tuning.sidecars.packet import Packet
+from prompt_tuning.tagging.artifact import version_of
 
 
 @pytest.fixture
@@ -91,6 +93,9 @@ def test_a_library_is_tagged_corrected_tagged_again_and_untagged(
     )
     levels = dict.fromkeys(path.split("|"))  # a group may be called like its only label
     assert "|".join(levels) in Path("photos/a.png.xmp").read_text("utf-8")
+
+    record = Packet(Path("photos/a.png.xmp").read_bytes()).keywords.record
+    assert record is not None and record.artifact == version_of(artifact)
 
     written = {file: version(file) for file in Path("photos").glob("*.xmp")}
     assert "0 sidecars written, 3 already" in datafree(*command).err

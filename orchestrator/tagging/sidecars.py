@@ -22,6 +22,7 @@ from prompt_tuning.sidecars.editing import apply, rejections, tagged, untagged
 from prompt_tuning.sidecars.keywords import keyword, paths_of
 from prompt_tuning.sidecars.merge import Suggestion
 from prompt_tuning.sidecars.places import STYLES, Places, Style, sidecars_below
+from prompt_tuning.storage import VERSION_DIGITS
 
 _SHOWN = 3
 
@@ -83,7 +84,7 @@ class SidecarWriter:
         settings: SidecarSettings,
         console: Console,
     ) -> None:
-        self._version, self._paths = artifact[:16], paths_of(tree)
+        self._version, self._paths = artifact[:VERSION_DIGITS], paths_of(tree)
         self._places = Places(settings.style)
         self._dry_run, self._console = settings.dry_run, console
         self._folder: Path | None = None

@@ -25,7 +25,7 @@ from prompt_tuning.label_formats.annotations import (
     text,
 )
 from prompt_tuning.label_formats.tag_row import Row, as_named, xml_plain
-from prompt_tuning.storage import replacing, write_atomic
+from prompt_tuning.storage import VERSION_DIGITS, replacing, write_atomic
 
 LAYOUT = "a folder with Label Studio's export (JSON or JSON-MIN) and the images"
 
@@ -44,7 +44,7 @@ def write_label_studio(
     Images are local files below Label Studio's document root. A prediction's score is that of its
     least certain tag; all scores are in the task's data.
     """
-    version = f"datafree {made_with.get('artifact', '')!s:.12}".strip()
+    version = f"datafree {made_with.get('artifact', '')!s:.{VERSION_DIGITS}}".strip()
     before = "[\n"
 
     def write(row: Row) -> None:
