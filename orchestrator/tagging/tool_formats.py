@@ -19,8 +19,9 @@ from prompt_tuning.label_formats.cvat import write_cvat
 from prompt_tuning.label_formats.datumaro import write_datumaro
 from prompt_tuning.label_formats.fiftyone import write_fiftyone
 from prompt_tuning.label_formats.label_studio import config_file, write_label_studio
-from prompt_tuning.label_formats.tag_row import Row, as_named, plain
+from prompt_tuning.label_formats.tag_row import Row
 from prompt_tuning.label_formats.yolo import write_yolo
+from prompt_tuning.plain_text import as_named, plain
 
 
 class Tool(NamedTuple):

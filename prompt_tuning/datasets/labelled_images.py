@@ -16,7 +16,7 @@ import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.images import open_image
-from prompt_tuning.label_formats.tag_row import as_named
+from prompt_tuning.plain_text import as_named
 from prompt_tuning.storage import digest, file_digest
 
 

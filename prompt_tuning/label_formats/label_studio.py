@@ -24,7 +24,8 @@ from prompt_tuning.label_formats.annotations import (
     reading,
     text,
 )
-from prompt_tuning.label_formats.tag_row import Row, as_named, xml_plain
+from prompt_tuning.label_formats.tag_row import Row
+from prompt_tuning.plain_text import as_named, xml_plain
 from prompt_tuning.storage import VERSION_DIGITS, replacing, write_atomic
 
 LAYOUT = "a folder with Label Studio's export (JSON or JSON-MIN) and the images"
