@@ -1,4 +1,5 @@
-"""Progress of long work: a bar in a terminal, otherwise a plain line every 15 s."""
+"""What commands tell people: progress of long work, as a bar in a terminal and otherwise a plain
+line every 15 s; and numbers of things."""
 
 from __future__ import annotations
 
@@ -20,6 +21,11 @@ from rich.progress import (
 )
 
 _SECONDS_BETWEEN_LINES = 15.0
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 sidecar` or `2,000 sidecars`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class StageProgress:

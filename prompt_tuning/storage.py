@@ -25,6 +25,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 MANIFEST = "manifest.json"
+VERSION_DIGITS = 12
+"""Of a manifest's digest: the version of what it lists, for people and other programs."""
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 # Messages of safetensors, SQLite and torch about a full disk.

@@ -524,6 +524,18 @@ def test_two_images_of_one_name_are_refused_where_nothing_says_which(tmp_path: P
         read("voc_xml", tmp_path, CATEGORIES)
 
 
+def test_xml_names_no_image_outside_its_data_set(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write_image(tmp_path / "a.jpg")
+    write_image(root / "JPEGImages" / "b.jpg")
+    for name in ("../../a.jpg", str(tmp_path / "a.jpg")):
+        write_xml(root / "Annotations" / "1.xml", name, [("dog", "0")])
+        with pytest.raises(ValueError, match="none of 1 images can be read"):
+            read("voc_xml", root, CATEGORIES)
+    write_xml(root / "Annotations" / "1.xml", "../JPEGImages/b.jpg", [("dog", "0")])
+    assert read("voc_xml", root, CATEGORIES).files == (root / "JPEGImages" / "b.jpg",)
+
+
 @pytest.mark.parametrize("folder", ["train", "train/Annotations"])
 def test_xml_never_takes_the_image_of_another_split(tmp_path: Path, folder: str) -> None:
     write_xml(tmp_path / folder / "1.xml", "1.jpg", [("dog", "0")])

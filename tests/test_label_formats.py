@@ -111,6 +111,20 @@ def test_images_are_named_from_the_targets_folder(
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_no_name_leads_out_of_the_target(tmp_path: Path, tool: str) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    # Bytes of `/` and `.`, which are never escaped so in a file of tags.
+    up, root = r"\udc2e\udc2e/", str(tmp_path).replace("/", r"\udc2f")
+    rows = [{"file": f"{folder}/{name}", "tags": []} for name in (up * 4 + "x.jpg", root + "x.jpg")]
+    write_tags(tool, target_of(tool, folder), rows, NAMES)
+    assert [file for file in tmp_path.rglob("*.*") if folder not in file.parents] == []
+    for file in (f"{folder}/../x.jpg", "/x.jpg", f"{folder}/..", f"{folder}/"):
+        with pytest.raises(InputError, match=r"must be in a folder above|must be the path of an"):
+            write_tags(tool, folder / "new", [{"file": file, "tags": []}], NAMES)
+
+
 def test_yolo_has_one_label_file_for_a_name(tmp_path: Path) -> None:
     rows = [row_of(tmp_path / name, Tagged()) for name in ("a.jpg", "a.png")]
     with pytest.raises(InputError, match=r"a\.png: another image has this name"):
@@ -475,6 +489,90 @@ def test_a_folder_that_all_names_begin_with_may_be_missing_and_no_other(tmp_path
     assert [file.is_file() for file in photos.files] == [True, False, True]
 
 
+def test_fiftyone_takes_only_endings_of_images_from_names(tmp_path: Path) -> None:
+    names = ("a", "a.1", "a.2")
+    for name in names:
+        write_image(tmp_path / "data" / f"{name}.jpg")
+    labels = {"a": ["dog"], "a.1": ["sofa"], "a.2": []}
+    write_text(tmp_path / "labels.json", json.dumps({"labels": labels}))
+    expected = {"a.jpg": {"dog"}, "a.1.jpg": {"couch"}, "a.2.jpg": set()}
+    assert shown(read("fiftyone", tmp_path, PEOPLES), PEOPLES) == expected
+    for ending in ("", ".jpg"):
+        data = {f"{name}{ending}": f"data/{name}.jpg" for name in names}
+        write_text(tmp_path / "data.json", json.dumps(data))
+        photos = read("fiftyone", tmp_path, PEOPLES)
+        assert all(file.is_file() for file in photos.files)
+        assert shown(photos, PEOPLES) == expected
+
+
+@pytest.mark.parametrize("tool", ["fiftyone", "yolo"])
+def test_a_name_without_its_ending_must_be_of_one_image(tmp_path: Path, tool: str) -> None:
+    exported(tool, tmp_path)
+    other = tmp_path / EXPORTS[tool][1] / "in" / "a.png"
+    write_image(other)
+    with pytest.raises(ValueError, match=r"in/a.*must have one image; .*a\.jpg.* and .*a\.png"):
+        read(tool, tmp_path, PEOPLES)
+    other.rename(tmp_path / EXPORTS[tool][1] / "other.png")  # nobody labelled it
+    assert shown(read(tool, tmp_path, PEOPLES), PEOPLES) == EXPECTED
+
+
+def name_image(dataset: str, root: Path, name: str) -> None:
+    """Write annotations of one image, with a dog."""
+    box = {"image_id": 1, "category_id": 1}
+    coco = {"images": [{"id": 1, "file_name": name}], "categories": [{"id": 1, "name": "dog"}]}
+    item = {"id": name, "annotations": [{"type": "label", "label_id": 2}]}
+    written = {
+        "label_studio": ("e.json", json.dumps([task(name, choices("dog"))])),
+        "cvat": (
+            "e.xml",
+            CVAT[: CVAT.index("<image")]
+            + f'<image name="{name}"><tag label="dog"/></image></annotations>',
+        ),
+        "datumaro": ("annotations/e.json", json.dumps({**DATUMARO, "items": [item]})),
+        "fiftyone": ("labels.json", json.dumps({"labels": {name: "dog"}})),
+        "coco_json": ("annotations.json", json.dumps({**coco, "annotations": [box]})),
+        "folder": ("labels.csv", f"{name},dog\n"),
+        "review": ("review.csv", f"{name},dog,yes\n"),
+    }
+    write_text(root / written[dataset][0], written[dataset][1])
+
+
+NAMING = ("label_studio", "cvat", "datumaro", "fiftyone", "coco_json", "folder", "review")
+
+
+@pytest.mark.parametrize("dataset", NAMING)
+def test_annotations_name_no_image_outside_their_folder(tmp_path: Path, dataset: str) -> None:
+    root, reader = tmp_path / "x" / "root", "folder" if dataset == "review" else dataset
+    write_image(tmp_path / "a.jpg")
+    (root / "images").mkdir(parents=True)
+    (root / "data").mkdir()
+    refused = "must be in" if dataset != "folder" else "must be a file in"
+    for name in (
+        str(tmp_path / "a.jpg"),
+        *("../" * up + "a.jpg" for up in range(1, 6)),
+        "y/../../../a.jpg",
+    ):
+        name_image(dataset, root, name)
+        with pytest.raises(ValueError, match=f"{refused} {tmp_path}|none of 1 images can be read"):
+            read(reader, root, PEOPLES)
+    # The owner of a folder may put links there, and tools write whole paths.
+    (root / "link").symlink_to(tmp_path)
+    for name in ("link/a.jpg", str(root / "link" / "a.jpg"), f"{root}/images/../link/a.jpg"):
+        name_image(dataset, root, name)
+        (file,) = read(reader, root, PEOPLES).files
+        assert file.samefile(tmp_path / "a.jpg"), name
+
+
+def test_fiftyones_data_may_be_anywhere(tmp_path: Path) -> None:
+    write_image(tmp_path / "here" / "a.jpg")
+    write_image(tmp_path / "there" / "a.jpg")
+    root = tmp_path / "x" / "export"
+    write_text(root / "labels.json", json.dumps({"labels": {"1": "dog", "2": "sofa"}}))
+    files = {str(i): str(tmp_path / n / "a.jpg") for i, n in enumerate(("here", "there"), 1)}
+    write_text(root / "data.json", json.dumps(files))
+    assert [str(file) for file in read("fiftyone", root, PEOPLES).files] == list(files.values())
+
+
 @pytest.fixture
 def convert(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -513,6 +611,8 @@ def test_convert_refuses_what_is_not_a_file_of_tags(convert: Callable[..., Done]
     head = Path("tags.jsonl").read_text().splitlines()[0]
     for lines, message in (
         ("{}", "t.jsonl: must be a file of tags that `datafree tag --out` wrote"),
+        ("[" * 100_000, "t.jsonl: must be a file of tags that `datafree tag --out` wrote"),
+        (head + "\n" + "[" * 100_000, "t.jsonl: row 1: nested too deeply"),
         (head + '\n{"file": "a.jpg"}', "t.jsonl: row 1: 'tags' is missing"),
         (head + '\n{"file": "a.jpg", "tags": []}\n{', "t.jsonl: row 2: "),
         (head + '\n{"file": "a\\ud800.jpg", "tags": []}', "t.jsonl: row 1: 'utf-8' codec"),
@@ -533,12 +633,30 @@ def test_convert_refuses_what_is_not_a_file_of_tags(convert: Callable[..., Done]
             assert (done.code, done.err.count("\n")) == (2, 1), done.err
             assert message in done.err
     assert sorted(file.name for file in Path().iterdir()) == ["t.jsonl", "tags.jsonl"]
+    cells = f"a.jpg,{'a' * 200_000},0.5,"
+    Path("t.csv").write_text(f'# {{"made_with": {{}}}}\nfile,tags,scores,error\n{cells}\n')
+    done = convert("t.csv", "--out", "out.jsonl")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "t.csv: row 1: field larger than field limit" in done.err
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_table_need_not_say_what_it_was_made_with(
+    convert: Callable[..., Done], tool: str
+) -> None:
+    row = '{"file": "a.jpg", "tags": []}'
+    for number, made_with in enumerate(("{}", '{"artifact": 7}')):
+        Path("t.jsonl").write_text(f'{{"made_with": {made_with}}}\n{row}\n')
+        suffix = TOOLS[tool].suffix
+        done = convert("t.jsonl", "--format", tool, "--out", f"{number}{suffix}")
+        assert (done.code, done.err.splitlines()[0]) == (0, "1 image")
 
 
 def test_convert_and_its_options(convert: Callable[..., Done]) -> None:
     write_table(Path("tags.jsonl"))
     Path("there.csv").touch()
     Path("there").mkdir()
+    Path("mine.config.xml").touch()
     for arguments, message in (
         (("--out", "x.txt"), "must end in .jsonl or .csv or .parquet, or --format name a tool"),
         (("--out", "there.csv"), "--out: there.csv exists already"),
@@ -549,6 +667,10 @@ def test_convert_and_its_options(convert: Callable[..., Done]) -> None:
         (("--format", "cvat", "--out", "x.json"), "x.json must be a file ending in .xml"),
         (("--format", "yolo", "--out", "x.txt"), "x.txt must be the name of a new folder"),
         (("--format", "yolo", "--out", "there"), "--out: there exists already"),
+        (
+            ("--format", "label_studio", "--out", "mine.json"),
+            "--out: mine.config.xml exists already",
+        ),
         (("--format", "cvat", "--out", "there/x.xml"), "must be in a folder above the images"),
     ):
         done = convert("tags.jsonl", *arguments)

@@ -19,7 +19,9 @@ from orchestrator.tagging.tags_file import tags_writer
 from prompt_tuning import Artifact
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.registry import DatasetSettings, read_photos
-from prompt_tuning.label_formats.tag_row import plain
+from prompt_tuning.plain_text import plain
+from prompt_tuning.sidecars.packet import Packet
+from prompt_tuning.tagging.artifact import version_of
 
 
 @pytest.fixture
@@ -92,6 +94,9 @@ def test_a_library_is_tagged_corrected_tagged_again_and_untagged(
     levels = dict.fromkeys(path.split("|"))  # a group may be called like its only label
     assert "|".join(levels) in Path("photos/a.png.xmp").read_text("utf-8")
 
+    record = Packet(Path("photos/a.png.xmp").read_bytes()).keywords.record
+    assert record is not None and record.artifact == version_of(artifact)
+
     written = {file: version(file) for file in Path("photos").glob("*.xmp")}
     assert "0 sidecars written, 3 already" in datafree(*command).err
     assert {file: version(file) for file in Path("photos").glob("*.xmp")} == written
@@ -116,7 +121,7 @@ def test_a_library_is_tagged_corrected_tagged_again_and_untagged(
 
     dry = datafree("untag", "photos", "--dry-run")
     assert "photos/b.png.xmp: −" in dry.out and "file removed" in dry.out
-    assert "1 sidecars would be removed, 2 would be cleaned of our tags" in dry.err
+    assert "1 sidecar would be removed, 2 would be cleaned of our tags" in dry.err
     assert datafree("untag", "photos").code == 0
     assert names_below("photos") == sorted([*before, "photos/a.png.xmp"])
     assert Path("photos/c.png.xmp").read_text("utf-8") == PROGRAMS["darktable"]
@@ -168,6 +173,8 @@ def test_tags_of_a_file_go_into_sidecars_however_they_are_named(
     assert "photos/one.JPG.xmp: +salt-pepper +and/or" in dry.out
     assert "photos/raw.xmp beside photos/raw.jpg.xmp" in dry.err
     assert not Path("photos/one.JPG.xmp").exists()
+    assert datafree("untag", "photos/b*", "photos/two.jpg", "typo.jpg").code == 2
+    assert Path("photos/b\udcff\n.jpg.xmp").exists()
     assert datafree("untag", "photos/b*", "photos/two.jpg").code == 0
     assert not Path("photos/b\udcff\n.jpg.xmp").exists()
     assert not Path("photos/two.xmp").exists()
@@ -190,7 +197,7 @@ def test_what_cannot_be_edited_is_named_and_the_rest_is_done(
         assert "b.jpg.xmp: read-only" in done.err
         assert "c.jpg.xmp: a link to a file that does not exist" in done.err
         assert "3 sidecars could not be written" in done.err
-        assert "1 images are gone, and got no sidecar, such as:\n  x/e.jpg" in done.err
+        assert "1 image is gone, and got no sidecar:\n  x/e.jpg" in done.err
     assert keywords("d.jpg.xmp") == ["dog"]
     assert not Path("x").exists()
     assert Path("a.jpg.xmp").read_bytes() == b"<x:xmpmeta"
@@ -275,7 +282,9 @@ def test_the_last_level_of_the_users_hierarchy_is_a_label(tmp_path: Path) -> Non
 def test_sidecars_without_an_answer_are_refused_as_labels(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     write_sidecar(tmp_path / "a.jpg.xmp", "elk")
-    with pytest.raises(ValueError, match=r"no keyword in 1 sidecars .* there are: Tom & Ann, elk"):
+    with pytest.raises(
+        ValueError, match=r"no keyword of its sidecars is .* there are: Tom & Ann, elk"
+    ):
         read(tmp_path)
     (tmp_path / "a.jpg.xmp").write_bytes(b"<")
     with pytest.raises(ValueError, match=r"a\.jpg\.xmp: not XMP"):

@@ -460,7 +460,7 @@ def test_formats_of_tools_are_written_from_rows_that_are_kept(tag: Callable[...,
     assert (done.code, "--out: made exists already" in done.err) == (2, True)
     Path("elsewhere").mkdir()
     for arguments, message in (
-        (("--format", "cvat"), "--format: only goes with --out"),
+        (("--format", "cvat"), "--out: is missing, for --format cvat"),
         (("--format", "cvat", "--out", "elsewhere/x.xml"), "must be in a folder above the images"),
         (
             ("--format", "cvat", "--out", "x.jsonl"),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from orchestrator.console import StageProgress
+from orchestrator.console import StageProgress, counted
 from orchestrator.errors import InputError, as_input_error
 from orchestrator.tagging.sidecars import SidecarSettings, SidecarWriter
 from orchestrator.tagging.tags_file import read_made_with, read_tags, tags_writer
@@ -24,9 +26,7 @@ def convert_tags(tags: Path, out: Path, tool: str | None, console: Console) -> N
     Raises:
         InputError: for a file that is not one of tags, with the row.
     """
-    made_with = read_made_with(tags)
-    if made_with is None:
-        raise InputError(f"{tags}: must be a file of tags that `datafree tag --out` wrote")
+    made_with = _made_with(tags)
     # Formats begin with the list of labels, so the rows are read twice.
     labels: dict[str, None] = {}
     images = unreadable = 0
@@ -39,7 +39,7 @@ def convert_tags(tags: Path, out: Path, tool: str | None, console: Console) -> N
             for row in _rows(tags):
                 write(row)
         left_out = f", {unreadable:,} left out because they could not be read"
-        console.print(f"{images - unreadable:,} images{left_out if unreadable else ''}")
+        console.print(f"{counted(images - unreadable, 'image')}{left_out if unreadable else ''}")
     else:
         with (
             replacing(out) as temporary,
@@ -47,7 +47,7 @@ def convert_tags(tags: Path, out: Path, tool: str | None, console: Console) -> N
         ):
             for row in _rows(tags):
                 write_table(row)
-        console.print(f"{images:,} images")
+        console.print(counted(images, "image"))
     for file in written_files(out, tool):
         console.print(str(file), soft_wrap=True, highlight=False, markup=False)
 
@@ -63,9 +63,7 @@ def tags_to_sidecars(
     Raises:
         InputError: for a file that is not one of tags, with the row, or a bad artifact.
     """
-    made_with = read_made_with(tags)
-    if made_with is None:
-        raise InputError(f"{tags}: must be a file of tags that `datafree tag --out` wrote")
+    made_with = _made_with(tags)
     tree: dict[str, dict[str, list[str]]] = {}
     if artifact:
         from prompt_tuning.tagging.artifact import Artifact  # which imports PyTorch
@@ -83,6 +81,14 @@ def tags_to_sidecars(
     return not writer.failed
 
 
+def _made_with(tags: Path) -> dict[str, Any]:
+    """What a file of tags was made with. Raises InputError for any other file."""
+    made_with = read_made_with(tags)
+    if made_with is None:
+        raise InputError(f"{tags}: must be a file of tags that `datafree tag --out` wrote")
+    return made_with
+
+
 def _rows(tags: Path) -> Iterator[Row]:
     """The rows of a file of tags. Raises InputError with the row that is wrong."""
     done = 0
@@ -97,7 +103,9 @@ def _rows(tags: Path) -> Iterator[Row]:
             done += 1
     except KeyError as error:
         raise InputError(f"{tags}: row {done + 1}: {error} is missing") from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except RecursionError:
+        raise InputError(f"{tags}: row {done + 1}: nested too deeply") from None
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         line = " ".join(str(error).split())
         raise InputError(f"{tags}: row {done + 1}: {line}") from None
 

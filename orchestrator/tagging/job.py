@@ -37,7 +37,8 @@ from orchestrator.tagging.tags_file import (
     tags_writer,
 )
 from orchestrator.tagging.tool_formats import check_images_below, tool_writer, written_files
-from prompt_tuning.label_formats.tag_row import Row, plain
+from prompt_tuning.label_formats.tag_row import Row
+from prompt_tuning.plain_text import plain
 from prompt_tuning.storage import (
     MANIFEST,
     canonical_json,

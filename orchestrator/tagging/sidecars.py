@@ -10,17 +10,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from glob import glob
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 
+from orchestrator.console import counted
 from orchestrator.errors import InputError
 from prompt_tuning.label_formats.tag_row import Row, file_of
+from prompt_tuning.plain_text import printable
 from prompt_tuning.sidecars.editing import apply, rejections, tagged, untagged
 from prompt_tuning.sidecars.keywords import keyword, paths_of
 from prompt_tuning.sidecars.merge import Suggestion
 from prompt_tuning.sidecars.places import STYLES, Places, Style, sidecars_below
+from prompt_tuning.storage import VERSION_DIGITS
 
 _SHOWN = 3
 
@@ -51,20 +55,24 @@ def sidecar_settings(
 
 
 class Notices:
-    """Sidecars of which something is to be said, with their number and the first few."""
+    """Sidecars of which something is to be said, with their number and the first few.
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    `one`, `many`: what is said after their number.
+    """
+
+    def __init__(self, one: str, many: str) -> None:
+        self._one, self._many = one, many
         self.count = 0
         self._first: list[str] = []
 
     def add(self, example: str) -> None:
         self.count += 1
-        self._first += [_printable(example)] if self.count <= _SHOWN else []
+        self._first += [printable(example)] if self.count <= _SHOWN else []
 
     def lines(self) -> Iterator[str]:
         if self.count:
-            yield f"{self.count:,} {self._text}, such as:"
+            text, such_as = (self._one, ":") if self.count == 1 else (self._many, ", such as:")
+            yield f"{self.count:,} {text}{such_as}"
             yield from (f"  {example}" for example in self._first)
 
 
@@ -82,16 +90,27 @@ class SidecarWriter:
         settings: SidecarSettings,
         console: Console,
     ) -> None:
-        self._version, self._paths = artifact[:16], paths_of(tree)
+        self._version, self._paths = artifact[:VERSION_DIGITS], paths_of(tree)
         self._places = Places(settings.style)
         self._dry_run, self._console = settings.dry_run, console
         self._folder: Path | None = None
         self._given: dict[Path, Path] = {}  # of this folder: whose tags a sidecar has
         self.written = self.same = self._failed = 0
-        self._gone = Notices("images are gone, and got no sidecar")
-        self._other = Notices("images have a second sidecar, which stays as it is")
-        self._shared = Notices("sidecars belong to another file of the same name as well")
-        self._taken = Notices("images got no tags, as their sidecar has those of another image")
+        self._gone = Notices(
+            "image is gone, and got no sidecar", "images are gone, and got no sidecar"
+        )
+        self._other = Notices(
+            "image has a second sidecar, which stays as it is",
+            "images have a second sidecar, which stays as it is",
+        )
+        self._shared = Notices(
+            "sidecar belongs to another file of the same name as well",
+            "sidecars belong to another file of the same name as well",
+        )
+        self._taken = Notices(
+            "image got no tags, as its sidecar has those of another image",
+            "images got no tags, as their sidecar has those of another image",
+        )
 
     def add(self, row: Row) -> None:
         """Write an image's tags; an image that could not be read keeps its sidecar as it is."""
@@ -142,11 +161,11 @@ class SidecarWriter:
     def summary(self) -> Iterator[str]:
         """Lines for people."""
         would = "would be written" if self._dry_run else "written"
-        yield f"{self.written:,} sidecars {would}, {self.same:,} already as they should be"
+        yield f"{counted(self.written, 'sidecar')} {would}, {self.same:,} already as they should be"
         for notice in (self._other, self._shared, self._taken, self._gone):
             yield from notice.lines()
         if self._failed:
-            yield f"{self._failed:,} sidecars could not be written (see above)"
+            yield f"{counted(self._failed, 'sidecar')} could not be written (see above)"
 
 
 def untag_images(names: list[str], dry_run: bool, console: Console) -> bool:
@@ -175,39 +194,38 @@ def untag_images(names: list[str], dry_run: bool, console: Console) -> bool:
             failed += 1
             _complain(console, error)
     would = "would be " if dry_run else ""
-    lines = [f"{removed:,} sidecars {would}removed, {clean:,} {would}cleaned of our tags"]
+    lines = [f"{counted(removed, 'sidecar')} {would}removed, {clean:,} {would}cleaned of our tags"]
     if forgotten:
-        lines.append(f"{forgotten:,} tags that were taken out by hand {would}forgotten")
+        lines.append(f"{counted(forgotten, 'tag')} taken out by hand {would}forgotten")
     if failed:
-        lines.append(f"{failed:,} sidecars could not be edited (see above)")
+        lines.append(f"{counted(failed, 'sidecar')} could not be edited (see above)")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     return not failed
 
 
 def _named_sidecars(names: list[str]) -> Iterator[Path]:
-    for name in names:
-        found = [name] if os.path.lexists(name) else sorted(glob(name, recursive=True))
+    """Raises InputError before the first sidecar, so that nothing is edited for a command with a
+    mistake."""
+    matches = [
+        [name] if os.path.lexists(name) else sorted(glob(name, recursive=True)) for name in names
+    ]
+    for name, found in zip(names, matches, strict=True):
         if not found:
             raise InputError(f"{name}: no such file or folder, and no pattern with a match")
-        for path in map(Path, found):
-            if path.is_dir():
-                yield from sidecars_below(path)
-            elif path.name.lower().endswith(".xmp"):
-                yield path
-            else:
-                places = {Places(style).of(path).sidecar for style in STYLES}
-                yield from sorted(place for place in places if os.path.lexists(place))
+    for path in map(Path, chain.from_iterable(matches)):
+        if path.is_dir():
+            yield from sidecars_below(path)
+        elif path.name.lower().endswith(".xmp"):
+            yield path
+        else:
+            places = {Places(style).of(path).sidecar for style in STYLES}
+            yield from sorted(place for place in places if os.path.lexists(place))
 
 
 def _print_change(sidecar: Path, changed: list[str]) -> None:
-    print(f"{_printable(str(sidecar))}: {_printable(' '.join(changed) or 'only our record')}")
+    print(f"{printable(str(sidecar))}: {printable(' '.join(changed) or 'only our record')}")
 
 
 def _complain(console: Console, error: ValueError) -> None:
-    console.print(_printable(str(error)), soft_wrap=True, highlight=False, markup=False)
-
-
-def _printable(text: str) -> str:
-    """File names are any bytes; a terminal would obey some of them."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    console.print(printable(str(error)), soft_wrap=True, highlight=False, markup=False)

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.label_formats.tag_row import Row, plain
+from prompt_tuning.label_formats.tag_row import Row
+from prompt_tuning.plain_text import plain, printable
 from prompt_tuning.storage import canonical_json
 from prompt_tuning.tagging.tag_stream import Tagged
 
@@ -36,10 +37,7 @@ def line_of(row: Row) -> str:
     """A row as a line for people: file, tab, tags with scores; control characters are escaped."""
     tags = ", ".join(f"{tag['name']} {tag['score']:.2f}" for tag in row["tags"])
     result = f"error: {row['error']}" if "error" in row else tags
-    return "\t".join(
-        "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part)
-        for part in (row["file"], result)
-    )
+    return "\t".join(map(printable, (row["file"], result)))
 
 
 def json_line(value: Any) -> str:
@@ -91,7 +89,8 @@ def read_made_with(path: Path) -> dict[str, Any] | None:
             return dict(json.loads(metadata[_KEY.encode()]))
         with path.open(encoding="utf-8") as stream:
             return dict(json.loads(stream.readline().removeprefix("# "))[_KEY])
-    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+    # pyarrow's errors are ValueErrors, and what nests too deeply is not ours.
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -21,6 +21,7 @@ from prompt_tuning.label_formats.fiftyone import write_fiftyone
 from prompt_tuning.label_formats.label_studio import config_file, write_label_studio
 from prompt_tuning.label_formats.tag_row import Row
 from prompt_tuning.label_formats.yolo import write_yolo
+from prompt_tuning.plain_text import as_named, plain
 
 
 class Tool(NamedTuple):
@@ -45,21 +46,23 @@ TOOLS = {
 
 
 def check_target(out: Path, tool: str) -> None:
-    """Check the name of a file or folder to write for a tool. Raises InputError."""
+    """Check the name of a file or folder to write for a tool, and that none of what will be
+    written exists. Raises InputError."""
     if tool not in TOOLS:
         raise InputError(f"--format: must be one of {', '.join(TOOLS)} (got {tool[:80]!r})")
     suffix = TOOLS[tool].suffix
     if out.suffix != suffix:
         wanted = f"a file ending in {suffix}" if suffix else "the name of a new folder"
         raise InputError(f"--out: {out} must be {wanted} for --format {tool}")
-    if os.path.lexists(out):
-        raise InputError(f"--out: {out} exists already; remove it, or choose another name")
+    for file in written_files(out, tool):
+        if os.path.lexists(file):
+            raise InputError(f"--out: {file} exists already; remove it, or choose another name")
 
 
 def check_images_below(out: Path, images: Iterable[Path]) -> None:
     """Check that a target can name all images. Raises InputError."""
     for file in images:
-        _relative(str(file), out.absolute().parent)
+        _relative(plain(str(file)), out.absolute().parent)
 
 
 @contextmanager
@@ -84,15 +87,20 @@ def written_files(out: Path, tool: str | None) -> list[Path]:
 
 
 def _relative(file: str, folder: Path) -> str:
-    """The name of an image as seen from a folder above it. Raises InputError."""
-    parent, name = os.path.split(file)
+    """The name of an image as seen from a folder above it. Raises InputError.
+
+    `file` and the name are as `plain` has them; what lies where is told by the original names.
+    """
+    parent, name = os.path.split(as_named(file))
+    if name in ("", ".", ".."):
+        raise InputError(f"file must be the path of an image (got {file!r})")
     inner = _relative_folder(parent, folder)
     if inner == ".." or inner.startswith("../"):
         raise InputError(
             f"--out: must be in a folder above the images, because they are named from there "
             f"({file} is not below {folder}; a link to their folder there will do)"
         )
-    return name if inner == "." else os.path.join(inner, name)
+    return plain(name if inner == "." else os.path.join(inner, name))
 
 
 @lru_cache(maxsize=1024)

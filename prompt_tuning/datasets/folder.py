@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets import review_answers
-from prompt_tuning.datasets.labelled_images import LabelledImages, image_file
+from prompt_tuning.datasets.labelled_images import LabelledImages, existing_image
 from prompt_tuning.plain_text import decoded
 
 LAYOUT = (
@@ -98,7 +97,7 @@ def _rows(text: str, folder: Path) -> list[Row]:
 
     def fits(rows: list[Row]) -> tuple[int, int]:
         names = [cells[0] for _, cells in rows[:_ROWS_TRIED]]
-        found = sum(os.path.isfile(image_file(folder, name)) for name in names)
+        found = sum(existing_image(folder, name) is not None for name in names)
         return found, -len("".join(names[:1]))  # a tie: the separator that occurs first
 
     return max(split.values(), key=fits)
@@ -106,7 +105,7 @@ def _rows(text: str, folder: Path) -> list[Row]:
 
 def _is_header(row: Row, folder: Path, find: Find) -> bool:
     name, *cells = row[1]
-    if Path(name.strip()).suffix or os.path.isfile(image_file(folder, name)):
+    if Path(name.strip()).suffix or existing_image(folder, name):
         return False
     names = [cell for cell in cells if cell.strip()]
     return bool(_HEADER_OF_FILES.fullmatch(name.strip())) or (
@@ -119,8 +118,8 @@ def _file(row: Row, folder: Path) -> Path:
     number, (name, *cells) = row
     if not cells:
         raise ValueError(f"row {number}: must be path,label;label (got {name!r})")
-    file = image_file(folder, name)
-    if not os.path.isfile(file):
+    file = existing_image(folder, name)
+    if file is None:
         raise ValueError(f"row {number}: {name!r} must be a file in {folder}")
     return file
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.images import open_image
-from prompt_tuning.label_formats.tag_row import as_named
+from prompt_tuning.plain_text import as_named
 from prompt_tuning.storage import digest, file_digest
 
 
@@ -78,20 +78,52 @@ class LabelledImages:
             return cls(files, arrays["labels"], arrays.get("ignored"), others)
 
 
-def image_file(folder: Path, name: str) -> Path:
+def image_file(folder: Path, name: str, root: Path | None = None) -> Path:
     """The image file with a name from annotations; it may not exist.
+
+    The name's matches are those of `existing_image`. `root`: `folder` or a folder above it.
+
+    Raises:
+        ValueError: for a name that leads out of `root`.
+    """
+    if file := existing_image(folder, name, root):
+        return file
+    file = _inside(root or folder, folder, _plain_path(name))
+    if file is None:
+        raise ValueError(f"an image must be in {root or folder} (got {name!r})")
+    return file
+
+
+def existing_image(folder: Path, name: str, root: Path | None = None) -> Path | None:
+    """The image file with a name from annotations, or None.
 
     The exact name wins, with the original bytes where `plain` escaped it. Otherwise names of other
     systems and tools match too: with spaces around them, with backslashes, with `./`, or with
-    accents in the other Unicode normal form.
+    accents in the other Unicode normal form. A name that leads out of `root` (`folder`, if it is
+    not given) by `..` or from the file system's root matches nothing: annotations may be anyone's,
+    and what they name is shown on pages. A link in the folder is its owner's, and is followed.
     """
-    plain = os.path.normpath(name.strip().replace("\\", "/"))
+    plain = _plain_path(name)
     forms = (unicodedata.normalize(form, plain) for form in ("NFC", "NFD"))
-    for spelling in (as_named(name), os.path.normpath(name), plain, *forms):
+    for spelling in (os.path.normpath(as_named(name)), os.path.normpath(name), plain, *forms):
         # Unlike Path.is_file, this accepts names that are too long.
-        if os.path.isfile(folder / spelling):
-            return folder / spelling
-    return folder / plain
+        file = _inside(root or folder, folder, spelling)
+        if file and os.path.isfile(file):
+            return file
+    return None
+
+
+def _plain_path(name: str) -> str:
+    return os.path.normpath(name.strip().replace("\\", "/"))
+
+
+def _inside(root: Path, folder: Path, path: str) -> Path | None:
+    """The file with a normal path from `folder`; None if that leads out of `root`."""
+    if not path.startswith((os.sep, os.pardir)):
+        return folder / path
+    file = os.path.normpath(folder / path)  # of names: `..` of a link is not its target's parent
+    within = (os.path.join(base(root), "") for base in (os.path.abspath, os.path.realpath))
+    return Path(file) if os.path.abspath(file).startswith(tuple(within)) else None
 
 
 def read_lines(file: Path, where_to_get: str) -> list[str]:

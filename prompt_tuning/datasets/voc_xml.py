@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets.labelled_images import LabelledImages, image_file, labels_over
+from prompt_tuning.datasets.labelled_images import LabelledImages, existing_image, labels_over
 from prompt_tuning.datasets.voc import OTHER_NAMES, Difficult
 from prompt_tuning.images import image_suffixes
 
@@ -118,8 +117,8 @@ class _Images:
         around = list(self._around(file.parent, folder))
         for name in dict.fromkeys((filename, Path(filename).name)):
             for _, folders in around if name else ():
-                images = (image_file(near, name) for near in folders)
-                if found := [image for image in images if os.path.isfile(image)]:
+                images = (existing_image(near, name, self._root) for near in folders)
+                if found := [image for image in images if image]:
                     return _only(file, found)
         # Other folders only if `filename` is not an image: a mask may have the same stem.
         named = filename.lower().endswith(image_suffixes())

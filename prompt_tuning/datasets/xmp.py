@@ -62,7 +62,7 @@ def read_xmp(categories: CategoryList, root: Path) -> LabelledImages:
     if not said:
         listed = ", ".join(sorted(others)[:10])
         raise ValueError(
-            f"{root}: no keyword in {count} sidecars is in the category list; "
+            f"{root}: no keyword of its sidecars is in the category list; "
             + (f"there are: {listed}" if listed else "nobody has added or removed any")
         )
     labels = np.zeros((len(said), len(categories)), dtype=bool)

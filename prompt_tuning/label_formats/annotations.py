@@ -6,7 +6,6 @@ Each tool's module reads its own files and gives an `Annotated` for each image.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -16,7 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.datasets.labelled_images import LabelledImages, image_file, labels_over
+from prompt_tuning.datasets.labelled_images import (
+    LabelledImages,
+    existing_image,
+    image_file,
+    labels_over,
+)
 
 _TRIED = 50
 
@@ -78,11 +82,17 @@ def text(value: Any, field: str) -> str:
     return value
 
 
-def located(folders: Sequence[Path], entries: Sequence[Annotated]) -> list[tuple[Path, Annotated]]:
+def located(
+    folders: Sequence[Path], entries: Sequence[Annotated], root: Path
+) -> list[tuple[Path, Annotated]]:
     """Each image's file, in the folder where most of the images are found.
 
     Tools name images from a folder of their own: folders that all names begin with may be missing.
     Images that are gone are listed too, so that what reads images can say which are gone.
+    `root`: the folder that all of `folders` are in.
+
+    Raises:
+        ValueError: with the place, for a name that leads out of `root`.
     """
     names = [entry.image for entry in entries]
     shared = _shared_folders(names)
@@ -90,10 +100,17 @@ def located(folders: Sequence[Path], entries: Sequence[Annotated]) -> list[tuple
     tried = names[:: max(1, len(names) // _TRIED)]
 
     def found(choice: tuple[Path, int]) -> int:
-        return sum(os.path.isfile(_file(*choice, name)) for name in tried)
+        folder, skip = choice
+        return sum(existing_image(folder, _without(skip, name), root) is not None for name in tried)
 
-    best = max(choices, key=found)  # the first of equals
-    return [(_file(*best, entry.image), entry) for entry in entries]
+    folder, skip = max(choices, key=found)  # the first of equals
+    files = []
+    for entry in entries:
+        try:
+            files.append((image_file(folder, _without(skip, entry.image), root), entry))
+        except ValueError as error:
+            raise ValueError(f"{entry.place}: {error}") from None
+    return files
 
 
 def labelled_images(
@@ -147,7 +164,6 @@ def _shared_folders(names: list[str]) -> list[str]:
     return [one for one, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
 
 
-def _file(folder: Path, skip: int, name: str) -> Path:
-    if skip:
-        name = "/".join(name.replace("\\", "/").split("/")[skip:])
-    return image_file(folder, name)
+def _without(skip: int, name: str) -> str:
+    """A name without the first `skip` folders."""
+    return "/".join(name.replace("\\", "/").split("/")[skip:]) if skip else name

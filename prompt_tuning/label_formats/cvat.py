@@ -12,7 +12,8 @@ from xml.sax.saxutils import escape, quoteattr
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.label_formats.annotations import Annotated, labelled_images, located, only_file
-from prompt_tuning.label_formats.tag_row import Row, as_named, xml_plain
+from prompt_tuning.label_formats.tag_row import Row
+from prompt_tuning.plain_text import as_named, xml_plain
 from prompt_tuning.storage import replacing
 
 LAYOUT = "a folder with CVAT's export (CVAT for images 1.1, XML) and the images"
@@ -74,7 +75,7 @@ def read_cvat(categories: CategoryList, root: Path) -> LabelledImages:
     except (ParseError, ValueError, LookupError) as error:
         place = content.place and f"{content.place}: "
         raise ValueError(f"{file}: {place}{error}") from None
-    images = located([root, root / "images"], content.images)
+    images = located([root, root / "images"], content.images, root)
     return labelled_images(categories, file, images, content.labels)
 
 

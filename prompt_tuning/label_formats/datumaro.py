@@ -109,7 +109,7 @@ def read_datumaro(categories: CategoryList, root: Path) -> LabelledImages:
                     )
                 )
         images = root / "images"
-        entries += located([images / file.stem, images, root, root.parent], of_file)
+        entries += located([images / file.stem, images, root, root.parent], of_file, root.parent)
     return labelled_images(categories, root, entries, classes)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages
+from prompt_tuning.images import image_suffixes
 from prompt_tuning.label_formats.annotations import (
     Annotated,
     labelled_images,
@@ -75,7 +76,12 @@ def read_fiftyone(categories: CategoryList, root: Path) -> LabelledImages:
     with reading(file, "classes"):
         classes = [text(name, "a class") for name in described.get("classes") or ()]
         targets: dict[str, Any] = dict(described["labels"])
-    images = _images(root)
+    paths = _paths(root)
+    without_ending: dict[str, list[str]] = {}
+    for key in paths:
+        stem, ending = os.path.splitext(key)
+        if ending.lower() in image_suffixes():
+            without_ending.setdefault(stem, []).append(key)
     entries = []
     for sample, target in targets.items():
         place = f"sample {sample!r}"
@@ -84,21 +90,28 @@ def read_fiftyone(categories: CategoryList, root: Path) -> LabelledImages:
                 continue
             several = target if isinstance(target, list) else [target]
             names = frozenset(_name(item, classes) for item in several)
-            entries.append(Annotated(place, images.get(sample, sample), names))
-    listed = located([root / "data", root, root.parent], entries)
+            keys = [sample] if sample in paths else without_ending.get(sample, ())
+            if len(keys) > 1:
+                raise ValueError(f"must have one image; {keys[0]!r} and {keys[1]!r} have its name")
+            image = paths[keys[0]] if keys else sample
+            entries.append(Annotated(place, image, names))
+    # The one format whose files are wherever the data set says, and may be in many folders.
+    within = Path(root.absolute().anchor) if (root / "data.json").is_file() else root.parent
+    listed = located([root / "data", root, root.parent], entries, within)
     return labelled_images(categories, file, listed, classes)
 
 
-def _images(root: Path) -> dict[str, str]:
-    """The image of each sample, relative to `root` or absolute."""
+def _paths(root: Path) -> dict[str, str]:
+    """The image's path, relative to `root` or absolute, by a sample's name.
+
+    The name may have the ending of an image, which FiftyOne leaves out in `labels.json`.
+    """
     manifest = root / "data.json"
     if manifest.is_file():
         with reading(manifest, "samples"):
-            paths = {key: text(path, key) for key, path in dict(read_json(manifest)).items()}
-    else:
-        found = sorted(path.relative_to(root) for path in (root / "data").rglob("*.*"))
-        paths = {str(path.relative_to("data")): str(path) for path in found}
-    return {os.path.splitext(key)[0]: path for key, path in paths.items()}
+            return {key: text(path, key) for key, path in dict(read_json(manifest)).items()}
+    found = sorted(path.relative_to(root) for path in (root / "data").rglob("*.*"))
+    return {str(path.relative_to("data")): str(path) for path in found}
 
 
 def _name(item: Any, classes: list[str]) -> str:

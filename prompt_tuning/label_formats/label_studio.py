@@ -24,8 +24,9 @@ from prompt_tuning.label_formats.annotations import (
     reading,
     text,
 )
-from prompt_tuning.label_formats.tag_row import Row, as_named, xml_plain
-from prompt_tuning.storage import replacing, write_atomic
+from prompt_tuning.label_formats.tag_row import Row
+from prompt_tuning.plain_text import as_named, xml_plain
+from prompt_tuning.storage import VERSION_DIGITS, replacing, write_atomic
 
 LAYOUT = "a folder with Label Studio's export (JSON or JSON-MIN) and the images"
 
@@ -44,7 +45,7 @@ def write_label_studio(
     Images are local files below Label Studio's document root. A prediction's score is that of its
     least certain tag; all scores are in the task's data.
     """
-    version = f"datafree {made_with['artifact'][:12]}"
+    version = f"datafree {made_with.get('artifact', '')!s:.{VERSION_DIGITS}}".strip()
     before = "[\n"
 
     def write(row: Row) -> None:
@@ -123,7 +124,7 @@ def read_label_studio(categories: CategoryList, root: Path) -> LabelledImages:
         )
         for image, (place, sets) in answers.items()
     ]
-    return labelled_images(categories, file, located([root], entries), predicted)
+    return labelled_images(categories, file, located([root], entries, root), predicted)
 
 
 def _image(data: dict[str, Any]) -> str:

@@ -90,8 +90,8 @@ def read_yolo(categories: CategoryList, root: Path) -> LabelledImages:
     The images have the same names below `images/`, below `root`, or beside it.
 
     Raises:
-        ValueError: with the file and the line, for what is not in this format, or as
-            `labelled_images`.
+        ValueError: with the file and the line, for what is not in this format; with the file, if
+            two images have its name; or as `labelled_images`.
     """
     names = _names(root)
     folder = root / "labels"
@@ -108,7 +108,7 @@ def read_yolo(categories: CategoryList, root: Path) -> LabelledImages:
                 with reading(file, f"line {number}"):
                     shown.add(_name(line.split()[0], names))
         entries.append(Annotated(place, images.of(place), frozenset(shown)))
-    listed = located(images.folders, entries)
+    listed = located(images.folders, entries, root.parent)
     return labelled_images(categories, folder, listed, names.values())
 
 
@@ -143,20 +143,32 @@ class _Images:
 
     def __init__(self, folders: list[Path]) -> None:
         self.folders = folders
-        self._endings: dict[Path, dict[str, str]] = {}
+        self._named: dict[Path, dict[str, list[str]]] = {}
 
     def of(self, label_file: str) -> str:
-        """The image's name, or that of the label file if no image has it."""
+        """The image's name, or that of the label file if no image has it.
+
+        Raises:
+            ValueError: for two images whose names differ in their endings only.
+        """
         name = label_file.removesuffix(".txt")
+        inner, stem = os.path.split(name)
         for folder in self.folders:
-            if ending := self._in(folder / os.path.dirname(name)).get(os.path.basename(name)):
-                return name + ending
+            images = self._in(folder / inner).get(stem, ())
+            if len(images) > 1:
+                raise ValueError(
+                    f"{label_file}: must have one image; {images[0]} and {images[1]} in "
+                    f"{folder / inner} have its name"
+                )
+            if images:
+                return os.path.join(inner, images[0])
         return label_file
 
-    def _in(self, folder: Path) -> dict[str, str]:
-        """The endings of the images in a folder, by their names without."""
-        if folder not in self._endings:
-            names = os.listdir(folder) if folder.is_dir() else []
-            images = (n for n in sorted(names) if n.lower().endswith(image_suffixes()))
-            self._endings[folder] = dict(os.path.splitext(image) for image in images)
-        return self._endings[folder]
+    def _in(self, folder: Path) -> dict[str, list[str]]:
+        """The images in a folder, by their names without endings."""
+        if folder not in self._named:
+            named = self._named[folder] = {}
+            for image in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                if image.lower().endswith(image_suffixes()):
+                    named.setdefault(os.path.splitext(image)[0], []).append(image)
+        return self._named[folder]

@@ -19,7 +19,7 @@ from prompt_tuning.backbones.base import VLM, Geometry, VLMIdentity, VLMSettings
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.settings import Settings, message_of
-from prompt_tuning.storage import MANIFEST, file_digest, find_damage, publishing
+from prompt_tuning.storage import MANIFEST, VERSION_DIGITS, file_digest, find_damage, publishing
 from prompt_tuning.tagging.calibration import Calibration, CalibrationValues
 from prompt_tuning.tagging.new_labels import BRANCHES, TunedTokens, check_labels, prompt_new_labels
 from prompt_tuning.tagging.starter import artifact_folder
@@ -223,7 +223,7 @@ class Artifact:
 
 def version_of(folder: Path) -> str:
     """The version of the artifact in a folder. Raises OSError if it cannot be read."""
-    return file_digest(folder / MANIFEST)[:12]  # the manifest has all files' digests
+    return file_digest(folder / MANIFEST)[:VERSION_DIGITS]  # the manifest has all files' digests
 
 
 def holds_something_else(folder: Path) -> bool:
