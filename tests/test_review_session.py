@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,54 @@ def test_answers_are_counted_and_compared_with_the_tags_of_their_version(
     assert answers == {"cat": "unknown"}
 
 
+def test_an_undone_answer_is_asked_again(session: ReviewSession, review: ReviewFolder) -> None:
+    session.answer(B, "dog", "no")
+    assert session.answer(B, "dog", None) == "no"
+    for each in (session, ReviewSession(review)):
+        assert each.images_answered() == 0
+        assert each.answers_by_label()[0] == ("dog", 0, 0)
+    assert session.agreements() == []
+    assert session.item(B).questions == 2
+    assert [row.answer for row in session.item(B).rows] == [None, None]
+
+
+def test_answers_that_were_learned_from_are_not_compared(
+    session: ReviewSession, review: ReviewFolder
+) -> None:
+    session.answer(A, "dog", "yes")
+    session.answer(A, "sofa", "unknown")
+    session.learned()
+    session.set_scores(0, "v2", np.full(3, 0.5), np.array([0.9, 0.1, 0.0]))
+    session.answer(A, "dog", None)
+    session.answer(A, "dog", "no")
+    session.answer(A, "sofa", "no")  # said only now
+    assert session.agreements() == [("v1", 1, 1), ("v2", 1, 1)]
+    again = ReviewSession(review)  # whose artifact may be the improved one
+    again.set_scores(0, "v2", np.full(3, 0.5), np.array([0.9, 0.1, 0.0]))
+    again.answer(A, "dog", "yes")
+    again.answer(A, "cat", "yes")
+    assert again.agreements() == [("v2", 1, 0)]
+
+
+def test_images_are_chosen_while_others_are_scored(tmp_path: Path) -> None:
+    names = tuple(f"{number}.png" for number in range(2000))
+    folder = ReviewFolder(tmp_path, names, tmp_path / "a", tmp_path / "b", CATEGORIES)
+    session = ReviewSession(folder)
+    for place in range(1000):
+        session.set_scores(place, "v1", np.full(3, 0.5), "broken")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            choosing = [pool.submit(session.next_image, []) for _ in range(500)]
+            while not choosing[-1].done():
+                session.set_scores(1999, "v1", np.full(3, 0.5), "broken")
+                session.set_scores(1999, "v1", np.full(3, 0.5), np.zeros(3))
+            assert all(one.result() for one in choosing)
+    finally:
+        sys.setswitchinterval(before)
+
+
 def test_images_that_cannot_be_read_are_not_asked_about(session: ReviewSession) -> None:
     session.set_scores(1, "v1", np.full(3, 0.5), "not an image")
     assert session.next_image([]) == A
@@ -176,21 +226,24 @@ def test_answers_are_saved_at_once_and_wrong_ones_are_refused(
     right = {"image": C, "label": "dog", "answer": "yes"}
     assert post(right).json() == {"earlier": None, "answers": 1, "answered_images": 1}
     assert (review.folder / FILE).read_text() == "file,label,answer\nsub/c.png,dog,yes\n"
-    undone = post(right | {"answer": "unknown"}).json()
-    assert undone == {"earlier": "yes", "answers": 0, "answered_images": 1}
+    unsure = post(right | {"answer": "unknown"}).json()
+    assert unsure == {"earlier": "yes", "answers": 0, "answered_images": 1}
+    undone = post(right | {"answer": None}).json()
+    assert undone == {"earlier": "unknown", "answers": 0, "answered_images": 0}
     for change, status, message in (
         ({"image": "../a.png"}, 404, "../a.png is not an image of this review"),
         ({"image": "0" * 17}, 422, "image: "),
         ({"image": 3}, 422, "image: "),
         ({"label": "Dog"}, 422, "Dog is not a label"),
         ({"answer": "maybe"}, 422, "answer: "),
+        ({"answer": ""}, 422, "answer: "),
         ({"file": "a.png"}, 422, "file: "),
     ):
         assert message in error_of(post(right | change), status)
     assert "the body" in error_of(post([]), 422)
     too_long = client.post("/review/next", json={"seen": ["x" * 16] * 300_000}, headers=OWN)
     assert "at most 4 MB" in error_of(too_long, 413)
-    assert (review.folder / FILE).read_text().count("\n") == 3
+    assert (review.folder / FILE).read_text().count("\n") == 4
 
     os.chmod(review.folder / FILE, 0o400)
     if not os.access(review.folder / FILE, os.W_OK):  # root may write anyway

@@ -75,6 +75,7 @@ class ReviewWork:
                 self.error = done.reason.replace(f"{self._review.folder}/", "")
             else:
                 self.lines = done.lines
+                self._session.learned()
                 self._score_again(done.version, begun)
         finally:
             self.improving = False
