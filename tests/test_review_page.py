@@ -22,7 +22,7 @@ from tiny_artifact import NAMES
 from orchestrator.tagging.review import IMPROVED, prepared_review
 from prompt_tuning import Artifact, Tagger
 from prompt_tuning.datasets.folder import read_folder
-from prompt_tuning.datasets.review_answers import read_answers
+from prompt_tuning.datasets.review_answers import append_answer, read_answers
 from prompt_tuning.storage import folder_digest
 from workers.serving.review.session import ReviewSession, image_id
 
@@ -379,6 +379,8 @@ def test_improve_changes_the_version_and_no_request_fails(
     request: pytest.FixtureRequest, service: Service, folder: Path, artifact: Path
 ) -> None:
     answer_all(service, folder)
+    append_answer(folder, "moved.png", NAMES[0], "yes")
+    append_answer(folder, "1.png", "giraffe", "yes")  # a label of another artifact
     mine, before = folder_digest(artifact), state_of(service)
     ended = threading.Event()
     statuses: list[int] = []
@@ -411,6 +413,9 @@ def test_improve_changes_the_version_and_no_request_fails(
         asking.join()
     assert after["error"] is None
     assert after["lines"] and after["seconds"] > 0
+    left_out = "\n".join(after["lines"][1:])
+    assert "does not have them: giraffe." in left_out
+    assert "cannot be read: moved.png: " in left_out
     assert after["version"] != before["version"]
     assert after["scored"] == 13
     assert set(statuses) == {200}

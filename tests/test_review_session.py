@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -25,6 +29,8 @@ from prompt_tuning.datasets.review_answers import FILE, append_answer
 from prompt_tuning.storage import folder_digest
 from workers.serving.app import build_app
 from workers.serving.limits import Limits
+from workers.serving.review.improvement import ScoredFiles
+from workers.serving.review.progress import ReviewWork
 from workers.serving.review.session import ReviewFolder, ReviewSession, image_id
 
 NAMES = ("a.png", "b.png", "sub/c.png")
@@ -323,6 +329,58 @@ def test_the_own_artifact_stays_and_an_improved_one_is_found_again(
     other.save(mine)
     with prepared_review(photos, mine, console):  # nothing was improved, so nothing is lost
         assert Artifact.load(photos / IMPROVED).calibration.thresholds[0] == 0.4
+
+
+def test_an_artifact_that_cannot_be_improved_is_refused(
+    artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    console = Console(quiet=True)
+    with prepared_review(photos, artifact, console):
+        pass
+    published = folder_digest(photos / IMPROVED)
+    link = tmp_path / "link"
+    link.symlink_to(photos / IMPROVED)
+    for path in (photos / IMPROVED, link):
+        with pytest.raises(InputError, match="name the artifact that it was made from"):
+            prepared_review(photos, path, console).__enter__()
+    taught = Artifact.load(artifact)
+    calibration = replace(taught.calibration, labelled_photos=5)
+    replace(taught, calibration=calibration).save(tmp_path / "taught")
+    with pytest.raises(InputError, match="has learned from labelled photos"):
+        prepared_review(photos, tmp_path / "taught", console).__enter__()
+    assert folder_digest(photos / IMPROVED) == published
+
+
+def images_scored(
+    served: Callable[[int], str], session: ReviewSession, review: ReviewFolder
+) -> Any:
+    """The work of a review whose models serve the version `served(calls before)`."""
+    calls = itertools.count()
+
+    class Models:  # in place of Ray's processes
+        async def call(self, method: str, name: str, files: list[Path]) -> ScoredFiles:
+            thresholds, version = np.full(3, 0.5), served(next(calls))
+            return ScoredFiles(version, thresholds, [np.zeros(3) for _ in files])
+
+    async def scored() -> ReviewWork:
+        work = ReviewWork(review, session, cast(Any, Models()), "animals")
+        work._score_again("wanted", 0)
+        while work.scoring:
+            await asyncio.sleep(0.01)
+        return work
+
+    return asyncio.run(asyncio.wait_for(scored(), 20))
+
+
+def test_images_are_scored_even_if_the_improved_artifact_is_replaced_by_hand(
+    session: ReviewSession, review: ReviewFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.serving.review.progress._PATIENCE_S", 0.5)
+    work = images_scored(lambda calls: "other", session, review)
+    assert (work.version, session.scored("other")) == ("other", 3)
+    assert "was it replaced?" in work.error
+    work = images_scored(lambda calls: "wanted" if calls else "before", session, review)
+    assert (work.version, session.scored("wanted"), work.error) == ("wanted", 3, None)
 
 
 @pytest.mark.parametrize(
