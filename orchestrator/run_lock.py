@@ -18,7 +18,8 @@ def only_driver(run_folder: Path, field: str = "name") -> Iterator[None]:
     has the lock.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
-    with (run_folder / ".lock").open("w") as lock:
+    # Never emptied: a folder of photos may have a .lock of somebody else.
+    with (run_folder / ".lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

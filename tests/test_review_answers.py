@@ -11,6 +11,7 @@ from PIL import Image
 
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.datasets.folder import read_folder
+from prompt_tuning.datasets.labelled_images import readable
 from prompt_tuning.datasets.review_answers import (
     FILE,
     Answer,
@@ -88,14 +89,27 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     ("row", "message"),
     [
         (b"a.png,dog", "row 3: must be file,label,answer"),
-        (b"a.png,dog,maybe", "row 3: answer must be yes, no or unknown"),
+        (b"a.png,dog,maybe", "row 3: answer must be yes, no, unknown or empty"),
         (b"\xff.png,dog,yes", "not UTF-8"),
+        (b"a\rb.png,dog,yes", "row 3: must be file,label,answer"),
+        (b"a" * 200_000 + b",dog,yes", "row 3: field larger than"),
+        (b"../a.png,dog,yes", "row 3: file must be a path below this folder"),
+        (b"sub/../../a.png,dog,yes", "row 3: file must be"),
+        (b"/etc/passwd,dog,yes", "row 3: file must be"),
+        (b"..\\a.png,dog,yes", "row 3: file must be"),
+        (b" ../a.png,dog,yes", "row 3: file must be"),
+        (b"\\udc2e\\udc2e/a.png,dog,yes", "row 3: file must be"),
     ],
 )
 def test_wrong_rows_are_refused(folder: Path, row: bytes, message: str) -> None:
     append_answer(folder, "a.png", "dog", "yes")
-    with (folder / FILE).open("ab") as file:
-        file.write(row + b"\n")
+    rows = (folder / FILE).read_bytes()
+    for end in (b"\n", b"", b"\r\n"):
+        if end == b"" and row == b"a.png,dog":
+            continue  # the writer may have been killed here
+        (folder / FILE).write_bytes(rows + row + end)
+        append_answer(folder, "b.png", "dog", "no")
+        assert (folder / FILE).read_bytes().startswith(rows + row)  # nobody lost it
     with pytest.raises(ValueError, match=message) as raised:
         read_folder(CATEGORIES, folder)
     assert str(raised.value).startswith(str(folder / FILE))
@@ -111,6 +125,37 @@ def test_edited_by_hand_on_windows(folder: Path) -> None:
     assert (~images.ignored).tolist() == np.eye(3, dtype=bool).tolist()
 
 
+def test_edited_on_an_old_macintosh(folder: Path) -> None:
+    content = b"file,label,answer\ra.png,dog,yes\rb.png,dog,no\r"
+    (folder / FILE).write_bytes(content)
+    assert read_answers(folder) == {("a.png", "dog"): "yes", ("b.png", "dog"): "no"}
+    append_answer(folder, "c.png", "dog", "no")
+    assert (folder / FILE).read_bytes() == content + b"c.png,dog,no\n"
+    (folder / FILE).write_bytes(content + b"c.png,do")  # torn
+    assert len(read_answers(folder)) == 2
+    append_answer(folder, "c.png", "dog", "no")
+    assert (folder / FILE).read_bytes() == content + b"c.png,dog,no\n"
+
+
+def test_one_line_of_an_editor_is_not_taken_for_a_torn_one(folder: Path) -> None:
+    (folder / FILE).write_bytes(b"a.png;dog;yes")
+    with pytest.raises(ValueError, match="row 1: must be file,label,answer"):
+        read_answers(folder)
+
+
+def test_an_undone_answer_is_none_again(folder: Path) -> None:
+    (folder / "labels.csv").write_text("a.png,dog\n")
+    for name in ("a.png", "b.png"):
+        append_answer(folder, name, "dog", "no")
+        append_answer(folder, name, "dog", None)
+    append_answer(folder, "b.png", "cat", "yes")
+    assert read_answers(folder) == {("b.png", "cat"): "yes"}
+    images = read_folder(CATEGORIES, folder)
+    assert images.labels.tolist() == [[True, False, False], [False, False, True]]
+    assert images.ignored is not None
+    assert images.ignored.tolist() == [[False] * 3, [True, True, False]]
+
+
 def test_answers_win_over_labels_and_stand_alone(folder: Path) -> None:
     for name, label, answer in (
         ("sub/d.png", "cat", "yes"),
@@ -122,7 +167,9 @@ def test_answers_win_over_labels_and_stand_alone(folder: Path) -> None:
     ):
         append_answer(folder, name, label, answer)  # type: ignore[arg-type]
     alone = read_folder(CATEGORIES, folder)
-    assert [file.name for file in alone.files] == ["d.png", "a.png"]
+    # Whoever reads the images reports the one that is gone.
+    assert [file.name for file in alone.files] == ["d.png", "a.png", "gone.png"]
+    assert readable(alone)[1].keys() == {folder / "gone.png"}
     assert alone.other_classes == ("giraffe",)
 
     (folder / "labels.csv").write_text("a.png,dog;couch\nb.png,cat\n")
@@ -139,4 +186,4 @@ def test_answers_win_over_labels_and_stand_alone(folder: Path) -> None:
             strict=True,  # type: ignore[arg-type]
         )
     }
-    assert shown == {"a.png": "-+?", "b.png": "--+", "d.png": "-?+"}
+    assert shown == {"a.png": "-+?", "b.png": "--+", "d.png": "-?+", "gone.png": "+??"}

@@ -22,7 +22,7 @@ from tiny_artifact import NAMES
 from orchestrator.tagging.review import IMPROVED, prepared_review
 from prompt_tuning import Artifact, Tagger
 from prompt_tuning.datasets.folder import read_folder
-from prompt_tuning.datasets.review_answers import read_answers
+from prompt_tuning.datasets.review_answers import append_answer, read_answers
 from prompt_tuning.storage import folder_digest
 from workers.serving.review.session import ReviewSession, image_id
 
@@ -187,7 +187,7 @@ def test_by_keyboard_alone_with_undo(browser: Any, service: Service, folder: Pat
         assert read_answers(folder)[image, label] == "yes"
         press(page, "u")
         saved(page)
-        assert read_answers(folder)[image, label] == "unknown"
+        assert (image, label) not in read_answers(folder)
         assert (page.locator("#file").inner_text(), current(page)) == (image, label)
         assert page.locator(f"{ROWS}[aria-current=true] .said").inner_text() == ""
         press(page, "n")
@@ -258,6 +258,7 @@ def test_a_phone_in_both_schemes(browser: Any, service: Service, folder: Path, s
             page.locator(ROWS).last.tap()
             file, label = page.locator("#file").inner_text(), current(page)
             said = page.locator(f"{ROWS}[aria-current=true] .said").inner_text()
+            before_it = read_answers(folder).get((file, label))
             decision = page.get_by_role("button", name=button, exact=True)
             box = decision.bounding_box()
             assert box["height"] >= 44
@@ -269,6 +270,7 @@ def test_a_phone_in_both_schemes(browser: Any, service: Service, folder: Path, s
             saved(page)
             assert (page.locator("#file").inner_text(), current(page)) == (file, label)
             assert page.locator(f"{ROWS}[aria-current=true] .said").inner_text() == said
+            assert read_answers(folder).get((file, label)) == before_it
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         small = """() => [...document.querySelectorAll("button, input:not(label *), summary")]
           .filter(each => each.checkVisibility()).filter(each => {
@@ -284,14 +286,63 @@ def test_a_service_that_is_away_loses_no_answer(
 ) -> None:
     with opened(browser, service) as page:
         image, label = page.locator("#file").inner_text(), current(page)
-        page.route("**/review/answers", lambda route: route.abort("connectionrefused"))
+        away = "**/review/*"
+        page.route(away, lambda route: route.abort("connectionrefused"))
+        page.evaluate("() => { coming = null; }")  # so that the next image is asked for as well
         press(page, "n")
-        page.locator("#notice", has_text="1 answer is not saved").wait_for()
-        page.unroute("**/review/answers")
-        page.get_by_role("button", name="Try again").click()
-        page.locator("#notice").wait_for(state="hidden")
+        page.locator("#unsaved", has_text="1 answer is not saved yet").wait_for()
+        page.keyboard.press("ArrowRight")
+        page.locator("#notice", has_text="does not answer").wait_for()
+        page.unroute(away)
+        saved(page)  # by itself
+        assert read_answers(folder)[image, label] == "no"
+        page.locator("#unsaved").wait_for(state="hidden")
+
+
+def test_an_answer_that_is_refused_does_not_hold_up_the_next(
+    browser: Any, service: Service, folder: Path
+) -> None:
+    def refuse(route: Any) -> None:
+        route.fulfill(status=404, json={"error": "not an image of this review; reload the page"})
+
+    with opened(browser, service) as page:
+        image, label = page.locator("#file").inner_text(), NAMES[2]
+        add(page, label)
+        saved(page)
+        before = read_answers(folder)
+        page.route("**/review/answers", refuse, times=1)
+        page.locator(ROWS, has_text=label).click()
+        press(page, "n")
+        page.locator("#unsaved", has_text=f"{label} in {image}: not an image").wait_for()
+        assert read_answers(folder) == before
+        there = "image => [...shown].find(one => one.file === image).rows"
+        rows = page.evaluate(there, image)
+        assert {row["label"]: row["answer"] for row in rows}[label] == "yes"  # as it is saved
+        page.get_by_role("button", name="Close").click()
+        page.locator("#unsaved").wait_for(state="hidden")
+        ready(page)
+        image = page.locator("#file").inner_text()
+        add(page, label)
+        saved(page)
+        assert read_answers(folder)[image, label] == "yes"
+
+
+def test_undo_brings_back_what_another_tab_said(
+    browser: Any, service: Service, folder: Path
+) -> None:
+    with opened(browser, service) as page:
+        image = page.locator("#file").inner_text()
+        answers = {
+            row["label"]: row["answer"]
+            for row in httpx.get(f"{service.url}/review/items/{image_id(image)}").json()["rows"]
+        }
+        label = next(name for name in NAMES if answers.get(name) != "no")
+        post(service, "answers", image=image_id(image), label=label, answer="no")
+        add(page, label)  # this tab does not know of the other one's answer
+        page.get_by_role("button", name="Undo", exact=True).click()  # maybe before it is saved
         saved(page)
         assert read_answers(folder)[image, label] == "no"
+        page.locator(f"{ROWS}.no", has_text=label).wait_for()
 
 
 def test_the_token_is_asked_for_once(browser: Any, service: Service) -> None:
@@ -328,6 +379,8 @@ def test_improve_changes_the_version_and_no_request_fails(
     request: pytest.FixtureRequest, service: Service, folder: Path, artifact: Path
 ) -> None:
     answer_all(service, folder)
+    append_answer(folder, "moved.png", NAMES[0], "yes")
+    append_answer(folder, "1.png", "giraffe", "yes")  # a label of another artifact
     mine, before = folder_digest(artifact), state_of(service)
     ended = threading.Event()
     statuses: list[int] = []
@@ -360,6 +413,9 @@ def test_improve_changes_the_version_and_no_request_fails(
         asking.join()
     assert after["error"] is None
     assert after["lines"] and after["seconds"] > 0
+    left_out = "\n".join(after["lines"][1:])
+    assert "does not have them: giraffe." in left_out
+    assert "cannot be read: moved.png: " in left_out
     assert after["version"] != before["version"]
     assert after["scored"] == 13
     assert set(statuses) == {200}

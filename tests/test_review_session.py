@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import shutil
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -23,6 +29,8 @@ from prompt_tuning.datasets.review_answers import FILE, append_answer
 from prompt_tuning.storage import folder_digest
 from workers.serving.app import build_app
 from workers.serving.limits import Limits
+from workers.serving.review.improvement import ScoredFiles
+from workers.serving.review.progress import ReviewWork
 from workers.serving.review.session import ReviewFolder, ReviewSession, image_id
 
 NAMES = ("a.png", "b.png", "sub/c.png")
@@ -97,6 +105,54 @@ def test_answers_are_counted_and_compared_with_the_tags_of_their_version(
     assert again.images_answered() == 2
     answers = {row.label: row.answer for row in again.item(B).rows}
     assert answers == {"cat": "unknown"}
+
+
+def test_an_undone_answer_is_asked_again(session: ReviewSession, review: ReviewFolder) -> None:
+    session.answer(B, "dog", "no")
+    assert session.answer(B, "dog", None) == "no"
+    for each in (session, ReviewSession(review)):
+        assert each.images_answered() == 0
+        assert each.answers_by_label()[0] == ("dog", 0, 0)
+    assert session.agreements() == []
+    assert session.item(B).questions == 2
+    assert [row.answer for row in session.item(B).rows] == [None, None]
+
+
+def test_answers_that_were_learned_from_are_not_compared(
+    session: ReviewSession, review: ReviewFolder
+) -> None:
+    session.answer(A, "dog", "yes")
+    session.answer(A, "sofa", "unknown")
+    session.learned()
+    session.set_scores(0, "v2", np.full(3, 0.5), np.array([0.9, 0.1, 0.0]))
+    session.answer(A, "dog", None)
+    session.answer(A, "dog", "no")
+    session.answer(A, "sofa", "no")  # said only now
+    assert session.agreements() == [("v1", 1, 1), ("v2", 1, 1)]
+    again = ReviewSession(review)  # whose artifact may be the improved one
+    again.set_scores(0, "v2", np.full(3, 0.5), np.array([0.9, 0.1, 0.0]))
+    again.answer(A, "dog", "yes")
+    again.answer(A, "cat", "yes")
+    assert again.agreements() == [("v2", 1, 0)]
+
+
+def test_images_are_chosen_while_others_are_scored(tmp_path: Path) -> None:
+    names = tuple(f"{number}.png" for number in range(2000))
+    folder = ReviewFolder(tmp_path, names, tmp_path / "a", tmp_path / "b", CATEGORIES)
+    session = ReviewSession(folder)
+    for place in range(1000):
+        session.set_scores(place, "v1", np.full(3, 0.5), "broken")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            choosing = [pool.submit(session.next_image, []) for _ in range(500)]
+            while not choosing[-1].done():
+                session.set_scores(1999, "v1", np.full(3, 0.5), "broken")
+                session.set_scores(1999, "v1", np.full(3, 0.5), np.zeros(3))
+            assert all(one.result() for one in choosing)
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_images_that_cannot_be_read_are_not_asked_about(session: ReviewSession) -> None:
@@ -176,21 +232,24 @@ def test_answers_are_saved_at_once_and_wrong_ones_are_refused(
     right = {"image": C, "label": "dog", "answer": "yes"}
     assert post(right).json() == {"earlier": None, "answers": 1, "answered_images": 1}
     assert (review.folder / FILE).read_text() == "file,label,answer\nsub/c.png,dog,yes\n"
-    undone = post(right | {"answer": "unknown"}).json()
-    assert undone == {"earlier": "yes", "answers": 0, "answered_images": 1}
+    unsure = post(right | {"answer": "unknown"}).json()
+    assert unsure == {"earlier": "yes", "answers": 0, "answered_images": 1}
+    undone = post(right | {"answer": None}).json()
+    assert undone == {"earlier": "unknown", "answers": 0, "answered_images": 0}
     for change, status, message in (
         ({"image": "../a.png"}, 404, "../a.png is not an image of this review"),
         ({"image": "0" * 17}, 422, "image: "),
         ({"image": 3}, 422, "image: "),
         ({"label": "Dog"}, 422, "Dog is not a label"),
         ({"answer": "maybe"}, 422, "answer: "),
+        ({"answer": ""}, 422, "answer: "),
         ({"file": "a.png"}, 422, "file: "),
     ):
         assert message in error_of(post(right | change), status)
     assert "the body" in error_of(post([]), 422)
     too_long = client.post("/review/next", json={"seen": ["x" * 16] * 300_000}, headers=OWN)
     assert "at most 4 MB" in error_of(too_long, 413)
-    assert (review.folder / FILE).read_text().count("\n") == 3
+    assert (review.folder / FILE).read_text().count("\n") == 4
 
     os.chmod(review.folder / FILE, 0o400)
     if not os.access(review.folder / FILE, os.W_OK):  # root may write anyway
@@ -270,6 +329,58 @@ def test_the_own_artifact_stays_and_an_improved_one_is_found_again(
     other.save(mine)
     with prepared_review(photos, mine, console):  # nothing was improved, so nothing is lost
         assert Artifact.load(photos / IMPROVED).calibration.thresholds[0] == 0.4
+
+
+def test_an_artifact_that_cannot_be_improved_is_refused(
+    artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    console = Console(quiet=True)
+    with prepared_review(photos, artifact, console):
+        pass
+    published = folder_digest(photos / IMPROVED)
+    link = tmp_path / "link"
+    link.symlink_to(photos / IMPROVED)
+    for path in (photos / IMPROVED, link):
+        with pytest.raises(InputError, match="name the artifact that it was made from"):
+            prepared_review(photos, path, console).__enter__()
+    taught = Artifact.load(artifact)
+    calibration = replace(taught.calibration, labelled_photos=5)
+    replace(taught, calibration=calibration).save(tmp_path / "taught")
+    with pytest.raises(InputError, match="has learned from labelled photos"):
+        prepared_review(photos, tmp_path / "taught", console).__enter__()
+    assert folder_digest(photos / IMPROVED) == published
+
+
+def images_scored(
+    served: Callable[[int], str], session: ReviewSession, review: ReviewFolder
+) -> Any:
+    """The work of a review whose models serve the version `served(calls before)`."""
+    calls = itertools.count()
+
+    class Models:  # in place of Ray's processes
+        async def call(self, method: str, name: str, files: list[Path]) -> ScoredFiles:
+            thresholds, version = np.full(3, 0.5), served(next(calls))
+            return ScoredFiles(version, thresholds, [np.zeros(3) for _ in files])
+
+    async def scored() -> ReviewWork:
+        work = ReviewWork(review, session, cast(Any, Models()), "animals")
+        work._score_again("wanted", 0)
+        while work.scoring:
+            await asyncio.sleep(0.01)
+        return work
+
+    return asyncio.run(asyncio.wait_for(scored(), 20))
+
+
+def test_images_are_scored_even_if_the_improved_artifact_is_replaced_by_hand(
+    session: ReviewSession, review: ReviewFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.serving.review.progress._PATIENCE_S", 0.5)
+    work = images_scored(lambda calls: "other", session, review)
+    assert (work.version, session.scored("other")) == ("other", 3)
+    assert "was it replaced?" in work.error
+    work = images_scored(lambda calls: "wanted" if calls else "before", session, review)
+    assert (work.version, session.scored("wanted"), work.error) == ("wanted", 3, None)
 
 
 @pytest.mark.parametrize(

@@ -21,3 +21,10 @@ def test_a_second_driver_is_refused_until_the_first_is_done(tmp_path: Path) -> N
             pass
     with only_driver(tmp_path / "run"):
         pass
+
+
+def test_a_file_of_somebody_else_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("mine")
+    with only_driver(tmp_path):
+        pass
+    assert (tmp_path / ".lock").read_text() == "mine"

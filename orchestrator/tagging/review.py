@@ -32,7 +32,8 @@ def prepared_review(folder: Path, artifact: Path, console: Console) -> Iterator[
 
     Raises:
         InputError: for a folder without images, that another process reviews, that cannot be
-            written to, or that has wrong answers.
+            written to, or that has wrong answers, and for an artifact that cannot be improved,
+            because labelled photos taught it.
     """
     if not folder.is_dir():
         raise InputError(f"--review: {folder} must be a folder of images")
@@ -44,7 +45,17 @@ def prepared_review(folder: Path, artifact: Path, console: Console) -> Iterator[
         if answers.exists() and not (answers.is_file() and os.access(answers, os.R_OK | os.W_OK)):
             raise InputError(f"--review: {answers} must be a file that can be written to")
         with as_input_error():
+            if artifact.resolve() == (folder / IMPROVED).resolve():
+                raise InputError(
+                    f"--review: {artifact} is what this review improves; "
+                    "name the artifact that it was made from"
+                )
             original = Artifact.load(artifact)
+            if original.calibration.labelled_photos:
+                raise InputError(
+                    f"--review: {artifact} has learned from labelled photos, which would count "
+                    "twice; name the artifact before that"
+                )
             if any((folder / table).is_file() for table in (FILE, "labels.csv")):
                 read_folder(original.categories, folder)
         files = _files(folder, console)

@@ -1,24 +1,28 @@
 """The answers of a person who reviewed tags: `review.csv` next to the images.
 
 Each row is `file,label,answer`: an image by its path below the folder, a label by its name, and
-whether the image shows it: yes, no or unknown. Later rows win, so an answer is changed by adding
-a row, and each row is on disk before anyone is told that it was saved. A writer that is killed may
-leave a torn last row: readers skip it, and the next writer cuts it off.
+whether the image shows it: yes, no or unknown, or nothing if the answers before were undone. Later
+rows win, so an answer is changed by adding a row, and each row is on disk before anyone is told
+that it was saved. A writer that is killed may leave a torn last row: readers skip it, and the next
+writer cuts it off.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
 import fcntl
 import io
 import os
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 import numpy as np
 
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets.labelled_images import LabelledImages, image_file
+from prompt_tuning.label_formats.tag_row import as_named
 
 FILE = "review.csv"
 
@@ -26,6 +30,7 @@ Answer = Literal["yes", "no", "unknown"]
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
 
 _HEADER = "file,label,answer"
+_LINE_END = re.compile(rb"\r\n|\r|\n")  # also Excel's "CSV (Macintosh)"
 
 
 def is_writable_name(name: str) -> bool:
@@ -40,39 +45,41 @@ def read_answers(folder: Path) -> dict[tuple[str, str], Answer]:
     """The answer to each file and label, in the order of the first answers; none without a file.
 
     Raises:
-        ValueError: with the row, for one that is not an answer, or if the file is not UTF-8.
+        ValueError: with the row, for one that is not an answer or whose file is not below the
+            folder, or if the file is not UTF-8.
     """
     file = folder / FILE
     try:
         content = file.read_bytes()
     except FileNotFoundError:
         return {}
-    whole, end, torn = content.rpartition(b"\n")
-    answers: dict[tuple[str, str], Answer] = {}
+    last = _LINE_END.split(content)[-1]
+    if _is_torn(last, is_first=len(last) == len(content)):
+        content = content[: len(content) - len(last)]
     try:
-        lines = (whole + end).decode("utf-8-sig").split("\n")
-        if torn and _answered(torn) is not None:  # an editor left out the last line's end
-            lines.append(torn.decode())
+        content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    for number, line in enumerate(lines, start=1):
-        cells = _cells(line)
-        if not any(cell.strip() for cell in cells) or (number == 1 and line.strip() == _HEADER):
+    answers: dict[tuple[str, str], Answer] = {}
+    for number, line in enumerate(_LINE_END.split(content.removeprefix(codecs.BOM_UTF8)), start=1):
+        try:
+            row = _row(line.decode(), is_first=number == 1)
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{file}: row {number}: {error}") from None
+        if row is None:
             continue
-        if len(cells) != 3:
-            raise ValueError(f"{file}: row {number}: must be file,label,answer (got {line!r})")
-        name, label, answer = cells
-        answer = answer.strip().lower()
-        if answer not in ANSWERS:
-            raise ValueError(
-                f"{file}: row {number}: answer must be yes, no or unknown (got {cells[2]!r})"
-            )
-        answers[name, label] = answer
+        name, label, answer = row
+        if answer is None:
+            answers.pop((name, label), None)
+        else:
+            answers[name, label] = answer
     return answers
 
 
-def append_answer(folder: Path, name: str, label: str, answer: Answer) -> None:
+def append_answer(folder: Path, name: str, label: str, answer: Answer | None) -> None:
     """Add a row, which is on disk when this returns; the file is created if need be.
+
+    `answer`: None undoes earlier rows.
 
     Raises:
         ValueError: for a name or label that cannot stand in a row.
@@ -108,8 +115,8 @@ def with_answers(images: LabelledImages, categories: CategoryList, folder: Path)
     """Labelled images with the answers of `folder` over their labels, and images with only answers.
 
     Labels of an image that has only answers are ignored where they have none, and so are labels
-    that were answered with unknown. Answers about images that are gone are left out, and those
-    about labels that the list does not have are among `other_classes`.
+    that were answered with unknown. Images that are gone are among the files, so that whoever reads
+    them says so. Labels that the list does not have are among `other_classes`.
 
     Raises:
         ValueError: as `read_answers`.
@@ -121,7 +128,7 @@ def with_answers(images: LabelledImages, categories: CategoryList, folder: Path)
         file = image_file(folder, name)
         if category is None:
             others.add(label)
-        elif os.path.isfile(file):
+        else:
             place = places.setdefault(file.resolve(), len(files))
             if place == len(files):
                 files.append(file)
@@ -139,30 +146,65 @@ def with_answers(images: LabelledImages, categories: CategoryList, folder: Path)
     )
 
 
-def _cells(line: str) -> list[str]:
-    return next(csv.reader([line.removesuffix("\r")]), [])
-
-
-def _answered(line: bytes) -> list[str] | None:
-    """The cells of a whole row, or None for a torn one: no part of an answer is an answer."""
-    try:
-        cells = _cells(line.decode())
-    except (UnicodeDecodeError, csv.Error):
+def _row(line: str, is_first: bool) -> tuple[str, str, Answer | None] | None:
+    """The answer in a line, or None for an empty line or a header."""
+    cells = _cells(line)
+    if not any(cell.strip() for cell in cells) or (is_first and line.strip() == _HEADER):
         return None
-    return cells if len(cells) == 3 and cells[2].strip().lower() in ANSWERS else None
+    if len(cells) != 3:
+        raise ValueError(f"must be file,label,answer (got {line!r})")
+    name, label, said = cells
+    if _leaves_folder(name):
+        raise ValueError(f"file must be a path below this folder (got {name!r})")
+    answer = said.strip().lower()
+    if answer and answer not in ANSWERS:
+        raise ValueError(f"answer must be yes, no, unknown or empty (got {said!r})")
+    return name, label, answer or None
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line]), [])
+
+
+def _leaves_folder(name: str) -> bool:
+    """Whether any spelling that `image_file` tries may be outside of the folder."""
+    spellings = (name, as_named(name), name.replace("\\", "/"))
+    paths = [PurePosixPath(spelling.strip()) for spelling in spellings]
+    return any(path.is_absolute() or ".." in path.parts for path in paths)
+
+
+def _is_torn(last: bytes, is_first: bool) -> bool:
+    """Whether a writer that was killed may have left this: the beginning of a header or row.
+
+    All else is from an editor that leaves out the last line's end, and is a row, right or wrong.
+    """
+    try:
+        # An incomplete character at the end is no error.
+        text = codecs.getincrementaldecoder("utf-8")().decode(last)
+        cells = _cells(text)
+    except (UnicodeDecodeError, csv.Error):
+        return False
+    if is_first:
+        return _HEADER.startswith(text)
+    if len(cells) == 3:
+        is_whole = cells[2] in ANSWERS
+        return not is_whole and any(answer.startswith(cells[2]) for answer in ANSWERS)
+    return len(cells) < 3
 
 
 def _end_of_rows(descriptor: int, size: int) -> tuple[int, str]:
     """Where the whole rows end, and what must come before the next one."""
     step = 4096
     tail = b""
-    while len(tail) < size and b"\n" not in tail:
+    while len(tail) < size and not _LINE_END.search(tail):
         step = min(2 * step, size)
         tail = os.pread(descriptor, step, size - step)
-    last = tail.rpartition(b"\n")[2]
+    last = _LINE_END.split(tail)[-1]
     if not last:
         return size, ""
-    return (size, "\n") if _answered(last) else (size - len(last), "")
+    if _is_torn(last, is_first=len(last) == size):
+        return size - len(last), ""
+    return size, "\n"
 
 
 def _write(descriptor: int, content: bytes) -> None:

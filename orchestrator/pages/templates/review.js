@@ -10,7 +10,7 @@ let coming = null;  // the promise of the image after the last one of `shown`
 let seen = new Set();
 let current = 0;  // the row that is asked about
 let labels = new Map();  // thresholds by name
-const past = [];  // answers that can be undone
+let past = [];  // answers that can be undone
 
 // ---- Images
 
@@ -176,18 +176,27 @@ function answer(value) {
 }
 
 function give(entry, row, value) {
-  past.push({ entry, label: row.label, earlier: row.answer });
+  const given = { entry, label: row.label, earlier: row.answer };
+  past.push(given);
   row.answer = value;
-  save(entry, row, value);
+  save(entry, row.label, () => value, saved => { given.earlier = saved.earlier; }, () => {
+    past = past.filter(each => each !== given);
+    given.lost = true;
+    if (row.answer === value) row.answer = given.earlier;
+    redraw(entry);
+  });
 }
 
 function undo() {
   const last = moving ? null : past.pop();
   if (!last) return;
-  const { entry, label, earlier } = last;
-  const row = entry.rows.find(each => each.label === label);
-  row.answer = earlier;
-  save(entry, row, earlier ?? "unknown");
+  const { entry, label } = last, row = rowOf(entry, label);
+  const shownNow = row.answer = last.earlier;
+  // What came before is known once the answer is saved: another tab may have answered too.
+  save(entry, label, () => last.lost ? undefined : last.earlier, () => {
+    if (row.answer === shownNow) row.answer = last.earlier;
+    redraw(entry);
+  });
   say(`Undone: ${row.label}`);
   let place = shown.indexOf(entry);
   if (place < 0) place = shown.push(entry) - 1;
@@ -199,32 +208,66 @@ function undo() {
   draw();
 }
 
-function save(entry, row, value) {  // one after the other: later answers win
+const RETRY_MS = 2000;
+let trySooner = null, lost = [];
+
+// One after the other: later answers win. `valueOf` gives undefined if there is nothing to save.
+function save(entry, label, valueOf, onSaved, onLost = () => {}) {
   unsaved++;
-  queue = queue.then(async () => {
-    for (;;) {
+  const work = async () => {
+    const answer = valueOf();
+    let saved = null;
+    while (answer !== undefined && !saved) {
       try {
-        const saved = await ask("review/answers", [], json({ image: entry.image, label: row.label, answer: value }));
-        unsaved--;
-        if (!unsaved && again === retry) notice();
-        return counted(saved);
+        saved = await ask("review/answers", [], json({ image: entry.image, label, answer }));
       } catch (error) {
-        await new Promise(done => { retry = done; notice(`${many(unsaved, "answer is", "answers are")} not saved: ${error.message}`, retry); });
+        if (!error.again) {  // it will never be taken, and those behind it wait
+          lost.push(`${label} in ${entry.file}: ${error.message}`);
+          onLost();
+          break;
+        }
+        await new Promise(done => { trySooner = done; setTimeout(done, RETRY_MS); drawUnsaved(error.message); });
       }
     }
-  });
+    trySooner = null;
+    unsaved--;
+    if (saved) onSaved(saved);
+    if (!unsaved || lost.length) drawUnsaved();
+    if (saved) counted(saved);
+  };
+  queue = queue.then(work, work);
 }
-let retry = null;
+
+function redraw(entry) { if (entry === shown[at] && !$("work").hidden) draw(); }
+
+function drawUnsaved(problem = "") {
+  const waits = problem && `${many(unsaved, "answer is", "answers are")} not saved yet; trying again every ${RETRY_MS / 1000} s: ${problem}`;
+  const gone = lost.length ? `${many(lost.length, "answer was", "answers were")} refused and not saved. The last one: ${lost.at(-1)}` : "";
+  const box = $("unsaved"), text = [waits, gone].filter(Boolean).join(" ");
+  box.hidden = !text;
+  if (box.firstElementChild.textContent !== text) box.firstElementChild.textContent = text;
+  box.lastElementChild.textContent = waits ? "Try now" : "Close";
+}
+$("unsaved").lastElementChild.addEventListener("click", () => {
+  declined = false;
+  if (trySooner) return trySooner();
+  lost = [];
+  drawUnsaved();
+});
 addEventListener("beforeunload", event => { if (unsaved) event.preventDefault(); });
+
+function rowOf(entry, label) {
+  let row = entry.rows.find(each => each.label === label);
+  if (!row) entry.rows.push(row = { label, score: null, is_tag: false, answer: null });
+  return row;
+}
 
 function add(name) {
   const entry = shown[at], wanted = name.trim().toLowerCase();
   const label = [...labels.keys()].find(each => each.toLowerCase() === wanted);
   $("add-problem").textContent = label || !wanted ? "" : `${name.trim()} is not a label of this artifact.`;
   if (!label) return;
-  let row = entry.rows.find(each => each.label === label);
-  if (!row) entry.rows.push(row = { label, score: null, is_tag: false, answer: null });
-  give(entry, row, "yes");
+  give(entry, rowOf(entry, label), "yes");
   $("label").value = "";
   say(`Added: ${label}`);
   draw();

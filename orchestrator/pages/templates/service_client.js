@@ -26,7 +26,7 @@ async function ask(path, query = [], body = null, signal = null) {
     if (answer.status === 401) await newToken(used);
     else if (answer.status === 429) busy(answer);
     else if (answer.ok && content) return content;
-    else throw new Problem(content?.error ?? `The service answered with status ${answer.status}.`, answer.status >= 500);
+    else throw new Problem(content?.error ?? `The service answered with status ${answer.status}.`, answer.status < 400 || answer.status >= 500);
   }
 }
 

@@ -14,9 +14,12 @@ import psutil
 
 from prompt_tuning.backbones.base import VLM
 from prompt_tuning.datasets.folder import read_folder
-from prompt_tuning.tagging.adaptation import adapt
+from prompt_tuning.datasets.labelled_images import LabelledImages
+from prompt_tuning.tagging.adaptation import Adaptation, adapt
 from prompt_tuning.tagging.artifact import Artifact, version_of
 from workers.serving.review.encoded_files import EncodedFiles
+
+_LISTED = 3
 
 
 @dataclass(frozen=True)
@@ -63,4 +66,14 @@ def improve(
     encoded = encoded_files.features(vlm, images.files, psutil.cpu_count() or 1)
     adaptation = adapt(artifact, vlm, images, encoded=encoded)
     adaptation.artifact.save(improved)
-    return Improvement(version_of(improved), adaptation.lines)
+    return Improvement(version_of(improved), [*adaptation.lines, *_left_out(images, adaptation)])
+
+
+def _left_out(images: LabelledImages, adaptation: Adaptation) -> list[str]:
+    """Sentences about answers that taught nothing."""
+    lines = [images.describe_other_classes()] if images.other_classes else []
+    problems = adaptation.problems
+    if problems:
+        more = f" and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
+        lines.append(f"Left out, because it cannot be read: {'; '.join(problems[:_LISTED])}{more}.")
+    return lines

@@ -18,6 +18,7 @@ from workers.serving.review.session import ReviewFolder, ReviewSession
 _FILES_PER_CALL = 8  # so that tags that someone waits for are not held up for long
 _CALLS_AT_ONCE = 4
 _RETRY_S = 0.2
+_PATIENCE_S = 60.0  # a model finds a new version within seconds
 
 
 class ReviewWork:
@@ -74,7 +75,8 @@ class ReviewWork:
             if isinstance(done, Refusal):
                 self.error = done.reason.replace(f"{self._review.folder}/", "")
             else:
-                self.lines = done.lines
+                self.lines = [line.replace(f"{self._review.folder}/", "") for line in done.lines]
+                self._session.learned()
                 self._score_again(done.version, begun)
         finally:
             self.improving = False
@@ -112,8 +114,12 @@ class ReviewWork:
                 self._session.set_scores(place, scored.version, scored.thresholds, scores)
 
     async def _scored(self, places: list[int]) -> ScoredFiles:
-        """The scores of these images by the wanted version, which a model may still be loading."""
+        """The scores of these images by the wanted version, which a model may still be loading.
+
+        If only another one comes, somebody has replaced the artifact: all images get its scores.
+        """
         files = [self._session.files[place] for place in places]
+        begun = time.monotonic()
         while True:
             try:
                 scored = await self._models.call("score_files", self._name, files)
@@ -123,4 +129,9 @@ class ReviewWork:
                 self.version = self.version or scored.version
                 if scored.version == self.version:
                     return scored
+                if time.monotonic() - begun > _PATIENCE_S:
+                    self.error = (
+                        "the service does not serve the improved artifact; was it replaced?"
+                    )
+                    self._score_again(None, begun)
             await asyncio.sleep(_RETRY_S)

@@ -35,11 +35,11 @@ class SeenIn(_In):
 
 
 class AnswerIn(_In):
-    """Whether an image shows a label."""
+    """Whether an image shows a label; null takes answers back."""
 
     image: ImageId
     label: Annotated[str, Field(max_length=80)]
-    answer: Answer
+    answer: Answer | None
 
 
 class ImproveIn(_In):

@@ -94,6 +94,7 @@ class ReviewSession:
         self._problems: dict[int, str] = {}
         self._judged: dict[str, dict[tuple[int, int], bool]] = {}
         self._read_answers()
+        self._learned = self._known()
 
     def _read_answers(self) -> None:
         folder = self._review.folder
@@ -131,8 +132,10 @@ class ReviewSession:
 
     # ---- Answers
 
-    def answer(self, image: str, label: str, answer: Answer) -> Answer | None:
+    def answer(self, image: str, label: str, answer: Answer | None) -> Answer | None:
         """Save an answer; the earlier one is returned. Later ones of any tab win.
+
+        `answer`: None for none, as before the first one.
 
         Raises:
             KeyError: for an unknown image or label.
@@ -141,7 +144,7 @@ class ReviewSession:
         place, column = self._places[image], self._column(label)
         append_answer(self._review.folder, self._review.files[place], self.labels[column], answer)
         earlier = _ANSWERS.get(int(self._answers[place, column]))
-        self._answers[place, column] = _CODES[answer]
+        self._answers[place, column] = _CODES[answer] if answer else _NONE
         self._judge(place, column, answer)
         return earlier
 
@@ -151,13 +154,17 @@ class ReviewSession:
         except ValueError:
             raise KeyError(label) from None
 
-    def _judge(self, place: int, column: int, answer: Answer) -> None:
+    def learned(self) -> None:
+        """From now on, scores come from an artifact that may have learned from all answers."""
+        self._learned |= self._known()
+
+    def _judge(self, place: int, column: int, answer: Answer | None) -> None:
         version, score = self._versions[place], self._scores[place, column]
-        if version is None or np.isnan(score):
+        if version is None or np.isnan(score) or self._learned[place, column]:
             return
         judged = self._judged.setdefault(version, {})
         judged.pop((place, column), None)
-        if answer != "unknown":
+        if answer in ("yes", "no"):
             judged[place, column] = bool(self._is_tag[place, column]) == (answer == "yes")
 
     # ---- What to show
@@ -169,7 +176,8 @@ class ReviewSession:
         """
         unanswered: np.ndarray = np.asarray(~self._answered().any(1))
         values = image_values(self._values())
-        for problem in self._problems:
+        # A copy: this runs in a thread, and the event loop adds to the problems.
+        for problem in list(self._problems):
             unanswered[problem], values[problem] = False, 0
         for image in seen:
             if (place := self._places.get(image)) is not None:
@@ -213,8 +221,11 @@ class ReviewSession:
     def _answered(self) -> np.ndarray:
         return self._answers != _NONE
 
+    def _known(self) -> np.ndarray:
+        return np.asarray((self._answers == _NO) | (self._answers == _YES))
+
     def _counts(self) -> np.ndarray:
-        return np.asarray(((self._answers == _NO) | (self._answers == _YES)).sum(0))
+        return np.asarray(self._known().sum(0))
 
     def _values(self, place: int | None = None) -> np.ndarray:
         rows = slice(None) if place is None else slice(place, place + 1)
@@ -244,8 +255,6 @@ class ReviewSession:
 
     def agreements(self) -> list[Agreement]:
         """For each version, oldest first, how often answers agreed with its tags."""
-        return [
-            Agreement(version, len(judged), sum(judged.values()))
-            for version, judged in self._judged.items()
-            if judged
-        ]
+        # Copies: a thread saves answers meanwhile.
+        by_version = [(version, [*judged.values()]) for version, judged in [*self._judged.items()]]
+        return [Agreement(version, len(each), sum(each)) for version, each in by_version if each]
