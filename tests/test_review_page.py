@@ -399,7 +399,7 @@ def test_improve_changes_the_version_and_no_request_fails(
             browser = request.getfixturevalue("browser")
             with opened(browser, service) as page:
                 page.get_by_role("button", name="Improve").click()
-                page.locator("#h-improvement", has_text="The model is improved").wait_for(
+                page.locator("#h-improvement", has_text="The model has learned from").wait_for(
                     timeout=90_000
                 )
                 assert page.locator("#improvement li").count() >= 1

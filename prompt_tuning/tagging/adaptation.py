@@ -76,19 +76,17 @@ class Adaptation:
     def lines(self) -> list[str]:
         """Sentences about the gain, for people."""
         before, after = self.before, self.after
-        ranking = (
-            "" if self.maps is None else "mAP {:.1f} before, {:.1f} after; ".format(*self.maps)
-        )
+        maps = "" if self.maps is None else "mAP {:.1f} → {:.1f}; ".format(*self.maps)
         lines = [
-            f"On images that did not teach it (five folds): {ranking}F1 at thresholds "
-            f"{before.micro_f1:.1f} before, {after.micro_f1:.1f} after; mean over labels "
-            f"{before.macro_f1:.1f}, {after.macro_f1:.1f}; calibration error {before.ece:.1f}, "
+            f"On images that did not teach it (five folds), before → after: {maps}F1 of the tags "
+            f"{before.micro_f1:.1f} → {after.micro_f1:.1f}, as a mean over labels "
+            f"{before.macro_f1:.1f} → {after.macro_f1:.1f}; calibration error {before.ece:.1f} → "
             f"{after.ece:.1f}."
         ]
         if self.known < _FEW_KNOWN:
             lines.append(
-                f"Only {100 * self.known:.0f} % of the labels of these images are known. The "
-                "figures are of those, and people do not choose them at random."
+                f"{100 * self.known:.0f} % of all pairs of image and label are known. The figures "
+                "are of those, and people do not choose them at random."
             )
         if not self.moved:
             lines.append(

@@ -267,11 +267,12 @@ function add(name) {
   const label = [...labels.keys()].find(each => each.toLowerCase() === wanted);
   $("add-problem").textContent = label || !wanted ? "" : `${name.trim()} is not a label of this artifact.`;
   if (!label) return;
-  give(entry, rowOf(entry, label), "yes");
   $("label").value = "";
   say(`Added: ${label}`);
-  draw();
   $("question").focus();
+  if (entry.rows[current]?.label === label) return answer("yes");
+  give(entry, rowOf(entry, label), "yes");
+  draw();
 }
 
 // ---- Controls

@@ -82,7 +82,7 @@ async function follow() {
   }
   await readThresholds();
   const seconds = state.seconds ? ` in ${state.seconds.toFixed(1)} s` : "";
-  panel(`The model is improved${seconds}. These are its new tags.`, false, state.lines);
+  panel(`The model has learned from ${many(state.answers, "answer", "answers")}${seconds}. These are its new tags.`, false, state.lines);
   seen = new Set(shown[at] ? [shown[at].image] : []);
   coming = null;
   shown = at >= 0 ? shown.slice(0, at + 1) : [];
