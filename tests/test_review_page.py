@@ -403,8 +403,8 @@ def test_improve_changes_the_version_and_no_request_fails(
                     timeout=90_000
                 )
                 assert page.locator("#improvement li").count() >= 1
-                version = page.evaluate("document.body.dataset.version")
-                assert version == state_of(service)["version"]
+                version = state_of(service)["version"]
+                expect(page.locator("body")).to_have_attribute("data-version", version)
         else:
             post(service, "improve")
         after = wait_for_scores(service)
