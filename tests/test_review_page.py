@@ -404,7 +404,7 @@ def test_improve_changes_the_version_and_no_request_fails(
                 )
                 assert page.locator("#improvement li").count() >= 1
                 version = state_of(service)["version"]
-                expect(page.locator("body")).to_have_attribute("data-version", version)
+                page.wait_for_selector(f'body[data-version="{version}"]')
         else:
             post(service, "improve")
         after = wait_for_scores(service)
