@@ -46,7 +46,7 @@ from prompt_tuning.tagging.photo_calibration import (
 from prompt_tuning.tagging.tag_stream import encode_files
 from prompt_tuning.tuning.scoring import raw_image_scores
 
-# Of the change of a logit that the prior expects from each branch; chosen in benchmarks/adapt.py.
+# Of the change of a logit that the prior expects from each branch (trials: docs/adapt.md).
 _STD = 1.5
 _ITERATIONS = 100
 _BLOCK = 2**26  # numbers of the gradients of a block of classes
