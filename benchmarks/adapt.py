@@ -137,7 +137,7 @@ def self_taught(
 def measured(
     artifact: Artifact, features: Features, images: LabelledImages, draws: int, unlabelled: bool
 ) -> Iterator[tuple[str, int, str, float]]:
-    """(arm, photos, figure, value) of each draw."""
+    """(method, photos, figure, value) of each draw."""
     labels, ignored = images.labels, images.ignored
     assert ignored is not None
     raw = raw_scores(features, artifact.classes, artifact.geometry)
@@ -160,14 +160,14 @@ def measured(
             yield "adapt", photos, "moved", float(adapted.moved)
             classes, geometry = adapted.artifact.classes, artifact.geometry
             after = raw_scores(features.take(torch.from_numpy(rest)), classes, geometry)
-            arms = {
+            methods = {
                 "text": (raw[rest], artifact.calibration),
                 "calibrate": (raw[rest], calibrated),
                 "adapt": (after, adapted.artifact.calibration),
             }
-            for arm, (scores, calibration) in arms.items():
+            for method, (scores, calibration) in methods.items():
                 for figure, value in quality(scores, calibration, truth, unknown).items():
-                    yield arm, photos, figure, value
+                    yield method, photos, figure, value
             none = ~(labels[drawn] & ~ignored[drawn]).any(0)
             change = [
                 100 * (a - b)
@@ -186,9 +186,9 @@ def measured(
                 probe_logits(x[drawn], labels[drawn], ~ignored[drawn], x[rest], strength)
                 for strength in STRENGTHS
             ]
-            for arm, logits in (("probe", probes), ("text + probe", [text + p for p in probes])):
+            for method, logits in (("probe", probes), ("text + probe", [text + p for p in probes])):
                 maps = [100 * mean_average_precision(one, truth, unknown) for one in logits]
-                yield arm, photos, "map", max(maps)
+                yield method, photos, "map", max(maps)
             if unlabelled:
                 taught = self_taught(artifact, features, raw, calibrated, labels, ignored, drawn)
                 scores = raw_scores(features.take(torch.from_numpy(rest)), taught, geometry)
@@ -221,7 +221,7 @@ def partly_known(
 def measured_on_partial_labels(
     artifact: Artifact, features: Features, images: LabelledImages, draws: int
 ) -> Iterator[tuple[str, int, str, float]]:
-    """(arm, photos, figure, value) of each draw; adapt's gains are over `text, partial`."""
+    """(method, photos, figure, value) of each draw; adapt's gains are over `text, partial`."""
     assert images.ignored is not None
     raw = raw_scores(features, artifact.classes, artifact.geometry)
     for photos in (20, 50):
@@ -275,11 +275,11 @@ def main() -> None:
         found: dict[str, list[float]] = {}
         of_draws = measured(artifact, features, images, args.draws, args.unlabelled)
         partial = measured_on_partial_labels(artifact, features, images, args.draws)
-        for arm, photos, figure, value in chain(of_draws, partial if args.partial else ()):
-            found.setdefault(f"{arm}, {photos}, {figure}", []).append(value)
-            if figure == "map" and arm not in ("text", "calibrate", "text, partial"):
+        for method, photos, figure, value in chain(of_draws, partial if args.partial else ()):
+            found.setdefault(f"{method}, {photos}, {figure}", []).append(value)
+            if figure == "map" and method not in ("text", "calibrate", "text, partial"):
                 gain = value - found[f"text, {photos}, map"][-1]
-                found.setdefault(f"{arm}, {photos}, gain", []).append(gain)
+                found.setdefault(f"{method}, {photos}, gain", []).append(gain)
         figures[name] = {
             key: [
                 round(float(np.mean(values)), 2),
