@@ -168,6 +168,7 @@ let queue = Promise.resolve(), unsaved = 0;
 function answer(value) {
   const entry = shown[at], row = entry?.rows[current];
   if (!row || moving || $("work").hidden || $("photo").parentElement.classList.contains("loading")) return;
+  if (!$("close-improvement").hidden) $("improvement").hidden = true;  // on a phone it pushes the question down
   give(entry, row, value);
   const left = entry.rows.map((each, i) => i).filter(i => i < entry.questions && !entry.rows[i].answer);
   if (!left.length) { draw(); return forward(); }
