@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from served import Service, served
 from tiny_artifact import NAMES
+from watched_page import watched_page
 
 from orchestrator.tagging.review import IMPROVED, prepared_review
 from prompt_tuning import Artifact, Tagger
@@ -124,29 +125,12 @@ def browser() -> Iterator[Any]:
 
 @contextmanager
 def opened(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
-    """The page, opened; no request may leave the service, and the console may log no error."""
-    context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
-    context.set_default_timeout(10_000)
-    page = context.new_page()
-    asked: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "console",
-        lambda logged: (
-            errors.append(logged.text)
-            if logged.type == "error" and not logged.text.startswith("Failed to load resource")
-            else None
-        ),
-    )
-    page.goto(f"{service.url}/review")
-    page.locator(ROWS).first.wait_for()
-    ready(page)
-    yield page
-    context.close()
-    assert errors == []
-    assert [url for url in asked if not url.startswith((service.url, "blob:", "data:"))] == []
+    """The page, opened (see `watched_page`)."""
+    with watched_page(browser, service.url, 10_000, **options) as page:
+        page.goto(f"{service.url}/review")
+        page.locator(ROWS).first.wait_for()
+        ready(page)
+        yield page
 
 
 def saved(page: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 from served import served
+from watched_page import watched_page
 
 pytest.importorskip("playwright", reason="requirements/dev.txt has playwright")
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
@@ -46,28 +47,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, service: str) -> Iterator[Page]:
-    """The page, opened; no request may leave the service, and the console may log no error."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    context.set_default_timeout(8000)
-    page = context.new_page()
-    asked: list[str] = []
-    errors: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    # The browser itself logs a refused request to the console.
-    page.on(
-        "console",
-        lambda logged: (
-            errors.append(logged.text)
-            if logged.type == "error" and not logged.text.startswith("Failed to load resource")
-            else None
-        ),
-    )
-    page.goto(service)
-    yield page
-    context.close()
-    assert errors == []
-    assert [url for url in asked if not url.startswith((service, "blob:", "data:"))] == []
+    """The page, opened (see `watched_page`)."""
+    with watched_page(browser, service, 8000) as page:
+        page.goto(service)
+        yield page
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def _replace(target: Path, content: bytes | None, new: bytes) -> None:
 
 
 def read(file: Path) -> bytes | None:
-    """A file's content, or None if there is none. Raises ValueError for what is no sidecar."""
+    """A file's content, or None if there is none. Raises ValueError for what is not a sidecar."""
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would block

@@ -10,7 +10,7 @@ of both branches, centred, and scaled to a mean square length of `_STD²` a bran
 calibrated score's. Where the label is unknown, the artifact's own score takes its place (see
 `photo_calibration.evidence`). The problem is convex, and categories are independent.
 These are residuals in feature space (TaskRes, arXiv 2211.10277). A category that no image shows
-stays: moved by negatives alone it lost 0.1 to 0.8 AP (docs/adapt.md).
+stays: moved by negatives alone it lost up to 0.8 AP (docs/adapt.md).
 
 Five folds give each image scores that it did not teach. They show what adapting gains, and whether
 the class features should move at all; and the calibration is fitted to them, since scores are too
