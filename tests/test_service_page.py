@@ -258,9 +258,14 @@ def test_a_folder_s_images_and_not_its_other_files(
     shutil.copy(images[0], tmp_path / "trip" / "x.png")
     shutil.copy(images[1], tmp_path / "trip" / "day 2" / "y.png")
     (tmp_path / "trip" / "notes.txt").write_text("no image")
+    slow: list[Route] = []
+    page.route("**/labels", slow.append)
+    page.reload()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a folder").click()
     chooser.value.set_files(tmp_path / "trip")
+    expect(page.locator("#notice")).to_contain_text("1 file is not an image")
+    slow[0].continue_()  # the labels come after the files: the notice stays
     tagged(page, 2)
     assert page.locator("#cards h3").all_inner_texts() == ["trip/day 2/y.png", "trip/x.png"]
     expect(page.locator("#notice")).to_contain_text("1 file is not an image")

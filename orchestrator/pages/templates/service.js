@@ -35,14 +35,14 @@ async function dropped(transfer) {
   try {
     add((await Promise.all(dragged.map(filesOf))).flat());
   } catch {
-    notice("The dropped files cannot be read.");
+    noticeOfFiles("The dropped files cannot be read.");
   }
 }
 
 function add(found) {
   const images = found.filter(({ file }) => file.type.startsWith("image/") || EXTENSIONS.test(file.name));
   const left = found.length - images.length;
-  if (!again) notice(left ? `${many(left, "file is not an image and was", "files are not images and were")} left out.` : "");
+  noticeOfFiles(left ? `${many(left, "file is not an image and was", "files are not images and were")} left out.` : "");
   images.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
   const added = images.map(newEntry);
   entries.push(...added);

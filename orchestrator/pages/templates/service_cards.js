@@ -54,13 +54,22 @@ function sayNowAndThen(text, whole) {
 }
 function say(text) { $("said").textContent = text; }
 
-let again = null, busyNotice = false;
+// Of the service (comes and goes) and of the files that were added last (stays).
+let serviceNotice = "", filesNotice = "", again = null, busyNotice = false;
 function notice(text = "", retry = null, busy = false) {
+  serviceNotice = text;
   again = retry;
   busyNotice = busy;
-  $("notice").hidden = !text;
-  $("notice").firstElementChild.textContent = text;
-  $("notice").lastElementChild.hidden = !retry;
+  showNotices();
+}
+function noticeOfFiles(text) {
+  filesNotice = text;
+  showNotices();
+}
+function showNotices() {
+  $("notice").hidden = !serviceNotice && !filesNotice;
+  $("notice").firstElementChild.textContent = [serviceNotice, filesNotice].filter(Boolean).join(" ");
+  $("notice").lastElementChild.hidden = !again;
 }
 function clearBusyNotice() { if (busyNotice) notice(); }
 
