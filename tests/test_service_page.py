@@ -259,7 +259,7 @@ def test_a_folder_s_images_and_not_its_other_files(
     shutil.copy(images[1], tmp_path / "trip" / "day 2" / "y.png")
     (tmp_path / "trip" / "notes.txt").write_text("no image")
     slow: list[Route] = []
-    page.route("**/labels", slow.append)
+    page.route("**/labels", lambda route: slow.append(route))
     page.reload()
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a folder").click()
