@@ -126,7 +126,7 @@ def browser() -> Iterator[Any]:
 @contextmanager
 def opened(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
     """The page, opened (see `watched_page`)."""
-    with watched_page(browser, service.url, 10_000, **options) as page:
+    with watched_page(browser, service.url, **options) as page:
         page.goto(f"{service.url}/review")
         page.locator(ROWS).first.wait_for()
         ready(page)
@@ -135,6 +135,7 @@ def opened(browser: Any, service: Service, **options: Any) -> Iterator[Any]:
 
 def saved(page: Any) -> None:
     page.evaluate("queue")
+    page.wait_for_function("() => !moving")
 
 
 def ready(page: Any) -> None:

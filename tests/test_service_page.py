@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, service: str) -> Iterator[Page]:
     """The page, opened (see `watched_page`)."""
-    with watched_page(browser, service, 8000) as page:
+    with watched_page(browser, service) as page:
         page.goto(service)
         yield page
 
@@ -75,7 +75,7 @@ def choose(page: Page, files: list[Path]) -> None:
 
 def tagged(page: Page, count: int) -> None:
     expect(page.locator("#progress")).to_have_text(
-        f"{count} of {count} image{'s' if count > 1 else ''} tagged", timeout=20_000
+        f"{count} of {count} image{'s' if count > 1 else ''} tagged"
     )
 
 

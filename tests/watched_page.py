@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
+# Of a busy machine; Playwright's own 5 s were too few.
+_MOST_MS = 60_000
+
 
 @contextmanager
-def watched_page(browser: Any, service: str, timeout_ms: int, **options: Any) -> Iterator[Any]:
+def watched_page(browser: Any, service: str, **options: Any) -> Iterator[Any]:
     """An empty page; `service`: the only address that it may ask. `options`: of its context."""
+    pytest.importorskip("playwright.sync_api").expect.set_options(timeout=_MOST_MS)
     context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
-    context.set_default_timeout(timeout_ms)
+    context.set_default_timeout(_MOST_MS)
     page = context.new_page()
     asked: list[str] = []
     errors: list[str] = []
