@@ -14,7 +14,7 @@ from orchestrator.errors import InputError, as_input_error
 from orchestrator.plan.run import Plan
 from orchestrator.stages.evaluation import CLASS_FEATURES, read_caption_sets
 from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.captions import read_captions
+from prompt_tuning.captions import captions_at
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.evaluation.baselines import MethodFeatures
 from prompt_tuning.evaluation.influence import caption_influences
@@ -49,7 +49,8 @@ def write_explanations(plan: Plan, seed: int, geometry: Geometry) -> dict[str, A
         seed,
         _CAPTIONS_KEPT,
     )
-    captions = read_captions(plan.knowledge.captions_file, plan.categories)
+    rows = found.rows.flatten().tolist()
+    captions = captions_at(plan.knowledge.captions_file, plan.categories, rows)
     names = plan.categories.names
     explained = {
         name: [

@@ -32,7 +32,7 @@ from orchestrator.stages.images import read_images
 from orchestrator.stages.knowledge_summary import read_summary
 from orchestrator.stages.tuning import RAY_STORAGE
 from prompt_tuning.backbones.base import Geometry, VLMIdentity
-from prompt_tuning.captions import read_captions
+from prompt_tuning.captions import captions_at, count_captions
 from prompt_tuning.images import small_jpeg
 from prompt_tuning.knowledge.templates import SENTENCES
 from prompt_tuning.storage import copy_atomic, write_atomic
@@ -117,15 +117,16 @@ def _report_data(
     knowledge = read_summary(plan.knowledge)
     # Only questions for sentences: the report shows the category facts from the others instead.
     knowledge["asked"] = {kind: knowledge["asked"].get(kind, 0) for kind in SENTENCES}
-    captions = read_captions(plan.knowledge.captions_file, plan.categories)
-    step = max(1, len(captions) // _SAMPLE_CAPTIONS)
+    file = plan.knowledge.captions_file
+    count = count_captions(file)
+    sampled = range(0, count, max(1, count // _SAMPLE_CAPTIONS))[:_SAMPLE_CAPTIONS]
     samples = [
         {
             "text": caption.text,
             "labels": [plan.categories.names[c] for c in caption.labels],
             "kind": caption.kind,
         }
-        for caption in captions[::step][:_SAMPLE_CAPTIONS]
+        for caption in captions_at(file, plan.categories, sampled).values()
     ]
     tree = read_hierarchy(plan).tree(plan.categories)
     return ReportData(

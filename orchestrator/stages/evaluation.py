@@ -26,7 +26,7 @@ from prompt_tuning.evaluation.compare import (
 )
 from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.selection import SelectingHalf, Selection, images_at, select_on_half
-from prompt_tuning.features import FEATURES, Features, load_features
+from prompt_tuning.features import FEATURES, StoredFeatures
 from prompt_tuning.knowledge.caption_coverage import CaptionCoverage
 from prompt_tuning.storage import canonical_json
 from prompt_tuning.tagging.calibration import calibrate_on_captions, calibration_quality
@@ -75,8 +75,8 @@ def write_evaluation(plan: Plan, staging: Path) -> None:
         items, images = image_features_at(labelled, reported), images_at(images, reported)
         labels, ignored = images.labels, images.ignored
     else:
-        loaded = held_out.load()
-        items, labels, ignored = loaded.features, loaded.labels.numpy(), None
+        items = StoredFeatures(plan.captions.folder / FEATURES, held_out.rows)
+        labels, ignored = held_out.labels[held_out.rows].numpy(), None
     methods = MethodFeatures(untuned_baselines(vlm, plan.categories, train), tuned)
     scores = score_methods(items, methods, geometry, config.scoring.fusion)
     captions = read_captions(plan.knowledge.captions_file, plan.categories)
@@ -133,10 +133,10 @@ def reported_rows(plan: ImagesPlan, images: LabelledImages, selection: Selection
     return rows
 
 
-def image_features_at(plan: ImagesPlan, rows: np.ndarray) -> Features:
+def image_features_at(plan: ImagesPlan, rows: np.ndarray) -> StoredFeatures:
     """The features of the plan's images at these indices."""
     assert plan.features is not None
-    return load_features(plan.features.folder / FEATURES).take(torch.from_numpy(rows))
+    return StoredFeatures(plan.features.folder / FEATURES, torch.from_numpy(rows))
 
 
 def selecting_half(plan: ImagesPlan, images: LabelledImages) -> SelectingHalf:

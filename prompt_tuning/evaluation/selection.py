@@ -14,7 +14,7 @@ from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import Features, load_features
+from prompt_tuning.features import FeatureSource, StoredFeatures
 from prompt_tuning.storage import file_digest
 
 
@@ -67,7 +67,7 @@ class Selection:
 class SelectingHalf:
     """The half of the labelled images that selects, small enough to be sent to tuning workers.
 
-    `features`: the file with the features of all images. `rows`: the images that select. `labels`,
+    `features`: the folder of all images' features. `rows`: the images that select. `labels`,
     `ignored`: `(rows, classes)`, bool.
     """
 
@@ -92,12 +92,12 @@ class SelectingHalf:
             )
         return cls(features, rows, half.labels, half.ignored)
 
-    def load(self) -> Features:
+    def load(self) -> StoredFeatures:
         """The features of the images that select."""
-        return load_features(self.features).take(torch.from_numpy(self.rows))
+        return StoredFeatures(self.features, torch.from_numpy(self.rows))
 
     def fused_map(
-        self, items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
+        self, items: FeatureSource, classes: ClassFeatures, geometry: Geometry, fusion: str
     ) -> float:
         """mAP (0-100) of the fused scores; `items`: from `load`."""
         fused = method_scores(items, classes, geometry, fusion)["fused"]
