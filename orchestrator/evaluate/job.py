@@ -36,13 +36,14 @@ from orchestrator.plan.run import ImagesPlan, plan_images
 from orchestrator.runs.finished_run import FinishedRun, read_run
 from orchestrator.runs.results import write_metrics
 from orchestrator.runs.stage_work import images_work
-from orchestrator.stages.evaluation import make_metrics
+from orchestrator.stages.evaluation import protocol_of
 from orchestrator.stages.images import read_images
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.evaluation.compare import MethodScores, precision_recall, score_methods
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
+from prompt_tuning.evaluation.metrics_file import make_metrics
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.features import FEATURES, FeatureSource, StoredFeatures
 from prompt_tuning.images import small_jpeg
@@ -102,8 +103,8 @@ def evaluate(
         items = _features(plan, stamps, console).at(torch.from_numpy(rows))
         scores = score_methods(items, run.methods, run.artifact.geometry, run.artifact.fusion)
         metrics = make_metrics(
-            plan,
-            run.artifact.fusion,
+            protocol_of(plan, run.artifact.fusion),
+            images,
             scores,
             images.labels,
             images.ignored,

@@ -30,6 +30,10 @@ class ClassFeatures:
     pooled: Tensor
     local: Tensor
 
+    def to(self, device: torch.device) -> ClassFeatures:
+        """The same on another device."""
+        return ClassFeatures(self.pooled.to(device), self.local.to(device))
+
 
 @dataclass(frozen=True)
 class MethodFeatures:
@@ -43,7 +47,7 @@ class MethodFeatures:
         tuned = {f"tuned.{seed}": classes for seed, classes in self.tuned.items()}
         save_file(
             {
-                f"{name}.{branch}": features.contiguous()
+                f"{name}.{branch}": features.cpu().contiguous()
                 for name, classes in {**self.untuned, **tuned}.items()
                 for branch, features in (("global", classes.pooled), ("local", classes.local))
             },

@@ -18,6 +18,10 @@ from prompt_tuning.features import FeatureSource, StoredFeatures
 from prompt_tuning.storage import file_digest
 
 
+class NoCategoryShown(ValueError):
+    """Images that are to select, or to be reported, show no category."""
+
+
 def split_halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of the half that selects and of the half that is reported, both ascending.
 
@@ -81,12 +85,12 @@ class SelectingHalf:
         """The half that `split_seed` draws.
 
         Raises:
-            ValueError: when it shows no category.
+            NoCategoryShown: when it shows no category.
         """
         rows, _ = split_halves(len(images.files), split_seed)
         half = images_at(images, rows)
         if not half.labels.any():
-            raise ValueError(
+            raise NoCategoryShown(
                 f"none of the {len(rows)} images that split_seed {split_seed} draws shows a "
                 "category; more images, another split_seed or select_on: text would do"
             )
@@ -138,3 +142,18 @@ def images_at(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
         labels=images.labels[rows],
         ignored=None if images.ignored is None else images.ignored[rows],
     )
+
+
+def reported_rows(images: LabelledImages, selection: Selection) -> np.ndarray:
+    """The indices of the images that did not select.
+
+    Raises:
+        NoCategoryShown: if images selected, and none of these shows a category.
+    """
+    rows = np.flatnonzero(~selection.among(images.files))
+    if selection.selecting and not images.labels[rows].any():
+        raise NoCategoryShown(
+            "no image of the reported half shows a category; use more images, another "
+            "evaluation.split_seed or select_on: text"
+        )
+    return rows
