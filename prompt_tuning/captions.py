@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,6 +69,14 @@ _SCHEMA = pa.schema(
     }
 )
 _READ = ["text", "labels", "kind"]
+_PACKED = pa.schema(
+    {
+        "text": pa.string(),
+        "labels": pa.list_(pa.int32()),
+        "kind": pa.dictionary(pa.int8(), pa.string()),
+    }
+)
+_CAPTIONS_PER_BATCH = 8192
 
 
 def is_held_out(caption: Caption, share: float) -> bool:
@@ -75,7 +84,7 @@ def is_held_out(caption: Caption, share: float) -> bool:
     return int(digest(caption.text)[:8], 16) / 2**32 < share
 
 
-def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
+def read_caption_file(path: Path, categories: CategoryList) -> Iterator[Caption]:
     """Read captions from lines of `sentence` or `sentence<TAB>label;label`.
 
     Labels may be synonyms. A sentence without labels gets the categories that it names.
@@ -86,7 +95,6 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
             category, or an encoding that `plain_lines` does not read.
     """
     matcher = NounMatcher(categories.categories)
-    captions = []
     for row, line in enumerate(plain_lines(path.read_bytes(), str(path)), start=1):
         text, _, labels_text = line.partition("\t")
         if not text.strip():
@@ -100,8 +108,7 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
         labels = tuple(sorted(named)) or matcher.find(text)
         if not labels:
             raise ValueError(f"{path}, row {row}: the sentence names no category; add <TAB>label")
-        captions.append(Caption(text.strip(), labels, "file"))
-    return captions
+        yield Caption(text.strip(), labels, "file")
 
 
 def template_captions(categories: CategoryList) -> Iterator[Caption]:
@@ -125,6 +132,25 @@ def given_captions(settings: CaptionSettings, categories: CategoryList) -> Itera
         yield from read_caption_file(Path(file), categories)
     if settings.templates:
         yield from template_captions(categories)
+
+
+class PackedCaptions:
+    """Many captions in memory, as columns: a hundred bytes each and not a thousand."""
+
+    def __init__(self, captions: Iterable[Caption]) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        ahead = iter(captions)
+        while some := list(islice(ahead, _CAPTIONS_PER_BATCH)):
+            columns = [[getattr(caption, name) for caption in some] for name in _READ]
+            self._batches.append(pa.record_batch(dict(zip(_READ, columns, strict=True)), _PACKED))
+
+    def __len__(self) -> int:
+        return sum(batch.num_rows for batch in self._batches)
+
+    def __iter__(self) -> Iterator[Caption]:
+        for batch in self._batches:
+            for row in batch.to_pylist():
+                yield Caption(row["text"], tuple(row["labels"]), row["kind"])
 
 
 class CaptionWriter(RowWriter):

@@ -58,16 +58,20 @@ class Features(NamedTuple):
 
     def take(self, rows: Tensor) -> Features:
         """The items of these rows, in their order, with their regions."""
+        return Features(
+            self.pooled[rows],
+            self.regions[self.regions_of(rows)],
+            self.counts[rows],
+            None if self.tiles is None else self.tiles[rows],
+        )
+
+    def regions_of(self, rows: Tensor) -> Tensor:
+        """The indices of all regions of these items, one item after the other."""
         starts = F.pad(self.counts.cumsum(0), (1, 0))[:-1]
         counts = self.counts[rows]
         new_starts = F.pad(counts.cumsum(0), (1, 0))[:-1]
         shifts = torch.repeat_interleave(starts[rows] - new_starts, counts)
-        return Features(
-            self.pooled[rows],
-            self.regions[shifts + torch.arange(len(shifts))],
-            counts,
-            None if self.tiles is None else self.tiles[rows],
-        )
+        return shifts + torch.arange(len(shifts))
 
     def merge(self, group: int) -> Features:
         """Merge each `group` neighbouring captions into one item: their mean, all regions."""
@@ -160,15 +164,12 @@ class StoredFeatures:
 
     def take(self, rows: Tensor) -> Features:
         """The items of these rows, in memory and in their order, with their regions."""
-        found = [(places, shard.take(within)) for places, shard, within in self._in_shards(rows)]
+        found = list(self._in_shards(rows))
         if not found:
             return self._shard(0).take(rows)
-        items = concatenate(features for _, features in found)
-        if len(found) == 1:
-            return items
-        order = torch.empty_like(rows)
-        order[torch.cat([places for places, _ in found])] = torch.arange(len(rows))
-        return items.take(order)
+        items = _joined([(shard, within) for _, shard, within in found])
+        order = torch.cat([places for places, _, _ in found])
+        return items if (order[1:] > order[:-1]).all() else items.take(order.argsort())
 
     def _take_pooled(self, rows: Tensor) -> Tensor:
         flat = rows.flatten()
@@ -197,6 +198,29 @@ class StoredFeatures:
         if len(features.counts) != end - start:
             raise ValueError(f"{file}: {end - start} items are due (got {len(features.counts)})")
         return features
+
+
+def _joined(found: list[tuple[Features, Tensor]]) -> Features:
+    """These rows of each shard, one shard after the other.
+
+    They are copied straight to where they belong: parts of their own, freed while shards are being
+    opened, would leave gaps in memory that grow with the number of shards.
+    """
+    counts = torch.cat([shard.counts[rows] for shard, rows in found])
+    first, items = found[0][0], len(counts)
+    pooled = first.pooled.new_empty(items, *first.pooled.shape[1:])
+    regions = first.regions.new_empty(int(counts.sum()), *first.regions.shape[1:])
+    tiles = None if first.tiles is None else first.tiles.new_empty(items, *first.tiles.shape[1:])
+    item = region = 0
+    for shard, rows in found:
+        of_regions = shard.regions_of(rows)
+        ends = item + len(rows), region + len(of_regions)
+        torch.index_select(shard.pooled, 0, rows, out=pooled[item : ends[0]])
+        torch.index_select(shard.regions, 0, of_regions, out=regions[region : ends[1]])
+        if tiles is not None and shard.tiles is not None:
+            torch.index_select(shard.tiles, 0, rows, out=tiles[item : ends[0]])
+        item, region = ends
+    return Features(pooled, regions, counts, tiles)
 
 
 class _StoredPooled:

@@ -12,6 +12,7 @@ from prompt_tuning.captions import (
     Caption,
     CaptionSettings,
     CaptionWriter,
+    PackedCaptions,
     caption_texts,
     captions_at,
     count_captions,
@@ -42,7 +43,7 @@ def test_own_sentences_with_and_without_labels(tmp_path: Path) -> None:
         "A dog with no label given.\t\n",
         "utf-8",
     )
-    assert read_caption_file(file, CATEGORIES) == [
+    assert list(read_caption_file(file, CATEGORIES)) == [
         Caption("A dog in a car.", (DOG, CAR), "file"),
         Caption("My faithful companion sleeps.", (DOG,), "file"),
         Caption("He chases his friend.", (DOG, CAT), "file"),
@@ -72,7 +73,7 @@ def test_own_sentences_that_do_not_fit_are_refused_by_row(
     file = tmp_path / "own.txt"
     file.write_text(f"A dog.\n\n{line}\n", "utf-8")
     with pytest.raises(ValueError, match=rf"own\.txt, {complaint}$"):
-        read_caption_file(file, CATEGORIES)
+        list(read_caption_file(file, CATEGORIES))
 
 
 def test_own_sentences_of_an_editor_that_marks_its_files(tmp_path: Path) -> None:
@@ -102,6 +103,15 @@ def test_captions_read_back_as_written(tmp_path: Path, captions: list[Caption]) 
         for caption in captions:
             writer.write_caption(caption)
     assert list(read_captions(tmp_path / "captions.parquet", CATEGORIES)) == captions
+
+
+def test_packed_captions_are_the_same_captions() -> None:
+    captions = [Caption(f"Sentence {n}, dög.", tuple(range(n % 4)), "file") for n in range(9000)]
+    captions.append(Caption("-", (2,), "template"))
+    packed = PackedCaptions(iter(captions))
+    assert len(packed) == 9001
+    assert list(packed) == list(packed) == captions
+    assert list(PackedCaptions([])) == []
 
 
 def test_many_captions_keep_where_they_are_from(tmp_path: Path) -> None:

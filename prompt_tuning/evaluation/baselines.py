@@ -18,7 +18,7 @@ from prompt_tuning.tuning.prompts import anchor_features
 
 # Enough that the figures of small runs do not depend on it.
 _TEXTS_AT_ONCE = 8192
-_ENTRIES_AT_ONCE = 2**24
+_ENTRIES_AT_ONCE = 2**22
 
 UNTUNED = ("zero_shot", "templates", "synonym_average", "caption_average")
 
