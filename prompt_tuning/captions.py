@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
@@ -66,6 +68,15 @@ _SCHEMA = pa.schema(
         "key": pa.string(),
     }
 )
+_READ = ["text", "labels", "kind"]
+_PACKED = pa.schema(
+    {
+        "text": pa.string(),
+        "labels": pa.list_(pa.int32()),
+        "kind": pa.dictionary(pa.int8(), pa.string()),
+    }
+)
+_CAPTIONS_PER_BATCH = 8192
 
 
 def is_held_out(caption: Caption, share: float) -> bool:
@@ -73,7 +84,7 @@ def is_held_out(caption: Caption, share: float) -> bool:
     return int(digest(caption.text)[:8], 16) / 2**32 < share
 
 
-def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
+def read_caption_file(path: Path, categories: CategoryList) -> Iterator[Caption]:
     """Read captions from lines of `sentence` or `sentence<TAB>label;label`.
 
     Labels may be synonyms. A sentence without labels gets the categories that it names.
@@ -84,7 +95,6 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
             category, or an encoding that `plain_lines` does not read.
     """
     matcher = NounMatcher(categories.categories)
-    captions = []
     for row, line in enumerate(plain_lines(path.read_bytes(), str(path)), start=1):
         text, _, labels_text = line.partition("\t")
         if not text.strip():
@@ -98,8 +108,7 @@ def read_caption_file(path: Path, categories: CategoryList) -> list[Caption]:
         labels = tuple(sorted(named)) or matcher.find(text)
         if not labels:
             raise ValueError(f"{path}, row {row}: the sentence names no category; add <TAB>label")
-        captions.append(Caption(text.strip(), labels, "file"))
-    return captions
+        yield Caption(text.strip(), labels, "file")
 
 
 def template_captions(categories: CategoryList) -> Iterator[Caption]:
@@ -125,6 +134,25 @@ def given_captions(settings: CaptionSettings, categories: CategoryList) -> Itera
         yield from template_captions(categories)
 
 
+class PackedCaptions:
+    """Many captions in memory, as columns: a hundred bytes each and not a thousand."""
+
+    def __init__(self, captions: Iterable[Caption]) -> None:
+        self._batches: list[pa.RecordBatch] = []
+        ahead = iter(captions)
+        while some := list(islice(ahead, _CAPTIONS_PER_BATCH)):
+            columns = [[getattr(caption, name) for caption in some] for name in _READ]
+            self._batches.append(pa.record_batch(dict(zip(_READ, columns, strict=True)), _PACKED))
+
+    def __len__(self) -> int:
+        return sum(batch.num_rows for batch in self._batches)
+
+    def __iter__(self) -> Iterator[Caption]:
+        for batch in self._batches:
+            for row in batch.to_pylist():
+                yield Caption(row["text"], tuple(row["labels"]), row["kind"])
+
+
 class CaptionWriter(RowWriter):
     """Writes captions with their sources to a Parquet file, row by row.
 
@@ -142,11 +170,60 @@ class CaptionWriter(RowWriter):
         self.write(text=caption.text, labels=labels, kind=caption.kind, **source)
 
 
-def read_captions(path: Path, categories: CategoryList) -> list[Caption]:
-    """Read what a `CaptionWriter` wrote."""
-    index = {name: i for i, name in enumerate(categories.names)}
-    rows = pq.read_table(path, columns=["text", "labels", "kind"]).to_pylist()
-    return [
-        Caption(row["text"], tuple(index[name] for name in row["labels"]), row["kind"])
-        for row in rows
-    ]
+def read_captions(path: Path, categories: CategoryList) -> Iterator[Caption]:
+    """Read what a `CaptionWriter` wrote, with one row group in memory."""
+    index = _index(categories)
+    with pq.ParquetFile(path) as file:
+        for group, _ in _groups(file):
+            for row in file.read_row_group(group, columns=_READ).to_pylist():
+                yield _caption(row, index)
+
+
+def captions_at(path: Path, categories: CategoryList, rows: Iterable[int]) -> dict[int, Caption]:
+    """The captions of these rows of a file that a `CaptionWriter` wrote, by row."""
+    index, wanted = _index(categories), np.unique(np.fromiter(rows, dtype=np.int64))
+    captions = {}
+    with pq.ParquetFile(path) as file:
+        for group, span in _groups(file):
+            low, high = np.searchsorted(wanted, [span.start, span.stop])
+            if low < high:
+                here = wanted[low:high]
+                read = file.read_row_group(group, columns=_READ).take(here - span.start)
+                for place, row in zip(here.tolist(), read.to_pylist(), strict=True):
+                    captions[place] = _caption(row, index)
+    return captions
+
+
+def count_captions(path: Path) -> int:
+    """The number of captions in a file that a `CaptionWriter` wrote."""
+    with pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def caption_texts(path: Path, rows: range) -> list[str]:
+    """The texts of these neighbouring captions of a file that a `CaptionWriter` wrote."""
+    texts: list[str] = []
+    with pq.ParquetFile(path) as file:
+        for group, span in _groups(file):
+            first, last = max(rows.start, span.start), min(rows.stop, span.stop)
+            if first < last:
+                read = file.read_row_group(group, columns=["text"])["text"]
+                texts += read.slice(first - span.start, last - first).to_pylist()
+    return texts
+
+
+def _groups(file: pq.ParquetFile) -> Iterator[tuple[int, range]]:
+    """The row groups of a file, each with its rows."""
+    start = 0
+    for group in range(file.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        yield group, range(start, end)
+        start = end
+
+
+def _index(categories: CategoryList) -> dict[str, int]:
+    return {name: i for i, name in enumerate(categories.names)}
+
+
+def _caption(row: dict[str, Any], index: dict[str, int]) -> Caption:
+    return Caption(row["text"], tuple(index[name] for name in row["labels"]), row["kind"])

@@ -12,6 +12,10 @@ from prompt_tuning.captions import (
     Caption,
     CaptionSettings,
     CaptionWriter,
+    PackedCaptions,
+    caption_texts,
+    captions_at,
+    count_captions,
     is_held_out,
     read_caption_file,
     read_captions,
@@ -39,7 +43,7 @@ def test_own_sentences_with_and_without_labels(tmp_path: Path) -> None:
         "A dog with no label given.\t\n",
         "utf-8",
     )
-    assert read_caption_file(file, CATEGORIES) == [
+    assert list(read_caption_file(file, CATEGORIES)) == [
         Caption("A dog in a car.", (DOG, CAR), "file"),
         Caption("My faithful companion sleeps.", (DOG,), "file"),
         Caption("He chases his friend.", (DOG, CAT), "file"),
@@ -69,7 +73,7 @@ def test_own_sentences_that_do_not_fit_are_refused_by_row(
     file = tmp_path / "own.txt"
     file.write_text(f"A dog.\n\n{line}\n", "utf-8")
     with pytest.raises(ValueError, match=rf"own\.txt, {complaint}$"):
-        read_caption_file(file, CATEGORIES)
+        list(read_caption_file(file, CATEGORIES))
 
 
 def test_own_sentences_of_an_editor_that_marks_its_files(tmp_path: Path) -> None:
@@ -98,7 +102,16 @@ def test_captions_read_back_as_written(tmp_path: Path, captions: list[Caption]) 
     with CaptionWriter(tmp_path / "captions.parquet", CATEGORIES) as writer:
         for caption in captions:
             writer.write_caption(caption)
-    assert read_captions(tmp_path / "captions.parquet", CATEGORIES) == captions
+    assert list(read_captions(tmp_path / "captions.parquet", CATEGORIES)) == captions
+
+
+def test_packed_captions_are_the_same_captions() -> None:
+    captions = [Caption(f"Sentence {n}, dög.", tuple(range(n % 4)), "file") for n in range(9000)]
+    captions.append(Caption("-", (2,), "template"))
+    packed = PackedCaptions(iter(captions))
+    assert len(packed) == 9001
+    assert list(packed) == list(packed) == captions
+    assert list(PackedCaptions([])) == []
 
 
 def test_many_captions_keep_where_they_are_from(tmp_path: Path) -> None:
@@ -120,6 +133,22 @@ def test_many_captions_keep_where_they_are_from(tmp_path: Path) -> None:
             "key": "abc",
         }
     ]
+
+
+def test_rows_are_read_from_their_row_groups(tmp_path: Path) -> None:
+    file = tmp_path / "captions.parquet"
+    captions = [Caption(f"Sentence {n}.", (n % 3,), "file") for n in range(20_000)]
+    with CaptionWriter(file, CATEGORIES) as writer:
+        for caption in captions:
+            writer.write_caption(caption)
+    assert count_captions(file) == 20_000
+    texts = [caption.text for caption in captions]
+    for rows in (range(8000, 8500), range(0, 512), range(19_968, 20_000), range(5, 5)):
+        assert caption_texts(file, rows) == texts[rows.start : rows.stop]
+    rows = [19_999, 8191, 8192, 3, 8191]
+    found = captions_at(file, CATEGORIES, rows)
+    assert found == {row: captions[row] for row in rows}
+    assert captions_at(file, CATEGORIES, []) == {}
 
 
 def test_what_is_held_out_depends_on_the_text_alone_and_grows_with_the_share() -> None:

@@ -214,7 +214,7 @@ def test_the_config_for_own_labels_is_one(tmp_path: Path) -> None:
     loaded = load_config(tmp_path / "mine.yaml", [], None, None)
     categories = load_categories(loaded)
     assert categories.names == ("drill", "saw", "vise", "workbench")
-    found = read_caption_file(tmp_path / "mine.tsv", categories)
+    found = list(read_caption_file(tmp_path / "mine.tsv", categories))
     assert [caption.labels for caption in found] == [(0, 1), (2, 3)]
 
 

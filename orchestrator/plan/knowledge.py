@@ -17,7 +17,7 @@ from orchestrator.config.models import RunConfig
 from orchestrator.errors import InputError, as_input_error
 from orchestrator.paths import check_folder
 from orchestrator.stages.knowledge_summary import CAPTIONS, FACTS_FILE
-from prompt_tuning.captions import Caption, CaptionSettings, given_captions, read_captions
+from prompt_tuning.captions import CaptionSettings, PackedCaptions, given_captions, read_captions
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.code_digest import code_digest
 from prompt_tuning.install_hints import install_set
@@ -79,13 +79,13 @@ class KnowledgePlan:
         return self.stage.folder / FACTS_FILE
 
     @cached_property
-    def given(self) -> list[Caption]:
+    def given(self) -> PackedCaptions:
         """The captions from files and templates, matched once (100,000 take a minute).
 
         Raises InputError with the file and row.
         """
         try:
-            return list(given_captions(self.config.captions, self.categories))
+            return PackedCaptions(given_captions(self.config.captions, self.categories))
         except ValueError as error:
             raise InputError(f"captions.files: {error}") from None
 
