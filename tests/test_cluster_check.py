@@ -73,7 +73,10 @@ def test_a_node_that_does_not_answer_is_named_whatever_it_is_asked(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_probe, "_ANSWERS_WITHIN_S", 0)
-    for ask in (lambda: cluster_dtype(Placement(1, 1, 0), on_gpu=False), lambda: check_cluster(paths)):
+    for ask in (
+        lambda: cluster_dtype(Placement(1, 1, 0), on_gpu=False),
+        lambda: check_cluster(paths),
+    ):
         with pytest.raises(DescribedFailure, match=r"^node [\d.]+: no answer within 0 s; it may"):
             ask()
 

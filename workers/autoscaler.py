@@ -8,8 +8,7 @@ from typing import Any
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._raylet import GcsClient
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.core.generated import autoscaler_pb2
 from ray.experimental.internal_kv import _internal_kv_get
 
 _ANSWERS_WITHIN_S = 10
@@ -24,9 +23,13 @@ def autoscales() -> bool:
     # started by hand. Version 2 tells its own, and runs only where it was chosen.
     if kept := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):
         return adds_nodes(json.loads(kept))
-    client = GcsClient(ray.get_runtime_context().gcs_address)
-    reply = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=_ANSWERS_WITHIN_S))
-    return reply.autoscaling_state.autoscaler_state_version > 0
+    messages: Any = autoscaler_pb2
+    raylet: Any = ray._raylet
+    client = raylet.GcsClient(ray.get_runtime_context().gcs_address)
+    reply = messages.GetClusterStatusReply.FromString(
+        client.get_cluster_status(timeout_s=_ANSWERS_WITHIN_S)
+    )
+    return bool(reply.autoscaling_state.autoscaler_state_version > 0)
 
 
 def adds_nodes(status: Mapping[str, Any]) -> bool:

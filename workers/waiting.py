@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from workers.failure import DescribedFailure
 from workers.placement import NodeSettings, fits_labels, holds
 
 _SECONDS_BETWEEN_REPORTS = 60.0
+_SECONDS_BETWEEN_LOOKS = 0.5
 _MINUTES_WITHOUT_RESULT = 120.0
+
+_ANY_NODES = NodeSettings()
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +39,11 @@ class Waiting:
         subject: str,
         needs: Mapping[str, float],
         minutes: float = _MINUTES_WITHOUT_RESULT,
-        nodes: NodeSettings = NodeSettings(),
+        nodes: NodeSettings | None = None,
         at_once: int = 1,
     ) -> None:
-        self._subject, self._minutes, self._nodes, self._at_once = subject, minutes, nodes, at_once
+        self._subject, self._minutes, self._at_once = subject, minutes, at_once
+        self._nodes = nodes or _ANY_NODES
         self._needs = {name: amount for name, amount in needs.items() if amount}
 
     def first(
@@ -77,9 +82,32 @@ class Waiting:
             described += f"; gives up in {(limit - seconds) / 60:.0f} minutes"
         return described
 
-    def placeable(self) -> bool:
-        """Whether the nodes that are there would have room, if nothing else ran on them."""
-        return self._have_room(self._fitting_nodes())
+    def for_nodes(self, on_waiting: Callable[[float, str], None]) -> None:
+        """Wait until the cluster has nodes with room for `at_once` of these, free or not.
+
+        Asks for that room meanwhile, so that an autoscaler adds nodes. `on_waiting`: called at
+        intervals with the seconds so far and a description.
+
+        Raises:
+            DescribedFailure: if the time limit has passed.
+        """
+        if self._have_room(self._fitting_nodes()):
+            return
+        labels = dict(self._nodes.node_labels)
+        group = placement_group(
+            [self._needs] * self._at_once,
+            bundle_label_selector=[labels] * self._at_once if labels else None,
+        )
+        began, reports = time.monotonic(), 0
+        try:
+            while not self._have_room(self._fitting_nodes()):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                described = self.describe(seconds := time.monotonic() - began)
+                if seconds > (reports + 1) * _SECONDS_BETWEEN_REPORTS:
+                    reports += 1
+                    on_waiting(seconds, described)
+        finally:
+            remove_placement_group(group)
 
     def _fitting_nodes(self) -> list[dict[str, float]]:
         """The resources of the nodes that have the labels."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from joblib import cpu_count
 
 from orchestrator.cluster.connect import check_reachable, connect
 from orchestrator.cluster.local_ray import check_ray_folder
 from orchestrator.errors import InputError
-from workers.placement import NodeSettings, fits_labels, holds
+from workers.placement import NodeSettings, Placement, fits_labels, holds
+
+if TYPE_CHECKING:
+    from orchestrator.config.models import RunConfig
+
+_log = logging.getLogger(__name__)
 
 # Ray's own resources; every other one is a pool, also `accelerator_type:L4`.
 _RAYS_OWN = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
@@ -132,6 +139,31 @@ def find_resources() -> Resources:
 
     nodes = [ray_node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
     return Resources(tuple(nodes), autoscales())
+
+
+def wait_for_nodes(resources: Resources, config: RunConfig, tunes: bool = True) -> Resources:
+    """Where no node suits a config but the cluster may grow, wait until one has come.
+
+    What an engine or a worker gets, and what engines answer, depends on the kind of its node.
+    `tunes`: whether tuning workers are needed too.
+
+    Raises DescribedFailure when no node comes within `wait_minutes`.
+    """
+    wanted: dict[str, NodeSettings] = {"tuning": config.tuning} if tunes else {}
+    if config.knowledge.questions.asks_something and config.knowledge.llm.source != "file":
+        wanted = {"knowledge.llm": config.knowledge.llm, **wanted}
+    missing = {field: nodes for field, nodes in wanted.items() if resources.lacks(nodes)}
+    if not missing:
+        return resources
+    from workers.waiting import Waiting
+
+    for where, nodes in missing.items():
+        one = Placement(1, 1, 0, nodes.pool, nodes.node_labels)
+        waiting = Waiting(f"a node for {where}", one.resources, nodes=nodes)
+        waiting.for_nodes(
+            lambda seconds, line: _log.warning("waiting for %.0f s: %s", seconds, line)
+        )
+    return find_resources()
 
 
 def ray_node(resources: dict[str, float], labels: dict[str, str]) -> Node:

@@ -101,7 +101,9 @@ class _Engine:
         strategy: Any = "SPREAD"
         needs, labels = placement.resources, dict(placement.node_labels)
         if placement.gpus > 1:
-            self._group = placement_group([needs], bundle_label_selector=[labels] if labels else None)
+            self._group = placement_group(
+                [needs], bundle_label_selector=[labels] if labels else None
+            )
             strategy = PlacementGroupSchedulingStrategy(self._group)
         actor: Any = ray.remote(engine).options(
             num_cpus=needs.pop("CPU"),
@@ -417,11 +419,14 @@ def cluster_dtype(engines: Placement, on_gpu: bool) -> Dtype:
         DescribedFailure: if a node does not answer.
         ray.exceptions.RayError: if a node goes away in the meantime.
     """
-    nodes = [
+    needs = engines.resources
+    chosen = [
         node
         for node in ray.nodes()
-        if node["Alive"]
-        and fits_labels(node["Labels"], engines.node_labels)
-        and holds(node["Resources"], engines.resources)
+        if node["Alive"] and fits_labels(node["Labels"], engines.node_labels)
     ]
+    nodes = [node for node in chosen if holds(node["Resources"], needs)]
+    # Where all are too small, larger ones of this kind are to come.
+    kind = {**needs, "CPU": 0.0, "GPU": min(1.0, engines.gpus)}
+    nodes = nodes or [node for node in chosen if holds(node["Resources"], kind)]
     return common_dtype(ask_nodes(nodes, lambda _: native_dtype(on_gpu)))

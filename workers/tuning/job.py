@@ -32,8 +32,9 @@ HISTORY = "history.json"
 
 OnEpoch = Callable[[dict[str, float]], None]
 OnEpochOf = Callable[["TuningJob", dict[str, float]], None]
-# The reason why workers are not up yet: free resources are missing, or processes still start.
-Lack = Literal["resources", "processes"]
+# The reason why workers are not up yet: the cluster has too few nodes, or these are not free, or
+# processes still start.
+Lack = Literal["nodes", "resources", "processes"]
 # Called with the seconds since the start and the reason.
 OnWaiting = Callable[[float, Lack], None]
 
