@@ -23,6 +23,7 @@ from workers.cluster_probe import NodeReport, _unread, package_versions
 from workers.failure import DescribedFailure
 from workers.knowledge.engine_dtype import native_dtype
 from workers.knowledge.pool import cluster_dtype
+from workers.placement import Placement
 
 # A mount that only the processes below see: the same path, another folder.
 BLIND = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
@@ -63,8 +64,8 @@ def test_a_pool_is_a_custom_resource_that_a_node_advertises() -> None:
 
 @pytest.mark.usefixtures("cluster")
 def test_nodes_that_engines_may_be_on_are_asked_what_they_compute_in() -> None:
-    for needs in ({"CPU": 1}, {"CPU": 1, "training": 0.001}):
-        assert cluster_dtype(needs, on_gpu=False) == native_dtype(on_gpu=False)
+    for engines in (Placement(1, 1, 0), Placement(1, 1, 0, "training")):
+        assert cluster_dtype(engines, on_gpu=False) == native_dtype(on_gpu=False)
 
 
 @pytest.mark.usefixtures("cluster")
@@ -72,7 +73,10 @@ def test_a_node_that_does_not_answer_is_named_whatever_it_is_asked(
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cluster_probe, "_ANSWERS_WITHIN_S", 0)
-    for ask in (lambda: cluster_dtype({"CPU": 1}, on_gpu=False), lambda: check_cluster(paths)):
+    for ask in (
+        lambda: cluster_dtype(Placement(1, 1, 0), on_gpu=False),
+        lambda: check_cluster(paths),
+    ):
         with pytest.raises(DescribedFailure, match=r"^node [\d.]+: no answer within 0 s; it may"):
             ask()
 

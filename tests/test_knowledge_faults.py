@@ -27,7 +27,7 @@ from workers.failure import DescribedFailure
 from workers.knowledge.ledger import Ledger, Shard, cut_shards
 from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.pool import KnowledgePool
-from workers.placement import Placement
+from workers.placement import NodeSettings, Placement
 
 PATHS = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
@@ -180,11 +180,12 @@ def pool(
     engines: int,
     engine: type = StandIn,
     gpus: int = 0,
-    on: str | None = None,
+    on: NodeSettings | None = None,
     timeout_minutes: float = 5,
 ) -> KnowledgePool:
-    settings = LLMSettings(model="stand-in", timeout_minutes=timeout_minutes)
-    placement = Placement(engines, 1, gpus, on)
+    on = on or NodeSettings()
+    settings = LLMSettings(model="stand-in", timeout_minutes=timeout_minutes, **on.model_dump())
+    placement = Placement(engines, 1, gpus, on.pool, on.node_labels)
     return KnowledgePool(settings, SamplingSettings(), placement, model, Ledger(ledger), engine)
 
 
@@ -512,17 +513,35 @@ def test_tensor_parallel_engines_have_a_node_each(
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
-def test_engines_of_a_pool_are_on_its_nodes_only(
-    cluster: Cluster, model: Path, tmp_path: Path, gpus: int
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        NodeSettings(pool="engines"),
+        NodeSettings(
+            pool="accelerator_type:L4",
+            node_labels={"ray.io/accelerator-type": "in(L4, H100)", "tier": "!spot"},
+        ),
+    ],
+)
+def test_engines_are_on_the_nodes_that_a_config_chooses_only(
+    cluster: Cluster, model: Path, tmp_path: Path, gpus: int, chosen: NodeSettings
 ) -> None:
     size = {"num_cpus": 2, "num_gpus": 2 * gpus}
-    nodes = [cluster.add_node(**size), cluster.add_node(**size, resources={"engines": 1})]
+    spot = cluster.add_node(**size, labels={"ray.io/accelerator-type": "H100", "tier": "spot"})
+    nodes = [
+        spot,
+        cluster.add_node(
+            **size,
+            labels={"ray.io/accelerator-type": "L4"},
+            resources={"engines": 1, "accelerator_type:L4": 1},
+        ),
+    ]
     work = shards(2, 2, {0: "wait"})
 
     def on_shard(*_: object) -> None:
         (model / "go on").touch()  # so the other engine has answered meanwhile
 
-    with pool(model, tmp_path / "ledger", 2, NamesItsNode, gpus, on="engines") as running:
+    with pool(model, tmp_path / "ledger", 2, NamesItsNode, gpus, on=chosen) as running:
         running.answer(work, on_shard)
     where = {Ledger(tmp_path / "ledger").read(shard)[0].text for shard in work}
     assert where == {f"{nodes[1].node_id} {gpus}"}
@@ -563,7 +582,7 @@ def test_what_hangs_is_said_and_given_up_and_what_was_answered_stays(
         running.answer([first], no_matter)
     if hanging == "loading":
         (model / "load for ever").touch()
-    on = "nowhere" if hanging == "placing" else None
+    on = NodeSettings(pool="nowhere" if hanging == "placing" else None, wait_minutes=0.1)
     hung = pool(model, tmp_path / "ledger", 1, Hangs, on=on, timeout_minutes=0.1)
     with hung, pytest.raises(DescribedFailure, match=f"^gave up after 0 minutes: engines: {words}"):
         hung.answer([first, second], no_matter)

@@ -27,6 +27,7 @@ from orchestrator.tagging import serve as serve_job
 from orchestrator.tagging.serve import serve_artifacts
 from workers import waiting
 from workers.failure import DescribedFailure, describe
+from workers.placement import NodeSettings
 from workers.serving.app import APPLICATION, MODEL
 
 
@@ -128,7 +129,7 @@ def test_what_the_models_wait_for_is_reported_and_the_wait_ends(
     assert "serve: 0 of 2 replicas are ready after 0 s; each needs 1 CPU; free are 0 CPU" in printed
     statuses += [ServeStatus(), LOADING]
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {}}])
-    monkeypatch.setattr(waiting, "_SECONDS_UNPLACEABLE", 0)
+    monkeypatch.setattr(waiting, "_ANY_NODES", NodeSettings(wait_minutes=1e-9))
     with pytest.raises(DescribedFailure, match=r"gave up .*serve: 0 of 2 .*; each needs 1 CPU of"):
         serve(Console(quiet=True))
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from command_line import Done, run_datafree
 from PIL import Image
 from ray.cluster_utils import Cluster
+from rich.console import Console
 
 from orchestrator.cluster.connect import connect, disconnect
+from orchestrator.tagging.serve import serve_artifacts
 from prompt_tuning.backbones.base import VLMSettings
 from prompt_tuning.captions import Caption, CaptionWriter
 from prompt_tuning.categories import Category, CategoryList
@@ -20,6 +25,8 @@ from workers import waiting
 from workers.batch_tagging import files_per_task
 from workers.failure import DescribedFailure
 from workers.features import encode_captions
+from workers.placement import NodeSettings
+from workers.serving.app import MODEL
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,6 +83,36 @@ def test_more_workers_than_fit_are_refused(tag: Callable[..., Done]) -> None:
     )
 
 
+class StopsOnceItServes(Console):
+    """As Ctrl-C does, once all replicas are ready; `nodes`: where they are then."""
+
+    nodes: list[str]
+
+    def print(self, *said: Any, **_: Any) -> None:
+        if said[0].startswith("Serving"):
+            actors = ray._private.state.actors().values()
+            replicas = [a for a in actors if MODEL in a["Name"] and a["State"] == "ALIVE"]
+            self.nodes = [actor["Address"]["NodeID"] for actor in replicas]
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_replicas_fit(
+    cluster: Cluster, artifact: Path, lasting_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of all CPUs for each would be 4 here too."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    console = StopsOnceItServes()
+    with pytest.raises(KeyboardInterrupt):
+        serve_artifacts(
+            [str(artifact)], cache=lasting_cache, console=console, port=port, replicas=2
+        )
+    [large] = cluster.worker_nodes
+    assert console.nodes == [large.node_id] * 2
+
+
 @pytest.mark.parametrize(
     ("count", "workers", "gpus", "size"),
     [
@@ -104,7 +141,7 @@ def test_feature_tasks_that_no_node_can_run_are_given_up(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(waiting, "_SECONDS_BETWEEN_REPORTS", 1)
-    monkeypatch.setattr(waiting, "_SECONDS_UNPLACEABLE", 2)
+    monkeypatch.setattr(waiting, "_ANY_NODES", NodeSettings(wait_minutes=0.03))
     words = "feature tasks: each needs 1 CPU, 1 GPU of one node, but the nodes have 1 CPU, 0 GPU; 7"
     categories = CategoryList(categories=(Category(name="dog"),))
     with CaptionWriter(tmp_path / "captions.parquet", categories) as writer:

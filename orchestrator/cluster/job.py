@@ -86,11 +86,15 @@ def _check_files(config: RunConfig, base: Path, here: Path) -> None:
 
 
 def check_room(config: RunConfig, command: str, resources: Resources) -> None:
-    """Check that the cluster has room for the command's engines and workers. Raises InputError."""
-    if config.knowledge.questions.asks_something:
-        place_engines(config.knowledge.llm, resources)
-    if command != "knowledge":
-        place_workers(config.tuning, resources)
+    """Check that the cluster has room for the command's engines and workers, or may get it.
+
+    Raises InputError.
+    """
+    llm, tuning = config.knowledge.llm, config.tuning
+    if config.knowledge.questions.asks_something and not resources.lacks(llm):
+        place_engines(llm, resources)
+    if command != "knowledge" and not resources.lacks(tuning):
+        place_workers(tuning, resources)
 
 
 def _own_packages(here: Path) -> list[str]:

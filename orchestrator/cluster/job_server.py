@@ -18,6 +18,7 @@ from orchestrator.cluster.connect import check_reachable
 from orchestrator.cluster.resources import Resources, ray_node
 from orchestrator.cluster.token import find_token
 from orchestrator.errors import InputError
+from workers.autoscaler import adds_nodes
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails
@@ -75,9 +76,14 @@ class JobServer:
         end = time.monotonic() + _HEAD_REPORTS_WITHIN_S
         while True:
             nodes = self._get("/api/v0/nodes?detail=true&limit=10000")["data"]["result"]["result"]
-            up = [ray_node(node["resources_total"]) for node in nodes if node["state"] == "ALIVE"]
+            up = [
+                ray_node(node["resources_total"], node["labels"])
+                for node in nodes
+                if node["state"] == "ALIVE"
+            ]
             if up or time.monotonic() > end:
-                return Resources(tuple(up))
+                status = self._get("/api/cluster_status")["data"]["clusterStatus"]
+                return Resources(tuple(up), adds_nodes(status or {}))
             time.sleep(0.5)
 
     def submit(self, job: Job) -> str:

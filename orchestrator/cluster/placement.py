@@ -28,11 +28,15 @@ def place(
     """Return the CPUs of each of `count` simultaneous actors: as many as fit, `least` to `most`.
 
     An actor runs on one node. Shares of one CPU or more are rounded down to whole CPUs, unless
-    `least == most`.
+    `least == most`. On a cluster that may grow, actors that do not all fit yet get `least` each, so
+    that they fit on most nodes that may come.
 
-    Raises InputError, naming the field, when not all actors fit even with `least` CPUs each.
+    Raises InputError, naming the field, when not all actors fit even with `least` CPUs each and the
+    cluster cannot grow.
     """
     room = resources.holds(least, gpus)
+    if room < count and resources.may_grow:
+        return least
     if room < count:
         largest = max(resources.nodes, key=lambda node: (node.gpus, node.cpus))
         has = f"the largest node has {largest.cpus} CPUs and {largest.gpus} GPUs"
@@ -56,11 +60,12 @@ def place_engines(llm: LLMSettings, resources: Resources) -> Placement:
     """Return how many engines, or clients of a server, run with what. Raises InputError."""
     if llm.source == "file":
         return Placement(0, 0, 0)
-    resources = resources.in_pool(llm.pool, "knowledge.llm.pool")
+    resources = resources.chosen_by(llm, "knowledge.llm")
     if llm.source == "server":
-        return Placement(1, 1, 0, llm.pool)
+        return Placement(1, 1, 0, llm.pool, llm.node_labels)
     gpus = llm.tensor_parallel if resources.gpus else 0
-    if llm.tensor_parallel > max(1, *(node.gpus for node in resources.nodes)):
+    largest = max(1, *(node.gpus for node in resources.nodes))
+    if llm.tensor_parallel > largest and not (gpus and resources.may_grow):
         raise InputError(
             f"knowledge.llm.tensor_parallel: {llm.tensor_parallel} GPUs of one node per engine can "
             f"never be scheduled: {resources}"
@@ -71,16 +76,16 @@ def place_engines(llm: LLMSettings, resources: Resources) -> Placement:
     engines = max(1, room if gpus else 1) if llm.engines == "auto" else llm.engines
     most = least if gpus or given != "auto" else math.inf
     cpus = int(place(engines, gpus, resources, "knowledge.llm.engines", least, most))
-    return Placement(engines, cpus, gpus, llm.pool)
+    return Placement(engines, cpus, gpus, llm.pool, llm.node_labels)
 
 
 def place_workers(tuning: DistributedTuningSettings, resources: Resources) -> Placement:
     """Return how many tuning workers run and what each gets. Raises InputError."""
-    resources = resources.in_pool(tuning.pool, "tuning.pool")
+    resources = resources.chosen_by(tuning, "tuning")
     enough_gpus = resources.gpus >= tuning.workers
     gpus = float(enough_gpus) if tuning.gpus_per_worker == "auto" else tuning.gpus_per_worker
     least, most = _LEAST_CPUS_PER_WORKER, 1.0
     if tuning.cpus_per_worker != "auto":
         least = most = tuning.cpus_per_worker
     cpus = place(tuning.workers, gpus, resources, "tuning.workers", least, most)
-    return Placement(tuning.workers, cpus, gpus, tuning.pool)
+    return Placement(tuning.workers, cpus, gpus, tuning.pool, tuning.node_labels)

@@ -2,46 +2,64 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from joblib import cpu_count
 
 from orchestrator.cluster.connect import check_reachable, connect
 from orchestrator.cluster.local_ray import check_ray_folder
 from orchestrator.errors import InputError
+from workers.placement import NodeSettings, Placement, fits_labels, holds
 
-# n / (n / k) may come out just below k.
-_ROUNDING = 1e-9
+if TYPE_CHECKING:
+    from orchestrator.config.models import RunConfig
 
-# Ray's own resources; every other one is a pool.
+_log = logging.getLogger(__name__)
+
+# Ray's own resources; every other one is a pool, also `accelerator_type:L4`.
 _RAYS_OWN = ("CPU", "GPU", "TPU", "memory", "object_store_memory")
-_RAYS_PREFIXES = ("node:", "accelerator_type:")
+_RAYS_PREFIX = "node:"
+# A label that Ray gives each node: nobody chooses nodes by it.
+_NODE_ID = "ray.io/node-id"
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine. `accelerator`: its GPU model. `pools`: the custom Ray resources it advertises."""
+    """A machine. `accelerator`: its GPU model. `pools`: the custom Ray resources it advertises.
+    `labels`: by which it can be chosen."""
 
     cpus: int
     gpus: int
     accelerator: str = ""
     pools: frozenset[str] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def holds(self, cpus: float, gpus: float) -> int:
         """How many actors with these CPUs and GPUs fit here at once."""
-        by_cpu = int(self.cpus / cpus + _ROUNDING)
-        return min(by_cpu, int(self.gpus / gpus + _ROUNDING)) if gpus else by_cpu
+        return holds({"CPU": self.cpus, "GPU": self.gpus}, {"CPU": cpus, "GPU": gpus})
+
+    def suits(self, chosen: NodeSettings) -> bool:
+        """Whether the node is one of those that the settings choose."""
+        in_pool = chosen.pool is None or chosen.pool in self.pools
+        return in_pool and fits_labels(self.labels, chosen.node_labels)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """This machine, or the nodes of the cluster that RAY_ADDRESS names."""
+    """This machine, or the nodes of the cluster that RAY_ADDRESS names.
+
+    `may_grow`: whether an autoscaler may add nodes, of kinds and in numbers that it does not tell.
+    """
 
     nodes: tuple[Node, ...]
+    may_grow: bool = False
 
     @property
     def cpus(self) -> int:
@@ -59,18 +77,40 @@ class Resources:
         """How many actors with these CPUs and GPUs, each on one node, fit at once."""
         return sum(node.holds(cpus, gpus) for node in self.nodes)
 
-    def in_pool(self, pool: str | None, field: str) -> Resources:
-        """The nodes that advertise the pool, or all nodes if `pool` is None. Raises InputError."""
+    def chosen_by(self, chosen: NodeSettings, field: str) -> Resources:
+        """The nodes that the settings in `field` choose. Raises InputError when there is none."""
         if not self.nodes:
-            raise InputError(f"{field}: no node of the cluster is up")
-        nodes = tuple(node for node in self.nodes if pool is None or pool in node.pools)
+            raise InputError(f"{field}.pool: no node of the cluster is up")
+        nodes = tuple(node for node in self.nodes if node.suits(chosen))
         if not nodes:
-            there = sorted({name for node in self.nodes for name in node.pools})
-            raise InputError(
-                f"{field}: no node advertises the custom resource {pool!r}; "
-                f"the nodes advertise: {', '.join(there) or 'none'}"
+            later = "; a run waits for one that the cluster adds" if self.may_grow else ""
+            raise InputError(f"{field}.{self._lack(chosen)}{later}")
+        return replace(self, nodes=nodes)
+
+    def _lack(self, chosen: NodeSettings) -> str:
+        pools = {name for node in self.nodes for name in node.pools}
+        if chosen.pool is not None and chosen.pool not in pools:
+            return (
+                f"pool: no node advertises the custom resource {chosen.pool!r}; "
+                f"the nodes advertise: {', '.join(sorted(pools)) or 'none'}"
             )
-        return Resources(nodes)
+        in_pool = [node for node in self.nodes if chosen.pool is None or chosen.pool in node.pools]
+        there = {
+            f"{key}: {value}"
+            for node in in_pool
+            for key, value in node.labels.items()
+            if key != _NODE_ID
+        }
+        asked = ", ".join(f"{key}: {value}" for key, value in chosen.node_labels.items())
+        of_pool = f" of the pool {chosen.pool!r}" if chosen.pool else ""
+        return (
+            f"node_labels: no node{of_pool} has {asked}; "
+            f"the nodes have: {', '.join(sorted(there)) or 'none'}"
+        )
+
+    def lacks(self, chosen: NodeSettings) -> bool:
+        """Whether none of the nodes suits these settings, but one may come."""
+        return self.may_grow and not any(node.suits(chosen) for node in self.nodes)
 
     def __str__(self) -> str:
         on = f" on {len(self.nodes)} nodes" if len(self.nodes) > 1 else ""
@@ -99,18 +139,46 @@ def find_resources() -> Resources:
             f"RAY_ADDRESS: {address!r} is not a Ray cluster, or requires a token (then set "
             "RAY_AUTH_MODE=token)"
         ) from None
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Resources(tuple(ray_node(resources) for resources in nodes))
+    from workers.autoscaler import autoscales
+
+    nodes = [ray_node(node["Resources"], node["Labels"]) for node in ray.nodes() if node["Alive"]]
+    return Resources(tuple(nodes), autoscales())
 
 
-def ray_node(resources: dict[str, float]) -> Node:
-    """A node from its resources as Ray lists them."""
+def wait_for_nodes(resources: Resources, config: RunConfig, tunes: bool = True) -> Resources:
+    """Where no node suits a config but the cluster may grow, wait until one has come.
+
+    What an engine or a worker gets, and what engines answer, depends on the kind of its node.
+    `tunes`: whether tuning workers are needed too.
+
+    Raises DescribedFailure when no node comes within `wait_minutes`.
+    """
+    wanted: dict[str, NodeSettings] = {"tuning": config.tuning} if tunes else {}
+    if config.knowledge.questions.asks_something and config.knowledge.llm.source != "file":
+        wanted = {"knowledge.llm": config.knowledge.llm, **wanted}
+    missing = {field: nodes for field, nodes in wanted.items() if resources.lacks(nodes)}
+    if not missing:
+        return resources
+    from workers.waiting import Waiting
+
+    for where, nodes in missing.items():
+        one = Placement(1, 1, 0, nodes.pool, nodes.node_labels)
+        waiting = Waiting(f"a node for {where}", one.resources, nodes=nodes)
+        waiting.for_nodes(
+            lambda seconds, line: _log.warning("waiting for %.0f s: %s", seconds, line)
+        )
+    return find_resources()
+
+
+def ray_node(resources: dict[str, float], labels: dict[str, str]) -> Node:
+    """A node from its resources and labels as Ray lists them."""
     kinds = [name for name in resources if name.startswith("accelerator_type:")]
     accelerator = kinds[0].partition(":")[2] if kinds else ""
     pools = frozenset(
-        name for name in resources if name not in _RAYS_OWN and not name.startswith(_RAYS_PREFIXES)
+        name for name in resources if name not in _RAYS_OWN and not name.startswith(_RAYS_PREFIX)
     )
-    return Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)), accelerator, pools)
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    return Node(cpus, gpus, accelerator, pools, labels)
 
 
 def visible_gpus() -> int:

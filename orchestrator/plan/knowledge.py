@@ -33,7 +33,7 @@ from workers.knowledge.engine_dtype import native_dtype
 from workers.knowledge.llm_settings import GPU_DEFAULT, chosen_dtype
 from workers.knowledge.pool import cluster_dtype
 from workers.knowledge.server import server_model
-from workers.placement import Placement
+from workers.placement import NodeSettings, Placement
 from workers.stage import Stage, plan_stage
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _PACKAGES = ("HanTa", "lemminflect")
 # Fields of `knowledge.llm` that change no answer of an engine.
 _NOT_IN_ANSWERS = {
     *("source", "url", "key_variable", "concurrency", "model", "engines", "cpus_per_engine"),
-    *("gpu_memory_share", "pool", "timeout_minutes"),
+    *("gpu_memory_share", "timeout_minutes", *NodeSettings.model_fields),
 }
 # Environment variables that reach the engines and can change their numerical results.
 _ENVIRONMENT = ("OMP_NUM_THREADS", "VLLM_BATCH_INVARIANT")
@@ -102,7 +102,7 @@ def plan_knowledge(config: RunConfig, resources: Resources) -> KnowledgePlan:
     by_engines = asks and config.knowledge.llm.source == "vllm"
     if by_engines:
         _check_vllm()
-        pool = resources.in_pool(config.knowledge.llm.pool, "knowledge.llm.pool")
+        pool = resources.chosen_by(config.knowledge.llm, "knowledge.llm")
         if config.knowledge.llm.model == "auto":
             config = _with_llm(config, model=GPU_DEFAULT if pool.gpus else EMBEDDED_MODEL)
     categories = load_categories(config)
@@ -244,7 +244,7 @@ def _with_llm(config: RunConfig, **update: object) -> RunConfig:
 def _resolve_dtype(config: RunConfig, engines: Placement) -> str:
     """The dtype that `auto` means on the nodes where engines may run."""
     on_gpu, in_cluster = engines.gpus > 0, bool(os.environ.get("RAY_ADDRESS"))
-    native = cluster_dtype(engines.resources, on_gpu) if in_cluster else native_dtype(on_gpu)
+    native = cluster_dtype(engines, on_gpu) if in_cluster else native_dtype(on_gpu)
     return chosen_dtype(config.knowledge.llm, native)
 
 

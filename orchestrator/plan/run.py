@@ -26,10 +26,12 @@ from prompt_tuning.datasets.stamps import stamps_hash
 from prompt_tuning.hierarchy import Hierarchy
 from prompt_tuning.images import readable_formats
 from prompt_tuning.storage import file_digest
-from workers.placement import Placement
+from workers.placement import NodeSettings, Placement
 from workers.stage import Stage, plan_stage
 
 _VLM_PACKAGES = ("torch", "timm", "transformers", "open_clip_torch", "pillow")
+# The fields of `tuning` that are not in the key: `share` has what follows from them.
+_WHERE_WORKERS_RUN = {"gpus_per_worker", "cpus_per_worker", *NodeSettings.model_fields}
 # The fields of a config that change nothing before the tuning.
 TUNING = ("losses", "prompts", "scoring", "seeds", "tuning")
 
@@ -172,7 +174,7 @@ def _plan_tuning(
         prompts=config.prompts.model_dump(),
         scoring=config.scoring.model_dump(),
         losses=config.losses.model_dump(),
-        tuning=config.tuning.model_dump(exclude={"gpus_per_worker", "cpus_per_worker", "pool"}),
+        tuning=config.tuning.model_dump(exclude=_WHERE_WORKERS_RUN),
         share={"cpus": share.cpus, "gpus": share.gpus},
     )
     tuning = {seed: tuning_stage(seed=seed) for seed in config.seeds}

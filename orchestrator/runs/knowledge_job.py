@@ -13,7 +13,7 @@ from rich.table import Table
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import connect, disconnect
-from orchestrator.cluster.resources import find_resources
+from orchestrator.cluster.resources import find_resources, wait_for_nodes
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
 from orchestrator.console import StageProgress, status
@@ -54,7 +54,10 @@ def run_knowledge(
         RuntimeError: with `strict`, if a question could not be answered; the results are kept.
     """
     _check_files(config, imported, exported)
-    plan = plan_knowledge(config, find_resources())
+    resources = find_resources()
+    if not dry_run:
+        resources = wait_for_nodes(resources, config, tunes=False)
+    plan = plan_knowledge(config, resources)
     if dry_run:
         _print_plan(plan, console)
         return

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.resources import find_resources
+from orchestrator.cluster.resources import find_resources, wait_for_nodes
 from orchestrator.config.models import RunConfig
 from orchestrator.console import status
 from orchestrator.errors import InputError
@@ -34,7 +34,8 @@ def preview_knowledge(config: RunConfig, console: Console, count: int) -> None:
     """
     if not config.knowledge.questions.asks_something or config.knowledge.llm.source == "file":
         raise InputError("--preview needs a language model that this config asks")
-    plan = plan_knowledge(config, find_resources())
+    resources = wait_for_nodes(find_resources(), config, tunes=False)
+    plan = plan_knowledge(config, resources)
     check_cluster(config.paths)
     try:
         prepare_answers(plan, console)

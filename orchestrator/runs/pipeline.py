@@ -11,7 +11,7 @@ from rich.table import Table
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.resources import find_resources
+from orchestrator.cluster.resources import find_resources, wait_for_nodes
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.models import RunConfig
 from orchestrator.console import status
@@ -36,7 +36,10 @@ def run(config: RunConfig, console: Console, dry_run: bool = False) -> None:
     caption.
     """
     stamps = stamps_here(config)
-    plan = make_plan(config, find_resources(), stamps)
+    resources = find_resources()
+    if not dry_run:
+        resources = wait_for_nodes(resources, config)
+    plan = make_plan(config, resources, stamps)
     if dry_run:
         _print_plan(plan, console)
         return

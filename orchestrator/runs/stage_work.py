@@ -23,7 +23,13 @@ from orchestrator.stages.tuning import tune_seeds
 from prompt_tuning.datasets.scenes import compose_scenes
 from workers.placement import Placement
 from workers.stage import Stage
-from workers.tuning.job import Lack, Tuned, TuningJob, read_history
+from workers.tuning.job import (
+    DistributedTuningSettings,
+    Lack,
+    Tuned,
+    TuningJob,
+    read_history,
+)
 
 
 def stage_work(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage, Work]:
@@ -100,26 +106,33 @@ class _SeedTuning:
                 losses = f"loss {entry['loss']:.3f}, held out {entry['held_out_loss']:.3f}"
                 progress.advance(1, f"seed {job.seed}, {losses}")
 
-            workers = plan.config.tuning.workers
-            on_waiting = partial(report_waiting, console, plan.share, workers)
+            on_waiting = partial(report_waiting, console, plan.share, plan.config.tuning)
             self._tuned = tune_seeds(plan, seeds, on_epoch, on_waiting)
 
 
 def report_waiting(
-    console: Console, share: Placement, workers: int, seconds: float, lack: Lack
+    console: Console,
+    share: Placement,
+    tuning: DistributedTuningSettings,
+    seconds: float,
+    lack: Lack,
 ) -> None:
     """Print why no workers have started yet."""
+    workers = tuning.workers
     if lack == "processes":
         console.print(
             f"tuning: {workers} worker processes have been starting and loading the image–text "
             f"model for {seconds:.0f} s"
         )
         return
-    free = ray.available_resources()
+    has, which, end = ray.available_resources(), "free", ""
+    if lack == "nodes":
+        has, which = ray.cluster_resources(), "on all nodes"
+        end = f"; tuning gives up after {tuning.wait_minutes:g} minutes"
     console.print(
-        f"waiting for resources for {seconds:.0f} s: tuning needs {workers} × ({share.cpus:g} CPUs "
-        f"and {share.gpus:g} GPUs); there are {free.get('CPU', 0):g} CPUs and "
-        f"{free.get('GPU', 0):g} GPUs free",
+        f"waiting for {lack} for {seconds:.0f} s: tuning needs {workers} × ({share.cpus:g} CPUs "
+        f"and {share.gpus:g} GPUs); there are {has.get('CPU', 0):g} CPUs and "
+        f"{has.get('GPU', 0):g} GPUs {which}{end}",
         style="yellow",
     )
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from orchestrator.cluster.check import check_cluster
 from orchestrator.cluster.connect import disconnect
-from orchestrator.cluster.resources import find_resources
+from orchestrator.cluster.resources import find_resources, wait_for_nodes
 from orchestrator.config.label_list import show_labels
 from orchestrator.config.load import build_config
 from orchestrator.pages.html import signed_between
@@ -49,7 +49,10 @@ def sweep(raw: dict[str, Any], path: Path, console: Console, dry_run: bool = Fal
     began = time.monotonic()
     config = build_config({name: raw[name] for name in raw if name != "sweep"}, path)
     stamps = stamps_here(config)
-    plan = plan_sweep(raw, path, find_resources(), stamps)
+    resources = find_resources()
+    if not dry_run:
+        resources = wait_for_nodes(resources, config)
+    plan = plan_sweep(raw, path, resources, stamps)
     if dry_run:
         _print_plan(plan, console)
         return

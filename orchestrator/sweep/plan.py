@@ -65,8 +65,10 @@ class SweepPlan:
     def slots(self) -> int:
         """How many trials fit on the cluster at once; all need the same resources."""
         share = self.default.plan.share
-        nodes = self.resources.in_pool(share.pool, "tuning.pool")
-        return nodes.holds(share.cpus, share.gpus) // self.default.plan.config.tuning.workers
+        tuning = self.default.plan.config.tuning
+        nodes = self.resources.chosen_by(tuning, "tuning")
+        # None fits where the cluster has to grow first.
+        return max(1, nodes.holds(share.cpus, share.gpus) // tuning.workers)
 
     @property
     def on_images(self) -> bool:

@@ -194,9 +194,7 @@ class _Rounds:
                 plan.slots,
                 plan.run_folder / _TUNE_STORAGE,
                 on_outcome,
-                partial(
-                    report_waiting, self._console, default.share, default.config.tuning.workers
-                ),
+                partial(report_waiting, self._console, default.share, default.config.tuning),
                 asha=settings.asha if early_stop else None,
                 known=self._first_seeds() if early_stop else [],
                 trackers=settings.trackers,

@@ -13,6 +13,7 @@ from orchestrator.plan.run import TUNING
 from prompt_tuning.backbones.base import IMAGE_SIDE
 from prompt_tuning.knowledge.hashed_sampling import unit_draw
 from prompt_tuning.settings import Settings
+from workers.placement import NodeSettings
 from workers.tuning.trial_settings import ASHA, Tracker
 
 # These are the same for all points: what ranks them, the size of a trial, where results are kept.
@@ -26,7 +27,7 @@ _FIXED = (
     "tuning.workers",
     "tuning.gpus_per_worker",
     "tuning.cpus_per_worker",
-    "tuning.pool",
+    *(f"tuning.{field}" for field in NodeSettings.model_fields),
     "sweep",
 )
 # These decide which captions there are, and which of them are held out.

@@ -12,13 +12,14 @@ from prompt_tuning.settings import Settings
 from workers.knowledge.adapters import AdapterName
 from workers.knowledge.embedded_llm import EMBEDDED_MODEL
 from workers.knowledge.engine_dtype import Dtype
+from workers.placement import NodeSettings
 
 Auto = Literal["auto"]
 
 GPU_DEFAULT = "zai-org/GLM-4-9B-0414"
 
 
-class LLMSettings(Settings):
+class LLMSettings(NodeSettings):
     """The language model, and who runs it.
 
     `source`: who answers. `vllm`: engines of this run. `server`: an OpenAI-compatible server at
@@ -41,9 +42,8 @@ class LLMSettings(Settings):
     as `fp8`, `awq` or `bitsandbytes`; by default the checkpoint's own. `deterministic`: the same
     answers whatever else is in a batch, which is slower on GPUs; on a CPU they always are.
 
-    `pool`: custom Ray resource of the nodes that may run engines. `timeout_minutes`: an engine
-    that loads or answers for longer is replaced, and the run fails after this time without any
-    engine that loads or answers, or without any answer of the server.
+    `timeout_minutes`: an engine that loads or answers for longer is replaced, and the run fails
+    after this time without any engine that loads or answers, or without any answer of the server.
     """
 
     source: Literal["vllm", "server", "file"] = "vllm"
@@ -63,7 +63,6 @@ class LLMSettings(Settings):
     max_model_len: Annotated[int, Field(ge=256)] = 1024
     max_num_seqs: Annotated[int, Field(ge=1, le=4096)] = 128
     trust_remote_code: bool = False
-    pool: Annotated[str, Field(min_length=1)] | None = None
     timeout_minutes: Annotated[float, Field(gt=0)] = 120
 
     @field_validator("url")

@@ -30,7 +30,7 @@ from workers.knowledge.engine_errors import load_failure
 from workers.knowledge.ledger import Ledger, Shard, failures_allowed
 from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.server import ServerFailure, ServerModel, describe_server
-from workers.placement import Placement
+from workers.placement import Placement, fits_labels, holds
 from workers.waiting import Waiting
 
 _log = logging.getLogger(__name__)
@@ -99,14 +99,18 @@ class _Engine:
     def __init__(self, engine: type, placement: Placement, *arguments: Any) -> None:
         self._group = None
         strategy: Any = "SPREAD"
-        needs = placement.resources
+        needs, labels = placement.resources, dict(placement.node_labels)
         if placement.gpus > 1:
-            self._group = placement_group([needs])
+            self._group = placement_group(
+                [needs], bundle_label_selector=[labels] if labels else None
+            )
             strategy = PlacementGroupSchedulingStrategy(self._group)
         actor: Any = ray.remote(engine).options(
             num_cpus=needs.pop("CPU"),
             num_gpus=needs.pop("GPU"),
             resources=needs,
+            # A placement group has chosen its nodes already.
+            label_selector=None if self._group else labels,
             scheduling_strategy=strategy,
             max_concurrency=_concurrent_calls(engine),
         )
@@ -182,7 +186,7 @@ class KnowledgePool:
         minutes = self._settings.timeout_minutes
         if self._settings.source == "server":
             minutes = math.inf  # the client gives up by itself, and knows why
-        waiting = Waiting("engines", self._placement.resources, minutes)
+        waiting = Waiting("engines", self._placement.resources, minutes, self._settings)
         while True:
             self._dispatch(source, on_shard)
             # Only the oldest call of each engine: if it fails, it was the one that ran.
@@ -408,19 +412,21 @@ def _reason(error: RayError) -> str:
     return f"{type(error.cause).__name__}: {text.splitlines()[0]}"
 
 
-def cluster_dtype(needs: dict[str, float], on_gpu: bool) -> Dtype:
+def cluster_dtype(engines: Placement, on_gpu: bool) -> Dtype:
     """The common dtype of all nodes of the cluster that can hold an engine.
-
-    `needs`: the engine's resources, by Ray's names.
 
     Raises:
         DescribedFailure: if a node does not answer.
         ray.exceptions.RayError: if a node goes away in the meantime.
     """
-    nodes = [
+    needs = engines.resources
+    chosen = [
         node
         for node in ray.nodes()
-        if node["Alive"]
-        and all(node["Resources"].get(name, 0) >= need for name, need in needs.items())
+        if node["Alive"] and fits_labels(node["Labels"], engines.node_labels)
     ]
+    nodes = [node for node in chosen if holds(node["Resources"], needs)]
+    # Where all are too small, larger ones of this kind are to come.
+    kind = {**needs, "CPU": 0.0, "GPU": min(1.0, engines.gpus)}
+    nodes = nodes or [node for node in chosen if holds(node["Resources"], kind)]
     return common_dtype(ask_nodes(nodes, lambda _: native_dtype(on_gpu)))

@@ -21,6 +21,7 @@ from prompt_tuning.storage import write_atomic
 from workers.tuning.job import Lack, OnEpochOf, OnWaiting, Tuned, TuningJob
 from workers.tuning.slots import ReleaseOnFailure
 from workers.tuning.worker import load_state, train_loop
+from workers.waiting import Waiting
 
 _CAPTIONS_SHOWN = 3
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -46,25 +47,32 @@ def tune(
             Entries also have `started` and `at`, the times at which the tuning began and the epoch
             ended, and `selecting_map` (0-100) where images select.
         on_waiting: called every half a minute until the workers are up, with the seconds so far and
-            what is missing: free resources, or processes that still start, import and load.
+            what is missing: nodes, free resources, or processes that still start, import and load.
 
     Raises:
+        DescribedFailure: if the cluster has too few nodes for `tuning.wait_minutes`.
         RuntimeError: if a loss is not finite, with the step and the captions of its batch; the last
             good checkpoint stays in `storage`.
     """
+    tuning = jobs[0].tuning
+    nodes = Waiting("tuning workers", resources, nodes=tuning, at_once=tuning.workers)
+    nodes.for_nodes(lambda seconds, _: on_waiting(seconds, "nodes"))
     _discard_torn_snapshot(storage / name)
     for job in jobs:
         job.not_finite.unlink(missing_ok=True)
     callbacks: list[Any] = [ReleaseOnFailure(job.slots, job.name) for job in jobs if job.slots]
+    config: Any = ray.train.ScalingConfig
+    scaling = config(
+        num_workers=tuning.workers,
+        use_gpu=resources["GPU"] > 0,
+        resources_per_worker=resources,
+        label_selector=dict(tuning.node_labels) or None,
+    )
     trainer = _Trainer(
         train_loop,
         # By reference: the controller does not use the jobs, and would import their modules.
         train_loop_config={"jobs": ray.put(list(jobs))},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=jobs[0].tuning.workers,
-            use_gpu=resources["GPU"] > 0,
-            resources_per_worker=resources,
-        ),
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(storage),
@@ -74,7 +82,7 @@ def tune(
         ),
     )
     bundle = {name: amount for name, amount in resources.items() if amount}
-    lack = partial(_lack, [bundle] * jobs[0].tuning.workers, set(placement_group_table()))
+    lack = partial(_lack, [bundle] * tuning.workers, set(placement_group_table()))
     finished = threading.Event()
     with ThreadPoolExecutor(1) as watcher:
         watching = watcher.submit(_watch, jobs, on_epoch, on_waiting, lack, finished)

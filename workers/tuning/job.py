@@ -22,6 +22,7 @@ from prompt_tuning.tuning.losses import LossSettings
 from prompt_tuning.tuning.prompts import PromptSettings
 from prompt_tuning.tuning.scoring import ScoringSettings
 from prompt_tuning.tuning.trainer import TuningSettings
+from workers.placement import NodeSettings
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -31,22 +32,19 @@ HISTORY = "history.json"
 
 OnEpoch = Callable[[dict[str, float]], None]
 OnEpochOf = Callable[["TuningJob", dict[str, float]], None]
-# The reason why workers are not up yet: free resources are missing, or processes still start.
-Lack = Literal["resources", "processes"]
+# The reason why workers are not up yet: the cluster has too few nodes, or these are not free, or
+# processes still start.
+Lack = Literal["nodes", "resources", "processes"]
 # Called with the seconds since the start and the reason.
 OnWaiting = Callable[[float, Lack], None]
 
 
-class DistributedTuningSettings(TuningSettings):
-    """`workers` share each batch. `auto`: a GPU each where there are enough, at most one CPU.
-
-    `pool`: the custom Ray resource of the nodes that workers may run on.
-    """
+class DistributedTuningSettings(NodeSettings, TuningSettings):
+    """`workers` share each batch. `auto`: a GPU each where there are enough, at most one CPU."""
 
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     gpus_per_worker: Annotated[float, Field(ge=0, le=8)] | Literal["auto"] = "auto"
     cpus_per_worker: Annotated[float, Field(gt=0, le=256)] | Literal["auto"] = "auto"
-    pool: Annotated[str, Field(min_length=1)] | None = None
 
 
 @dataclass(frozen=True)
