@@ -74,13 +74,12 @@ def scores_of_equal(cosines: Tensor, geometry: Geometry) -> Tensor:
 
 
 def scores_of_ragged(cosines: Tensor, counts: Tensor, geometry: Geometry) -> Tensor:
-    """`region_scores` of items with any numbers of regions, such as captions: `(Σ regions, classes)`
-    and `(batch,)`.
+    """`region_scores` of items with any numbers of regions, such as captions.
 
-    A GPU adds in any order here, unless `torch.use_deterministic_algorithms` forbids it.
+    `cosines`: `(Σ regions, classes)`. `counts`: `(batch,)`. A GPU adds in any order here, unless
+    `torch.use_deterministic_algorithms` forbids it.
     """
-    item = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    item = item.to(cosines.device)
+    item = torch.repeat_interleave(torch.arange(len(counts)), counts).to(cosines.device)
     shape = (len(counts), cosines.shape[1])
     highest = cosines.detach().new_full(shape, -1.0)
     index = item[:, None].expand_as(cosines)
