@@ -1,4 +1,4 @@
-"""RN50 with random weights, classes in groups, made-up captions: what two benchmarks share."""
+"""CLIP with random weights, classes in groups, made-up captions: what several benchmarks share."""
 
 from __future__ import annotations
 
@@ -49,21 +49,24 @@ _WORDS = (
 
 def random_clip() -> CLIP:
     """open_clip's RN50 in float32 with random weights, loaded as any local checkpoint."""
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "random.safetensors")
-        save_file(open_clip.create_model(MODEL).state_dict(), path)
-        vlm = load_vlm(
-            VLMSettings(
-                kind="open_clip",
-                model=MODEL,
-                pretrained=str(path),
-                quick_gelu=True,
-                resolution=224,
-            )
-        )
+        vlm = load_vlm(write_random_clip(Path(folder), MODEL, 224))
     assert isinstance(vlm, CLIP)
     return vlm
+
+
+def write_random_clip(folder: Path, model: str, resolution: int) -> VLMSettings:
+    """Write random weights of one of open_clip's models; the settings load them."""
+    torch.manual_seed(0)
+    path = folder / "random.safetensors"
+    save_file(open_clip.create_model(model).state_dict(), path)
+    return VLMSettings(
+        kind="open_clip",
+        model=model,
+        pretrained=str(path),
+        quick_gelu=model.endswith("-quickgelu"),
+        resolution=resolution,
+    )
 
 
 def named_classes(count: int) -> CategoryList:

@@ -47,7 +47,7 @@ class Features(NamedTuple):
     """Features of images or captions, each vector of unit length (`vlm.patches: refined` aside).
 
     `pooled`: `(batch, dim)`. `regions`: `(Σ regions, dim)`, those of all items one after the
-    other. `counts`: `(batch,)`, how many regions each item has. `tiles`: `(batch, tiles, dim)`, the
+    other. `counts`: `(batch,)`, how many regions each item has, on the CPU. `tiles`: `(batch, tiles, dim)`, the
     pooled features of an image's tiles, if it was cut into any.
     """
 
@@ -80,11 +80,9 @@ class Features(NamedTuple):
         return Features(F.normalize(pooled, dim=-1), self.regions, counts)
 
     def to(self, device: str | torch.device) -> Features:
-        """The same on another device."""
+        """The same on another device; counts stay on the CPU, which lays out the rest by them."""
         tiles = None if self.tiles is None else self.tiles.to(device)
-        return Features(
-            self.pooled.to(device), self.regions.to(device), self.counts.to(device), tiles
-        )
+        return Features(self.pooled.to(device), self.regions.to(device), self.counts, tiles)
 
     def float(self) -> Features:
         """The same in single precision, for computations."""

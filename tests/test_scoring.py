@@ -19,6 +19,8 @@ from prompt_tuning.tuning.scoring import (
     global_scores,
     raw_image_scores,
     region_scores,
+    scores_of_equal,
+    scores_of_ragged,
 )
 
 DIM, CLASSES = 6, 4
@@ -116,8 +118,49 @@ def test_an_items_score_does_not_depend_on_the_items_beside_it(geometry: Geometr
 
 
 @both_geometries
-def test_region_scores_gradient_agrees_with_finite_differences(geometry: Geometry) -> None:
-    items = ragged([3, 1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equally_many_regions_score_the_same_scattered_or_not(
+    geometry: Geometry, dtype: torch.dtype
+) -> None:
+    regions, counts = unit(5 * 7, DIM, seed=3).to(dtype), torch.full((5,), 7)
+    weight = unit(5, CLASSES, seed=4).to(dtype)
+
+    def scored(equal: bool) -> tuple[Tensor, Tensor]:
+        classes = unit(CLASSES, DIM, seed=9).to(dtype).requires_grad_()
+        cosines = regions @ classes.T
+        if equal:
+            scores = scores_of_equal(cosines.unflatten(0, (5, 7)), geometry)
+        else:
+            scores = scores_of_ragged(cosines, counts, geometry)
+        (weight * scores).sum().backward()
+        assert classes.grad is not None
+        return scores.detach(), classes.grad
+
+    exact = {"rtol": 0, "atol": 5e-4 if dtype == torch.float32 else 1e-12}
+    for one, other in zip(scored(equal=True), scored(equal=False), strict=True):
+        torch.testing.assert_close(one, other, **exact)
+
+
+@both_geometries
+def test_only_equally_many_regions_take_the_path_without_scattering(geometry: Geometry) -> None:
+    classes = unit(CLASSES, DIM, seed=9)
+    for counts in ([3, 3], [4], [2, 4], [4, 2], [1, 1, 4]):
+        items = ragged(counts)
+        cosines = items.regions @ classes.T
+        scores = region_scores(items.regions, items.counts, classes, geometry)
+        if len(set(counts)) == 1:
+            expected = scores_of_equal(cosines.unflatten(0, (len(counts), -1)), geometry)
+        else:
+            expected = scores_of_ragged(cosines, items.counts, geometry)
+        assert torch.equal(scores, expected)
+
+
+@both_geometries
+@pytest.mark.parametrize("counts", [[3, 1, 2], [2, 2, 2]], ids=["ragged", "equal"])
+def test_region_scores_gradient_agrees_with_finite_differences(
+    geometry: Geometry, counts: list[int]
+) -> None:
+    items = ragged(counts)
     assert torch.autograd.gradcheck(
         lambda classes: region_scores(items.regions, items.counts, classes, geometry),
         unit(CLASSES, DIM, seed=9).requires_grad_(),

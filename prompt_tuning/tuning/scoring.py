@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -54,17 +55,40 @@ def region_scores(
     `regions`: `(Σ regions, dim)` and `counts` `(batch,)` as in `Features`.
     """
     cosines = regions @ class_features.T  # (Σ regions, classes)
-    item = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    item = item.to(cosines.device)
+    items = len(counts)
+    if items and len(regions) == items * int(counts.max()):
+        return scores_of_equal(cosines.unflatten(0, (items, -1)), geometry)
+    return scores_of_ragged(cosines, counts, geometry)
+
+
+def scores_of_equal(cosines: Tensor, geometry: Geometry) -> Tensor:
+    """`region_scores` of items with equally many regions, `(batch, regions, classes)`.
+
+    Images always have: faster than scattering, and on a GPU the same bits each time.
+    """
+    sharpened = geometry.local_temperature * cosines
+    if geometry.aggregation == "softmax":
+        return geometry.scale * (sharpened.softmax(1) * cosines).sum(1)
+    mean = sharpened.logsumexp(1) - math.log(cosines.shape[1])
+    return geometry.scale * (mean / geometry.local_temperature)
+
+
+def scores_of_ragged(cosines: Tensor, counts: Tensor, geometry: Geometry) -> Tensor:
+    """`region_scores` of items with any numbers of regions, such as captions.
+
+    `cosines`: `(Σ regions, classes)`. `counts`: `(batch,)`. A GPU adds in any order here, unless
+    `torch.use_deterministic_algorithms` forbids it.
+    """
+    item = torch.repeat_interleave(torch.arange(len(counts)), counts).to(cosines.device)
     shape = (len(counts), cosines.shape[1])
     highest = cosines.detach().new_full(shape, -1.0)
     index = item[:, None].expand_as(cosines)
     # Noise may take cosines below -1: what the tensor is filled with must not count.
     highest = highest.scatter_reduce(0, index, cosines.detach(), "amax", include_self=False)
     weights = torch.exp(geometry.local_temperature * (cosines - highest[item]))
-    total = cosines.new_zeros(shape).index_add(0, item, weights)
+    total = weights.new_zeros(shape).index_add(0, item, weights)
     if geometry.aggregation == "softmax":
-        weighted = cosines.new_zeros(shape).index_add(0, item, weights * cosines)
+        weighted = weights.new_zeros(shape).index_add(0, item, weights * cosines)
         return geometry.scale * weighted / total
     mean = total / counts.to(total)[:, None]
     return geometry.scale * (highest + mean.log() / geometry.local_temperature)
@@ -93,18 +117,12 @@ def raw_image_scores(
 ) -> Tensor:
     """The weighted mean of both branches' raw scores of images, `(batch, classes)`.
 
-    As `branch_scores` and `fuse`, but faster and without scattering, which ONNX lacks: all images
-    of a backbone have equally many regions.
+    As `branch_scores` and `fuse`, but without a look at `counts`, which ONNX cannot follow: all
+    images of a backbone have equally many regions.
     """
     regions = features.regions.reshape(features.pooled.shape[0], -1, features.regions.shape[-1])
-    cosines = regions @ class_local.T  # (batch, regions, classes)
-    sharpened = geometry.local_temperature * cosines
-    if geometry.aggregation == "softmax":
-        local = (sharpened.softmax(1) * cosines).sum(1)
-    else:
-        mean = sharpened.logsumexp(1) - torch.tensor(float(cosines.shape[1])).log()
-        local = mean / geometry.local_temperature
-    return fuse(global_scores(features, class_pooled, geometry), geometry.scale * local, geometry)
+    local = scores_of_equal(regions @ class_local.T, geometry)
+    return fuse(global_scores(features, class_pooled, geometry), local, geometry)
 
 
 def fuse(of_global: Tensor, of_local: Tensor, geometry: Geometry, fusion: str = "mean") -> Tensor:

@@ -1,0 +1,63 @@
+# Images with datafree, for a CPU and for NVIDIA GPUs:
+#
+#     docker build --target cpu -t datafree:cpu .
+#     docker build --target gpu -t datafree:gpu .
+#
+# Each has the locked set of its name in requirements/. docs/clusters.md says how to run them.
+# To follow security fixes, name a later image of Python 3.11 to 3.13:
+#     --build-arg BASE=docker.io/library/python:3.12.X-slim-trixie
+ARG BASE=docker.io/library/python:3.12.12-slim-trixie
+
+# What both have. KubeRay's probes are `bash -c "wget ..."`, and its first containers call `ray`.
+FROM ${BASE} AS base
+# hadolint ignore=DL3008 -- Debian keeps no old versions to pin; the base image's date decides
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends wget \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 1000 --gid 100 --create-home --shell /bin/bash datafree \
+    && mkdir -p /shared \
+    && chown datafree:users /shared
+ENV PATH=/opt/datafree/bin:$PATH \
+    PYTHONUNBUFFERED=1
+WORKDIR /datafree
+
+# Only here is anything built or downloaded: pip and setuptools make the environment.
+FROM base AS builder
+RUN python3 -m venv /opt/datafree
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1
+
+FROM builder AS cpu-builder
+COPY requirements/base.txt requirements/cpu.txt requirements/
+# --no-deps: see base.txt. The index has torch's build without CUDA.
+RUN pip install --no-deps --only-binary :all: \
+    --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.txt
+COPY . .
+RUN pip install --no-deps --no-build-isolation -e . && pip uninstall -y pip
+
+FROM builder AS gpu-builder
+COPY requirements/gpu.txt requirements/
+RUN pip install --no-deps --only-binary :all: -r requirements/gpu.txt
+COPY . .
+RUN pip install --no-deps --no-build-isolation -e . && pip uninstall -y pip
+
+FROM base AS cpu
+COPY --from=cpu-builder /opt/datafree /opt/datafree
+COPY --from=cpu-builder /datafree /datafree
+USER datafree
+CMD ["datafree", "--help"]
+
+FROM base AS gpu
+# Triton, with which vLLM runs, compiles a launcher for each kernel where it runs: without a C
+# compiler there is no engine. It is the one tool to build with that stays in the image.
+# hadolint ignore=DL3008 -- as above
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+# NVIDIA's container runtime mounts the driver; CUDA's libraries come with the packages.
+ENV NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+COPY --from=gpu-builder /opt/datafree /opt/datafree
+COPY --from=gpu-builder /datafree /datafree
+USER datafree
+CMD ["datafree", "--help"]
