@@ -53,7 +53,15 @@ from prompt_tuning.datasets.stamps import fetch_stamps, stamps_source
 from prompt_tuning.evaluation.baselines import ClassFeatures, untuned_baselines
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
+from prompt_tuning.features import (
+    FEATURES,
+    Features,
+    StoredFeatures,
+    concatenate,
+    load_features,
+    save_features,
+    shard_file,
+)
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import digest, is_published, publishing
 from prompt_tuning.tuning.caption_set import CaptionSet, load_caption_sets
@@ -62,6 +70,7 @@ from prompt_tuning.tuning.trainer import TuningRun
 from workers.stage import run_stage
 from workers.tuning.job import CLASSES, read_classes
 
+PHOTO_FEATURES = "features.safetensors"
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 # The paper's prompts, as the quickstart tuned them before it tuned residuals (docs/left-out.md).
 _TOKENS = "learn: tokens, shared: 2, coarse: 1, fine: 1, category: 2"
@@ -148,7 +157,11 @@ class Variation:
         """Where the seed's class features are kept, named by all that they depend on."""
         sets = self.caption_sets(seed)
         captions = [
-            [str(of.features.pooled.dtype), of.rows.tolist(), of.labels[of.rows].nonzero().tolist()]
+            [
+                str(of.features.pooled[of.rows[:1]].dtype),
+                of.rows.tolist(),
+                of.labels[of.rows].nonzero().tolist(),
+            ]
             for of in sets
         ]
         return runs / digest([self.plan.tuning[seed].key, captions])[:20]
@@ -177,7 +190,8 @@ def write_single_precision(plan: Plan, folder: Path) -> Path:
     features = load_vlm(plan.config.vlm, cache=plan.cache).encode_captions(texts)
     with publishing(folder) as staging:
         parts = {name: part for name, part in features._asdict().items() if part is not None}
-        save_file(parts, staging / FEATURES)
+        (staging / FEATURES).mkdir()
+        save_file(parts, shard_file(staging / FEATURES, 0))
     return folder / FEATURES
 
 
@@ -244,7 +258,8 @@ def tune_all(variations: dict[str, Variation], runs: Path) -> dict[str, list[Cla
 def scenes_of(plan: Plan) -> tuple[Features, LabelledImages]:
     """The composed scenes with their features."""
     assert plan.labelled.features
-    return load_features(plan.labelled.features.folder / FEATURES), read_images(plan.labelled)
+    stored = StoredFeatures(plan.labelled.features.folder / FEATURES)
+    return stored.take(torch.arange(len(stored))), read_images(plan.labelled)
 
 
 def photos_of(root: Path, categories: CategoryList) -> dict[str, LabelledImages]:
@@ -282,8 +297,8 @@ def photo_features(vlm: VLM, photos: LabelledImages, folder: Path) -> Features:
         seconds = (time.perf_counter() - started) / len(photos.files)
         print(f"{len(photos.files)} photos encoded, {seconds:.3f} s each", flush=True)
         with publishing(folder) as staging:
-            save_features(staging / FEATURES, concatenate(batches))
-    return load_features(folder / FEATURES)
+            save_features(staging / PHOTO_FEATURES, concatenate(batches))
+    return load_features(folder / PHOTO_FEATURES)
 
 
 def measure(

@@ -52,16 +52,18 @@ RIDGE = 1.0
 
 def signals(plan: Any, seeds: list[ClassFeatures], vlm: VLM) -> dict[str, np.ndarray]:
     """What is known of each label without images, `(classes,)`; more should mean better."""
-    train, held_out = (part.load() for part in read_caption_sets(plan))
+    train, held_out = (
+        (of.features.pooled[of.rows].float(), of.labels[of.rows]) for of in read_caption_sets(plan)
+    )
     anchor = F.normalize(anchor_features(vlm, plan.categories), dim=-1)
     tuned = F.normalize(mean_of(seeds).pooled, dim=-1)
-    labels = train.labels.float()
-    pooled = F.normalize(train.features.pooled.float(), dim=-1)
+    labels = train[1].float()
+    pooled = F.normalize(train[0], dim=-1)
     averages = F.normalize(labels.T @ pooled + 1e-9, dim=-1)
 
     def precisions(classes: torch.Tensor) -> np.ndarray:
-        items = F.normalize(held_out.features.pooled.float(), dim=-1)
-        found = average_precisions((items @ classes.T).numpy(), held_out.labels.numpy())
+        items = F.normalize(held_out[0], dim=-1)
+        found = average_precisions((items @ classes.T).numpy(), held_out[1].numpy())
         return np.nan_to_num(np.array(found, dtype=float))
 
     def nearest(classes: torch.Tensor) -> np.ndarray:

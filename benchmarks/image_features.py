@@ -2,7 +2,7 @@
 
     python benchmarks/image_features.py [--rounds 3]
 
-Ours is `encode_in_tasks` as runs use it: JPEGs of 500 × 375 on disk are read, decoded, resized and
+Ours is `encode_images` as runs use it: JPEGs of 500 × 375 on disk are read, decoded, resized and
 encoded by Ray tasks that publish their parts, and its whole wall time counts; the parts are new in
 each round. Bare is nothing but `encode_image` on the same images, decoded beforehand, in ready
 batches of our size and memory format. It is run as a process with one thread on each core, as ours,
@@ -30,7 +30,7 @@ from PIL import Image
 from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VIEWS_PER_BATCH, VLMSettings
 from prompt_tuning.images import open_image
-from workers.features import encode_in_tasks
+from workers.features import encode_images
 
 BATCH = VIEWS_PER_BATCH["cpu"]
 
@@ -78,7 +78,9 @@ def main() -> None:
 
         def ours(turn: int) -> float:
             start = time.perf_counter()
-            encode_in_tasks(files, vlm, cache, folder / f"parts-{turn}", lambda _: None)
+            encode_images(
+                files, vlm, cache, folder / f"parts-{turn}", folder / f"{turn}", lambda _: None
+            )
             return len(files) / (time.perf_counter() - start)
 
         actor: Any = ray.remote(BareLoop).options(num_cpus=0)

@@ -118,7 +118,7 @@ def _with_wrong_labels(captions: CaptionSet, share: float, seed: int) -> Caption
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.randperm(len(captions), generator=generator)[:count]
     others = torch.randint(len(captions), (count,), generator=generator)
-    labels = captions.labels.clone()
+    labels = captions.labels[torch.arange(len(captions.labels))]
     labels[captions.rows[wrong]] = captions.labels[captions.rows[others]]
     return replace(captions, labels=labels)
 

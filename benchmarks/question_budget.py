@@ -70,8 +70,8 @@ def some_captions(plan: Plan, rows: list[int], seed: int) -> tuple[CaptionSet, C
 
 def closeness(plan: Plan, rows: list[int], anchor: torch.Tensor) -> np.ndarray:
     """How close each label's name is to the mean of its captions, `(classes,)`."""
-    some = some_captions(plan, rows, 0)[0].load()
-    means = some.labels.float().T @ some.features.pooled.float()
+    some, _ = some_captions(plan, rows, 0)
+    means = some.labels[some.rows].float().T @ some.features.pooled[some.rows].float()
     return np.asarray((F.normalize(means, dim=-1) * anchor).sum(-1))
 
 

@@ -120,7 +120,7 @@ class ReleasedWay:
 
 def padded_noise(ours: TuningRun, epoch: int) -> tuple[Tensor, Tensor]:
     """The noise that ours draws in an epoch, laid out for padded captions."""
-    features = ours.train.features
+    features, _ = ours.train.take(torch.arange(len(ours.train)))
     noisy = ours._add_noise(features, torch.arange(len(ours.train)), epoch)
     pooled, regions = noisy.pooled - features.pooled, noisy.regions - features.regions
     padded = torch.zeros(len(pooled), 77, pooled.shape[1])

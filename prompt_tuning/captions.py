@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
@@ -66,6 +67,7 @@ _SCHEMA = pa.schema(
         "key": pa.string(),
     }
 )
+_READ = ["text", "labels", "kind"]
 
 
 def is_held_out(caption: Caption, share: float) -> bool:
@@ -142,11 +144,60 @@ class CaptionWriter(RowWriter):
         self.write(text=caption.text, labels=labels, kind=caption.kind, **source)
 
 
-def read_captions(path: Path, categories: CategoryList) -> list[Caption]:
-    """Read what a `CaptionWriter` wrote."""
-    index = {name: i for i, name in enumerate(categories.names)}
-    rows = pq.read_table(path, columns=["text", "labels", "kind"]).to_pylist()
-    return [
-        Caption(row["text"], tuple(index[name] for name in row["labels"]), row["kind"])
-        for row in rows
-    ]
+def read_captions(path: Path, categories: CategoryList) -> Iterator[Caption]:
+    """Read what a `CaptionWriter` wrote, with one row group in memory."""
+    index = _index(categories)
+    with pq.ParquetFile(path) as file:
+        for group, _ in _groups(file):
+            for row in file.read_row_group(group, columns=_READ).to_pylist():
+                yield _caption(row, index)
+
+
+def captions_at(path: Path, categories: CategoryList, rows: Iterable[int]) -> dict[int, Caption]:
+    """The captions of these rows of a file that a `CaptionWriter` wrote, by row."""
+    index, wanted = _index(categories), np.unique(np.fromiter(rows, dtype=np.int64))
+    captions = {}
+    with pq.ParquetFile(path) as file:
+        for group, span in _groups(file):
+            low, high = np.searchsorted(wanted, [span.start, span.stop])
+            if low < high:
+                here = wanted[low:high]
+                read = file.read_row_group(group, columns=_READ).take(here - span.start)
+                for place, row in zip(here.tolist(), read.to_pylist(), strict=True):
+                    captions[place] = _caption(row, index)
+    return captions
+
+
+def count_captions(path: Path) -> int:
+    """The number of captions in a file that a `CaptionWriter` wrote."""
+    with pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def caption_texts(path: Path, rows: range) -> list[str]:
+    """The texts of these neighbouring captions of a file that a `CaptionWriter` wrote."""
+    texts: list[str] = []
+    with pq.ParquetFile(path) as file:
+        for group, span in _groups(file):
+            first, last = max(rows.start, span.start), min(rows.stop, span.stop)
+            if first < last:
+                read = file.read_row_group(group, columns=["text"])["text"]
+                texts += read.slice(first - span.start, last - first).to_pylist()
+    return texts
+
+
+def _groups(file: pq.ParquetFile) -> Iterator[tuple[int, range]]:
+    """The row groups of a file, each with its rows."""
+    start = 0
+    for group in range(file.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        yield group, range(start, end)
+        start = end
+
+
+def _index(categories: CategoryList) -> dict[str, int]:
+    return {name: i for i, name in enumerate(categories.names)}
+
+
+def _caption(row: dict[str, Any], index: dict[str, int]) -> Caption:
+    return Caption(row["text"], tuple(index[name] for name in row["labels"]), row["kind"])

@@ -1,18 +1,46 @@
-"""Features of images or captions: one global vector each and a ragged set of local ones."""
+"""Features of images or captions: one global vector each and a ragged set of local ones.
+
+On disk they are shards, files of neighbouring items, which are read memory-mapped and by rows: a
+process that works on a batch holds that batch, however many items there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-# The name of files with features.
-FEATURES = "features.safetensors"
+# The name of folders of shards.
+FEATURES = "features"
+# More would come near the kernel's limit of mappings, 65,530 for a process by default.
+_SHARDS_OPEN = 16_384
+
+
+class Rows(Protocol):
+    """A matrix or what stands for one: rows by their indices, which may have any shape."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
+
+
+class FeatureSource(Protocol):
+    """`Features` in memory or `StoredFeatures` on disk. `pooled`: `(items, dim)`."""
+
+    @property
+    def pooled(self) -> Rows: ...
+
+    def take(self, rows: Tensor) -> Features:
+        """The items of these rows, in memory and in their order, with their regions."""
 
 
 class Features(NamedTuple):
@@ -86,3 +114,99 @@ def save_features(path: Path, features: Features) -> None:
 def load_features(path: Path) -> Features:
     """Read what `save_features` wrote, memory-mapped."""
     return Features(**load_file(path))
+
+
+def shard_file(folder: Path, start: int) -> Path:
+    """The shard of a folder whose first item is this one."""
+    return folder / f"{start:012d}.safetensors"
+
+
+def link_shard(source: Path, folder: Path, start: int) -> None:
+    """Put a finished file of features into a folder of shards, without a copy where possible."""
+    target = shard_file(folder, start)
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)  # a file system without hard links
+
+
+class StoredFeatures:
+    """Features in a folder of shards, of all items or of those at `rows`, in their order."""
+
+    def __init__(self, folder: Path, rows: Tensor | None = None) -> None:
+        """Raises ValueError if the folder has no shards."""
+        self.folder = folder
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ValueError(f"{folder}: no shards of features")
+        starts = [int(file.stem) for file in files]
+        self._starts = torch.tensor([*starts, starts[-1] + len(load_features(files[-1]).counts)])
+        self._shard: Callable[[int], Features] = lru_cache(_SHARDS_OPEN)(self._open)
+        self._rows = rows
+
+    @property
+    def pooled(self) -> Rows:
+        """Rows of `(items, dim)`, read when they are asked for."""
+        return _StoredPooled(self)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
+
+    def at(self, rows: Tensor) -> StoredFeatures:
+        """The items of these rows, still on disk."""
+        return StoredFeatures(self.folder, rows if self._rows is None else self._rows[rows])
+
+    def take(self, rows: Tensor) -> Features:
+        """The items of these rows, in memory and in their order, with their regions."""
+        found = [(places, shard.take(within)) for places, shard, within in self._in_shards(rows)]
+        if not found:
+            return self._shard(0).take(rows)
+        items = concatenate(features for _, features in found)
+        if len(found) == 1:
+            return items
+        order = torch.empty_like(rows)
+        order[torch.cat([places for places, _ in found])] = torch.arange(len(rows))
+        return items.take(order)
+
+    def _take_pooled(self, rows: Tensor) -> Tensor:
+        flat = rows.flatten()
+        sample = self._shard(0).pooled
+        pooled = sample.new_empty(len(flat), sample.shape[1])
+        for places, shard, within in self._in_shards(flat):
+            pooled[places] = shard.pooled[within]
+        return pooled.view(*rows.shape, pooled.shape[1])
+
+    def _in_shards(self, rows: Tensor) -> Iterator[tuple[Tensor, Features, Tensor]]:
+        """By shard: positions in `rows`, the shard, and the rows within it at these positions."""
+        if self._rows is not None:
+            rows = self._rows[rows]
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < int(self._starts[-1]):
+            raise IndexError(f"{self.folder}: rows must be below {int(self._starts[-1])}")
+        shards = torch.searchsorted(self._starts, rows, right=True) - 1
+        ordered, order = shards.sort(stable=True)
+        found, counts = ordered.unique_consecutive(return_counts=True)
+        for shard, places in zip(found.tolist(), order.split(counts.tolist()), strict=True):
+            yield places, self._shard(shard), rows[places] - self._starts[shard]
+
+    def _open(self, shard: int) -> Features:
+        start, end = self._starts[shard : shard + 2].tolist()
+        file = shard_file(self.folder, start)
+        features = load_features(file)
+        if len(features.counts) != end - start:
+            raise ValueError(f"{file}: {end - start} items are due (got {len(features.counts)})")
+        return features
+
+
+class _StoredPooled:
+    """See `StoredFeatures.pooled`."""
+
+    def __init__(self, features: StoredFeatures) -> None:
+        self._features = features
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        return self._features._take_pooled(rows)

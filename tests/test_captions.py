@@ -12,6 +12,9 @@ from prompt_tuning.captions import (
     Caption,
     CaptionSettings,
     CaptionWriter,
+    caption_texts,
+    captions_at,
+    count_captions,
     is_held_out,
     read_caption_file,
     read_captions,
@@ -98,7 +101,7 @@ def test_captions_read_back_as_written(tmp_path: Path, captions: list[Caption]) 
     with CaptionWriter(tmp_path / "captions.parquet", CATEGORIES) as writer:
         for caption in captions:
             writer.write_caption(caption)
-    assert read_captions(tmp_path / "captions.parquet", CATEGORIES) == captions
+    assert list(read_captions(tmp_path / "captions.parquet", CATEGORIES)) == captions
 
 
 def test_many_captions_keep_where_they_are_from(tmp_path: Path) -> None:
@@ -120,6 +123,22 @@ def test_many_captions_keep_where_they_are_from(tmp_path: Path) -> None:
             "key": "abc",
         }
     ]
+
+
+def test_rows_are_read_from_their_row_groups(tmp_path: Path) -> None:
+    file = tmp_path / "captions.parquet"
+    captions = [Caption(f"Sentence {n}.", (n % 3,), "file") for n in range(20_000)]
+    with CaptionWriter(file, CATEGORIES) as writer:
+        for caption in captions:
+            writer.write_caption(caption)
+    assert count_captions(file) == 20_000
+    texts = [caption.text for caption in captions]
+    for rows in (range(8000, 8500), range(0, 512), range(19_968, 20_000), range(5, 5)):
+        assert caption_texts(file, rows) == texts[rows.start : rows.stop]
+    rows = [19_999, 8191, 8192, 3, 8191]
+    found = captions_at(file, CATEGORIES, rows)
+    assert found == {row: captions[row] for row in rows}
+    assert captions_at(file, CATEGORIES, []) == {}
 
 
 def test_what_is_held_out_depends_on_the_text_alone_and_grows_with_the_share() -> None:

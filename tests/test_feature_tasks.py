@@ -17,9 +17,9 @@ from PIL import Image
 
 from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.backbones.base import VLM, VLMSettings
-from prompt_tuning.features import load_features, save_features
+from prompt_tuning.features import StoredFeatures
 from prompt_tuning.images import open_image
-from workers.features import encode_in_tasks
+from workers.features import encode_images
 from workers.stage import Stage, run_stage
 
 # Another driver of the same stage, on the same Ray.
@@ -27,15 +27,13 @@ OTHER = """
 import pickle, sys
 from pathlib import Path
 from orchestrator.cluster.connect import connect
-from prompt_tuning.features import save_features
-from workers.features import encode_in_tasks
+from workers.features import encode_images
 from workers.stage import run_stage
 
 stage, files, vlm, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
 connect(dashboard=False)
 def work(staging):
-    features = encode_in_tasks(files, vlm, cache, stage.parts, lambda _: None)
-    save_features(staging / "features.safetensors", features)
+    encode_images(files, vlm, cache, stage.parts, staging / "features", lambda _: None)
 assert run_stage(stage, work)
 """
 
@@ -56,7 +54,9 @@ def test_images_have_the_backbones_features_also_after_a_stop(
     for file in files:
         Image.fromarray(draw.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(file)
     parts, reported = tmp_path / "parts", []
-    features = encode_in_tasks(files, embedded_settings, lasting_cache, parts, reported.append)
+    vlm, folder, again = (embedded_settings, lasting_cache, parts), tmp_path / "a", tmp_path / "b"
+    encode_images(files, *vlm, folder, reported.append)
+    features = StoredFeatures(folder)
     assert sum(reported) == len(files)
     rows = [0, 3, 47, 48, 60]
     pixels = torch.stack([embedded_vlm.preprocess(open_image(files[row])) for row in rows])
@@ -64,11 +64,14 @@ def test_images_have_the_backbones_features_also_after_a_stop(
     torch.testing.assert_close(some.pooled.float(), expected.pooled, atol=1e-3, rtol=0)
     torch.testing.assert_close(some.regions.float(), expected.regions, atol=1e-3, rtol=0)
 
-    first, _ = sorted(parts.iterdir())
+    first, second = sorted(parts.iterdir())
     shutil.rmtree(first)
-    again = encode_in_tasks(files, embedded_settings, lasting_cache, parts, reported.append)
-    assert torch.equal(again.pooled, features.pooled)
-    assert torch.equal(again.regions, features.regions)
+    kept = second.stat().st_ino
+    encode_images(files, *vlm, again, reported.append)
+    assert second.stat().st_ino == kept, "a finished shard is not computed again"
+    assert [file.read_bytes() for file in sorted(again.iterdir())] == [
+        file.read_bytes() for file in sorted(folder.iterdir())
+    ]
 
 
 @pytest.mark.usefixtures("cluster")
@@ -95,14 +98,14 @@ def test_the_slower_of_two_drivers_succeeds_and_discards_its_copy(
             published.append((stage.folder / "manifest.json").stat().st_mtime_ns)
 
     def work(staging: Path) -> None:
-        features = encode_in_tasks(
-            files, embedded_settings, lasting_cache, stage.parts, the_other_is_faster
+        folder = staging / "features"
+        encode_images(
+            files, embedded_settings, lasting_cache, stage.parts, folder, the_other_is_faster
         )
-        save_features(staging / "features.safetensors", features)
 
     run_stage(stage, work)
     assert stage.done()
     assert (stage.folder / "manifest.json").stat().st_mtime_ns == published[0]
-    assert len(load_features(stage.folder / "features.safetensors").counts) == len(files)
+    assert len(StoredFeatures(stage.folder / "features")) == len(files)
     assert not stage.parts.exists()
     assert [path.name for path in stage.folder.parent.iterdir()] == ["shared"]

@@ -19,7 +19,7 @@ from prompt_tuning.evaluation.selection import (
     select_on_half,
     split_halves,
 )
-from prompt_tuning.features import Features, save_features
+from prompt_tuning.features import Features, save_features, shard_file
 
 GEOMETRY = Geometry(scale=4.0, aggregation="softmax", local_temperature=50.0, global_weight=0.5)
 IMAGES = 40
@@ -62,9 +62,10 @@ def choose(items: Features, images: LabelledImages) -> tuple[int, Selection]:
         4: ClassFeatures(torch.eye(2), torch.eye(2)),
         9: ClassFeatures(torch.eye(2).flip(0), torch.eye(2).flip(0)),
     }
-    file = images.files[0].with_name("features.safetensors")
-    save_features(file, items)
-    half = SelectingHalf.of(images, file, 5)
+    folder = images.files[0].with_name("features")
+    folder.mkdir(exist_ok=True)
+    save_features(shard_file(folder, 0), items)
+    half = SelectingHalf.of(images, folder, 5)
     return select_on_half(half, images, tuned, GEOMETRY, "mean", "folder", 5)
 
 

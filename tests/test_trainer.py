@@ -353,18 +353,18 @@ def test_mixed_items_have_the_captions_that_they_are_made_of(embedded_vlm: VLM, 
     drawn = run._draw_captions(places, epoch=1)
     assert drawn.shape == (3, 3)
     assert torch.equal(drawn[:, 0], places)
-    mixed, features = run._training_items(places, epoch=1), data.train.features
+    (mixed, labels), features = run._training_items(places, epoch=1), data.train.features
     starts = features.counts.cumsum(0) - features.counts
     place = 0
     for item, captions in enumerate(drawn.tolist()):
-        assert mixed.labels[item].tolist() == data.train.labels[captions].any(0).tolist()
+        assert labels[item].tolist() == data.train.labels[captions].any(0).tolist()
         mean = features.pooled[captions].mean(0)
-        torch.testing.assert_close(mixed.features.pooled[item], mean / mean.norm())
+        torch.testing.assert_close(mixed.pooled[item], mean / mean.norm())
         regions = [
             features.regions[starts[c] + r] for c in captions for r in range(features.counts[c])
         ]
-        assert int(mixed.features.counts[item]) == len(regions)
-        actual = mixed.features.regions[place : place + len(regions)]
+        assert int(mixed.counts[item]) == len(regions)
+        actual = mixed.regions[place : place + len(regions)]
         assert torch.equal(actual, torch.stack(regions))
         place += len(regions)
     # Who draws does not matter, the epoch does.
@@ -377,8 +377,8 @@ def test_splitting_keeps_each_caption_with_its_regions_and_labels(data: Data) ->
     train, rest = data.train.split(held_out)
     assert (len(train), len(rest)) == (5, 2)
     assert rest.features is train.features is data.train.features, "nothing is copied"
-    loaded, expected = rest.load(), data.train.features.take(torch.tensor([1, 4]))
-    assert torch.equal(loaded.labels, data.train.labels[[1, 4]])
-    assert same(loaded.features, expected)
-    assert train.take(torch.tensor([1])).labels.tolist() == [[True, True, False, False, False]]
+    features, labels = rest.take(torch.arange(2))
+    assert torch.equal(labels, data.train.labels[[1, 4]])
+    assert same(features, data.train.features.take(torch.tensor([1, 4])))
+    assert train.take(torch.tensor([1]))[1].tolist() == [[True, True, False, False, False]]
     assert train.rows.tolist() == [0, 2, 3, 5, 6]

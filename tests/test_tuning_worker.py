@@ -19,10 +19,10 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.backbones.base import VLM, VLMSettings
-from prompt_tuning.captions import Caption, CaptionWriter, read_captions
+from prompt_tuning.captions import Caption, CaptionWriter, captions_at
 from prompt_tuning.categories import Category, CategoryList
 from prompt_tuning.evaluation.selection import SelectingHalf
-from prompt_tuning.features import load_features, save_features
+from prompt_tuning.features import StoredFeatures, save_features, shard_file
 from prompt_tuning.hierarchy import parse_groups
 from prompt_tuning.tuning.caption_set import caption_labels, load_caption_sets
 from prompt_tuning.tuning.class_prompts import ClassPrompts
@@ -67,10 +67,12 @@ def job(
         for caption in captions:
             writer.write_caption(caption)
     features = embedded_vlm.encode_captions([caption.text for caption in captions])
-    save_features(tmp_path / "features.safetensors", features)
+    for start in range(0, len(captions), 25):
+        rows = torch.arange(start, min(start + 25, len(captions)))
+        save_features(shard_file(new_folder(tmp_path / "features"), start), features.take(rows))
     return TuningJob(
         captions=tmp_path / "captions.parquet",
-        features=tmp_path / "features.safetensors",
+        features=tmp_path / "features",
         held_out=0.2,
         categories=CATEGORIES,
         hierarchy=HIERARCHY,
@@ -84,12 +86,17 @@ def job(
         progress=tmp_path / "progress.json",
         # Captions stand in for images here too.
         selecting=SelectingHalf(
-            tmp_path / "features.safetensors",
+            tmp_path / "features",
             np.arange(0, len(captions), 3),
             caption_labels(captions, len(NAMES))[::3].numpy(),
             None,
         ),
     )
+
+
+def new_folder(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def without_times(reported: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -153,13 +160,12 @@ def test_two_workers_tune_as_one_process_does_and_survive_a_kill(
 def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     job: TuningJob, tmp_path: Path
 ) -> None:
-    features = load_features(job.features)
-    spoilt = features.pooled.clone()
-    spoilt[5] = math.nan
-    save_features(tmp_path / "spoilt.safetensors", features._replace(pooled=spoilt))
+    features = StoredFeatures(job.features).take(torch.arange(60))
+    features.pooled[5] = math.nan
+    save_features(shard_file(new_folder(tmp_path / "spoilt"), 0), features)
     tuning = job.tuning.model_copy(update={"epochs": 2, "workers": 1})
     good = replace(job, tuning=tuning)
-    bad = replace(good, seed=1, features=tmp_path / "spoilt.safetensors")
+    bad = replace(good, seed=1, features=tmp_path / "spoilt")
     storage = tmp_path / "not finite"
     with pytest.raises(
         RuntimeError, match=r"tuning: the loss is nan at epoch 1, step \d"
@@ -169,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_and_names_the_batch(
     assert "in a batch of 34 captions" in str(raised.value)
     listed = (storage / "progress1.not_finite.txt").read_text("utf-8").splitlines()
     assert len(listed) == 34
-    assert read_captions(job.captions, CATEGORIES)[5].text in listed
+    assert captions_at(job.captions, CATEGORIES, [5])[5].text in listed
     epochs = (storage / "progress0.json").read_bytes()
     (kept,) = run(good, storage=storage)
     assert (storage / "progress0.json").read_bytes() == epochs, "a seed is not tuned twice"

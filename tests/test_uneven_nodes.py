@@ -14,10 +14,12 @@ from ray.cluster_utils import Cluster
 
 from orchestrator.cluster.connect import connect, disconnect
 from prompt_tuning.backbones.base import VLMSettings
+from prompt_tuning.captions import Caption, CaptionWriter
+from prompt_tuning.categories import Category, CategoryList
 from workers import waiting
 from workers.batch_tagging import files_per_task
 from workers.failure import DescribedFailure
-from workers.features import encode_in_tasks
+from workers.features import encode_captions
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,10 +106,19 @@ def test_feature_tasks_that_no_node_can_run_are_given_up(
     monkeypatch.setattr(waiting, "_SECONDS_BETWEEN_REPORTS", 1)
     monkeypatch.setattr(waiting, "_SECONDS_UNPLACEABLE", 2)
     words = "feature tasks: each needs 1 CPU, 1 GPU of one node, but the nodes have 1 CPU, 0 GPU; 7"
+    categories = CategoryList(categories=(Category(name="dog"),))
+    with CaptionWriter(tmp_path / "captions.parquet", categories) as writer:
+        writer.write_caption(Caption("A dog.", (0,), "file"))
     connect()
     with pytest.raises(DescribedFailure, match=words):
-        encode_in_tasks(
-            ["A dog."], embedded_settings, lasting_cache, tmp_path, lambda _: None, gpus=1
+        encode_captions(
+            tmp_path / "captions.parquet",
+            embedded_settings,
+            lasting_cache,
+            tmp_path / "parts",
+            tmp_path / "features",
+            lambda _: None,
+            gpus=1,
         )
     disconnect()
     assert words in caplog.messages[0]

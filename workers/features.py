@@ -1,69 +1,125 @@
-"""Ray tasks that encode captions and images in parts; parts that are on disk are not repeated."""
+"""Ray tasks that encode captions and images into shards; shards on disk are not encoded again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from prompt_tuning.backbones import load_vlm
 from prompt_tuning.backbones.base import VLM, VLMSettings
-from prompt_tuning.features import FEATURES, Features, concatenate, load_features, save_features
+from prompt_tuning.captions import caption_texts, count_captions
+from prompt_tuning.features import concatenate, link_shard, save_features
 from prompt_tuning.images import open_image
 from prompt_tuning.storage import is_published, publishing
 from prompt_tuning.tiles import view_boxes
 from workers.failure import DescribedFailure
+from workers.loaded_vlm import loaded_vlm
 from workers.waiting import Waiting
 
-_CAPTIONS_PER_PART = 512
-_IMAGES_PER_PART = {"cpu": 48, "cuda": 1024}
+_CAPTIONS_PER_SHARD = {"cpu": 512, "cuda": 8192}
+_IMAGES_PER_SHARD = {"cpu": 48, "cuda": 1024}
+# Tasks that wait for a CPU, beside those that run: each holds its list of items.
+_TASKS_AHEAD = 64
+_SHARD = "shard.safetensors"
+
+# Starts the task that encodes these items into a folder.
+_Start = Callable[[range, Path], ray.ObjectRef]
 
 
-def encode_in_tasks(
-    items: Sequence[str] | Sequence[Path],
+def encode_captions(
+    captions: Path,
     vlm: VLMSettings,
     cache: Path,
     parts: Path,
+    folder: Path,
     on_items: Callable[[int], None],
     gpus: float = 0,
-) -> Features:
-    """Features of captions (str) or image files (Path), in order, by tasks with `gpus` each.
+) -> None:
+    """Fill a folder with the features of a file's captions, in order, by tasks with `gpus` each.
 
-    `on_items`: called with the number of items of each finished part.
+    `captions`: a file that a `CaptionWriter` wrote, which the tasks read. `parts`: where finished
+    shards wait for the others. `on_items`: called with the number of items of each shard.
     """
-    task: Any
-    if isinstance(items[0], str):
-        task, size = _caption_part.options(num_gpus=gpus).remote, _CAPTIONS_PER_PART
-    else:
-        task = partial(_image_part.options(num_gpus=gpus).remote, _readers(gpus))
-        views = len(view_boxes(vlm.tiles))
-        size = max(1, _IMAGES_PER_PART["cuda" if gpus else "cpu"] // views)
-    chunks = {
-        parts / f"{start:08d}": items[start : start + size] for start in range(0, len(items), size)
-    }
-    missing = {}
-    for part, chunk in chunks.items():
-        if is_published(part):
-            on_items(len(chunk))
+    task = _caption_shard.options(num_gpus=gpus)
+
+    def start(rows: range, part: Path) -> ray.ObjectRef:
+        return task.remote(captions, rows, vlm, cache, part)
+
+    size = _CAPTIONS_PER_SHARD[_kind(gpus)]
+    _encode(count_captions(captions), size, start, vlm, cache, parts, folder, on_items, gpus)
+
+
+def encode_images(
+    files: Sequence[Path],
+    vlm: VLMSettings,
+    cache: Path,
+    parts: Path,
+    folder: Path,
+    on_items: Callable[[int], None],
+    gpus: float = 0,
+) -> None:
+    """The same for image files."""
+    task = _image_shard.options(num_gpus=gpus)
+    readers = _readers(gpus)
+
+    def start(rows: range, part: Path) -> ray.ObjectRef:
+        return task.remote(readers, files[rows.start : rows.stop], vlm, cache, part)
+
+    size = max(1, _IMAGES_PER_SHARD[_kind(gpus)] // len(view_boxes(vlm.tiles)))
+    _encode(len(files), size, start, vlm, cache, parts, folder, on_items, gpus)
+
+
+def _encode(
+    count: int,
+    size: int,
+    start: _Start,
+    vlm: VLMSettings,
+    cache: Path,
+    parts: Path,
+    folder: Path,
+    on_items: Callable[[int], None],
+    gpus: float,
+) -> None:
+    """Run the tasks of all missing shards, then put all shards into the folder."""
+    shards = [range(first, min(first + size, count)) for first in range(0, count, size)]
+    missing = []
+    for rows in shards:
+        if is_published(_part(parts, rows)):
+            on_items(len(rows))
         else:
-            missing[part] = chunk
+            missing.append(rows)
     waiting = Waiting("feature tasks", {"CPU": 1, "GPU": gpus})
     if missing:
         # One task first, so that what a backbone derives from its weights is computed only once.
         ray.get(waiting.first([_load.options(num_gpus=gpus).remote(vlm, cache)]))
-    running = {task(chunk, vlm, cache, part): part for part, chunk in missing.items()}
-    while running:
+    at_once = _TASKS_AHEAD + 2 * int(ray.cluster_resources().get("CPU", 0)) if missing else 0
+    ahead = iter(missing)
+    running: dict[ray.ObjectRef, range] = {}
+    while True:
+        for rows in islice(ahead, at_once - len(running)):
+            running[start(rows, _part(parts, rows))] = rows
+        if not running:
+            break
         done = waiting.first(list(running))
         ray.get(done)
-        on_items(len(missing[running.pop(done)]))
-    return concatenate(load_features(part / FEATURES) for part in chunks)
+        on_items(len(running.pop(done)))
+    folder.mkdir()
+    for rows in shards:
+        link_shard(_part(parts, rows) / _SHARD, folder, rows.start)
+
+
+def _part(parts: Path, rows: range) -> Path:
+    return parts / f"{rows.start:012d}"
+
+
+def _kind(gpus: float) -> str:
+    return "cuda" if gpus else "cpu"
 
 
 def _readers(gpus: float) -> int:
@@ -78,26 +134,26 @@ def _readers(gpus: float) -> int:
 
 @ray.remote(num_cpus=1)
 def _load(vlm: VLMSettings, cache: Path) -> None:
-    _loaded(vlm, cache, _device())
+    loaded_vlm(vlm, cache)
 
 
 @ray.remote(num_cpus=1)
-def _caption_part(captions: Sequence[str], vlm: VLMSettings, cache: Path, part: Path) -> None:
+def _caption_shard(captions: Path, rows: range, vlm: VLMSettings, cache: Path, part: Path) -> None:
     with publishing(part) as staging:
-        features = _loaded(vlm, cache, _device()).encode_captions(list(captions))
-        save_features(staging / FEATURES, features.to("cpu"))
+        features = loaded_vlm(vlm, cache).encode_captions(caption_texts(captions, rows))
+        save_features(staging / _SHARD, features.to("cpu"))
 
 
 @ray.remote(num_cpus=1)
-def _image_part(
+def _image_shard(
     readers: int, files: Sequence[Path], vlm: VLMSettings, cache: Path, part: Path
 ) -> None:
-    model = _loaded(vlm, cache, _device())
+    model = loaded_vlm(vlm, cache)
     with publishing(part) as staging:
         batches = []
         for pixels in _pixels(files, model, readers):
             batches.append(model.encode_image(pixels.to(model.device)).to("cpu"))
-        save_features(staging / FEATURES, concatenate(batches))
+        save_features(staging / _SHARD, concatenate(batches))
 
 
 def _pixels(files: Sequence[Path], model: VLM, readers: int) -> Iterator[Tensor]:
@@ -121,12 +177,3 @@ def _opened(file: Path) -> Image:
         return open_image(file)
     except ValueError as error:
         raise DescribedFailure(str(error)) from None
-
-
-@lru_cache(maxsize=1)
-def _loaded(vlm: VLMSettings, cache: Path, device: str) -> VLM:
-    return load_vlm(vlm, device, cache)
-
-
-def _device() -> str:
-    return "cuda" if ray.get_gpu_ids() else "cpu"

@@ -43,6 +43,8 @@ def connect(cpus: int | None = None, gpus: int | None = None, dashboard: bool = 
         else:
             # Many small workers start at once, also on few cores.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+            # Since 2.60 Ray does not hide the GPUs from tasks that ask for none.
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
             start_ray(cpus, gpus, dashboard)
     # Hides Ray's long messages about retries.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None

@@ -51,6 +51,10 @@ class Resources:
     def gpus(self) -> int:
         return sum(node.gpus for node in self.nodes)
 
+    def threads(self) -> int:
+        """How many threads a task may use that is alone on the smallest node that runs tasks."""
+        return max(1, min((node.cpus for node in self.nodes if node.cpus), default=1))
+
     def holds(self, cpus: float, gpus: float) -> int:
         """How many actors with these CPUs and GPUs, each on one node, fit at once."""
         return sum(node.holds(cpus, gpus) for node in self.nodes)

@@ -16,7 +16,7 @@ from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.compare import RESAMPLES, MethodScores
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import Features
+from prompt_tuning.features import FeatureSource
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import calibration_quality
 
@@ -42,7 +42,11 @@ def taught(artifact: Artifact | None, images: LabelledImages) -> np.ndarray:
 
 
 def measure_adapted(
-    folder: Path, artifact: Artifact, scores: MethodScores, items: Features, images: LabelledImages
+    folder: Path,
+    artifact: Artifact,
+    scores: MethodScores,
+    items: FeatureSource,
+    images: LabelledImages,
 ) -> dict[str, Any]:
     """Figures (0-100) of an adapted artifact, and its fused mAP's lead over the tuned prompts.
 

@@ -28,7 +28,7 @@ from prompt_tuning.datasets.voc import CLASSES
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import FEATURES, load_features
+from prompt_tuning.features import FEATURES, StoredFeatures
 from prompt_tuning.tuning.prompts import anchor_features
 from workers.stage import run_stage
 
@@ -65,7 +65,7 @@ def verify_clip(vlm: VLMSettings, root: Path, cache: str, console: Console) -> b
         disconnect()
     texts = F.normalize(anchor_features(model, categories), dim=-1)
     labels = read_images(plan).labels
-    items = load_features(plan.features.folder / FEATURES)
+    items = StoredFeatures(plan.features.folder / FEATURES)
     scores = method_scores(items, ClassFeatures(texts, texts), model.geometry, "mean")
     maps = {branch: 100 * mean_average_precision(scores[branch], labels) for branch in SCORE_KINDS}
     return _report(vlm, maps, len(labels), console)

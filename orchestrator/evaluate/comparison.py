@@ -15,7 +15,7 @@ from prompt_tuning.evaluation.bootstrap import paired_difference
 from prompt_tuning.evaluation.compare import RESAMPLES, MethodScores
 from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import Features
+from prompt_tuning.features import FeatureSource
 from prompt_tuning.label_names import LabelNames
 
 
@@ -40,7 +40,7 @@ def shared_classes(
 def compare_runs(
     scores: MethodScores,
     other: FinishedRun,
-    items: Features,
+    items: FeatureSource,
     images: LabelledImages,
     shared: list[tuple[int, int]],
 ) -> dict[str, Any]:

@@ -36,15 +36,16 @@ from orchestrator.plan.run import ImagesPlan, plan_images
 from orchestrator.runs.finished_run import FinishedRun, read_run
 from orchestrator.runs.results import write_metrics
 from orchestrator.runs.stage_work import images_work
-from orchestrator.stages.evaluation import make_metrics
+from orchestrator.stages.evaluation import protocol_of
 from orchestrator.stages.images import read_images
 from prompt_tuning.backbones import fetch_weights, load_vlm
 from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.datasets.stamps import StampsUnavailable, fetch_stamps, stamps_source
 from prompt_tuning.evaluation.compare import MethodScores, precision_recall, score_methods
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
+from prompt_tuning.evaluation.metrics_file import make_metrics
 from prompt_tuning.evaluation.selection import images_at
-from prompt_tuning.features import FEATURES, Features, load_features
+from prompt_tuning.features import FEATURES, FeatureSource, StoredFeatures
 from prompt_tuning.images import small_jpeg
 from prompt_tuning.storage import write_atomic
 from prompt_tuning.tagging.calibration import calibration_quality
@@ -99,11 +100,11 @@ def evaluate(
                 "a run for selection; name other images"
             )
         shared = shared_classes(run, other, images) if other else []
-        items = _features(plan, stamps, console).take(torch.from_numpy(rows))
+        items = _features(plan, stamps, console).at(torch.from_numpy(rows))
         scores = score_methods(items, run.methods, run.artifact.geometry, run.artifact.fusion)
         metrics = make_metrics(
-            plan,
-            run.artifact.fusion,
+            protocol_of(plan, run.artifact.fusion),
+            images,
             scores,
             images.labels,
             images.ignored,
@@ -120,7 +121,7 @@ def evaluate(
             metrics["adapted"] = measure_adapted(adapted_folder, adapted, scores, items, images)
             metrics["protocol"]["images_left_out_as_they_taught"] = int(teaching.sum())
         if other and other_plan:
-            other_items = _features(other_plan, stamps, console).take(torch.from_numpy(rows))
+            other_items = _features(other_plan, stamps, console).at(torch.from_numpy(rows))
             metrics["against"] = compare_runs(scores, other, other_items, images, shared)
             if other.selection.selecting:
                 metrics["protocol"]["other_run_selected_on"] = other.selection.describe(
@@ -191,16 +192,16 @@ def _images(plan: ImagesPlan, stamps: Path | None, console: Console) -> Labelled
     return images
 
 
-def _features(plan: ImagesPlan, stamps: Path | None, console: Console) -> Features:
+def _features(plan: ImagesPlan, stamps: Path | None, console: Console) -> StoredFeatures:
     """The images' features, from the cache if they were encoded before."""
     assert plan.features is not None
     run_stage(plan.features, images_work(plan, stamps, console)[plan.features])
-    return load_features(plan.features.folder / FEATURES)
+    return StoredFeatures(plan.features.folder / FEATURES)
 
 
 def _page(
     run: FinishedRun,
-    items: Features,
+    items: FeatureSource,
     scores: MethodScores,
     images: LabelledImages,
     metrics: dict[str, Any],

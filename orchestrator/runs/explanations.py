@@ -1,4 +1,4 @@
-"""The captions that moved each label's class feature most: a run's file, and `explain`."""
+"""`explain`: the captions that moved a label's class feature most."""
 
 from __future__ import annotations
 
@@ -11,62 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.errors import InputError, as_input_error
-from orchestrator.plan.run import Plan
-from orchestrator.stages.evaluation import CLASS_FEATURES, read_caption_sets
-from prompt_tuning.backbones.base import Geometry
-from prompt_tuning.captions import read_captions
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.evaluation.baselines import MethodFeatures
-from prompt_tuning.evaluation.influence import caption_influences
-from prompt_tuning.storage import write_atomic
 from prompt_tuning.tagging.artifact import Artifact
+from workers.evaluation_files import EXPLANATIONS
 
-EXPLANATIONS = "explanations.json"
-_CAPTIONS_KEPT = 20
 _CAPTIONS_SHOWN = 8
-
-
-def write_explanations(plan: Plan, seed: int, geometry: Geometry) -> dict[str, Any]:
-    """Write the captions of most influence on each label, and return them by label.
-
-    `seed`: of the artifact.
-    """
-    file, made_of = plan.run_folder / EXPLANATIONS, [plan.evaluation.key, seed]
-    if file.is_file():
-        known = json.loads(file.read_bytes())
-        if known["made_of"] == made_of:
-            return dict(known["labels"])
-        file.unlink()  # of another artifact
-    methods = MethodFeatures.load(plan.evaluation.folder / CLASS_FEATURES)
-    train, _ = read_caption_sets(plan)
-    found = caption_influences(
-        methods.untuned["zero_shot"].pooled,
-        methods.tuned[seed].pooled,
-        train,
-        plan.config.losses.margin,
-        geometry.scale,
-        plan.config.tuning.captions_per_item,
-        seed,
-        _CAPTIONS_KEPT,
-    )
-    captions = read_captions(plan.knowledge.captions_file, plan.categories)
-    names = plan.categories.names
-    explained = {
-        name: [
-            {
-                "text": captions[row].text,
-                "labels": [names[label] for label in captions[row].labels],
-                "share": round(share, 5),
-                "pull": round(pull, 5),
-            }
-            for row, share, pull in zip(*(of[c].tolist() for of in found), strict=True)
-            if share > 0
-        ]
-        for c, name in enumerate(names)
-    }
-    described = {"made_of": made_of, "labels": explained}
-    write_atomic(file, (json.dumps(described, indent=1, ensure_ascii=False) + "\n").encode())
-    return explained
 
 
 def explain(artifact: Path, label: str, image: Path | None, cache: Path, console: Console) -> None:

@@ -9,10 +9,10 @@ from orchestrator.config.messages import validate
 from orchestrator.config.models import RunConfig
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import InputError
-from orchestrator.stages.evaluation import CLASS_FEATURES, SELECTION, read_selection
 from prompt_tuning.evaluation.baselines import MethodFeatures
 from prompt_tuning.evaluation.selection import Selection
 from prompt_tuning.tagging.artifact import Artifact
+from workers.evaluation_files import CLASS_FEATURES, SELECTION, read_selection
 
 
 @dataclass(frozen=True)

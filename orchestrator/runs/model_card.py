@@ -13,10 +13,10 @@ from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import InputError
 from orchestrator.pages.html import between, fixed
 from orchestrator.pages.metrics_summary import METHODS, caption_notes, evaluated_on
-from orchestrator.stages.evaluation import SELECTION, read_selection
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS
 from prompt_tuning.storage import find_damage, publishing
 from prompt_tuning.tagging.artifact import FILES, Artifact, holds_something_else
+from workers.evaluation_files import SELECTION, read_selection
 
 _CARD = "README.md"
 # Hubs add this file to every repository. The manifest lists it, so it does not count as a change.

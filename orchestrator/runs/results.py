@@ -15,30 +15,30 @@ from orchestrator.pages.html import EXAMPLE_SIDE
 from orchestrator.pages.metrics_summary import caption_notes, fused_scores
 from orchestrator.pages.run_page import Example, ReportData, render
 from orchestrator.plan.run import Plan
-from orchestrator.runs.explanations import write_explanations
 from orchestrator.runs.stage_work import write_curves
-from orchestrator.stages.evaluation import (
-    CALIBRATION,
-    CLASS_FEATURES,
-    EXAMPLES,
-    GEOMETRY,
-    IDENTITY,
-    SELECTION,
-    read_metrics,
-    read_selection,
-)
+from orchestrator.stages.evaluation import read_metrics
 from orchestrator.stages.hierarchy import read_hierarchy
 from orchestrator.stages.images import read_images
 from orchestrator.stages.knowledge_summary import read_summary
 from orchestrator.stages.tuning import RAY_STORAGE
 from prompt_tuning.backbones.base import Geometry, VLMIdentity
-from prompt_tuning.captions import read_captions
+from prompt_tuning.captions import captions_at, count_captions
 from prompt_tuning.images import small_jpeg
 from prompt_tuning.knowledge.templates import SENTENCES
 from prompt_tuning.storage import copy_atomic, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import Calibration
 from prompt_tuning.tagging.new_labels import TunedTokens
+from workers.evaluation_files import (
+    CALIBRATION,
+    CLASS_FEATURES,
+    EXAMPLES,
+    EXPLANATIONS,
+    GEOMETRY,
+    IDENTITY,
+    SELECTION,
+    read_selection,
+)
 from workers.stage import Stage
 from workers.tuning.job import read_classes, read_history, read_tokens
 
@@ -67,16 +67,15 @@ def write_results(plan: Plan, ran: dict[Stage, bool]) -> dict[str, Any]:
     (plan.run_folder / SELECTION).unlink(missing_ok=True)
     artifact_seed = read_selection(plan.evaluation.folder / SELECTION)[0]
     artifact = _artifact(plan, artifact_seed)
-    explained = write_explanations(plan, artifact_seed, artifact.geometry)
     artifact.save(plan.run_folder / "artifact")
     write_curves(plan)
     write_atomic(plan.run_folder / "config.yaml", config_yaml.encode())
     write_atomic(plan.run_folder / "run.json", _json(run))
     write_atomic(plan.run_folder / "metrics.json", _json(metrics))
     write_metrics(plan.run_folder, metrics["dataset"], metrics)
-    for name in (CLASS_FEATURES, SELECTION):
+    for name in (CLASS_FEATURES, EXPLANATIONS, SELECTION):
         copy_atomic(plan.evaluation.folder / name, plan.run_folder / name)
-    report = render(_report_data(plan, config_yaml, run, metrics, explained))
+    report = render(_report_data(plan, config_yaml, run, metrics))
     write_atomic(plan.run_folder / "report.html", report.encode())
     # Every seed is published, so its checkpoints are not needed any more.
     shutil.rmtree(plan.run_folder / RAY_STORAGE, ignore_errors=True)
@@ -112,22 +111,23 @@ def _report_data(
     config_yaml: str,
     run: dict[str, Any],
     metrics: dict[str, Any],
-    explained: dict[str, Any],
 ) -> ReportData:
     knowledge = read_summary(plan.knowledge)
     # Only questions for sentences: the report shows the category facts from the others instead.
     knowledge["asked"] = {kind: knowledge["asked"].get(kind, 0) for kind in SENTENCES}
-    captions = read_captions(plan.knowledge.captions_file, plan.categories)
-    step = max(1, len(captions) // _SAMPLE_CAPTIONS)
+    file = plan.knowledge.captions_file
+    count = count_captions(file)
+    sampled = range(0, count, max(1, count // _SAMPLE_CAPTIONS))[:_SAMPLE_CAPTIONS]
     samples = [
         {
             "text": caption.text,
             "labels": [plan.categories.names[c] for c in caption.labels],
             "kind": caption.kind,
         }
-        for caption in captions[::step][:_SAMPLE_CAPTIONS]
+        for caption in captions_at(file, plan.categories, sampled).values()
     ]
     tree = read_hierarchy(plan).tree(plan.categories)
+    explained = json.loads((plan.evaluation.folder / EXPLANATIONS).read_bytes())["labels"]
     return ReportData(
         name=plan.config.name,
         config_yaml=config_yaml,

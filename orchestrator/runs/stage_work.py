@@ -29,18 +29,23 @@ from workers.tuning.job import Lack, Tuned, TuningJob, read_history
 def stage_work(plan: Plan, stamps: Path | None, console: Console) -> dict[Stage, Work]:
     """For each stage of a plan, the function that fills its folder."""
 
-    def caption_features(staging: Path) -> None:
-        connect(plan.resources.cpus, plan.resources.gpus)
-        write_caption_features(plan, partial(StageProgress, console), staging)
+    def in_ray(work: Work) -> Work:
+        def connected(staging: Path) -> None:
+            connect(plan.resources.cpus, plan.resources.gpus)
+            work(staging)
+
+        return connected
+
+    captions = partial(write_caption_features, plan, partial(StageProgress, console))
 
     tuning = _SeedTuning(plan, console)
     return {
         plan.knowledge.stage: knowledge_work(plan.knowledge, console, dashboard=True),
-        plan.captions: caption_features,
-        plan.hierarchy: partial(write_hierarchy, plan),
+        plan.captions: in_ray(captions),
+        plan.hierarchy: in_ray(partial(write_hierarchy, plan)),
         **{stage: partial(tuning.write, seed) for seed, stage in plan.tuning.items()},
         **images_work(plan.labelled, stamps, console, dashboard=True),
-        plan.evaluation: partial(write_evaluation, plan),
+        plan.evaluation: in_ray(partial(write_evaluation, plan)),
     }
 
 

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
-from prompt_tuning.features import FEATURES, save_features
-from workers.features import encode_in_tasks
+from prompt_tuning.captions import count_captions
+from prompt_tuning.features import FEATURES
+from workers.features import encode_captions, encode_images
 
 if TYPE_CHECKING:
     from orchestrator.console import StageProgress
@@ -21,17 +20,17 @@ StartProgress = Callable[[str, int], "StageProgress"]
 
 def write_caption_features(plan: Plan, start_progress: StartProgress, staging: Path) -> None:
     """Encode all captions once, in Ray tasks."""
-    texts = pq.read_table(plan.knowledge.captions_file, columns=["text"])["text"].to_pylist()
-    with start_progress("caption features", len(texts)) as progress:
-        features = encode_in_tasks(
-            texts,
+    captions = plan.knowledge.captions_file
+    with start_progress("caption features", count_captions(captions)) as progress:
+        encode_captions(
+            captions,
             plan.config.vlm,
             plan.cache,
             plan.captions.parts,
+            staging / FEATURES,
             progress.advance,
             gpus=1 if plan.resources.gpus else 0,
         )
-    save_features(staging / FEATURES, features)
 
 
 def write_image_features(
@@ -40,12 +39,12 @@ def write_image_features(
     """Encode these images once, in Ray tasks."""
     assert plan.features is not None
     with start_progress("image features", len(files)) as progress:
-        features = encode_in_tasks(
+        encode_images(
             files,
             plan.vlm,
             plan.cache,
             plan.features.parts,
+            staging / FEATURES,
             progress.advance,
             gpus=1 if plan.resources.gpus else 0,
         )
-    save_features(staging / FEATURES, features)

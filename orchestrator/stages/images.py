@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import InputError
 from prompt_tuning.datasets.labelled_images import LabelledImages, readable
-from prompt_tuning.datasets.registry import read_photos
-from prompt_tuning.datasets.scenes import read_scenes
+from prompt_tuning.datasets.registry import PHOTOS, read_photos, stored_images
 from prompt_tuning.storage import canonical_json
 
 if TYPE_CHECKING:
     from orchestrator.plan.run import ImagesPlan
 
-PHOTOS = "photos.npz"
 UNREADABLE = "unreadable.json"
 _UNREADABLE_SHOWN = 10
 _log = logging.getLogger(__name__)
@@ -44,6 +42,4 @@ def write_photos(plan: ImagesPlan, staging: Path) -> None:
 def read_images(plan: ImagesPlan) -> LabelledImages:
     """The labelled images of the plan: listed photos or composed scenes."""
     assert plan.images is not None
-    if plan.settings.dataset == "scenes":
-        return read_scenes(plan.images.folder, plan.categories)
-    return LabelledImages.load(plan.images.folder / PHOTOS)
+    return stored_images(plan.settings.dataset, plan.images.folder, plan.categories)

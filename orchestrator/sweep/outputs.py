@@ -19,12 +19,9 @@ from orchestrator.pages.sweep_page import SweepData, render_sweep
 from orchestrator.plan.run import Plan
 from orchestrator.runs.results import write_results
 from orchestrator.stages.evaluation import (
-    GEOMETRY,
-    SELECTION,
     image_features_at,
     read_metrics,
-    read_selection,
-    reported_rows,
+    rows_to_report,
 )
 from orchestrator.stages.images import read_images
 from orchestrator.stages.tuning import RAY_STORAGE
@@ -38,6 +35,7 @@ from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.selection import images_at
 from prompt_tuning.storage import canonical_json, remove_abandoned, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
+from workers.evaluation_files import GEOMETRY, SELECTION, read_selection
 from workers.stage import Stage
 from workers.tuning.job import read_classes
 from workers.tuning.trials import objective
@@ -50,7 +48,7 @@ def compare(plan: SweepPlan, best: Point) -> Compared:
     """
     default, images = plan.default.plan, read_images(plan.default.plan.labelled)
     _, selection = read_selection(default.evaluation.folder / SELECTION)
-    rows = reported_rows(default.labelled, images, selection)
+    rows = rows_to_report(images, selection)
     reported, sides = images_at(images, rows), (_scores(best.plan, rows), _scores(default, rows))
     difference = paired_difference(*sides, reported.labels, RESAMPLES, 0, reported.ignored)
     best_metrics, default_metrics = read_metrics(best.plan), read_metrics(default)

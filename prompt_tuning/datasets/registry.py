@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.datasets import coco, folder, nus_wide, voc, voc_xml, xmp
 from prompt_tuning.datasets.labelled_images import LabelledImages, problem_of
+from prompt_tuning.datasets.scenes import read_scenes
 from prompt_tuning.label_formats import cvat, datumaro, fiftyone, label_studio, yolo
 from prompt_tuning.settings import Settings
+
+# Of the file that lists the photos of a stage.
+PHOTOS = "photos.npz"
 
 
 @dataclass(frozen=True)
@@ -123,3 +127,10 @@ def read_photos(settings: DatasetSettings, categories: CategoryList) -> Labelled
             f"{problem_of(photos.files[0])}; {dataset.where_to_get}"
         )
     return photos
+
+
+def stored_images(dataset: str, folder: Path, categories: CategoryList) -> LabelledImages:
+    """The images of a data set whose list, or for `scenes` whose images, are in this folder."""
+    if dataset == "scenes":
+        return read_scenes(folder, categories)
+    return LabelledImages.load(folder / PHOTOS)

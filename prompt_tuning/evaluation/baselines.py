@@ -16,6 +16,10 @@ from prompt_tuning.clip_templates import CLIP_TEMPLATES
 from prompt_tuning.tuning.caption_set import CaptionSet
 from prompt_tuning.tuning.prompts import anchor_features
 
+# Enough that the figures of small runs do not depend on it.
+_TEXTS_AT_ONCE = 8192
+_ENTRIES_AT_ONCE = 2**24
+
 UNTUNED = ("zero_shot", "templates", "synonym_average", "caption_average")
 
 
@@ -25,6 +29,10 @@ class ClassFeatures:
 
     pooled: Tensor
     local: Tensor
+
+    def to(self, device: torch.device) -> ClassFeatures:
+        """The same on another device."""
+        return ClassFeatures(self.pooled.to(device), self.local.to(device))
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class MethodFeatures:
         tuned = {f"tuned.{seed}": classes for seed, classes in self.tuned.items()}
         save_file(
             {
-                f"{name}.{branch}": features.contiguous()
+                f"{name}.{branch}": features.cpu().contiguous()
                 for name, classes in {**self.untuned, **tuned}.items()
                 for branch, features in (("global", classes.pooled), ("local", classes.local))
             },
@@ -73,20 +81,24 @@ def untuned_baselines(
 
     def text_average(texts: list[list[str]]) -> Tensor:
         """The mean of each class's texts: `(classes, dim)`."""
-        flat = [text for class_texts in texts for text in class_texts]
-        encoded = F.normalize(vlm.encode_text(flat), dim=-1).split([len(t) for t in texts])
-        return torch.stack([features.mean(0) for features in encoded])
+        means: list[Tensor] = []
+        at_once = max(1, _TEXTS_AT_ONCE // max(map(len, texts)))
+        for first in range(0, len(texts), at_once):
+            some = texts[first : first + at_once]
+            flat = [text for class_texts in some for text in class_texts]
+            encoded = F.normalize(vlm.encode_text(flat), dim=-1).split([len(t) for t in some])
+            means += [features.mean(0) for features in encoded]
+        return torch.stack(means)
 
     names = [[*category.names, *category.kinds] for category in categories.categories]
     synonyms = [[ANCHOR_TEMPLATE.format(name) for name in own] for own in names]
     templates = [
         [template.format(name) for template in CLIP_TEMPLATES] for name in categories.names
     ]
-    labels = train.labels[train.rows].float()
-    captions = labels.T @ train.features.pooled[train.rows].float()
     # A class without captions gets its anchor in place of their average.
     anchor = anchor_features(vlm, categories)
-    captions = torch.where((labels > 0).any(0)[:, None], captions, anchor)
+    captions, shown = _caption_sums(train, len(categories))
+    captions = torch.where(shown[:, None], captions.to(anchor.device), anchor)
     return {
         name: ClassFeatures(F.normalize(features, dim=-1), F.normalize(features, dim=-1))
         for name, features in (
@@ -96,3 +108,14 @@ def untuned_baselines(
             ("caption_average", captions),
         )
     }
+
+
+def _caption_sums(train: CaptionSet, classes: int) -> tuple[Tensor, Tensor]:
+    """The sum of the features of each class's captions, `(classes, dim)`, and which have any."""
+    dim = train.features.pooled[train.rows[:1]].shape[1]
+    total, shown = torch.zeros(classes, dim), torch.zeros(classes, dtype=torch.bool)
+    for rows in train.rows.split(max(1, _ENTRIES_AT_ONCE // max(classes, dim))):
+        labels = train.labels[rows]
+        total += labels.float().T @ train.features.pooled[rows].float()
+        shown |= labels.any(0)
+    return total, shown

@@ -19,7 +19,7 @@ In all functions, `scores` is `(images, classes)` or several such matrices, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,8 @@ from prompt_tuning.evaluation.metrics import contrasted, mean_average_precision
 
 # Resamples of fewer images say nothing about other images.
 LEAST_IMAGES = 10
+# Of resamples: two bytes each, and as much again while they are sorted.
+_COUNTS_AT_ONCE = 2**25
 # One matrix `(images, classes)`, or those of several seeds, whose mAP is averaged.
 Scores = np.ndarray | Sequence[np.ndarray]
 
@@ -62,11 +64,8 @@ def bootstrap_map(
     `replicates`: number of resamples. The ends are NaN for fewer than `LEAST_IMAGES` images, or if
     no class is shown by some images and not by others.
     """
-    if not _can_resample(labels, ignored):
-        return Interval(math.nan, math.nan)
-    counts = resample_counts(len(labels), replicates, seed)
-    replicas = resampled_maps(scores, labels, counts, ignored)
-    return Interval(*_ends(replicas, _observed(scores, labels, ignored), share))
+    resampled = Resampled({"only": scores}, labels, replicates, seed, ignored)
+    return resampled.interval("only", share)
 
 
 def paired_difference(
@@ -82,19 +81,52 @@ def paired_difference(
 
     a and b may have different numbers of matrices.
     """
-    mean = _observed(scores_a, labels, ignored) - _observed(scores_b, labels, ignored)
-    if not _can_resample(labels, ignored):
-        return Difference(mean, math.nan, math.nan)
-    counts = resample_counts(len(labels), replicates, seed)
-    replicas = resampled_maps(scores_a, labels, counts, ignored)
-    replicas -= resampled_maps(scores_b, labels, counts, ignored)
-    return Difference(mean, *_ends(replicas, mean, share))
+    resampled = Resampled({"a": scores_a, "b": scores_b}, labels, replicates, seed, ignored)
+    return resampled.difference("a", "b", share)
 
 
-def resample_counts(images: int, replicates: int, seed: int) -> np.ndarray:
+class Resampled:
+    """The mAPs of several methods on the same resamples."""
+
+    def __init__(
+        self,
+        methods: Mapping[str, Scores],
+        labels: np.ndarray,
+        replicates: int,
+        seed: int,
+        ignored: np.ndarray | None = None,
+    ) -> None:
+        self._observed = {name: _observed(s, labels, ignored) for name, s in methods.items()}
+        self._replicas: dict[str, np.ndarray] | None = None
+        if not _can_resample(labels, ignored):
+            return
+        draw = np.random.default_rng(seed)
+        at_once = max(1, _COUNTS_AT_ONCE // len(labels))
+        blocks: dict[str, list[np.ndarray]] = {name: [] for name in methods}
+        for first in range(0, replicates, at_once):
+            counts = resample_counts(len(labels), min(at_once, replicates - first), draw)
+            for name, scores in methods.items():
+                blocks[name].append(resampled_maps(scores, labels, counts, ignored))
+        self._replicas = {name: np.concatenate(maps) for name, maps in blocks.items()}
+
+    def interval(self, method: str, share: float = 0.95) -> Interval:
+        """As `bootstrap_map`."""
+        if self._replicas is None:
+            return Interval(math.nan, math.nan)
+        return Interval(*_ends(self._replicas[method], self._observed[method], share))
+
+    def difference(self, a: str, b: str, share: float = 0.95) -> Difference:
+        """As `paired_difference`."""
+        mean = self._observed[a] - self._observed[b]
+        if self._replicas is None:
+            return Difference(mean, math.nan, math.nan)
+        replicas = self._replicas[a] - self._replicas[b]
+        return Difference(mean, *_ends(replicas, mean, share))
+
+
+def resample_counts(images: int, replicates: int, seed: int | np.random.Generator) -> np.ndarray:
     """How often each resample draws each image, `(images, replicates)`."""
     draw = np.random.default_rng(seed)
-    # Two bytes per count: 1,000 resamples of NUS-WIDE's 100,000 images then take 200 MB.
     counts = np.empty((images, replicates), dtype=np.uint16)
     for r in range(replicates):
         counts[:, r] = np.bincount(draw.integers(0, images, images), minlength=images)

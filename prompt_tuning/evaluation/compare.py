@@ -15,8 +15,7 @@ from prompt_tuning.evaluation.bootstrap import (
     LEAST_IMAGES,
     Difference,
     Interval,
-    bootstrap_map,
-    paired_difference,
+    Resampled,
 )
 from prompt_tuning.evaluation.method_scores import SCORE_KINDS, method_scores
 from prompt_tuning.evaluation.metrics import (
@@ -28,7 +27,7 @@ from prompt_tuning.evaluation.metrics import (
     tag_quality,
     tags_at_top_k,
 )
-from prompt_tuning.features import Features
+from prompt_tuning.features import FeatureSource
 
 RESAMPLES = 1000
 _TOP_K = 3
@@ -38,7 +37,7 @@ MethodScores = dict[str, list[dict[str, np.ndarray]]]
 
 
 def score_methods(
-    items: Features, methods: MethodFeatures, geometry: Geometry, fusion: str
+    items: FeatureSource, methods: MethodFeatures, geometry: Geometry, fusion: str
 ) -> MethodScores:
     """The scores of every method on the same items."""
     features = {
@@ -151,15 +150,11 @@ def _intervals(
     fused: dict[str, list[np.ndarray]], labels: np.ndarray, ignored: np.ndarray | None
 ) -> dict[str, list[float]]:
     """Interval ends, 0-100, of each method's mAP and of the lead of `tuned` over each baseline."""
-    ends: dict[str, Interval | Difference] = {
-        method: bootstrap_map(scores, labels, RESAMPLES, 0, ignored)
-        for method, scores in fused.items()
-    }
-    for method, scores in fused.items():
+    resampled = Resampled(fused, labels, RESAMPLES, 0, ignored)
+    ends: dict[str, Interval | Difference] = {m: resampled.interval(m) for m in fused}
+    for method in fused:
         if method != "tuned":
-            ends[f"tuned - {method}"] = paired_difference(
-                fused["tuned"], scores, labels, RESAMPLES, 0, ignored
-            )
+            ends[f"tuned - {method}"] = resampled.difference("tuned", method)
     return {
         name: [100 * interval.low, 100 * interval.high]
         for name, interval in ends.items()

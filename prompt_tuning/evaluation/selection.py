@@ -14,8 +14,12 @@ from prompt_tuning.datasets.labelled_images import LabelledImages
 from prompt_tuning.evaluation.baselines import ClassFeatures
 from prompt_tuning.evaluation.method_scores import method_scores
 from prompt_tuning.evaluation.metrics import mean_average_precision
-from prompt_tuning.features import Features, load_features
+from prompt_tuning.features import FeatureSource, StoredFeatures
 from prompt_tuning.storage import file_digest
+
+
+class NoCategoryShown(ValueError):
+    """Images that are to select, or to be reported, show no category."""
 
 
 def split_halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,7 +71,7 @@ class Selection:
 class SelectingHalf:
     """The half of the labelled images that selects, small enough to be sent to tuning workers.
 
-    `features`: the file with the features of all images. `rows`: the images that select. `labels`,
+    `features`: the folder of all images' features. `rows`: the images that select. `labels`,
     `ignored`: `(rows, classes)`, bool.
     """
 
@@ -81,23 +85,23 @@ class SelectingHalf:
         """The half that `split_seed` draws.
 
         Raises:
-            ValueError: when it shows no category.
+            NoCategoryShown: when it shows no category.
         """
         rows, _ = split_halves(len(images.files), split_seed)
         half = images_at(images, rows)
         if not half.labels.any():
-            raise ValueError(
+            raise NoCategoryShown(
                 f"none of the {len(rows)} images that split_seed {split_seed} draws shows a "
                 "category; more images, another split_seed or select_on: text would do"
             )
         return cls(features, rows, half.labels, half.ignored)
 
-    def load(self) -> Features:
+    def load(self) -> StoredFeatures:
         """The features of the images that select."""
-        return load_features(self.features).take(torch.from_numpy(self.rows))
+        return StoredFeatures(self.features, torch.from_numpy(self.rows))
 
     def fused_map(
-        self, items: Features, classes: ClassFeatures, geometry: Geometry, fusion: str
+        self, items: FeatureSource, classes: ClassFeatures, geometry: Geometry, fusion: str
     ) -> float:
         """mAP (0-100) of the fused scores; `items`: from `load`."""
         fused = method_scores(items, classes, geometry, fusion)["fused"]
@@ -138,3 +142,18 @@ def images_at(images: LabelledImages, rows: np.ndarray) -> LabelledImages:
         labels=images.labels[rows],
         ignored=None if images.ignored is None else images.ignored[rows],
     )
+
+
+def reported_rows(images: LabelledImages, selection: Selection) -> np.ndarray:
+    """The indices of the images that did not select.
+
+    Raises:
+        NoCategoryShown: if images selected, and none of these shows a category.
+    """
+    rows = np.flatnonzero(~selection.among(images.files))
+    if selection.selecting and not images.labels[rows].any():
+        raise NoCategoryShown(
+            "no image of the reported half shows a category; use more images, another "
+            "evaluation.split_seed or select_on: text"
+        )
+    return rows

@@ -32,6 +32,7 @@ from prompt_tuning.evaluation.metrics import (
     expected_calibration_error,
     tag_quality,
 )
+from prompt_tuning.features import Features
 from prompt_tuning.settings import Settings
 from prompt_tuning.tuning.caption_set import CaptionSet
 
@@ -189,9 +190,9 @@ def calibrate_on_captions(
     This holds for every `fusion` setting: a softmax over classes makes their scores compete, so
     that none can be calibrated by itself.
     """
-    items = mixtures(held_out, _CAPTIONS_PER_MIXTURE, seed)
-    raw = method_scores(items.features, classes, geometry, "mean")["fused"]
-    labels = items.labels.numpy()
+    items, shown = mixtures(held_out, _CAPTIONS_PER_MIXTURE, seed)
+    raw = method_scores(items, classes, geometry, "mean")["fused"]
+    labels = shown.numpy()
     # A caption is in many mixtures, but counts as evidence only once.
     weight = len(held_out) / len(raw)
     slopes, offsets, slope, offset = fit_sigmoids(raw, labels, weight)
@@ -201,14 +202,12 @@ def calibrate_on_captions(
     return Calibration(slopes, offsets, thresholds, (slope, offset, threshold))
 
 
-def mixtures(held_out: CaptionSet, captions: int, seed: int) -> CaptionSet:
-    """Items of `captions` captions each with all their labels: an image shows several things."""
+def mixtures(held_out: CaptionSet, captions: int, seed: int) -> tuple[Features, Tensor]:
+    """Items of `captions` captions each, and all their labels: an image shows several things."""
     draw = torch.Generator().manual_seed(seed)
     places = torch.randint(len(held_out), (_MIXTURES, captions), generator=draw)
-    drawn = held_out.take(places.flatten())
-    return CaptionSet.of_all(
-        drawn.features.merge(captions), drawn.labels.unflatten(0, (-1, captions)).any(1)
-    )
+    features, labels = held_out.take(places.flatten())
+    return features.merge(captions), labels.unflatten(0, (-1, captions)).any(1)
 
 
 def calibration_quality(

@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prompt_tuning.captions import Caption, is_held_out, read_captions
 from prompt_tuning.categories import CategoryList
-from prompt_tuning.features import Features, load_features
+from prompt_tuning.features import Features, FeatureSource, Rows, StoredFeatures
 from prompt_tuning.knowledge.caption_coverage import check_split
+from prompt_tuning.tuning.caption_labels import CaptionLabels
 
 
 @dataclass(frozen=True)
 class CaptionSet:
     """A subset of all captions: the `rows` of the features and labels that belong to it.
 
-    `features`: of all captions; they may stay on disk (memory-mapped). `labels`: `(all captions,
-    classes)`, bool. `rows`: `(captions of the set,)`.
+    `features`: of all captions, in memory or on disk. `labels`: `(all captions, classes)`, bool, or
+    what stands for them. `rows`: `(captions of the set,)`.
     """
 
-    features: Features
-    labels: Tensor
+    features: FeatureSource
+    labels: Rows
     rows: Tensor
 
     @classmethod
-    def of_all(cls, features: Features, labels: Tensor) -> CaptionSet:
+    def of_all(cls, features: FeatureSource, labels: Rows) -> CaptionSet:
         """The set of all captions."""
         return cls(features, labels, torch.arange(len(labels)))
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, positions: Tensor) -> CaptionSet:
-        """The captions at these positions of the set, in memory, with their regions."""
+    def take(self, positions: Tensor) -> tuple[Features, Tensor]:
+        """Features and labels of the captions at these positions of the set, in memory."""
         rows = self.rows[positions]
-        return CaptionSet.of_all(self.features.take(rows), self.labels[rows])
-
-    def load(self) -> CaptionSet:
-        """All captions of the set, in memory."""
-        return self.take(torch.arange(len(self)))
+        return self.features.take(rows), self.labels[rows]
 
     def split(self, held_out: Sequence[bool]) -> tuple[CaptionSet, CaptionSet]:
         """The training captions and the held-out captions.
@@ -50,7 +48,7 @@ class CaptionSet:
         Raises:
             ValueError: if one of the two sets is empty.
         """
-        chosen = torch.tensor(held_out, dtype=torch.bool)
+        chosen = torch.from_numpy(np.array(held_out, dtype=bool))
         train, validation = (
             CaptionSet(self.features, self.labels, self.rows[subset])
             for subset in (~chosen, chosen)
@@ -61,10 +59,7 @@ class CaptionSet:
 
 def caption_labels(captions: Sequence[Caption], classes: int) -> Tensor:
     """Labels of captions as `(captions, classes)`, bool."""
-    labels = torch.zeros(len(captions), classes, dtype=torch.bool)
-    for row, caption in enumerate(captions):
-        labels[row, list(caption.labels)] = True
-    return labels
+    return CaptionLabels.of(captions, classes)[torch.arange(len(captions))]
 
 
 def load_caption_sets(
@@ -72,9 +67,19 @@ def load_caption_sets(
 ) -> tuple[CaptionSet, CaptionSet]:
     """The training and the held-out captions, read from the files of earlier stages.
 
+    Features stay on disk. Of each caption this keeps its labels and whether it is held out.
+
     Raises:
-        ValueError: as `CaptionSet.split` does.
+        ValueError: as `CaptionSet.split` does, and if there are not as many features as captions.
     """
-    listed = read_captions(captions, categories)
-    whole = CaptionSet.of_all(load_features(features), caption_labels(listed, len(categories)))
-    return whole.split([is_held_out(caption, held_out) for caption in listed])
+    chosen: list[bool] = []
+
+    def read() -> Iterator[Caption]:
+        for caption in read_captions(captions, categories):
+            chosen.append(is_held_out(caption, held_out))
+            yield caption
+
+    labels, stored = CaptionLabels.of(read(), len(categories)), StoredFeatures(features)
+    if len(stored) != len(labels):
+        raise ValueError(f"{features}: {len(stored)} features of {len(labels)} captions")
+    return CaptionSet.of_all(stored, labels).split(chosen)

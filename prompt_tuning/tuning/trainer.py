@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from prompt_tuning.evaluation.metrics import mean_average_precision
+from prompt_tuning.evaluation.score_matrix import empty_scores
 from prompt_tuning.features import Features
 from prompt_tuning.settings import Settings
 from prompt_tuning.storage import digest
@@ -150,9 +151,9 @@ class TuningRun:
         rank, world = rank_and_world_size()
         device = self.prompts.anchor.device
         share = positions[rank::world]
-        captions = self._training_items(share, epoch)
-        noisy = self._add_noise(captions.features, share, epoch)
-        loss = self.model(noisy.to(device), captions.labels.to(device), len(positions))
+        features, labels = self._training_items(share, epoch)
+        noisy = self._add_noise(features, share, epoch)
+        loss = self.model(noisy.to(device), labels.to(device), len(positions))
         self.optimizer.zero_grad()
         loss.backward()
         total = loss.detach().clone()
@@ -177,13 +178,13 @@ class TuningRun:
             item[0] = position
         return drawn
 
-    def _training_items(self, positions: Tensor, epoch: int) -> CaptionSet:
-        """The items at these positions, each merged from its captions, with the labels of all."""
+    def _training_items(self, positions: Tensor, epoch: int) -> tuple[Features, Tensor]:
+        """The items at these positions, each merged from its captions, and the labels of all."""
         if self.settings.captions_per_item == 1 or not len(positions):
             return self.train.take(positions)
-        captions = self.train.take(self._draw_captions(positions, epoch).flatten())
-        labels = captions.labels.unflatten(0, (-1, self.settings.captions_per_item)).any(1)
-        return CaptionSet.of_all(captions.features.merge(self.settings.captions_per_item), labels)
+        captions, labels = self.train.take(self._draw_captions(positions, epoch).flatten())
+        group = self.settings.captions_per_item
+        return captions.merge(group), labels.unflatten(0, (-1, group)).any(1)
 
     def _add_noise(self, features: Features, positions: Tensor, epoch: int) -> Features:
         """Add noise that depends on the caption and the epoch only, not on the rank."""
@@ -207,15 +208,16 @@ class TuningRun:
         class_global, class_local = self.prompts.class_features()
         device = class_global.device
         geometry, losses = self.prompts.geometry, self.prompts.losses
-        total, fused, labels = 0.0, [], []
+        total, labels = 0.0, []
+        fused = empty_scores(len(self.held_out), len(class_global))
         for positions in torch.arange(len(self.held_out)).split(self.settings.batch):
-            part = self.held_out.take(positions)
-            features, positives = part.features.float().to(device), part.labels.to(device)
+            part, positives = self.held_out.take(positions)
+            features = part.float().to(device)
             scores = branch_scores(features, class_global, class_local, geometry)
-            total += float(losses.ranking(*scores, positives))
-            fused.append(fuse(*scores, geometry, self.prompts.fusion).cpu())
-            labels.append(part.labels)
-        held_out_map = mean_average_precision(torch.cat(fused).numpy(), torch.cat(labels).numpy())
+            total += float(losses.ranking(*scores, positives.to(device)))
+            fused[positions.numpy()] = fuse(*scores, geometry, self.prompts.fusion).cpu().numpy()
+            labels.append(positives)
+        held_out_map = mean_average_precision(fused, torch.cat(labels).numpy())
         figures = torch.tensor(
             [total / len(self.held_out), 100 * held_out_map], dtype=torch.float64, device=device
         )

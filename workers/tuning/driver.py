@@ -16,7 +16,7 @@ import ray.train
 import ray.train.torch
 from ray.util.placement_group import placement_group_table
 
-from prompt_tuning.captions import read_captions
+from prompt_tuning.captions import captions_at
 from prompt_tuning.storage import write_atomic
 from workers.tuning.job import Lack, OnEpochOf, OnWaiting, Tuned, TuningJob
 from workers.tuning.slots import ReleaseOnFailure
@@ -99,7 +99,7 @@ class _Trainer(ray.train.torch.TorchTrainer):
 def _not_finite(job: TuningJob) -> str:
     """Describe the batch whose loss was not finite, as rank 0 recorded it, with its captions."""
     batch = json.loads(job.not_finite.read_bytes())
-    captions = read_captions(job.captions, job.categories)
+    captions = captions_at(job.captions, job.categories, batch["rows"])
     texts = [captions[row].text for row in batch["rows"]]
     listed = job.not_finite.with_suffix(".txt")
     write_atomic(listed, ("\n".join(texts) + "\n").encode())
