@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from without_packages import datafree_without
 
+from orchestrator.cluster.machine import _authentication
 from prompt_tuning.install_hints import install_set
 
 
@@ -37,11 +38,52 @@ def test_all_is_here(tmp_path: Path) -> None:
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stdout + done.stderr
     assert "The quickstart can run" in done.stdout
-    for what in ("Python", "CPU cores", "memory", "GPUs", "torch", "ray", "vllm", "transformers"):
+    for what in (
+        "Python",
+        "Ray's token",
+        "CPU cores",
+        "memory",
+        "GPUs",
+        "torch",
+        "ray",
+        "vllm",
+        "transformers",
+    ):
         assert lines_of(done.stdout, what), what
     assert str(cache) in lines_of(done.stdout, "cache")[0]
     assert not cache.parent.exists()
     assert seconds < 4
+
+
+def test_where_ray_s_token_comes_from_but_not_the_token(tmp_path: Path) -> None:
+    token = "0123456789abcdef" * 2
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text(f"{token}\n")
+    (tmp_path / "none").write_text("\n")
+    nothing = {"HOME": "/nowhere", "RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": ""}
+    for environment, said in (
+        ({}, "none for clusters that ask for one; a local Ray makes its own (RAY_AUTH_MODE is not"),
+        ({"HOME": str(tmp_path)}, f"in {tmp_path}/.ray/auth_token, for clusters that ask for one"),
+        ({"RAY_AUTH_TOKEN": token}, "in RAY_AUTH_TOKEN, for clusters that ask for one"),
+        ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, "(RAY_AUTH_MODE is token)"),
+        ({"RAY_AUTH_MODE": "disabled"}, "RAY_AUTH_MODE is disabled: none is sent"),
+        ({"RAY_AUTH_MODE": "on"}, "RAY_AUTH_MODE: must be token or disabled, or not set (got 'on'"),
+        ({"RAY_AUTH_TOKEN_PATH": "/nowhere"}, "RAY_AUTH_TOKEN_PATH: '/nowhere' cannot be read (N"),
+        ({"RAY_AUTH_TOKEN_PATH": f"{tmp_path}/none"}, f"{tmp_path}/none: must be a token: visible"),
+    ):
+        line = _report_of_token({**nothing, **environment})
+        assert said in line
+        assert token not in line
+
+
+def _report_of_token(environment: dict[str, str]) -> str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_AUTH_MODE", raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        finding = _authentication()
+    assert bool(finding.remedy) == (": must be" in finding.found or "cannot be" in finding.found)
+    return finding.found
 
 
 def test_cache_that_cannot_be_written_to(tmp_path: Path) -> None:

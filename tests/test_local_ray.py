@@ -44,6 +44,24 @@ def test_a_folder_too_long_for_sockets_is_refused_first(
         find_resources()
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("RAY_AUTH_MODE", "on", "RAY_AUTH_MODE: must be token or disabled, or not set"),
+        ("RAY_AUTH_TOKEN", "two words", "RAY_AUTH_TOKEN: must be a token: visible ASCII"),
+        ("RAY_AUTH_TOKEN_PATH", "/nowhere", "RAY_AUTH_TOKEN_PATH: '/nowhere' cannot be read"),
+    ],
+)
+def test_a_token_that_ray_would_die_of_is_refused_first(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    for variable in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=words):
+        find_resources()
+
+
 def test_ray_starts_without_a_home_and_with_little_shared_memory_below_the_longest_folder() -> None:
     mount = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && exec "$@"')
     if subprocess.run([*mount, "/dev/shm", "true"], check=False).returncode:

@@ -25,6 +25,7 @@ import ray
 from ray._private.ray_constants import get_runtime_env_default_excludes
 from ray._private.runtime_env.packaging import create_package
 
+from orchestrator.cluster.access import _set_mode, accessible
 from orchestrator.cluster.job import prepare_job
 from orchestrator.cluster.job_server import JobServer, outcome
 from orchestrator.cluster.resources import Node, Resources
@@ -262,7 +263,9 @@ def test_a_failure_exits_1(head: Head, project: Path) -> None:
     assert output.splitlines()[-1] == f"{name_of(output)}: failed with exit code 1"
 
 
-def test_the_plain_command_of_the_page_where_no_token_is(project: Path, tmp_path: Path) -> None:
+def test_the_plain_command_of_the_page_where_no_token_is(
+    project: Path, tmp_path: Path, ask_for_access: Callable[..., str]
+) -> None:
     page = (ROOT / "docs" / "clusters.md").read_text("utf-8")
     [command] = re.findall(r"^ray job submit .*$", page, re.M)
     with started_head(activated=True, token=False) as head:
@@ -278,6 +281,12 @@ def test_the_plain_command_of_the_page_where_no_token_is(project: Path, tmp_path
         assert "plan of quickstart" in done.stdout
         process = start(head, project, "status", "raysubmit_no", folders=False)
         refused(process, f"raysubmit_no: {head.address} has no such job")
+        # What would be sent unasked makes actors die there, for no reason that Ray gives.
+        said = ask_for_access(head, "token", TOKEN, "", "/proc")
+        assert "RAY_AUTH_MODE is token here, but this cluster does not ask for tokens" in said
+        for mode in (None, "disabled"):
+            assert not ask_for_access(head, mode, TOKEN, "", "/proc")
+            assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
 @pytest.mark.usefixtures("nowhere")
@@ -308,7 +317,6 @@ def test_a_service_on_the_cluster_ends_with_its_command_even_if_that_is_killed(
             **head.environment,
             "PYTHONPATH": str(ROOT),
             "RAY_ADDRESS": head.cluster,
-            "RAY_AUTH_MODE": "token",
         },
         stderr=subprocess.PIPE,
         text=True,
@@ -400,35 +408,127 @@ def test_a_cluster_that_asks_for_a_token(
         return str(error.value)
 
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert "this cluster asks for a token: set RAY_AUTH_MODE=token" in refusal()
+    assert "this cluster asks for a token: put it in RAY_AUTH_TOKEN, in the file" in refusal()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "f" * 32)
     assert "this cluster does not accept the token in RAY_AUTH_TOKEN; `ray get-a" in refusal()
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.folder / ".ray/auth_token"))
     JobServer(head.address)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
+    assert refusal().startswith("RAY_AUTH_TOKEN_PATH: '/nowhere' cannot be read (No such file")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "new\nline")
+    assert refusal().startswith("RAY_AUTH_TOKEN: must be a token: visible ASCII characters")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    assert "this cluster asks for a token" in refusal()
+    assert "asks for a token, but RAY_AUTH_MODE is disabled here" in refusal()
+    monkeypatch.setenv("RAY_AUTH_MODE", "no")
+    assert refusal() == "RAY_AUTH_MODE: must be token or disabled, or not set (got 'no')"
 
 
-def test_a_run_on_a_cluster_that_asks_for_a_token(head: Head, project: Path) -> None:
-    """By an address of the cluster itself, to which Ray does not send a token unasked."""
+ASKS = "this cluster asks for a token: put it in RAY_AUTH_TOKEN"
+NOT_ACCEPTED = "this cluster does not accept the token in"
+DISABLED = "this cluster asks for a token, but RAY_AUTH_MODE is disabled here"
+# RAY_AUTH_MODE, RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH, HOME: what is said, or nothing if it works.
+ON_A_CLUSTER_WITH_TOKENS: list[tuple[str | None, str, str, str | None, str]] = [
+    (None, "", "", "{empty}", ASKS),
+    (None, "", "", "{home}", ""),
+    (None, TOKEN, "", "{empty}", ""),
+    (None, TOKEN, "/nowhere", "/proc", ""),
+    (None, "", "{home}/.ray/auth_token", "/nowhere", ""),
+    (None, "", "/nowhere", "{home}", "RAY_AUTH_TOKEN_PATH: '/nowhere' cannot be read"),
+    (None, "f" * 32, "", "{home}", f"{NOT_ACCEPTED} RAY_AUTH_TOKEN;"),
+    ("token", "", "", "{empty}", ASKS),
+    ("Token", "", "", "{home}", ""),
+    ("token", TOKEN, "", None, ""),
+    ("token", "f" * 32, "", "/proc", f"{NOT_ACCEPTED} RAY_AUTH_TOKEN;"),
+    ("token", "", "{empty}/wrong", "{home}", f"{NOT_ACCEPTED} {{empty}}/wrong;"),
+    ("disabled", TOKEN, "", "{home}", DISABLED),
+    ("disabled", "not a\ntoken", "", "{home}", DISABLED),
+    ("on", TOKEN, "", "{home}", "RAY_AUTH_MODE: must be token or disabled, or not set (got 'on')"),
+]
+
+
+@pytest.fixture
+def ask_for_access(
+    nowhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., str]]:
+    """Whether `accessible` lets a process join a cluster: why not, or nothing."""
+    (tmp_path / "wrong").write_text("e" * 32)
+
+    def ask(head: Head, mode: str | None, token: str, path: str, home: str | None) -> str:
+        values = {"RAY_AUTH_TOKEN": token, "RAY_AUTH_TOKEN_PATH": path, "HOME": home}
+        for name, value in {"RAY_AUTH_MODE": mode, **values}.items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value.format(home=head.folder, empty=tmp_path))
+        try:
+            joined = accessible(head.cluster)
+        except InputError as error:
+            said = str(error)
+        else:
+            assert joined.endswith(head.cluster.partition(":")[2])
+            return ""
+        assert os.environ.get("RAY_AUTH_MODE") == mode
+        assert TOKEN not in said
+        return said
+
+    yield ask
+    monkeypatch.undo()
+    _set_mode(os.environ.get("RAY_AUTH_MODE"))
+
+
+def test_every_way_to_give_a_cluster_its_token(
+    head: Head, ask_for_access: Callable[..., str], tmp_path: Path
+) -> None:
+    began = time.monotonic()
+    for *given, expected in ON_A_CLUSTER_WITH_TOKENS:
+        said = ask_for_access(head, *given)
+        assert bool(said) == bool(expected), (given, said)
+        assert expected.format(empty=tmp_path) in said
+        assert "\n" not in said
+    assert time.monotonic() - began < 60  # Ray alone would take 20 s for each refusal
+
+
+def test_a_run_on_a_cluster_whose_token_is_only_in_the_home_folder(
+    head: Head, project: Path
+) -> None:
+    """By an address of the cluster itself, to which Ray alone does not send a token unasked."""
+    done = run_there(head, project, "run", "tiny.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "plan of tiny" in done.stdout
+
+
+def run_there(
+    head: Head, project: Path, *arguments: str, **environment: str | None
+) -> subprocess.CompletedProcess[str]:
+    """A command that joins the cluster. An environment variable that is None is not set."""
+    given = {**head.environment, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": head.cluster}
+    given |= {name: value for name, value in environment.items() if value is not None}
     places = ("--cache", str(project / "cache"), "--runs", str(project / "runs"))
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator", "run", "tiny.yaml", "--dry-run", *places],
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *arguments, *places],
         cwd=project,
-        env={
-            **head.environment,
-            "PYTHONPATH": str(ROOT),
-            "RAY_ADDRESS": head.cluster,
-            "RAY_NUM_REDIS_GET_RETRIES": "2",  # Ray tries again each second
-        },
+        env={name: value for name, value in given.items() if environment.get(name, "") is not None},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
-    assert done.returncode == 2
-    error = done.stderr.splitlines()[-1]  # Ray has its own before it
-    assert error.startswith(f"error: RAY_ADDRESS: '{head.cluster}' is not a Ray cl")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("home", ["/proc", "/nowhere", None])
+def test_whole_runs_and_jobs_with_every_kind_of_home(
+    head: Head, project: Path, new_cache: Callable[[Path], Path], home: str | None
+) -> None:
+    """Read-only, missing and not set; the other tests have a fresh one."""
+    new_cache(project / "cache")
+    given = {"RAY_AUTH_TOKEN_PATH": f"{head.folder}/.ray/auth_token", "HOME": home}
+    done = run_there(head, project, "run", "tiny.yaml", **given)
+    assert done.returncode == 0, done.stderr
+    assert (project / "runs/tiny/artifact/manifest.json").is_file()
+    submit = ("submit", "tiny.yaml", "knowledge", "--address", head.address)
+    done = run_there(head, project, *submit, **given, RAY_ADDRESS=None)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_makes_the_working_directory_large_is_named_before_anything_is_sent(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,10 @@ def connect(cpus: int | None = None, gpus: int | None = None, dashboard: bool = 
 
     Without RAY_ADDRESS, a Ray that already runs on this machine is not joined. `dashboard`: whether
     to start it here too, which takes 2 s. Only Ray Train needs it, to ask which of its actors live.
+
+    Raises:
+        InputError: when the cluster does not answer, or does not accept our token.
+        OSError, DescribedFailure: as `start_ray`.
     """
     import ray
 
@@ -33,7 +36,10 @@ def connect(cpus: int | None = None, gpus: int | None = None, dashboard: bool = 
     address = os.environ.get("RAY_ADDRESS")
     with _signal_handlers_kept():
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            from orchestrator.cluster.access import accessible
+
+            head = accessible(address)
+            ray.init(address=head, log_to_driver=False, logging_level=logging.ERROR)
         else:
             # Many small workers start at once, also on few cores.
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
@@ -42,13 +48,6 @@ def connect(cpus: int | None = None, gpus: int | None = None, dashboard: bool = 
             start_ray(cpus, gpus, dashboard)
     # Hides Ray's long messages about retries.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
-
-
-def check_reachable(address: str) -> None:
-    """Raise OSError when nothing listens at host:port. Ray itself would retry for minutes."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def disconnect() -> None:

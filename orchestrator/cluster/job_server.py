@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import socket
 import sys
 import time
 from datetime import datetime
@@ -14,9 +15,8 @@ import ray
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
-from orchestrator.cluster.connect import check_reachable
 from orchestrator.cluster.resources import Resources, ray_node
-from orchestrator.cluster.token import find_token
+from orchestrator.cluster.token import find_token, given_mode, refusal
 from orchestrator.errors import InputError
 from workers.autoscaler import adds_nodes
 
@@ -55,7 +55,7 @@ class JobServer:
         # Otherwise Ray prefers the environment to the address it is given.
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address
         try:
-            check_reachable(self.address)
+            _check_reachable(self.address)
             self._client = _client(self.address)
             theirs = str(self._get("/api/version")["ray_version"])
         except InputError:
@@ -158,25 +158,18 @@ class JobServer:
 
 def _client(address: str) -> JobSubmissionClient:
     """Connect, with a token if necessary. Raises InputError when the token is missing or wrong."""
-    mode, token = os.environ.get("RAY_AUTH_MODE"), find_token()
+    mode = given_mode()
+    token = None if mode == "disabled" else find_token()
     try:
         try:
             return _Client(address)
         except AuthenticationError:
-            if mode or not token:
+            if not token:
                 raise
             # Sent only on request, so that no other server learns the token.
             return _Client(address, headers={"Authorization": f"Bearer {token.value}"})
     except AuthenticationError:
-        if token and (mode or "token") == "token":
-            raise InputError(
-                f"{address}: this cluster does not accept the token in {token.place}; "
-                "`ray get-auth-token` prints it on the head"
-            ) from None
-        raise InputError(
-            f"{address}: this cluster asks for a token: set RAY_AUTH_MODE=token, with the "
-            "token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in ~/.ray/auth_token"
-        ) from None
+        raise refusal(address, mode, token) from None
 
 
 def _address() -> str:
@@ -193,6 +186,13 @@ def _address() -> str:
             f"such as {DEFAULT_ADDRESS}"
         )
     return cluster
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError when nothing listens at the URL's port. Ray itself would retry for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def outcome(details: JobDetails) -> tuple[str, int]:

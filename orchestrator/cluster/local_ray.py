@@ -9,6 +9,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from orchestrator.cluster.token import given_mode, named_token
 from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
 from workers.failure import DescribedFailure
@@ -20,15 +21,21 @@ _LONGEST_RAY_FOLDER = 107 - len(
 )
 
 
-def ray_folder() -> tuple[str, Path]:
+def check_local_ray() -> None:
+    """Check that Ray can start here: its folder, the token. Raises InputError."""
+    _check_ray_folder()
+    _token_is_settled()
+
+
+def _ray_folder() -> tuple[str, Path]:
     """The environment variable that chooses Ray's folder for temporary files, and the folder."""
     name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
     return name, Path(os.environ.get(name, "/tmp"))
 
 
-def check_ray_folder() -> None:
+def _check_ray_folder() -> None:
     """Check that Ray can start in its folder for temporary files. Raises InputError."""
-    name, folder = ray_folder()
+    name, folder = _ray_folder()
     length = len(os.fsencode(folder))
     if length > _LONGEST_RAY_FOLDER:
         raise InputError(
@@ -38,22 +45,28 @@ def check_ray_folder() -> None:
     check_folder(str(folder), name)
 
 
+def _token_is_settled() -> bool:
+    """Whether the environment names a token, or says that there is none. Raises InputError."""
+    return given_mode() == "disabled" or named_token() is not None
+
+
 def start_ray(cpus: int | None, gpus: int | None, dashboard: bool) -> None:
     """Start Ray on this machine, and retry once, because the machine may have been busy.
 
     Raises:
+        InputError: when the token that the environment names is unusable.
         OSError: when Ray cannot write its files.
         DescribedFailure: when both attempts fail.
     """
-    # Otherwise Ray writes a token into the home folder, which may not be writable.
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if not _token_is_settled():
+        # Otherwise Ray writes a token into the home folder, which may not be writable.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     reason = ""
     for _ in range(2):
         reason = _try_to_start(cpus, gpus, dashboard)
         if not reason:
             return
-    _, folder = ray_folder()
+    _, folder = _ray_folder()
     raise DescribedFailure(
         f"Ray did not start on this machine in two attempts: {reason} The load is "
         f"{os.getloadavg()[0]:.0f} on {os.cpu_count()} CPUs, and {folder} has "

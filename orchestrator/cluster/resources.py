@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from joblib import cpu_count
 
-from orchestrator.cluster.connect import check_reachable, connect
-from orchestrator.cluster.local_ray import check_ray_folder
+from orchestrator.cluster.connect import connect
+from orchestrator.cluster.local_ray import check_local_ray
 from orchestrator.errors import InputError
 from workers.placement import NodeSettings, Placement, fits_labels, holds
 
@@ -120,24 +120,22 @@ class Resources:
 def find_resources() -> Resources:
     """The nodes of the cluster at RAY_ADDRESS, else this machine, without starting Ray.
 
-    Raises InputError when no cluster answers at RAY_ADDRESS, or Ray cannot start on this machine.
+    Raises InputError when no cluster at RAY_ADDRESS answers or accepts our token, or Ray cannot
+    start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
     if not address:
-        check_ray_folder()
+        check_local_ray()
         return Resources((local_node(),))
     import ray
 
     try:
-        check_reachable(address)
-    except OSError:
-        raise InputError(f"RAY_ADDRESS: no Ray cluster answers at {address!r}") from None
-    try:
         connect()
-    except ConnectionError:
+    except ConnectionError as error:
+        why = " ".join(str(error.__cause__ or error).split())[:300]
         raise InputError(
-            f"RAY_ADDRESS: {address!r} is not a Ray cluster, or requires a token (then set "
-            "RAY_AUTH_MODE=token)"
+            f"RAY_ADDRESS: {address} cannot be joined from this machine, which must be a node of "
+            f"the cluster; `datafree submit` runs a config there ({why})"
         ) from None
     from workers.autoscaler import autoscales
 
