@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from command_line import run_datafree
 from PIL import Image
-from served import Service, served
+from served import HalfSent, Service, served
 from starlette.testclient import TestClient
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
@@ -140,7 +140,8 @@ def test_labels_health_metrics_regions_and_description(
         f"{service.url}/tag?artifact=all&threshold=0", json=body["application/json"]["example"]
     )
     assert answer.status_code == 200, answer.text
-    assert set(paths) == {"/tag", "/regions", "/labels", "/health", "/metrics"}
+    probes = {"/health", "/health/live", "/health/ready"}
+    assert set(paths) == {"/tag", "/regions", "/labels", "/metrics"} | probes
 
 
 @pytest.mark.parametrize(
@@ -381,31 +382,19 @@ def test_requests_to_models_that_hang_time_out(service: Service) -> None:
 
 def test_stopping_cuts_no_request_that_is_under_way(service: Service) -> None:
     """The last of those that share a service."""
-
-    cut = 0
-
-    def ask_until_ended(number: int) -> list[tuple[float, float, int]]:
-        answers: list[tuple[float, float, int]] = []
-        content = files(image(number, (900, 900)))
-        while True:
-            begun = time.monotonic()
-            try:
-                answer = httpx.post(f"{service.url}/tag?artifact=all", files=content, timeout=60)
-                status = answer.status_code
-            except httpx.ConnectError:
-                return answers
-            except httpx.TransportError:
-                status = cut
-            answers.append((begun, time.monotonic(), status))
-
-    with ThreadPoolExecutor(8) as pool:
-        asking = [pool.submit(ask_until_ended, number) for number in range(8)]
-        time.sleep(2)
-        signalled = time.monotonic()
+    under_way = [HalfSent(service.url, image(number, (900, 900))) for number in range(4)]
+    try:
+        assert httpx.get(f"{service.url}/labels").status_code == 200  # so they have arrived
         service.process.terminate()
-        answers = [answer for one in asking for answer in one.result()]
-    assert {status for begun, end, status in answers if begun < signalled < end} == {200}
-    assert {status for begun, _, status in answers if begun > signalled} <= {200, 503, cut}
+        deadline = time.monotonic() + 60
+        while (late := httpx.get(f"{service.url}/health/ready")).status_code != 503:
+            assert time.monotonic() < deadline
+        assert (late.json()["status"], late.headers["retry-after"]) == ("ending", "5")
+        assert httpx.get(f"{service.url}/health/live").status_code == 200
+        assert [half.finish() for half in under_way] == [200] * 4
+    finally:
+        for half in under_way:
+            half.close()
     assert service.process.wait(timeout=60) == 143
 
 
