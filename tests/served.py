@@ -55,19 +55,19 @@ class Service:
 
 
 class HalfSent:
-    """A request for tags of an image, of which the second half is still to be sent."""
+    """A request for tags of an image, of which all but `sent` bytes are still to be sent."""
 
-    def __init__(self, url: str, content: bytes, query: str = "artifact=all") -> None:
+    def __init__(self, url: str, content: bytes, sent: int = 1000) -> None:
         host, port = url.removeprefix("http://").split(":")
         head = b'--cut\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
         body = head + content + b"\r\n--cut--\r\n"
         self._connection = socket.create_connection((host, int(port)), timeout=60)
         self._connection.sendall(
-            f"POST /tag?{query} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+            f"POST /tag?artifact=all HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
             "Content-Type: multipart/form-data; boundary=cut\r\n\r\n".encode()
         )
-        self._connection.sendall(body[: len(body) // 2])
-        self._rest = body[len(body) // 2 :]
+        self._connection.sendall(body[:sent])
+        self._rest = body[sent:]
 
     def send(self, count: int) -> None:
         """Send so many bytes more."""

@@ -61,7 +61,7 @@ def serve(
     if not 0 < port < 65536:
         raise InputError(f"--port: must be between 1 and 65535 (got {port})")
     copies = None if replicas is None else _least_and_most(replicas)
-    accepted = validate(Limits, read_yaml(limits) or {}, str(limits)) if limits else Limits()
+    accepted = validate(Limits, read_yaml(limits), str(limits)) if limits else Limits()
     token = token or os.environ.get("DATAFREE_TOKEN")
     if token and not (token.isascii() and token.isprintable() and " " not in token):
         raise InputError("--token: must be printable ASCII without spaces")

@@ -13,7 +13,7 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Limits(BaseModel):
     """What the service accepts. It refuses anything above with this status and one sentence."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     request_bytes: Count = 100_000_000  # body of a request: 413
     all_bytes: Count = 150_000_000  # bodies of all requests under way: 429

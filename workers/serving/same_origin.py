@@ -12,11 +12,13 @@ from fastapi import Request
 
 from workers.serving.requests import content_type, refuse
 
+_FOREIGN = "the request must come from this service's own page, not from another site's"
+
 
 async def refuse_foreign_posts(request: Request) -> None:
     """Refuse what another site's page posts; programs may post. Raises HTTPException: 403."""
     if request.method == "POST" and _is_own(request) is False:
-        refuse(403, "the request must not come from a page of another site")
+        refuse(403, _FOREIGN)
 
 
 async def require_own_page(request: Request) -> None:
@@ -28,7 +30,7 @@ async def require_own_page(request: Request) -> None:
     changes = request.method != "GET"
     own = _is_own(request)
     if own is False or (changes and own is None):
-        refuse(403, "the request must come from this service's own page")
+        refuse(403, _FOREIGN)
     kind = content_type(request)
     if changes and kind != "application/json":
         refuse(415, f"content type must be application/json (got {kind or 'none'})")
