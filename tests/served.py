@@ -54,6 +54,39 @@ class Service:
         return [process for process in below if _holds_model(process)]
 
 
+class HalfSent:
+    """A request for tags of an image, of which all but `sent` bytes are still to be sent."""
+
+    def __init__(self, url: str, content: bytes, sent: int = 1000) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        head = b'--cut\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        body = head + content + b"\r\n--cut--\r\n"
+        self._connection = socket.create_connection((host, int(port)), timeout=60)
+        self._connection.sendall(
+            f"POST /tag?artifact=all HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(body)}\r\n"
+            "Content-Type: multipart/form-data; boundary=cut\r\n\r\n".encode()
+        )
+        self._connection.sendall(body[:sent])
+        self._rest = body[sent:]
+
+    def send(self, count: int) -> None:
+        """Send so many bytes more."""
+        self._connection.sendall(self._rest[:count])
+        self._rest = self._rest[count:]
+
+    def finish(self) -> int:
+        """Send the rest; the status of the answer."""
+        self.send(len(self._rest))
+        return self.status()
+
+    def status(self) -> int:
+        """The status of the answer, once it comes."""
+        return int(self._connection.recv(100).split()[1])
+
+    def close(self) -> None:
+        self._connection.close()
+
+
 def _holds_model(process: psutil.Process) -> bool:
     try:
         title = " ".join(process.cmdline())

@@ -12,7 +12,9 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,7 +22,7 @@ import numpy as np
 import pytest
 from command_line import run_datafree
 from PIL import Image
-from served import Service, served
+from served import HalfSent, Service, served
 from starlette.testclient import TestClient
 from tiny_artifact import NAMES, QUICK, SENTENCES
 
@@ -30,6 +32,7 @@ from prompt_tuning.backbones.base import VLM
 from prompt_tuning.storage import MANIFEST, publishing
 from workers.serving.app import build_app
 from workers.serving.limits import Limits
+from workers.serving.model import ArtifactState
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,7 @@ def service(artifacts: dict[str, Path], lasting_cache: Path) -> Iterator[Service
         "images": 4,
         "waiting": 16,
         "seconds": 15,
+        "all_bytes": 30_000_000,
     }
     with served([str(folder) for folder in artifacts.values()], lasting_cache, **limits) as running:
         yield running
@@ -140,7 +144,8 @@ def test_labels_health_metrics_regions_and_description(
         f"{service.url}/tag?artifact=all&threshold=0", json=body["application/json"]["example"]
     )
     assert answer.status_code == 200, answer.text
-    assert set(paths) == {"/tag", "/regions", "/labels", "/health", "/metrics"}
+    probes = {"/health", "/health/live", "/health/ready"}
+    assert set(paths) == {"/tag", "/regions", "/labels", "/metrics"} | probes
 
 
 @pytest.mark.parametrize(
@@ -156,6 +161,25 @@ def test_labels_health_metrics_regions_and_description(
         ({"threshold": 1.5}, {"files": files(image(0))}, 422, "threshold: "),
         ({"threshold": "nan"}, {"files": files(image(0))}, 422, "threshold: "),
         ({"top": 0}, {"files": files(image(0))}, 422, "top: "),
+        (
+            {"treshold": 0.5},
+            {"files": files(image(0))},
+            422,
+            "unknown query parameter treshold; did you mean threshold",
+        ),
+        ({"size": 1}, {"files": files(image(0))}, 422, "unknown query parameter size"),
+        (
+            {},
+            {"files": files(image(0)), "headers": {"Origin": "http://elsewhere.example"}},
+            403,
+            "the request must come from this service's own page",
+        ),
+        (
+            {},
+            {"files": files(image(0)), "headers": {"Sec-Fetch-Site": "cross-site"}},
+            403,
+            "the request must come from this service's own page",
+        ),
         ({}, {"content": b"x"}, 415, "or application/json (got none)"),
         ({}, {"data": {"images": "x"}}, 415, "(got application/x-www-form-urlencoded)"),
         ({}, {"files": [("images", (None, b"text"))]}, 422, "images must be files (got text)"),
@@ -255,6 +279,28 @@ def test_too_many_images_at_once_are_refused_with_a_time_to_retry(service: Servi
         assert "of at most 16 images are waiting" in error_of(answer, 429)
         assert int(answer.headers["retry-after"]) >= 1
     assert ask(0).status_code == 200
+
+
+def test_slow_senders_and_large_bodies_do_not_stop_others(service: Service) -> None:
+    """300 senders whose bodies would fill the memory, then more bodies than there is room for."""
+    ask = partial(httpx.post, f"{service.url}/tag?artifact=all", timeout=60)
+    slow = [HalfSent(service.url, bytes(900_000), sent=1000) for _ in range(300)]
+    try:
+        for _ in range(3):
+            for sender in slow:
+                sender.send(1)
+            answers = [ask(files=files(image(number))) for number in range(3)]
+            if {answer.status_code for answer in answers} == {200}:
+                break
+            # Within the first second nobody is slow yet.
+            assert {answer.status_code for answer in answers} <= {200, 429}
+            time.sleep(1)
+        else:
+            raise AssertionError(answers[-1].text)
+        assert httpx.get(f"{service.url}/health").status_code == 200
+    finally:
+        for sender in slow:
+            sender.close()
 
 
 def test_a_killed_replica_loses_no_request_and_a_new_artifact_is_loaded(
@@ -381,31 +427,19 @@ def test_requests_to_models_that_hang_time_out(service: Service) -> None:
 
 def test_stopping_cuts_no_request_that_is_under_way(service: Service) -> None:
     """The last of those that share a service."""
-
-    cut = 0
-
-    def ask_until_ended(number: int) -> list[tuple[float, float, int]]:
-        answers: list[tuple[float, float, int]] = []
-        content = files(image(number, (900, 900)))
-        while True:
-            begun = time.monotonic()
-            try:
-                answer = httpx.post(f"{service.url}/tag?artifact=all", files=content, timeout=60)
-                status = answer.status_code
-            except httpx.ConnectError:
-                return answers
-            except httpx.TransportError:
-                status = cut
-            answers.append((begun, time.monotonic(), status))
-
-    with ThreadPoolExecutor(8) as pool:
-        asking = [pool.submit(ask_until_ended, number) for number in range(8)]
-        time.sleep(2)
-        signalled = time.monotonic()
+    under_way = [HalfSent(service.url, image(number, (900, 900))) for number in range(4)]
+    try:
+        assert httpx.get(f"{service.url}/labels").status_code == 200  # so they have arrived
         service.process.terminate()
-        answers = [answer for one in asking for answer in one.result()]
-    assert {status for begun, end, status in answers if begun < signalled < end} == {200}
-    assert {status for begun, _, status in answers if begun > signalled} <= {200, 503, cut}
+        deadline = time.monotonic() + 60
+        while (late := httpx.get(f"{service.url}/health/ready")).status_code != 503:
+            assert time.monotonic() < deadline
+        assert (late.json()["status"], late.headers["retry-after"]) == ("ending", "5")
+        assert httpx.get(f"{service.url}/health/live").status_code == 200
+        assert [half.finish() for half in under_way] == [200] * 4
+    finally:
+        for half in under_way:
+            half.close()
     assert service.process.wait(timeout=60) == 143
 
 
@@ -467,7 +501,34 @@ def test_a_token_is_required_for_all_but_the_page_and_health() -> None:
             assert answer.headers["www-authenticate"] == "Bearer"
     right = {"Authorization": "Bearer s3cret"}
     assert client.get("/metrics", headers=right).status_code == 200
+    assert client.get("/health/live").json()["status"] == "live"
     assert "threshold: " in error_of(client.post("/tag?threshold=7", headers=right), 422)
+
+
+def test_the_names_and_problems_of_artifacts_are_for_those_who_have_the_token() -> None:
+    class Models:
+        """Ray Serve's handle of models that serve one artifact."""
+
+        def options(self, **_: Any) -> Any:
+            return SimpleNamespace(remote=self.remote)
+
+        async def remote(self) -> dict[str, ArtifactState]:
+            return {"all": ArtifactState("v1", [], "all: the artifact is damaged")}
+
+    handle: Any = Models()
+    client = TestClient(build_app(handle, ["all"], {}, "s3cret", ["*"], Limits()))
+    whole = {
+        "status": "outdated",
+        "artifacts": {"all": "v1"},
+        "problems": {"all": "all: the artifact is damaged"},
+    }
+    nothing = {"status": "outdated", "artifacts": {}, "problems": {}}
+    right = {"Authorization": "Bearer s3cret"}
+    assert client.get("/health", headers=right).json() == whole
+    assert client.get("/health").json() == nothing
+    assert client.get("/health", headers={"Authorization": "Bearer x"}).json() == nothing
+    assert client.get("/health/ready", headers=right).json() == nothing
+    assert client.get("/health/ready").status_code == 200
 
 
 def test_artifacts_are_named_by_run_folder_or_person(tmp_path: Path) -> None:

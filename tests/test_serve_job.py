@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import ray
+from command_line import run_datafree
 from ray import serve as ray_serve
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import (
     ApplicationStatus,
     ApplicationStatusOverview,
@@ -28,7 +30,8 @@ from orchestrator.tagging.serve import serve_artifacts
 from workers import waiting
 from workers.failure import DescribedFailure, describe
 from workers.placement import NodeSettings
-from workers.serving.app import APPLICATION, MODEL
+from workers.serving.deployment import APPLICATION, MODEL, application
+from workers.serving.limits import Limits
 
 
 @pytest.fixture
@@ -139,16 +142,45 @@ def test_requests_get_time_to_finish_only_once_there_can_be_some(
     statuses: list[ServeStatus | BaseException],
     serve: Callable[[Console], None],
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     loaded: bool,
 ) -> None:
-    class Answer:
-        def result(self, timeout_s: float) -> None:
-            raise TimeoutError
-
-    front = SimpleNamespace(drain=SimpleNamespace(remote=Answer))
-    monkeypatch.setattr(ray_serve, "run_many", lambda *_, **__: [front])
     statuses += [ServeStatus(), *([READY] * loaded), KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         serve(Console())
     assert ("Stopping: requests under way" in capsys.readouterr().out) == loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("waiting: 0", "limits.yaml: waiting: must be at least 1"),
+        ("wating: 7", "limits.yaml: wating: "),
+        ("request_bytes: 200_000_000", "limits.yaml: request_bytes: must be a whole number"),
+        ("all_bytes: 5", "all_bytes must be at least request_bytes, 100000000 (got 5)"),
+        ("[]", "limits.yaml: must be a mapping of fields"),
+    ],
+)
+def test_mistakes_in_limits_are_reported_by_their_names(
+    text: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "limits.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    done = run_datafree(monkeypatch, capsys, "serve", "starter", "--limits", "limits.yaml")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_replicas_between_two_numbers_are_left_to_ray_serve(tmp_path: Path) -> None:
+    def config(replicas: tuple[int, int]) -> DeploymentConfig:
+        built = application({}, tmp_path, replicas, 1, 0, Limits(), None)
+        return built._bound_deployment._deployment_config
+
+    fixed, scaled = config((2, 2)), config((1, 4)).autoscaling_config
+    assert (fixed.num_replicas, fixed.autoscaling_config) == (2, None)
+    assert scaled is not None
+    assert (scaled.min_replicas, scaled.max_replicas) == (1, 4)
+    assert scaled.target_ongoing_requests < Limits().waiting  # else nothing would start another

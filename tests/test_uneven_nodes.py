@@ -26,7 +26,7 @@ from workers.batch_tagging import files_per_task
 from workers.failure import DescribedFailure
 from workers.features import encode_captions
 from workers.placement import NodeSettings
-from workers.serving.app import MODEL
+from workers.serving.deployment import MODEL
 
 ROOT = Path(__file__).parent.parent
 

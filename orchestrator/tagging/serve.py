@@ -7,14 +7,12 @@ import logging
 import os
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, LoggingConfig
 from rich.console import Console
 
@@ -28,16 +26,18 @@ from prompt_tuning.backbones import fetch_weights
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.starter import artifact_folder
 from workers.failure import DescribedFailure
-from workers.serving.app import APPLICATION, MODEL, Lifeline, application
+from workers.serving.app import build_app
+from workers.serving.deployment import APPLICATION, MODEL, Lifeline, application
+from workers.serving.http_server import HttpServer, http_server
 from workers.serving.limits import Limits
 from workers.serving.review.session import ReviewFolder
+from workers.serving.traffic import Traffic
 from workers.waiting import Waiting
 
-_POLL_S = 0.5
+_POLL_S = 1.0
 _SECONDS_BETWEEN_REPORTS = 30.0
 # Together with the shutdown after them, well within the 30 s after which Kubernetes kills.
 _DRAIN_S = 15.0
-_LAST_ANSWERS_S = 1.0
 
 
 def serve_artifacts(
@@ -48,14 +48,15 @@ def serve_artifacts(
     host: str = "127.0.0.1",
     port: int = 8080,
     token: str | None = None,
-    replicas: int | None = None,
+    replicas: tuple[int, int] | None = None,
     limits: Limits = Limits(),
     review: Path | None = None,
 ) -> None:
     """Check the arguments, start Ray Serve, print the address, and serve until KeyboardInterrupt.
 
     `artifacts`: as in `named_folders`. `token`: required unless `host` is this machine.
-    `replicas`: copies of the models; by default one per GPU, or two on CPUs. `review`: a folder of
+    `replicas`: copies of the models, at least and at most; by default one per GPU, or two on CPUs.
+    `review`: a folder of
     images to review, for one artifact (see `prepared_review`).
 
     Raises:
@@ -70,14 +71,14 @@ def serve_artifacts(
         with as_input_error():
             fetch_weights(Artifact.load(folder).vlm_settings)
     hosts = _allowed_hosts(host, token)
-    _check_port(host, port)
     with ExitStack() as held:
+        listening = held.enter_context(_listening(host, port))
         reviewed = None
         if review:
             [(name, folder)] = folders.items()
             reviewed = held.enter_context(prepared_review(review, folder, console))
             folders = {name: reviewed.improved}
-        _serve(folders, reviewed, hosts, cache, console, host, port, token, replicas, limits)
+        _serve(folders, reviewed, hosts, cache, console, listening, token, replicas, limits)
 
 
 def _serve(
@@ -86,74 +87,66 @@ def _serve(
     hosts: list[str],
     cache: Path,
     console: Console,
-    host: str,
-    port: int,
+    listening: socket.socket,
     token: str | None,
-    replicas: int | None,
+    replicas: tuple[int, int] | None,
     limits: Limits,
 ) -> None:
     resources = find_resources()
     gpus = 1 if resources.gpus else 0
-    # Two on CPUs, so that one answers while the other restarts.
-    replicas = replicas or resources.gpus or min(2, max(1, resources.cpus))
-    cpus = int(place(replicas, gpus, resources, "--replicas"))
-    front: DeploymentHandle | None = None
-    started = False
-    try:
+    if replicas is None:
+        # Two on CPUs, so that one answers while the other restarts.
+        count = resources.gpus or min(2, max(1, resources.cpus))
+        replicas = count, count
+    least, most = replicas
+    cpus = int(place(least, gpus, resources, "--replicas"))
+    with ExitStack() as running:
+        running.callback(disconnect)
         console.print("Starting Ray")
-        # On a busy machine the process that takes requests needs longer than Serve's 5 s to start.
-        os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+        # Each turn of its loop costs, also while nothing happens; its default is 0.1 s.
+        os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
         connect(resources.cpus, resources.gpus, dashboard=False)
-        if ray_serve.status().proxies:
+        now = ray_serve.status()
+        if now.proxies or now.applications:
             raise InputError(
-                "RAY_ADDRESS: Ray Serve already runs on this cluster, on its own port; stop it "
-                "with `serve shutdown --yes` on the head node, or use another cluster"
+                "RAY_ADDRESS: Ray Serve already runs on this cluster; stop it with "
+                "`serve shutdown --yes` on the head node, or use another cluster"
             )
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         quiet = LoggingConfig(log_level="ERROR", enable_access_log=False)
-        started = True
-        ray_serve.start(
-            proxy_location="HeadOnly",
-            http_options={"host": host, "port": port},
-            logging_config=quiet,
-        )
+        if os.environ.get("RAY_ADDRESS"):  # else Ray ends here, with all of it
+            running.callback(ray_serve.shutdown)
+        ray_serve.start(proxy_location="Disabled", logging_config=quiet)
         lifeline: Any = Lifeline
-        service = application(
-            folders,
-            cache,
-            _pages(limits, review),
-            token,
-            hosts,
-            replicas,
-            cpus,
-            gpus,
-            limits,
-            lifeline.remote(),
-            review,
-        )
+        lifeline = lifeline.remote()
+        service = application(folders, cache, replicas, cpus, gpus, limits, lifeline)
         each = f"{cpus} CPU{'s' if cpus > 1 else ''}" + (f" and {gpus} GPU" if gpus else "")
-        console.print(f"Loading the models: {replicas} replicas with {each} each")
+        many = f"{least}" if least == most else f"{least} to {most}"
+        console.print(f"Loading the models: {many} replicas with {each} each")
         [handle] = ray_serve.run_many(
-            [ray_serve.RunTarget(service, name=APPLICATION, logging_config=quiet)],
+            [
+                ray_serve.RunTarget(
+                    service, name=APPLICATION, route_prefix=None, logging_config=quiet
+                )
+            ],
             wait_for_applications_running=False,
         )
-        _wait_until_ready(replicas, Waiting("serve", {"CPU": cpus, "GPU": gpus}), console)
-        front = handle
+        app = build_app(handle, list(folders), _pages(limits, review), token, hosts, limits, review)
+        server = running.enter_context(http_server(app, listening, limits))
+        _wait_until_ready(least, Waiting("serve", {"CPU": cpus, "GPU": gpus}), console)
+        host, port = listening.getsockname()[:2]
         url = f"http://{_in_url(host)}:{port}"
         if review:
             console.print(f"Review {review.folder} at {url}/review", soft_wrap=True, markup=False)
         console.print(f"Serving {', '.join(folders)} at {url} (Ctrl-C stops)", soft_wrap=True)
-        while True:
-            time.sleep(_POLL_S)
-            _status()
-    except KeyboardInterrupt:
-        if front:
-            _drain(front, console)
-        raise
-    finally:
-        if started and os.environ.get("RAY_ADDRESS"):  # else Ray ends here, with all of it
-            ray_serve.shutdown()
-        disconnect()
+        try:
+            while True:
+                time.sleep(_POLL_S)
+                _status()
+                server.check()
+        except KeyboardInterrupt:
+            _drain(app, server, console)
+            raise
 
 
 def _pages(limits: Limits, review: ReviewFolder | None) -> dict[str, str]:
@@ -213,18 +206,21 @@ def _allowed_hosts(host: str, token: str | None) -> list[str]:
     return ["*"]
 
 
-def _check_port(host: str, port: int) -> None:
-    """Raises InputError when the port cannot be listened on; Ray would say so minutes later."""
-    try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as one:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            one.bind(address)
-    except OSError as error:
-        raise InputError(
-            f"--port: cannot listen on {host}:{port} ({error.strerror}); "
-            "choose another port or host"
-        ) from None
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that is bound. Raises InputError when the port cannot be listened on."""
+    with ExitStack() as open_now:
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            bound = open_now.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except OSError as error:
+            raise InputError(
+                f"--port: cannot listen on {host}:{port} ({error.strerror}); "
+                "choose another port or host"
+            ) from None
+        yield bound
 
 
 def _in_url(host: str) -> str:
@@ -265,13 +261,10 @@ def _wait_until_ready(replicas: int, waiting: Waiting, console: Console) -> None
     console.print(f"{replicas} of {replicas} replicas are ready after {seconds:.0f} s")
 
 
-def _drain(front: DeploymentHandle, console: Console) -> None:
+def _drain(app: Traffic, server: HttpServer, console: Console) -> None:
     """Let the requests under way finish, and refuse new ones."""
     console.print(f"Stopping: requests under way have {_DRAIN_S:g} s to finish")
     try:
-        front.drain.remote().result(timeout_s=_DRAIN_S)
-        time.sleep(_LAST_ANSWERS_S)  # Ray Serve's proxy still has to send them
+        server.wait_for(app.drain(), _DRAIN_S)
     except TimeoutError:
         console.print(f"Requests that took longer than {_DRAIN_S:g} s are cut off")
-    except (RayActorError, RayServeException):
-        pass  # the front is gone, and its requests with it

@@ -1,4 +1,4 @@
-"""The HTTP service of `datafree serve`: a FastAPI app on Ray Serve in front of the models.
+"""The HTTP service of `datafree serve`: a FastAPI app in front of the models.
 
 It reads requests, enforces limits, and sends images to `TaggingModel` one by one, so that images of
 different requests share batches.
@@ -6,30 +6,26 @@ different requests share batches.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
-import ray
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from ray import serve
-from ray.exceptions import RayActorError
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from prompt_tuning.tagging.tag_stream import TagRule
+from workers.serving.bodies import Bodies
 from workers.serving.client import ModelCalls
 from workers.serving.limits import Limits
 from workers.serving.metrics import Metrics
-from workers.serving.model import Refusal, TaggingModel
-from workers.serving.requests import body_schema, first_error, read_images, refuse
+from workers.serving.model import Refusal
+from workers.serving.requests import body_schema, check_query, first_error, read_images, refuse
 from workers.serving.responses import (
     ArtifactOut,
     ErrorOut,
@@ -42,16 +38,10 @@ from workers.serving.responses import (
 from workers.serving.review.progress import ReviewWork
 from workers.serving.review.routes import review_routes
 from workers.serving.review.session import ReviewFolder, ReviewSession
-from workers.serving.traffic import Traffic
+from workers.serving.same_origin import refuse_foreign_posts
+from workers.serving.traffic import LIVE, Traffic, request_id
 
-APPLICATION = "datafree"
-MODEL = TaggingModel.__name__
-
-# Short, because `drain` comes first.
-_SHUTDOWN: dict[str, Any] = {
-    "graceful_shutdown_wait_loop_s": 0.1,
-    "graceful_shutdown_timeout_s": 5.0,
-}
+_REFUSALS = (401, 403, 408, 413, 415, 422, 429, 503, 504)
 
 _CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -75,11 +65,11 @@ def build_app(
 ) -> Traffic:
     """The app. `handle`: the deployment of `TaggingModel`; `pages`: HTML by path.
 
-    `token` is required for all but the pages, `/health` and the description of the API. `hosts`:
-    host names that requests may use; refusing others prevents DNS rebinding. `review`: a folder
-    whose images are reviewed, with the only artifact.
+    `token` is required for all but the pages, the state in `/health` and the description of the
+    API. `hosts`: host names that requests may use; refusing others prevents DNS rebinding.
+    `review`: a folder whose images are reviewed, with the only artifact.
     """
-    counts = Metrics()
+    counts, bodies = Metrics(), Bodies(limits)
     models = ModelCalls(handle, limits, counts)
     session = ReviewSession(review) if review else None
     work = ReviewWork(review, session, models, artifacts[0]) if review and session else None
@@ -109,11 +99,15 @@ def build_app(
 
     @app.exception_handler(Exception)
     async def internal_error(_: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "Internal server error; see the server log"}, 500)
+        told = f"internal error; the service's log has it as {request_id.get()}"
+        return JSONResponse({"error": told}, 500)
 
-    def check_token(request: Request) -> None:
+    def knows_token(request: Request) -> bool:
         given = request.headers.get("authorization", "")
-        if token and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        return not token or hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+
+    async def check_token(request: Request) -> None:
+        if not knows_token(request):
             bearer = {"WWW-Authenticate": "Bearer"}
             raise HTTPException(401, "Missing or invalid bearer token", bearer)
 
@@ -136,22 +130,42 @@ def build_app(
     for path, html in pages.items():
         app.get(path, response_class=HTMLResponse, include_in_schema=False)(page(html))
 
-    @app.get("/health", summary="State of the models", responses={503: {"model": HealthOut}})
-    async def health() -> HealthOut:
+    async def state_of_models(whole: bool) -> HealthOut:
         try:
             state = await models.state()
         except HTTPException:
             return JSONResponse({"status": "unavailable"}, 503)  # type: ignore[return-value]
         problems = {name: one.problem for name, one in state.items() if one.problem}
+        status = "outdated" if problems else "ok"
+        if not whole:
+            return HealthOut(status=status)
         return HealthOut(
-            status="outdated" if problems else "ok",
+            status=status,
             artifacts={name: one.version for name, one in state.items() if one.version},
             problems=problems,
         )
 
+    @app.get(LIVE, summary="Whether the process answers at all")
+    async def live() -> HealthOut:
+        return HealthOut(status="live")
+
+    @app.get(
+        "/health/ready", summary="Whether models answer", responses={503: {"model": HealthOut}}
+    )
+    async def ready() -> HealthOut:
+        return await state_of_models(whole=False)
+
+    @app.get(
+        "/health",
+        summary="State of the models; with the token also their artifacts",
+        responses={503: {"model": HealthOut}},
+    )
+    async def health(request: Request) -> HealthOut:
+        return await state_of_models(whole=knows_token(request))
+
     guarded = APIRouter(
-        dependencies=[Depends(check_token)],
-        responses={status: {"model": ErrorOut} for status in (401, 413, 415, 422, 429, 503, 504)},
+        dependencies=[Depends(refuse_foreign_posts), Depends(check_token), Depends(check_query)],
+        responses={status: {"model": ErrorOut} for status in _REFUSALS},
     )
 
     @guarded.get(
@@ -194,15 +208,17 @@ def build_app(
         ] = None,
     ) -> TagsOut:
         name = resolved(artifact)
-        images = await read_images(request, limits)
-        results = await models.call_for_each(images, "tag", name, TagRule(threshold, top))
+        async with bodies.admitted(request, limits.request_bytes) as body:
+            images = await body.read(partial(read_images, limits=limits))
+            names = [image.name for image in images]
+            results = await models.call_for_each(images, "tag", name, TagRule(threshold, top))
         versions = [result.version for result in results if not isinstance(result, Refusal)]
         counts.images.labels("refused").inc(len(results) - len(versions))
         counts.images.labels("tagged").inc(len(versions))
         if not versions:
-            refuse(results[0].status, f"{images[0].name}: {results[0].reason}")
-        pairs = zip(images, results, strict=True)
-        tagged = [image_out(image.name, result) for image, result in pairs]
+            refuse(results[0].status, f"{names[0]}: {results[0].reason}")
+        pairs = zip(names, results, strict=True)
+        tagged = [image_out(image, result) for image, result in pairs]
         return TagsOut(artifact=name, version=versions[0], images=tagged)
 
     @guarded.post(
@@ -214,80 +230,17 @@ def build_app(
         artifact: ArtifactName = None,
     ) -> RegionsOut:
         name = resolved(artifact)
-        images = await read_images(request, limits)
-        if len(images) > 1:
-            refuse(413, f"a request for regions must have one image (got {len(images)})")
-        [found] = await models.call_for_each(images, "regions", name, label)
+        async with bodies.admitted(request, limits.request_bytes) as body:
+            images = await body.read(partial(read_images, limits=limits))
+            if len(images) > 1:
+                refuse(413, f"a request for regions must have one image (got {len(images)})")
+            image = images[0].name
+            [found] = await models.call_for_each(images, "regions", name, label)
         if isinstance(found, Refusal):
-            refuse(found.status, f"{images[0].name}: {found.reason}")
+            refuse(found.status, f"{image}: {found.reason}")
         return RegionsOut(artifact=name, version=found.version, regions=found.regions)
 
     if session and work:
-        guarded.include_router(review_routes(session, work))
+        guarded.include_router(review_routes(session, work, bodies))
     app.include_router(guarded)
-    return Traffic(app, limits, counts)
-
-
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class Lifeline:
-    """An actor that lives as long as the process that created it, however that ends."""
-
-    async def hold(self) -> None:
-        await asyncio.Event().wait()
-
-
-def _shut_down_after(lifeline: Any) -> None:
-    """Shut Ray Serve down with the process that started it, which it would outlive."""
-    try:
-        ray.get(lifeline.hold.remote())
-    except RayActorError:
-        serve.shutdown()
-
-
-def application(
-    folders: dict[str, Path],
-    cache: Path,
-    pages: dict[str, str],
-    token: str | None,
-    hosts: list[str],
-    replicas: int,
-    cpus: int,
-    gpus: float,
-    limits: Limits,
-    lifeline: Any,
-    review: ReviewFolder | None = None,
-) -> serve.Application:
-    """The application for Ray Serve: one front, and `replicas` models.
-
-    `cpus` and `gpus` are what each model gets. The application ends with `lifeline`, an actor
-    `Lifeline`. The method `drain` of its handle makes the front refuse new requests, and returns
-    when those under way are answered.
-    """
-    artifacts = list(folders)
-
-    def build() -> Traffic:
-        handle = serve.get_deployment_handle(MODEL, APPLICATION)
-        return build_app(handle, artifacts, pages, token, hosts, limits, review)
-
-    @serve.ingress(build)
-    class Front:
-        app: Traffic
-
-        def __init__(self, models: DeploymentHandle) -> None:
-            threading.Thread(target=_shut_down_after, args=(lifeline,), daemon=True).start()
-
-        async def drain(self) -> None:
-            await self.app.drain()
-
-    model = serve.deployment(
-        name=MODEL,
-        num_replicas=replicas,
-        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
-        # The front admits `waiting` images; the rest leaves room for questions about the state.
-        max_ongoing_requests=limits.waiting + 32,
-        **_SHUTDOWN,
-    )(TaggingModel)
-    front = serve.deployment(
-        ray_actor_options={"num_cpus": 0}, max_ongoing_requests=2 * limits.waiting, **_SHUTDOWN
-    )(Front)
-    return front.bind(model.bind(folders, cache, limits.pixels, gpus, cpus))
+    return Traffic(app, counts)

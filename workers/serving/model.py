@@ -8,10 +8,10 @@ stays, `state` gives the reason, and the next check tries again: a copy may stil
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -29,8 +29,10 @@ from prompt_tuning.label_names import LabelNames
 from prompt_tuning.tagging.artifact import Artifact, version_of
 from prompt_tuning.tagging.tag_stream import TagRule
 from prompt_tuning.tagging.tagger import Tag, Tagger
+from workers.serving.device import DeviceLostError, is_lost
 from workers.serving.review.encoded_files import EncodedFiles
 from workers.serving.review.improvement import Improvement, ScoredFiles, improve
+from workers.serving.threads import Threads
 
 _CHECK_EACH_S = 1.0
 _BATCH_WAIT_S = 0.005
@@ -44,6 +46,13 @@ class Refusal:
 
     status: int
     reason: str
+
+
+@dataclass(frozen=True)
+class DeviceLost:
+    """This replica cannot compute any more. `fresh`: it found that out while it tried this."""
+
+    fresh: bool
 
 
 @dataclass(frozen=True)
@@ -108,16 +117,21 @@ class _Artifacts:
     def reload(self) -> None:
         """Load new versions. Errors are kept as problems."""
         problems = {}
+        replaced = False
         for name, folder in self.folders.items():
             try:
                 version = version_of(folder)
                 if name not in self.served or self.served[name].version != version:
                     loaded = _Served(version, self._tagger(name, folder))
+                    replaced = replaced or name in self.served
                     self.served = self.served | {name: loaded}
+                    del loaded
             except Exception as error:  # of any kind: the previous version stays
                 # /health is public, so it must not show folders of this machine.
                 problems[name] = " ".join(str(error).split()).replace(str(folder), name)
         self.problems = problems
+        if replaced:
+            self.free()
 
     def refusal(self, name: str) -> Refusal:
         """Why an artifact is not served."""
@@ -131,20 +145,35 @@ class _Artifacts:
         self._vlms[name] = settings, vlm  # frees the previous model, unless it is shared
         return Tagger(artifact, vlm)
 
+    def free(self) -> None:
+        """Give the memory of replaced models back. Batches under way may still hold one."""
+        gc.collect()  # modules refer to each other
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+
 
 class TaggingModel:
-    """Tags images with any of its artifacts. On CPUs, `threads` batches run at once."""
+    """Tags images with any of its artifacts. On CPUs, `threads` batches run at once.
+
+    `most`: images that may wait in one replica.
+    """
 
     def __init__(
-        self, folders: dict[str, Path], cache: Path, max_pixels: int, gpus: float, threads: int
+        self,
+        folders: dict[str, Path],
+        cache: Path,
+        max_pixels: int,
+        most: int,
+        gpus: float,
+        threads: int,
     ) -> None:
         self._artifacts = _Artifacts(folders, "cuda" if gpus else "cpu", cache)
         self._artifacts.reload()
         if not self._artifacts.served:
             raise ValueError("; ".join(self._artifacts.problems.values()))
         self._max_pixels, self._encoded = max_pixels, EncodedFiles()
-        # One thread per batch is faster than threads that share one and wait for each other.
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._lost: str | None = None
+        self._most, self._threads = most, Threads(threads, most)
         tagger = next(iter(self._artifacts.served.values())).tagger
 
         @serve.batch(
@@ -153,35 +182,48 @@ class TaggingModel:
             max_concurrent_batches=1 if gpus else threads,
         )
         async def scored(images: list[_Waiting]) -> list[np.ndarray]:
-            return await self._in_thread(_scores, images)
+            return await self._computed(_scores, images)
 
         self._scored: Any = scored
         threading.Thread(target=self._watch, daemon=True).start()
 
-    async def tag(self, name: str, image: bytes, rule: TagRule) -> TaggedImage | Refusal:
+    def check_health(self) -> None:
+        """For Ray Serve, which replaces a replica that raises here. Raises RuntimeError."""
+        if self._lost:
+            raise RuntimeError(f"the device is lost: {self._lost}")
+
+    async def tag(
+        self, name: str, image: bytes, rule: TagRule
+    ) -> TaggedImage | Refusal | DeviceLost:
         """The tags of an image file."""
-        if name not in self._artifacts.served:
-            return self._artifacts.refusal(name)
+        if refused := self._refusal(name):
+            return refused
         version, tagger = self._artifacts.served[name]
-        pixels = await self._in_thread(self._decoded, image, tagger.pixels)
-        if isinstance(pixels, Refusal):
-            return pixels
-        raw = await self._scored(_Waiting(tagger, pixels))
+        try:
+            pixels = await self._computed(self._decoded, image, tagger.pixels)
+            if isinstance(pixels, Refusal):
+                return pixels
+            raw = await self._scored(_Waiting(tagger, pixels))
+        except DeviceLostError:
+            return DeviceLost(fresh=True)
         [tags] = tagger.tags(raw[None], rule.threshold, rule.top)
         return TaggedImage(version, tags)
 
     async def regions(
         self, name: str, image: bytes, labels: Sequence[str]
-    ) -> ImageRegions | Refusal:
+    ) -> ImageRegions | Refusal | DeviceLost:
         """The regions of an image file that show these labels."""
-        if name not in self._artifacts.served:
-            return self._artifacts.refusal(name)
+        if refused := self._refusal(name):
+            return refused
         version, tagger = self._artifacts.served[name]
         rows = {label: LabelNames(tagger.names).find(label) for label in labels}
         unknown = [label for label, row in rows.items() if row is None]
         if unknown:
             return Refusal(422, f"{unknown[0]} is not a label of {name}")
-        maps = await self._in_thread(self._decoded, image, tagger.heat_maps)
+        try:
+            maps = await self._computed(self._decoded, image, tagger.heat_maps)
+        except DeviceLostError:
+            return DeviceLost(fresh=True)
         if isinstance(maps, Refusal):
             return maps
         rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
@@ -199,7 +241,7 @@ class TaggingModel:
                 for each in self._encoded.features(tagger.vlm, files)
             ]
 
-        return ScoredFiles(version, tagger.thresholds, await self._in_thread(scores))
+        return ScoredFiles(version, tagger.thresholds, await self._computed(scores))
 
     async def improve(
         self, name: str, original: Path, folder: Path, labels: tuple[str, ...]
@@ -230,8 +272,25 @@ class TaggingModel:
             time.sleep(_CHECK_EACH_S)
             self._artifacts.reload()
 
-    async def _in_thread(self, work: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+    def _refusal(self, name: str) -> Refusal | DeviceLost | None:
+        """Why this replica takes no image now."""
+        if self._lost:
+            return DeviceLost(fresh=False)
+        if name not in self._artifacts.served:
+            return self._artifacts.refusal(name)
+        if self._threads.full():
+            return Refusal(429, f"{self._most} images are waiting for one model; retry in 1 s")
+        return None
+
+    async def _computed(self, work: Callable[..., Result], *arguments: object) -> Result:
+        """The result of work in a thread. Raises DeviceLostError."""
+        try:
+            return await self._threads.run(work, *arguments)
+        except Exception as error:
+            if not is_lost(error):
+                raise
+            self._lost = str(error).partition("\n")[0][:200]
+            raise DeviceLostError(self._lost) from None
 
     def _decoded(self, image: bytes, use: Callable[[Image], Result]) -> Result | Refusal:
         """The result of `use` for the decoded image, or the refusal if it cannot be read."""

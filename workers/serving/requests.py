@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from typing import Annotated, Any, NamedTuple, NoReturn
 
 from fastapi import HTTPException, Request
 from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.types import Message, Receive
 
 from workers.serving.limits import Limits
 
 _MAX_IMAGES_IN_JSON = 1000  # above every limit on images; it bounds the cost of parsing
 _MAX_FIELDS = 10
+_SHOWN = 80  # characters of a wrong name
+
+_decoding = asyncio.Semaphore(1)
 
 
 class ImageIn(BaseModel):
@@ -50,22 +53,14 @@ def refuse(status: int, sentence: str, retry_after: int | None = None) -> NoRetu
 
 async def read_images(request: Request, limits: Limits) -> list[RequestImage]:
     """The images of a request's body. Raises HTTPException: 413, 415 or 422."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type(request)
     if kind not in ("multipart/form-data", "application/json"):
         refuse(
             415,
             "content type must be multipart/form-data, with files in the field images, or "
             f"application/json (got {kind or 'none'})",
         )
-    if (declared_bytes(request.headers) or 0) > limits.request_bytes:
-        refuse(413, _too_large("the request", limits.request_bytes))
-    limited = Request(request.scope, limited_to(request.receive, limits.request_bytes))
-    reader = _from_form if kind == "multipart/form-data" else _from_json
-    try:
-        async with asyncio.timeout(limits.seconds):
-            read = await reader(limited, limits)
-    except TimeoutError:
-        refuse(504, f"the request was not received within {limits.seconds:g} s")
+    read = await (_from_form if kind == "multipart/form-data" else _from_json)(request, limits)
     images = [
         RequestImage(name or f"image {number}", content)
         for number, (name, content) in enumerate(read, start=1)
@@ -76,8 +71,23 @@ async def read_images(request: Request, limits: Limits) -> list[RequestImage]:
         refuse(413, _too_many(limits, str(len(images))))
     for image in images:
         if len(image.content) > limits.image_bytes:
-            refuse(413, f"{image.name}: {_too_large('the image', limits.image_bytes)}")
+            refuse(413, f"{image.name}: {too_large('the image', limits.image_bytes)}")
     return images
+
+
+def content_type(request: Request) -> str:
+    """The type of a body without its parameters, or ""."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def check_query(request: Request) -> None:
+    """Refuse names in the query that the route does not know. Raises HTTPException: 422."""
+    known = [field.alias for field in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}" if near else ""
+            refuse(422, f"unknown query parameter {name[:_SHOWN]}{hint}")
 
 
 def declared_bytes(headers: Headers) -> int | None:
@@ -90,6 +100,8 @@ async def _from_form(request: Request, limits: Limits) -> list[tuple[str | None,
     most, parts = 10 * limits.images, 0
 
     class Form(MultiPartParser):
+        spool_max_size = limits.request_bytes  # never to disk: the budget of bytes is for memory
+
         def on_part_begin(self) -> None:
             nonlocal parts
             parts += 1
@@ -104,34 +116,27 @@ async def _from_form(request: Request, limits: Limits) -> list[tuple[str | None,
     files = form.getlist("images")
     if any(not isinstance(file, UploadFile) for file in files):
         refuse(422, "images must be files (got text)")
-    return [(file.filename, await file.read()) for file in files if isinstance(file, UploadFile)]
+    contents: list[tuple[str | None, bytes]] = []
+    for file in files:
+        if isinstance(file, UploadFile):
+            contents.append((file.filename, await file.read()))
+            await file.close()  # so that one file at most is in memory twice
+    return contents
 
 
 async def _from_json(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:
-    body = await request.body()
-    try:
-        images = await asyncio.to_thread(ImagesIn.model_validate_json, body)
-    except ValidationError as error:
-        refuse(422, first_error(error.errors(include_input=False)))
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+    async with _decoding:  # the decoded images are in memory beside the body of one request only
+        try:
+            images = await asyncio.to_thread(ImagesIn.model_validate_json, body)
+        except ValidationError as error:
+            refuse(422, first_error(error.errors(include_input=False)))
     return [(image.name, image.data) for image in images.images]
 
 
-def limited_to(receive: Receive, most: int) -> Receive:
-    """Receive a body, and refuse it as soon as it is too long."""
-    taken = 0
-
-    async def received() -> Message:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > most:
-            refuse(413, _too_large("the request", most))
-        return message
-
-    return received
-
-
-def _too_large(what: str, most: int) -> str:
+def too_large(what: str, most: int) -> str:
     return f"{what} must be at most {most / 1e6:g} MB"
 
 

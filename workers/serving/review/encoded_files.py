@@ -4,8 +4,9 @@ that scores it is improved."""
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from prompt_tuning.backbones.base import VLM
@@ -22,7 +23,7 @@ class EncodedFiles:
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Key, Features] = OrderedDict()
-        self._vlm: VLM | None = None
+        self._vlm: Callable[[], VLM | None] = lambda: None  # weak: a replaced model is freed
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -30,8 +31,8 @@ class EncodedFiles:
         """Each file's features, a batch of one, or why it cannot be read (see `encode_files`)."""
         keys = [_key(file) for file in files]
         with self._lock:
-            if vlm is not self._vlm:
-                self._kept, self._vlm, self._bytes = OrderedDict(), vlm, 0
+            if vlm is not self._vlm():
+                self._kept, self._vlm, self._bytes = OrderedDict(), weakref.ref(vlm), 0
             found = {key: self._kept[key] for key in keys if key in self._kept}
             for key in found:
                 self._kept.move_to_end(key)
@@ -40,7 +41,7 @@ class EncodedFiles:
         results = [found[key] if key in found else next(encoded) for key in keys]
         with self._lock:
             for key, result in zip(keys, results, strict=True):
-                if isinstance(result, Features) and key not in self._kept and vlm is self._vlm:
+                if isinstance(result, Features) and key not in self._kept and vlm is self._vlm():
                     self._kept[key] = result
                     self._bytes += _size(result)
             while self._bytes > _MOST_BYTES:

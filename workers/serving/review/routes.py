@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prompt_tuning.datasets.review_answers import Answer
 from prompt_tuning.images import small_jpeg
-from workers.serving.requests import first_error, limited_to, refuse
+from workers.serving.bodies import Bodies
+from workers.serving.requests import first_error, refuse
 from workers.serving.review.progress import ReviewWork
-from workers.serving.review.same_origin import check_same_origin
 from workers.serving.review.session import ReviewSession
+from workers.serving.same_origin import require_own_page
 
 _SIDE = 1280  # pixels of an image on the page
 _DECODED_AT_ONCE = 2  # an image may have 100 megapixels
@@ -121,9 +122,9 @@ class SavedOut(BaseModel):
     answered_images: int
 
 
-def review_routes(session: ReviewSession, work: ReviewWork) -> APIRouter:
+def review_routes(session: ReviewSession, work: ReviewWork, bodies: Bodies) -> APIRouter:
     """The routes below `/review`, all refused to pages of other sites."""
-    router = APIRouter(prefix="/review", dependencies=[Depends(check_same_origin)])
+    router = APIRouter(prefix="/review", dependencies=[Depends(require_own_page)])
     decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
     saving = asyncio.Lock()
 
@@ -148,7 +149,7 @@ def review_routes(session: ReviewSession, work: ReviewWork) -> APIRouter:
 
     @router.post("/next", summary="The image where answers teach most")
     async def next_image(request: Request) -> NextOut:
-        given = await _body(request, SeenIn)
+        given = await _body(bodies, request, SeenIn)
         image = await asyncio.to_thread(session.next_image, given.seen)
         return NextOut(item=None if image is None else _item(session, image))
 
@@ -176,7 +177,7 @@ def review_routes(session: ReviewSession, work: ReviewWork) -> APIRouter:
 
     @router.post("/answers", summary="Save an answer")
     async def answer(request: Request) -> SavedOut:
-        given = await _body(request, AnswerIn)
+        given = await _body(bodies, request, AnswerIn)
         async with saving:
             try:
                 earlier = await asyncio.to_thread(
@@ -197,7 +198,7 @@ def review_routes(session: ReviewSession, work: ReviewWork) -> APIRouter:
 
     @router.post("/improve", summary="Adapt the artifact to the answers", status_code=202)
     async def improve(request: Request) -> dict[str, bool]:
-        await _body(request, ImproveIn)
+        await _body(bodies, request, ImproveIn)
         if work.improving:
             refuse(409, "the artifact is being improved already")
         work.improve()
@@ -222,10 +223,11 @@ def _unknown_image(image: str) -> NoReturn:
 Body = TypeVar("Body", bound=_In)
 
 
-async def _body(request: Request, kind: type[Body]) -> Body:
-    """The JSON body of a request. Raises HTTPException: 413, 422."""
-    limited = Request(request.scope, limited_to(request.receive, _BODY_BYTES))
+async def _body(bodies: Bodies, request: Request, kind: type[Body]) -> Body:
+    """The JSON body of a request. Raises HTTPException: 408, 413, 422, 429."""
+    async with bodies.admitted(request, _BODY_BYTES) as body:
+        content = await body.read(Request.body)
     try:
-        return kind.model_validate_json(await limited.body())
+        return kind.model_validate_json(content)
     except ValidationError as error:
         refuse(422, first_error(error.errors(include_input=False)))
