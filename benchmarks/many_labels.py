@@ -28,18 +28,19 @@ import yaml
 from PIL import Image
 
 ADJECTIVES = """
-red blue green yellow black white brown grey pink purple old new small large tall short round square
-long thin thick heavy light wooden metal plastic glass paper leather cotton wet dry clean dirty shiny
-broken folded open closed empty full striped dotted plain painted rusty dusty soft hard warm cold
+red blue green yellow black white brown grey pink purple old new small large tall short round
+square long thin thick heavy light wooden metal plastic glass paper leather cotton wet dry clean
+dirty shiny broken folded open closed empty full striped dotted plain painted rusty dusty soft
+hard warm cold
 """.split()
 NOUNS = """
-chair table lamp sofa desk shelf bed door window clock mirror carpet curtain pillow blanket bottle
-cup plate bowl fork spoon knife pan pot kettle basket bucket box bag suitcase umbrella hat coat shirt
-shoe boot glove scarf belt watch ring necklace book pen pencil ruler scissors envelope stamp map
-camera radio telephone keyboard monitor printer candle flute drum guitar violin piano ball racket
-bicycle car bus truck train boat canoe helicopter tractor trailer bridge tower fence gate bench tent
-ladder hammer saw drill wrench shovel rake broom hose barrel crate rope chain anchor flag kite doll
-puzzle balloon whistle medal trophy
+chair table lamp sofa desk shelf bed door window clock mirror carpet curtain pillow blanket
+bottle cup plate bowl fork spoon knife pan pot kettle basket bucket box bag suitcase umbrella
+hat coat shirt shoe boot glove scarf belt watch ring necklace book pen pencil ruler scissors
+envelope stamp map camera radio telephone keyboard monitor printer candle flute drum guitar
+violin piano ball racket bicycle car bus truck train boat canoe helicopter tractor trailer
+bridge tower fence gate bench tent ladder hammer saw drill wrench shovel rake broom hose barrel
+crate rope chain anchor flag kite doll puzzle balloon whistle medal trophy
 """.split()
 PLACES = ("stands in a room", "is seen from the side", "was left outside", "lies on the floor")
 
