@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.clip_templates import CLIP_TEMPLATES
 from prompt_tuning.knowledge.noun_matching import NounMatcher
-from prompt_tuning.parquet_writer import RowWriter
+from prompt_tuning.parquet_rows import RowWriter, row_groups
 from prompt_tuning.plain_text import plain_lines
 from prompt_tuning.settings import Settings
 from prompt_tuning.storage import digest
@@ -174,7 +174,7 @@ def read_captions(path: Path, categories: CategoryList) -> Iterator[Caption]:
     """Read what a `CaptionWriter` wrote, with one row group in memory."""
     index = _index(categories)
     with pq.ParquetFile(path) as file:
-        for group, _ in _groups(file):
+        for group, _ in row_groups(file):
             for row in file.read_row_group(group, columns=_READ).to_pylist():
                 yield _caption(row, index)
 
@@ -184,7 +184,7 @@ def captions_at(path: Path, categories: CategoryList, rows: Iterable[int]) -> di
     index, wanted = _index(categories), np.unique(np.fromiter(rows, dtype=np.int64))
     captions = {}
     with pq.ParquetFile(path) as file:
-        for group, span in _groups(file):
+        for group, span in row_groups(file):
             low, high = np.searchsorted(wanted, [span.start, span.stop])
             if low < high:
                 here = wanted[low:high]
@@ -192,33 +192,6 @@ def captions_at(path: Path, categories: CategoryList, rows: Iterable[int]) -> di
                 for place, row in zip(here.tolist(), read.to_pylist(), strict=True):
                     captions[place] = _caption(row, index)
     return captions
-
-
-def count_captions(path: Path) -> int:
-    """The number of captions in a file that a `CaptionWriter` wrote."""
-    with pq.ParquetFile(path) as file:
-        return int(file.metadata.num_rows)
-
-
-def caption_texts(path: Path, rows: range) -> list[str]:
-    """The texts of these neighbouring captions of a file that a `CaptionWriter` wrote."""
-    texts: list[str] = []
-    with pq.ParquetFile(path) as file:
-        for group, span in _groups(file):
-            first, last = max(rows.start, span.start), min(rows.stop, span.stop)
-            if first < last:
-                read = file.read_row_group(group, columns=["text"])["text"]
-                texts += read.slice(first - span.start, last - first).to_pylist()
-    return texts
-
-
-def _groups(file: pq.ParquetFile) -> Iterator[tuple[int, range]]:
-    """The row groups of a file, each with its rows."""
-    start = 0
-    for group in range(file.num_row_groups):
-        end = start + file.metadata.row_group(group).num_rows
-        yield group, range(start, end)
-        start = end
 
 
 def _index(categories: CategoryList) -> dict[str, int]:

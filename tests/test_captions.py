@@ -13,15 +13,14 @@ from prompt_tuning.captions import (
     CaptionSettings,
     CaptionWriter,
     PackedCaptions,
-    caption_texts,
     captions_at,
-    count_captions,
     is_held_out,
     read_caption_file,
     read_captions,
     template_captions,
 )
 from prompt_tuning.categories import Category, CategoryList
+from prompt_tuning.parquet_rows import column_values, count_rows
 
 DOG, CAR, CAT = range(3)
 CATEGORIES = CategoryList(
@@ -141,10 +140,10 @@ def test_rows_are_read_from_their_row_groups(tmp_path: Path) -> None:
     with CaptionWriter(file, CATEGORIES) as writer:
         for caption in captions:
             writer.write_caption(caption)
-    assert count_captions(file) == 20_000
+    assert count_rows(file) == 20_000
     texts = [caption.text for caption in captions]
     for rows in (range(8000, 8500), range(0, 512), range(19_968, 20_000), range(5, 5)):
-        assert caption_texts(file, rows) == texts[rows.start : rows.stop]
+        assert column_values(file, "text", rows) == texts[rows.start : rows.stop]
     rows = [19_999, 8191, 8192, 3, 8191]
     found = captions_at(file, CATEGORIES, rows)
     assert found == {row: captions[row] for row in rows}

@@ -143,7 +143,7 @@ def test_feature_tasks_that_no_node_can_run_are_given_up(
     monkeypatch.setattr(waiting, "_SECONDS_BETWEEN_REPORTS", 1)
     monkeypatch.setattr(waiting, "_ANY_NODES", NodeSettings(wait_minutes=0.03))
     words = "feature tasks: each needs 1 CPU, 1 GPU of one node, but the nodes have 1 CPU, 0 GPU; 7"
-    categories = CategoryList(categories=(Category(name="dog"),))
+    categories = CategoryList(categories=(Category(name="dog"), Category(name="car")))
     with CaptionWriter(tmp_path / "captions.parquet", categories) as writer:
         writer.write_caption(Caption("A dog.", (0,), "file"))
     connect()

@@ -13,9 +13,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from prompt_tuning.backbones.base import VLM, VLMSettings
-from prompt_tuning.captions import caption_texts, count_captions
 from prompt_tuning.features import concatenate, link_shard, save_features
 from prompt_tuning.images import open_image
+from prompt_tuning.parquet_rows import column_values, count_rows
 from prompt_tuning.storage import is_published, publishing
 from prompt_tuning.tiles import view_boxes
 from workers.failure import DescribedFailure
@@ -52,7 +52,7 @@ def encode_captions(
         return task.remote(captions, rows, vlm, cache, part)
 
     size = _CAPTIONS_PER_SHARD[_kind(gpus)]
-    _encode(count_captions(captions), size, start, vlm, cache, parts, folder, on_items, gpus)
+    _encode(count_rows(captions), size, start, vlm, cache, parts, folder, on_items, gpus)
 
 
 def encode_images(
@@ -140,7 +140,7 @@ def _load(vlm: VLMSettings, cache: Path) -> None:
 @ray.remote(num_cpus=1)
 def _caption_shard(captions: Path, rows: range, vlm: VLMSettings, cache: Path, part: Path) -> None:
     with publishing(part) as staging:
-        features = loaded_vlm(vlm, cache).encode_captions(caption_texts(captions, rows))
+        features = loaded_vlm(vlm, cache).encode_captions(column_values(captions, "text", rows))
         save_features(staging / _SHARD, features.to("cpu"))
 
 

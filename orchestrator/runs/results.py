@@ -22,9 +22,10 @@ from orchestrator.stages.images import read_images
 from orchestrator.stages.knowledge_summary import read_summary
 from orchestrator.stages.tuning import RAY_STORAGE
 from prompt_tuning.backbones.base import Geometry, VLMIdentity
-from prompt_tuning.captions import captions_at, count_captions
+from prompt_tuning.captions import captions_at
 from prompt_tuning.images import small_jpeg
 from prompt_tuning.knowledge.templates import SENTENCES
+from prompt_tuning.parquet_rows import count_rows
 from prompt_tuning.storage import copy_atomic, write_atomic
 from prompt_tuning.tagging.artifact import Artifact
 from prompt_tuning.tagging.calibration import Calibration
@@ -116,7 +117,7 @@ def _report_data(
     # Only questions for sentences: the report shows the category facts from the others instead.
     knowledge["asked"] = {kind: knowledge["asked"].get(kind, 0) for kind in SENTENCES}
     file = plan.knowledge.captions_file
-    count = count_captions(file)
+    count = count_rows(file)
     sampled = range(0, count, max(1, count // _SAMPLE_CAPTIONS))[:_SAMPLE_CAPTIONS]
     samples = [
         {

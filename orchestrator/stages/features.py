@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_tuning.captions import count_captions
 from prompt_tuning.features import FEATURES
+from prompt_tuning.parquet_rows import count_rows
 from workers.features import encode_captions, encode_images
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ StartProgress = Callable[[str, int], "StageProgress"]
 def write_caption_features(plan: Plan, start_progress: StartProgress, staging: Path) -> None:
     """Encode all captions once, in Ray tasks."""
     captions = plan.knowledge.captions_file
-    with start_progress("caption features", count_captions(captions)) as progress:
+    with start_progress("caption features", count_rows(captions)) as progress:
         encode_captions(
             captions,
             plan.config.vlm,

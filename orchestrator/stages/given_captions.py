@@ -18,7 +18,7 @@ from orchestrator.stages.knowledge_summary import (
 )
 from prompt_tuning.captions import CaptionWriter
 from prompt_tuning.knowledge.category_facts import CategoryFacts, read_category_facts
-from prompt_tuning.parquet_writer import RowWriter
+from prompt_tuning.parquet_rows import RowWriter
 from prompt_tuning.storage import canonical_json
 
 if TYPE_CHECKING:

@@ -53,7 +53,7 @@ def tags_writer(
     if suffix == ".parquet":
         import pyarrow as pa
 
-        from prompt_tuning.parquet_writer import RowWriter
+        from prompt_tuning.parquet_rows import RowWriter
 
         tag = pa.struct([("name", pa.string()), ("score", pa.float64())])
         columns = [("file", pa.string()), ("tags", pa.list_(tag)), ("error", pa.string())]
