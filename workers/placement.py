@@ -35,11 +35,11 @@ def _check_labels(labels: dict[str, str]) -> dict[str, str]:
 
 
 class NodeSettings(Settings):
-    """`pool`: the custom Ray resource of the nodes that these actors may run on, or a GPU model
-    such as `accelerator_type:L4`. `node_labels`: the labels that those nodes must have, such as
-    `{ray.io/accelerator-type: H100}`; a value may also be `!value`, `in(value, value)` or
-    `!in(value, value)`. `wait_minutes`: how long to wait for such a node where none has room, since
-    a lost node may come back and a cluster may grow."""
+    """`pool`, `node_labels`: the nodes that may run these processes. `pool` is a custom Ray
+    resource of theirs, or a GPU model such as `accelerator_type:L4`. `node_labels` are Ray's labels
+    that they must have, such as `{ray.io/accelerator-type: H100}`; a value may also be `!value`,
+    `in(value, value)` or `!in(value, value)`. `wait_minutes`: how long to wait while no such node
+    has room, since a lost node may come back and a cluster may grow."""
 
     pool: Annotated[str, Field(min_length=1)] | None = None
     node_labels: Annotated[dict[str, str], AfterValidator(_check_labels)] = {}

@@ -42,6 +42,7 @@ _WORDS: dict[Any, str] = {
     int: "whole number",
     float: "number",
     Any: "value",
+    dict[str, str]: "texts by name",
 }
 _BOUNDS = {
     "ge": "at least {}",
