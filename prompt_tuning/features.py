@@ -19,8 +19,8 @@ class Features(NamedTuple):
     """Features of images or captions, each vector of unit length (`vlm.patches: refined` aside).
 
     `pooled`: `(batch, dim)`. `regions`: `(Σ regions, dim)`, those of all items one after the
-    other. `counts`: `(batch,)`, how many regions each item has, on the CPU. `tiles`: `(batch, tiles, dim)`, the
-    pooled features of an image's tiles, if it was cut into any.
+    other. `counts`: `(batch,)`, how many regions each item has; it stays on the CPU. `tiles`:
+    `(batch, tiles, dim)`, the pooled features of an image's tiles, if it was cut into any.
     """
 
     pooled: Tensor
