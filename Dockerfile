@@ -8,16 +8,17 @@
 #     --build-arg BASE=docker.io/library/python:3.12.X-slim-trixie
 ARG BASE=docker.io/library/python:3.12.12-slim-trixie
 
-# What both have. KubeRay's probes are `bash -c "wget ..."`, and its first containers call `ray`.
+# What both have. KubeRay starts `ray` in a login shell, where /etc/profile sets PATH anew, and its
+# probes are `bash -c "wget ..."`. The user has the number that Ray's own images give theirs.
 FROM ${BASE} AS base
 # Debian keeps no old versions that could be pinned.
-# hadolint ignore=DL3008
+# hadolint ignore=DL3008,SC2016
 RUN apt-get update \
     && apt-get install -y --no-install-recommends wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --gid 100 --create-home --shell /bin/bash datafree \
-    && mkdir -p /shared \
-    && chown datafree:users /shared
+    && install --directory --owner 1000 --group 100 /shared \
+    && echo 'export PATH=/opt/datafree/bin:$PATH' >/etc/profile.d/datafree.sh
 ENV PATH=/opt/datafree/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /datafree
