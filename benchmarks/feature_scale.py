@@ -133,7 +133,10 @@ def main() -> None:
     finished: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_features(folder / "template", Features(torch.zeros(1, 4), torch.zeros(1, 4), torch.ones(1, dtype=torch.long)))
+        save_features(
+            folder / "template",
+            Features(torch.zeros(1, 4), torch.zeros(1, 4), torch.ones(1, dtype=torch.long)),
+        )
         features._image_shard = StandIn(folder / "template", options.workers)  # type: ignore[assignment]
         features._load = Loaded()  # type: ignore[assignment]
         files = Files(shards * per_shard, per_shard)
@@ -156,7 +159,9 @@ def main() -> None:
         wall_s, cpu = time.perf_counter() - start, driver.cpu_times()
         peak_mib = driver.memory_info().rss / 2**20
         first = per_shard * (shards - 1)
-        names = [features._part(folder, range(i, i + 1)).name for i in range(0, first + 1, per_shard)]
+        names = [
+            features._part(folder, range(i, i + 1)).name for i in range(0, first + 1, per_shard)
+        ]
     ray.shutdown()
     sleeps_s = [sleep_s(name) for name in names]
     shared_s, ideal_s = sum(sleeps_s) / options.workers, greedy_s(sleeps_s, options.workers)
