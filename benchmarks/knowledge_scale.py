@@ -1,19 +1,22 @@
 """What the pool itself costs with 64 engines: an engine only sleeps, everything else is real.
 
     python benchmarks/knowledge_scale.py
+    python benchmarks/knowledge_scale.py --engines 512 --processes 8 --shards 20000
 
 200,000 questions, generated while they are asked, go in shards to 64 actors that sleep
 (log-normal, mean 2 s). Answers are published to a real ledger. `overhead` compares the wall
 time, from the moment at which all actors are ready to the last published shard, with a perfect
 distribution of the sleeps. `tail` is the part of it that no pool can avoid, because engines run
 out of shards at the end. `driver_busy_ms` is the driver's work per shard without waiting, and
-`limit_shards_s`, its inverse, is the most that the pool can do on this machine. The last line is
-one JSON object.
+`limit_shards_s`, its inverse, is the most that the pool can do on this machine. `--processes`: so
+many actors stand for all engines, whose processes would not fit into memory; the pool, its calls
+and the ledger stay the same. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import heapq
 import json
 import math
@@ -21,14 +24,16 @@ import os
 import random
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import ray
 
 from prompt_tuning.knowledge.dialogue import Answer, Question
+from workers.knowledge import pool
 from workers.knowledge.ledger import Ledger, cut_shards
 from workers.knowledge.llm_settings import LLMSettings, SamplingSettings
 from workers.knowledge.pool import KnowledgePool
@@ -50,6 +55,52 @@ class SleepingEngine:
             time.sleep(0.5)
         time.sleep(sleep_s(questions[0].seed))
         return [Answer(" ".join([*WORDS, str(q.seed)]) + ".", True, 24) for q in questions]
+
+
+class SleepingEngines:
+    """Many engines in one process: each answers one shard after the other, in order."""
+
+    def __init__(self) -> None:
+        self._turns: dict[int, asyncio.Lock] = {}
+
+    async def answer(
+        self, engine: int, questions: list[Question], sampling: SamplingSettings
+    ) -> list[Answer]:
+        async with self._turns.setdefault(engine, asyncio.Lock()):
+            await asyncio.sleep(sleep_s(questions[0].seed))
+        return [Answer(" ".join([*WORDS, str(q.seed)]) + ".", True, 24) for q in questions]
+
+
+class SharedActor:
+    """In place of an engine's actor: one of few that stand for all engines."""
+
+    hosts: ClassVar[list[Any]] = []
+    engines = 0
+
+    def __init__(self) -> None:
+        self._number = SharedActor.engines
+        SharedActor.engines += 1
+        self._host = self.hosts[self._number % len(self.hosts)]
+        self.__ray_ready__ = self._host.__ray_ready__
+        self.answer = self
+
+    def remote(self, questions: list[Question], sampling: SamplingSettings) -> ray.ObjectRef:
+        answered: ray.ObjectRef = self._host.answer.remote(self._number, questions, sampling)
+        return answered
+
+
+class SharedEngine(pool._Engine):
+    """An engine as the pool sees it, whose actor is a shared one."""
+
+    def __init__(self, *_: object) -> None:
+        self._group, self._actor = None, SharedActor()
+        self.loading = self._actor.__ray_ready__.remote()
+        self.calls = deque()
+        self.at_work_since = time.monotonic()
+        self.was_placed = True
+
+    def end(self) -> None:
+        pass
 
 
 def sleep_s(seed: int) -> float:
@@ -101,6 +152,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=200_000)
     parser.add_argument("--shards", type=int, default=5_000)
     parser.add_argument("--engines", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=0, help="0: one for each engine")
     options = parser.parse_args()
     size = options.questions // options.shards
     driver = psutil.Process()
@@ -124,10 +176,15 @@ def main() -> None:
 
     ray.init(
         address="local",
-        num_cpus=options.engines,
+        num_cpus=options.processes or options.engines,
         include_dashboard=False,
         log_to_driver=False,
     )
+    if options.processes:
+        host: Any = ray.remote(SleepingEngines)
+        hosts = [host.options(max_concurrency=1000).remote() for _ in range(options.processes)]
+        SharedActor.hosts = hosts
+        pool._Engine = SharedEngine  # type: ignore[assignment, misc]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "ready").mkdir()
         settings = LLMSettings(model=str(options.engines))
@@ -138,10 +195,10 @@ def main() -> None:
             Path(folder) / "ready",
             Ledger(Path(folder) / "ledger"),
             SleepingEngine,
-        ) as pool:
+        ) as engines:
             start = time.perf_counter()
             first = options.questions  # other ones than those that are measured
-            pool.answer(cut_shards([questions(first, options.engines)], 1, {}), lambda *_: None)
+            engines.answer(cut_shards([questions(first, options.engines)], 1, {}), lambda *_: None)
             startup_s = time.perf_counter() - start
 
             waits = Waits()
@@ -150,7 +207,7 @@ def main() -> None:
             psutil.cpu_percent()
             start = time.perf_counter()
             shards = cut_shards([questions(0, options.questions)], size, {"model": "sleep"})
-            pool.answer(shards, on_shard)
+            engines.answer(shards, on_shard)
             wall_s = time.perf_counter() - start
             machine_percent = psutil.cpu_percent()
     cpu = driver.cpu_times()
@@ -178,6 +235,7 @@ def main() -> None:
                 "shards": published,
                 "questions": options.questions,
                 "engines": options.engines,
+                "processes": options.processes or options.engines,
                 "sleep_mean_s": MEAN_S,
                 "sleep_sigma": SIGMA,
             }

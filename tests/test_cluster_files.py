@@ -101,6 +101,8 @@ RAYJOB = fields(
         rayClusterSpec=fields(
             "headGroupSpec",
             rayVersion=TEXT,
+            # AuthOptions, since KubeRay 1.5.1; Kubernetes's own tokens do not work with a RayJob.
+            authOptions=fields(mode={"enum": ["disabled", "token"]}, secretName=TEXT),
             headGroupSpec=fields("rayStartParams", "template", rayStartParams=TEXTS, template=POD),
             workerGroupSpecs={
                 "type": "array",
@@ -125,6 +127,10 @@ RAYJOB = fields(
 
 def test_the_rayjob_has_the_fields_and_types_of_kuberay(rayjob: dict[str, Any]) -> None:
     jsonschema.validate(rayjob, RAYJOB)
+
+
+def test_the_rayjob_asks_for_a_token(rayjob: dict[str, Any]) -> None:
+    assert rayjob["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
 
 
 def test_every_pod_sees_the_shared_folder_and_each_group_is_a_pool(rayjob: dict[str, Any]) -> None:

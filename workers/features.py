@@ -69,7 +69,9 @@ def encode_images(
     readers = _readers(gpus)
 
     def start(rows: range, part: Path) -> ray.ObjectRef:
-        return task.remote(readers, files[rows.start : rows.stop], vlm, cache, part)
+        # A list of paths takes a hundred times as long to send.
+        names = [str(file) for file in files[rows.start : rows.stop]]
+        return task.remote(readers, names, vlm, cache, part)
 
     size = max(1, _IMAGES_PER_SHARD[_kind(gpus)] // len(view_boxes(vlm.tiles)))
     _encode(len(files), size, start, vlm, cache, parts, folder, on_items, gpus)
@@ -98,17 +100,21 @@ def _encode(
     if missing:
         # One task first, so that what a backbone derives from its weights is computed only once.
         ray.get(waiting.first([_load.options(num_gpus=gpus).remote(vlm, cache)]))
-    at_once = _TASKS_AHEAD + 2 * int(ray.cluster_resources().get("CPU", 0)) if missing else 0
+    resource, share = ("GPU", gpus) if gpus else ("CPU", 1)
+    places = int(ray.cluster_resources().get(resource, 0) / share) if missing else 0
     ahead = iter(missing)
     running: dict[ray.ObjectRef, range] = {}
     while True:
-        for rows in islice(ahead, at_once - len(running)):
+        for rows in islice(ahead, _TASKS_AHEAD + 2 * places - len(running)):
             running[start(rows, _part(parts, rows))] = rows
         if not running:
             break
-        done = waiting.first(list(running))
+        waiting.first(list(running))
+        # All that are ready: to look for one among many for each of them takes too long.
+        done, _ = ray.wait(list(running), num_returns=len(running), timeout=0)
         ray.get(done)
-        on_items(len(running.pop(done)))
+        for task in done:
+            on_items(len(running.pop(task)))
     folder.mkdir()
     for rows in shards:
         link_shard(_part(parts, rows) / _SHARD, folder, rows.start)
@@ -146,12 +152,12 @@ def _caption_shard(captions: Path, rows: range, vlm: VLMSettings, cache: Path, p
 
 @ray.remote(num_cpus=1)
 def _image_shard(
-    readers: int, files: Sequence[Path], vlm: VLMSettings, cache: Path, part: Path
+    readers: int, names: Sequence[str], vlm: VLMSettings, cache: Path, part: Path
 ) -> None:
     model = loaded_vlm(vlm, cache)
     with publishing(part) as staging:
         batches = []
-        for pixels in _pixels(files, model, readers):
+        for pixels in _pixels([Path(name) for name in names], model, readers):
             batches.append(model.encode_image(pixels.to(model.device)).to("cpu"))
         save_features(staging / _SHARD, concatenate(batches))
 

@@ -71,7 +71,9 @@ class Ledger:
             OSError: with folder and reason, if they cannot be written; then nothing is left.
         """
         assert len(answers) == len(shard.questions)
-        table = pa.Table.from_pylist([asdict(answer) for answer in answers], schema=_SCHEMA)
+        # By columns: to make a dictionary of each answer first takes several times as long.
+        columns = [[getattr(answer, name) for answer in answers] for name in _SCHEMA.names]
+        table = pa.table(columns, schema=_SCHEMA)
         try:
             with publishing(self._shard_folder(shard)) as staging:
                 pq.write_table(table, staging / _ANSWERS)
