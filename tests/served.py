@@ -18,15 +18,18 @@ import psutil
 
 ROOT = Path(__file__).parent.parent
 
-# `datafree serve` with other limits, which people cannot set.
+# `datafree serve` whose models can lose their device.
 _SERVE = """
 import json
 import sys
 from pathlib import Path
+from losing_model import LosingModel
 from rich.console import Console
 from orchestrator.interruption import interruptible
 from orchestrator.tagging.serve import serve_artifacts
+from workers.serving import deployment
 from workers.serving.limits import Limits
+deployment._Model = LosingModel
 artifacts, port, cache, limits, review = json.loads(sys.argv[1])
 console = Console(stderr=True)
 with interruptible():
@@ -105,7 +108,7 @@ def served(
         port = free.getsockname()[1]
     environment = {
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "CUDA_VISIBLE_DEVICES": "",
     }
     given = json.dumps([artifacts, port, str(cache), limits, review and str(review)])

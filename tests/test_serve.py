@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 from command_line import run_datafree
+from losing_model import LOSE
 from PIL import Image
 from served import HalfSent, Service, served
 from starlette.testclient import TestClient
@@ -364,6 +365,26 @@ def test_a_killed_replica_loses_no_request_and_a_new_artifact_is_loaded(
     metrics = httpx.get(f"{service.url}/metrics").text
     [tries] = re.findall(r"^datafree_second_tries_total (.*)$", metrics, re.MULTILINE)
     assert float(tries) > 0
+
+
+def test_a_replica_that_loses_its_device_is_replaced_and_its_request_repeated(
+    service: Service, tmp_path: Path
+) -> None:
+    (trigger := tmp_path / "trigger").touch()
+    before = {process.pid for process in service.replicas()}
+    url = f"{service.url}/tag?artifact=all"
+    answer = httpx.post(url, files=files(LOSE + bytes(trigger)), timeout=60)
+    assert not trigger.exists()
+    assert "not of a known format" in error_of(answer, 415)  # from the other replica
+    deadline = time.monotonic() + 60
+    while True:
+        answer = httpx.post(url, files=files(image(0)), timeout=60)
+        assert answer.status_code == 200, answer.text
+        now = {process.pid for process in service.replicas()}
+        if len(now) == 2 and len(now - before) == 1:
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _version(service: Service) -> str:

@@ -196,7 +196,7 @@ def _allowed_hosts(host: str, token: str | None) -> list[str]:
         is_local = ipaddress.ip_address(host).is_loopback
     except ValueError:
         is_local = host == "localhost"
-    if is_local:
+    if is_local and not token:
         return ["localhost", "127.0.0.1", _in_url(host)]
     if not token:
         raise InputError(

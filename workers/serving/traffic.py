@@ -105,7 +105,7 @@ class _Request:
         except ClientDisconnect:
             pass
         except Exception as error:  # the client was told that something failed
-            _log.error("%s: %s", type(error).__name__, one_line(error))
+            _log.error("%s", one_line(error))
             if not self._begun:
                 failed = JSONResponse({"error": "internal error"}, 500)
                 await failed(self._scope, self.receive, self.send)
