@@ -20,6 +20,7 @@ from sklearn.metrics import (
 from prompt_tuning.backbones.base import VLM, Geometry
 from prompt_tuning.categories import CategoryList
 from prompt_tuning.clip_templates import CLIP_TEMPLATES
+from prompt_tuning.evaluation import score_matrix
 from prompt_tuning.evaluation.baselines import (
     UNTUNED,
     ClassFeatures,
@@ -125,6 +126,16 @@ def test_baselines_are_means_of_what_they_say(embedded_vlm: VLM) -> None:
     for method, rows in expected.items():
         torch.testing.assert_close(methods[method].pooled, torch.stack(rows), atol=1e-5, rtol=0)
         torch.testing.assert_close(methods[method].local, methods[method].pooled)
+
+
+def test_scores_that_are_kept_in_a_file_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    items, classes = some_items(300), some_methods().tuned[0]
+    in_memory = method_scores(items, classes, GEOMETRY, "mean")
+    monkeypatch.setattr(score_matrix, "_LARGEST_IN_MEMORY", 0)
+    in_files = method_scores(items, classes, GEOMETRY, "mean")
+    for kind, scores in in_memory.items():
+        assert isinstance(in_files[kind], np.memmap)
+        assert np.array_equal(in_files[kind], scores)
 
 
 def test_scores_of_a_method() -> None:

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from prompt_tuning.evaluation import bootstrap
 from prompt_tuning.evaluation.bootstrap import (
     LEAST_IMAGES,
     bootstrap_map,
@@ -82,6 +83,13 @@ def test_the_same_seed_gives_the_same_interval_and_another_another() -> None:
     assert bootstrap_map(better, labels, 200, seed=2) != one
     paired = paired_difference(better, worse, labels, 200, seed=1)
     assert paired_difference(better, worse, labels, 200, seed=1) == paired
+
+
+def test_resampling_in_blocks_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    better, worse, labels = simulated(np.random.default_rng(0), 60)
+    whole = paired_difference(better, worse, labels, 50, seed=1)
+    monkeypatch.setattr(bootstrap, "_COUNTS_AT_ONCE", 7 * 60)
+    assert paired_difference(better, worse, labels, 50, seed=1) == whole
 
 
 def test_a_larger_share_gives_a_wider_interval_and_more_images_a_narrower() -> None:

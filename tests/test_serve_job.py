@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -172,6 +173,12 @@ def test_mistakes_in_limits_are_reported_by_their_names(
     done = run_datafree(monkeypatch, capsys, "serve", "starter", "--limits", "limits.yaml")
     assert done.code == 2
     assert message in done.err
+
+
+def test_the_limits_in_the_documentation_are_the_defaults() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+    table = re.findall(r"^\| `(\w+)` \| (\d+) \|", page, re.MULTILINE)
+    assert {name: float(value) for name, value in table} == Limits().model_dump()
 
 
 def test_replicas_between_two_numbers_are_left_to_ray_serve(tmp_path: Path) -> None:

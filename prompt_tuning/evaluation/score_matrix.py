@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-_LARGEST_IN_MEMORY = 64 * 2**20
+_LARGEST_IN_MEMORY = 16 * 2**20
 
 
 def empty_scores(items: int, classes: int) -> np.ndarray:

@@ -19,8 +19,7 @@ class CaptionLabels:
     def __init__(self, indices: Tensor, counts: Tensor, classes: int) -> None:
         """`indices`: of the labels of all captions, one after the other; `counts`: of each."""
         self._indices, self._classes = indices, classes
-        self._ends = counts.cumsum(0)
-        self._counts = counts
+        self._starts = F.pad(counts.cumsum(0), (1, 0))
 
     @classmethod
     def of(cls, captions: Iterable[Caption], classes: int) -> CaptionLabels:
@@ -36,12 +35,13 @@ class CaptionLabels:
         )
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return len(self._starts) - 1
 
     def __getitem__(self, rows: Tensor, /) -> Tensor:
         flat = rows.flatten()
-        counts = self._counts[flat]
-        first = (self._ends[flat] - counts) - F.pad(counts.cumsum(0), (1, 0))[:-1]
+        starts = self._starts[flat]
+        counts = self._starts[flat + 1] - starts
+        first = starts - F.pad(counts.cumsum(0), (1, 0))[:-1]
         places = torch.repeat_interleave(first, counts)
         shown = self._indices[places + torch.arange(len(places))].long()
         labels = torch.zeros(len(flat), self._classes, dtype=torch.bool)

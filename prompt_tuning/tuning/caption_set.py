@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class CaptionSet:
         rows = self.rows[positions]
         return self.features.take(rows), self.labels[rows]
 
-    def split(self, held_out: Sequence[bool]) -> tuple[CaptionSet, CaptionSet]:
+    def split(self, held_out: Sequence[bool] | array[int]) -> tuple[CaptionSet, CaptionSet]:
         """The training captions and the held-out captions.
 
         Raises:
@@ -72,7 +73,7 @@ def load_caption_sets(
     Raises:
         ValueError: as `CaptionSet.split` does, and if there are not as many features as captions.
     """
-    chosen: list[bool] = []
+    chosen = array("b")
 
     def read() -> Iterator[Caption]:
         for caption in read_captions(captions, categories):

@@ -208,7 +208,7 @@ class TuningRun:
         class_global, class_local = self.prompts.class_features()
         device = class_global.device
         geometry, losses = self.prompts.geometry, self.prompts.losses
-        total, labels = 0.0, []
+        total = 0.0
         fused = empty_scores(len(self.held_out), len(class_global))
         for positions in torch.arange(len(self.held_out)).split(self.settings.batch):
             part, positives = self.held_out.take(positions)
@@ -216,8 +216,8 @@ class TuningRun:
             scores = branch_scores(features, class_global, class_local, geometry)
             total += float(losses.ranking(*scores, positives.to(device)))
             fused[positions.numpy()] = fuse(*scores, geometry, self.prompts.fusion).cpu().numpy()
-            labels.append(positives)
-        held_out_map = mean_average_precision(fused, torch.cat(labels).numpy())
+        labels = self.held_out.labels[self.held_out.rows]
+        held_out_map = mean_average_precision(fused, labels.numpy())
         figures = torch.tensor(
             [total / len(self.held_out), 100 * held_out_map], dtype=torch.float64, device=device
         )
