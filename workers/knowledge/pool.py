@@ -13,6 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ OnShard = Callable[[Shard, list[Answer], bool, int], None]
 
 # One that runs, and one queued behind it so that the engine does not wait for the driver.
 _CALLS_PER_ENGINE = 2
+# A write mostly waits for the disk; the loop hands out shards meanwhile. More of them hold memory.
+_WRITES_AT_ONCE = 8
 # A first failure may be chance: a node that went away, an engine that leaked memory.
 _FAILURES_TO_CONFIRM = 2
 # Bisections of a shard that found no failing question before the run is given up.
@@ -161,6 +164,8 @@ class KnowledgePool:
         self._some_loaded = False
         self._lost_while_loading = 0
         self._queue: deque[_Call] = deque()
+        self._writer = ThreadPoolExecutor(_WRITES_AT_ONCE)
+        self._writes: deque[Future[None]] = deque()
 
     def __enter__(self) -> KnowledgePool:
         return self
@@ -168,6 +173,7 @@ class KnowledgePool:
     def __exit__(self, *_: object) -> None:
         while self._engines:
             self._engines.pop().end()
+        self._writer.shutdown()  # writes what was answered, also after an error
 
     def answer(self, shards: Iterable[Shard], on_shard: OnShard) -> None:
         """Write the answers of every shard to the ledger and call `on_shard` for each.
@@ -192,6 +198,7 @@ class KnowledgePool:
             # Only the oldest call of each engine: if it fails, it was the one that ran.
             awaited = {engine.calls[0][0]: engine for engine in self._engines if engine.calls}
             if not awaited and not self._queue:
+                self._wait_for_writes(most_left=0)
                 return
             awaited |= {engine.loading: engine for engine in self._engines if engine.loading}
             engine = awaited[waiting.first(list(awaited), self._describe_engines)]
@@ -309,8 +316,14 @@ class KnowledgePool:
         by_position = {i: Answer("", False, 0, reason) for i, reason in job.failed.items()}
         by_position |= dict(zip(call.positions, answers, strict=True))
         answers = [by_position[i] for i in range(len(by_position))]
-        self._ledger.write(job.shard, answers)
+        self._writes.append(self._writer.submit(self._ledger.write, job.shard, answers))
+        self._wait_for_writes(most_left=_WRITES_AT_ONCE)
         on_shard(job.shard, answers, True, len(self._ready()))
+
+    def _wait_for_writes(self, most_left: int) -> None:
+        """Wait until only so many writes are under way. Raises OSError if one has failed."""
+        while len(self._writes) > most_left or (self._writes and self._writes[0].done()):
+            self._writes.popleft().result()
 
     def _remove_engine(self, engine: _Engine) -> None:
         """End an engine, dead or alive, and put the calls that it did not run back in the queue."""
