@@ -30,7 +30,7 @@ from orchestrator.tagging.serve import serve_artifacts
 from workers.serving import deployment
 from workers.serving.limits import Limits
 deployment._Model = LosingModel
-artifacts, port, cache, limits, review = json.loads(sys.argv[1])
+artifacts, port, cache, limits, review, replicas = json.loads(sys.argv[1])
 console = Console(stderr=True)
 with interruptible():
     serve_artifacts(
@@ -40,6 +40,7 @@ with interruptible():
         port=port,
         limits=Limits(**limits),
         review=review and Path(review),
+        replicas=replicas and (replicas, replicas),
     )
 """
 
@@ -53,8 +54,13 @@ class Service:
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that hold a model."""
-        below = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in below if _holds_model(process)]
+        return models_below(self.process.pid)
+
+
+def models_below(pid: int) -> list[psutil.Process]:
+    """The processes that hold a model, and that this one or its children started."""
+    below = psutil.Process(pid).children(recursive=True)
+    return [process for process in below if _holds_model(process)]
 
 
 class HalfSent:
@@ -100,9 +106,17 @@ def _holds_model(process: psutil.Process) -> bool:
 
 @contextmanager
 def served(
-    artifacts: list[str], cache: Path, review: Path | None = None, **limits: float
+    artifacts: list[str],
+    cache: Path,
+    review: Path | None = None,
+    replicas: int | None = None,
+    cluster: str | None = None,
+    **limits: float,
 ) -> Iterator[Service]:
-    """Serve until the block ends, with SIGTERM unless it has ended the service by itself."""
+    """Serve until the block ends, with SIGTERM unless it has ended the service by itself.
+
+    `cluster`: the address of the Ray to run on; by default one of its own.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -110,8 +124,9 @@ def served(
         **{name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
         "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "CUDA_VISIBLE_DEVICES": "",
+        **({"RAY_ADDRESS": cluster} if cluster else {}),
     }
-    given = json.dumps([artifacts, port, str(cache), limits, review and str(review)])
+    given = json.dumps([artifacts, port, str(cache), limits, review and str(review), replicas])
     url = f"http://127.0.0.1:{port}"
     with tempfile.NamedTemporaryFile() as log:
         process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -15,7 +16,9 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Scope
 
 from workers.serving import bodies as serving_bodies
+from workers.serving import http_server as serving_http
 from workers.serving.bodies import Bodies
+from workers.serving.http_server import http_server
 from workers.serving.limits import Limits
 from workers.serving.metrics import Metrics
 from workers.serving.pace import Pace
@@ -316,3 +319,20 @@ def test_a_decode_that_nobody_waits_for_counts_until_it_ends() -> None:
         assert ran == [3]
 
     run(scenario)
+
+
+def test_connections_without_a_whole_request_head_are_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving_http, "_HEAD_S", 0.2)
+    whole = b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        with http_server(service(), listening, LIMITS):
+            for begin in (b"", b"GET / HTTP/1.1\r\nX: ", whole):
+                with socket.create_connection(listening.getsockname(), timeout=60) as client:
+                    client.sendall(begin)
+                    if begin == whole:
+                        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+                        client.sendall(b"GET /")  # and then nothing
+                    assert client.recv(1000) == b""

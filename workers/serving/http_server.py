@@ -139,6 +139,7 @@ def _logged() -> Iterator[None]:
         return True
 
     handler.addFilter(named)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not each malformed request
     log = logging.getLogger(_LOGGED)
     before = log.level, log.propagate
     log.setLevel(logging.INFO)
