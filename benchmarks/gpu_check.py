@@ -454,8 +454,8 @@ def check_step(bench: Bench) -> dict[str, Any]:
     places = torch.arange(len(train))
 
     def lay_out() -> None:
-        items = run._training_items(places, 0)
-        run._add_noise(items.features, places, 0)
+        items, _ = run._training_items(places, 0)
+        run._add_noise(items, places, 0)
 
     figures: dict[str, Any] = {
         "batch": len(train),
@@ -574,8 +574,8 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
 def together(bench: Bench, backend: str, world: int) -> dict[str, Any]:
     """Losses of processes that share each batch, beside one process's."""
     expected, alone = bench.alone
-    whole = bench.train.features
-    kept = {"features": (whole.pooled, whole.regions, whole.counts), "labels": bench.train.labels}
+    items, labels = bench.train.take(torch.arange(len(bench.train)))
+    kept = {"features": (items.pooled, items.regions, items.counts), "labels": labels}
     torch.save(kept, bench.folder / "train.pt")
     of_processes = Bench(bench.device, bench.sizes, bench.settings, bench.folder)
     mp.spawn(ddp_process, (world, backend, of_processes), nprocs=world)
