@@ -99,7 +99,9 @@ def _serve(
         count = resources.gpus or min(2, max(1, resources.cpus))
         replicas = count, count
     least, most = replicas
-    cpus = int(place(least, gpus, resources, "--replicas"))
+    # Those that come later need room as well; some may wait for nodes that a cluster adds.
+    at_once = max(least, min(most, resources.holds(1, gpus)))
+    cpus = int(place(at_once, gpus, resources, "--replicas"))
     with ExitStack() as running:
         running.callback(disconnect)
         console.print("Starting Ray")
