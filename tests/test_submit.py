@@ -638,7 +638,9 @@ class NewServer(OldServer):
         answer: dict[str, Any] = {"version": "4", "ray_version": ray.__version__, "ray_commit": "x"}
         if self.path.startswith("/api/v0/nodes"):
             answer = {"data": {"result": {"result": list(self.nodes)}}}
-            self.nodes.append({"state": "ALIVE", "resources_total": {"CPU": 2.0}})
+            self.nodes.append({"state": "ALIVE", "resources_total": {"CPU": 2.0}, "labels": {}})
+        elif self.path == "/api/cluster_status":
+            answer = {"data": {"clusterStatus": None}}
         self.wfile.write(json.dumps(answer).encode())
 
 

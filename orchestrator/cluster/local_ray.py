@@ -79,7 +79,10 @@ def _try_to_start(cpus: int | None, gpus: int | None, dashboard: bool) -> str:
     """Start Ray; return why it failed, or "". Raises OSError when it cannot write its files."""
     import psutil
     import ray
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
+    # It keeps the token that it has read first, in this process; Ray's other processes read anew.
+    AuthenticationTokenLoader.instance().reset_cache()
     others = set(psutil.Process().children(recursive=True))
     try:
         ray.init(
