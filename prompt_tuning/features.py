@@ -23,6 +23,8 @@ from torch import Tensor
 FEATURES = "features"
 # More would come near the kernel's limit of mappings, 65,530 for a process by default.
 _SHARDS_OPEN = 16_384
+# What file systems without hard links answer (ENOSYS: some in user space).
+_NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 
 
 class Rows(Protocol):
@@ -129,7 +131,7 @@ def link_shard(source: Path, folder: Path, start: int) -> None:
     try:
         os.link(source, target)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK):
+        if error.errno not in _NO_LINKS:
             raise
         shutil.copyfile(source, target)  # a file system without hard links
 

@@ -554,7 +554,7 @@ def test_an_engine_that_hangs_while_others_answer_is_replaced(
 ) -> None:
     # Enough for one engine until the new one has loaded, also on a busy machine.
     work = shards(40, 2, {1: "hang once", **dict.fromkeys(range(2, 80), "rest")})
-    with pool(model, tmp_path / "ledger", 2, timeout_minutes=0.04) as running:
+    with pool(model, tmp_path / "ledger", 2, timeout_minutes=0.1) as running:
         running.answer(work, no_matter)
     assert_calm(tmp_path / "ledger", work)
     assert re.search("an engine has worked on one shard for . s and is replaced", caplog.text)

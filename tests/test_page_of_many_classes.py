@@ -45,6 +45,7 @@ def test_lists_of_all_classes_are_folded(html: str) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on the PATH")
 def test_a_class_is_found(html: str, tmp_path: Path) -> None:
     playwright = pytest.importorskip("playwright.sync_api", reason="dev.txt has playwright")
+    playwright.expect.set_options(timeout=60_000)
     file = tmp_path / "report.html"
     file.write_text(html, "utf-8")
     with playwright.sync_playwright() as started:

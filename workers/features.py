@@ -121,7 +121,8 @@ def _encode(
 
 
 def _part(parts: Path, rows: range) -> Path:
-    return parts / f"{rows.start:012d}"
+    # With its end: a run that goes on with GPUs has larger shards than those that are there.
+    return parts / f"{rows.start:012d}-{rows.stop:012d}"
 
 
 def _kind(gpus: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from math import prod
 
@@ -20,4 +21,6 @@ def empty_scores(items: int, classes: int) -> np.ndarray:
     if 4 * prod(shape) <= _LARGEST_IN_MEMORY:
         return np.empty(shape, dtype=np.float32)
     with tempfile.TemporaryFile() as file:
+        # Raises OSError where a write to a map of a full disk would end the process.
+        os.posix_fallocate(file.fileno(), 0, 4 * prod(shape))
         return np.memmap(file, dtype=np.float32, shape=shape)
