@@ -41,7 +41,7 @@ from workers.serving.review.session import ReviewFolder, ReviewSession
 from workers.serving.same_origin import refuse_foreign_posts
 from workers.serving.traffic import LIVE, Traffic, request_id
 
-_REFUSALS = (401, 403, 408, 413, 415, 422, 429, 503, 504)
+_REFUSALS = (400, 401, 403, 408, 413, 415, 422, 429, 503, 504)
 
 _CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -216,7 +216,8 @@ def build_app(
         counts.images.labels("refused").inc(len(results) - len(versions))
         counts.images.labels("tagged").inc(len(versions))
         if not versions:
-            refuse(results[0].status, f"{names[0]}: {results[0].reason}")
+            first = results[0]
+            refuse(first.status, f"{names[0]}: {first.reason}", first.retry_after)
         pairs = zip(names, results, strict=True)
         tagged = [image_out(image, result) for image, result in pairs]
         return TagsOut(artifact=name, version=versions[0], images=tagged)
@@ -237,7 +238,7 @@ def build_app(
             image = images[0].name
             [found] = await models.call_for_each(images, "regions", name, label)
         if isinstance(found, Refusal):
-            refuse(found.status, f"{image}: {found.reason}")
+            refuse(found.status, f"{image}: {found.reason}", found.retry_after)
         return RegionsOut(artifact=name, version=found.version, regions=found.regions)
 
     if session and work:

@@ -2,7 +2,8 @@
 
 A body's room is taken from `Content-Length` before any of it is read, and held until the request is
 answered. A body of unknown length takes the most that it may have, until it is complete. Whoever
-has no room is refused at once; but senders that are slower than `slowest_bytes_s` give theirs up.
+has no room is refused at once; but senders that are slower than `slowest_bytes_s`, or too slow to
+fill their room within `receive_seconds`, give theirs up.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Body:
         self._begun, self._bytes = time.monotonic(), 0
         self._reading: asyncio.Timeout | None = None
         self._complete = self._evicted = False
+        self._slowest = max(limits.slowest_bytes_s, room / limits.receive_seconds)
         self.room = room
 
     async def read(self, reader: Callable[[Request], Awaitable[Result]]) -> Result:
@@ -52,9 +54,8 @@ class Body:
     def is_slow(self) -> bool:
         """Whether it still comes, and slower than it must when others need its room."""
         seconds = time.monotonic() - self._begun
-        slowest = self._limits.slowest_bytes_s
         waits = self._reading and not self._complete and not self._evicted
-        return bool(waits) and seconds > _GRACE_S and self._bytes < slowest * seconds
+        return bool(waits) and seconds > _GRACE_S and self._bytes < self._slowest * seconds
 
     def evict(self) -> None:
         """Give the room up: the sender is refused instead of being waited for."""
@@ -64,7 +65,7 @@ class Body:
 
     def _refuse_slow(self) -> NoReturn:
         if self._evicted:
-            slowest = f"{self._limits.slowest_bytes_s / 1000:g} kB/s"
+            slowest = f"{self._slowest / 1000:.3g} kB/s"
             refuse(408, f"the request came slower than {slowest} while others had no room")
         refuse(408, f"the request was not received within {self._limits.receive_seconds:g} s")
 
@@ -73,6 +74,7 @@ class Body:
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         self._bytes += len(message.get("body", b""))
+        self.room = max(self.room, self._bytes)  # whatever was declared
         self._complete = not message.get("more_body", False)
         if self._bytes > self._most:
             refuse(413, too_large("the request", self._most))
@@ -90,7 +92,7 @@ class Bodies:
     async def admitted(self, request: Request, most: int) -> AsyncIterator[Body]:
         """Room for the request's body, of at most `most` bytes, until the block ends.
 
-        Raises HTTPException: 413, 429.
+        Raises HTTPException: 400, 413, 429.
         """
         declared = declared_bytes(request.headers)
         if declared is not None and declared > most:

@@ -49,15 +49,21 @@ class ModelCalls:
         """
         with self._admitted(count := len(images)):
             stored = [_stored(images.pop(0).content) for _ in range(count)]
+            calls = [
+                asyncio.ensure_future(self.call(method, artifact, one, argument)) for one in stored
+            ]
             try:
                 async with asyncio.timeout(self._limits.seconds):
-                    calls = [self.call(method, artifact, one, argument) for one in stored]
                     results = await asyncio.gather(*calls)
             except TimeoutError:
                 refuse(504, f"the request timed out after {self._limits.seconds:g} s")
             except (RayActorError, RayServeException) as error:
                 _log.warning("no model answers: %s", one_line(error))
                 refuse(503, _RESTARTING, retry_after=5)
+            finally:  # those that one failure leaves under way count until they end
+                for call in calls:
+                    call.cancel()
+                await asyncio.gather(*calls, return_exceptions=True)
             self._pace.finished(count)
             return results
 

@@ -29,17 +29,31 @@ _HEAD_S = 10.0
 _KEEP_ALIVE_S = 75  # longer than proxies keep theirs, which would send into a closed connection
 _BACKLOG = 512
 _POLL_S = 0.01
+_FULL = b'{"error": "the service has too many connections; retry in 5 s"}'
+_REFUSED = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 5\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(_FULL), _FULL)
+)
 _LOGGED = "workers.serving"
 
 
 class _ImpatientProtocol(H11Protocol):
-    """Closes connections that send no whole request head in time, which uvicorn waits for."""
+    """Closes connections that send no whole request head in time, which uvicorn waits for.
 
+    Those above `most` are answered with 503 and closed before they send anything: uvicorn's own
+    limit is on requests, and silent connections would use up the files of this process.
+    """
+
+    most: int
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._wait_for_head()
+        if len(self.connections) > self.most:
+            transport.write(_REFUSED)
+            transport.close()
+        else:
+            self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -68,15 +82,27 @@ class _ImpatientProtocol(H11Protocol):
 
 
 class HttpServer:
-    """A server that runs until the block of `http_server` ends."""
+    """A server in a thread, until the block of `http_server` ends."""
 
-    def __init__(self, server: uvicorn.Server) -> None:
+    def __init__(self, server: uvicorn.Server, listening: socket.socket) -> None:
         self._server = server
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.failure: BaseException | None = None
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(listening,), name="http")
 
-    def run(self, listening: socket.socket) -> None:
-        """Serve in this thread."""
+    def start(self) -> None:
+        """Return once it serves. Raises DescribedFailure if it ends before."""
+        self._thread.start()
+        while not self._server.started:
+            self.check()
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """End it, and wait until it has ended."""
+        self._server.should_exit = True
+        self._thread.join()
+
+    def _run(self, listening: socket.socket) -> None:
 
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
@@ -86,7 +112,7 @@ class HttpServer:
             with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
                 runner.run(serve())
         except BaseException as error:  # of any kind: the other thread tells of it
-            self.failure = error
+            self._failure = error
 
     def wait_for(self, work: Any, seconds: float) -> None:
         """Run a coroutine in the server's loop. Raises TimeoutError."""
@@ -95,37 +121,37 @@ class HttpServer:
 
     def check(self) -> None:
         """Raise DescribedFailure if it has ended by itself."""
-        if self.failure:
-            raise DescribedFailure(f"the HTTP server ended: {one_line(self.failure)}")
+        if not self._thread.is_alive():  # uvicorn ends without an error if the app does not start
+            why = one_line(self._failure) if self._failure else "the app did not start or has ended"
+            raise DescribedFailure(f"the HTTP server ended: {why}")
 
 
 @contextmanager
 def http_server(app: ASGIApp, listening: socket.socket, limits: Limits) -> Iterator[HttpServer]:
-    """Serve the app at a bound socket until the block ends."""
+    """Serve the app at a bound socket until the block ends. Raises DescribedFailure."""
     _allow_connections(limits.connections)
+
+    class Protocol(_ImpatientProtocol):
+        most = limits.connections
+
     config = uvicorn.Config(
         app,
-        http=_ImpatientProtocol,
+        http=Protocol,
         ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        limit_concurrency=limits.connections,
         timeout_graceful_shutdown=1,
     )
-    server = HttpServer(uvicorn.Server(config))
-    thread = threading.Thread(target=server.run, args=(listening,), name="http")
+    server = HttpServer(uvicorn.Server(config), listening)
     with _logged():
-        thread.start()
         try:
-            while not (server._server.started or server.failure):
-                time.sleep(_POLL_S)
+            server.start()
             yield server
         finally:
-            server._server.should_exit = True
-            thread.join()
+            server.stop()
 
 
 @contextmanager
@@ -155,7 +181,7 @@ def _logged() -> Iterator[None]:
 def _allow_connections(count: int) -> None:
     """Let this process have as many open files, if the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 512  # and Ray's
+    wanted = count + _BACKLOG + 512  # those that are refused in one turn of the loop, and Ray's
     if soft != resource.RLIM_INFINITY and soft < wanted:
         most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))

@@ -23,7 +23,8 @@ class Limits(BaseModel):
     waiting: Count = 128  # images of all requests under way: 429
     connections: Count = 1000  # connections at once: 503
     receive_seconds: Seconds = 60  # to receive a request: 408
-    # Slower senders are cut off with 408 when others need their room.
+    # Slower senders are cut off with 408 when others need their room, and so are those that are too
+    # slow to send their room within `receive_seconds`.
     slowest_bytes_s: Annotated[int, Field(ge=0)] = 30_000
     seconds: Seconds = 60  # to answer a request that was received: 504
 

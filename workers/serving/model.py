@@ -42,10 +42,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why an image has no result, with the HTTP status for it."""
+    """Why an image has no result, with the HTTP status, and in how many s to try again."""
 
     status: int
     reason: str
+    retry_after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ class _Artifacts:
 
     def refusal(self, name: str) -> Refusal:
         """Why an artifact is not served."""
-        return Refusal(503, f"{name} cannot be served: {self.problems.get(name, 'not loaded yet')}")
+        problem = self.problems.get(name, "not loaded yet")
+        return Refusal(503, f"{name} cannot be served: {problem}", retry_after=5)
 
     def _tagger(self, name: str, folder: Path) -> Tagger:
         artifact = Artifact.load(folder)
@@ -279,7 +281,8 @@ class TaggingModel:
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         if self._threads.full():
-            return Refusal(429, f"{self._most} images are waiting for one model; retry in 1 s")
+            waiting = f"{self._most} images are waiting for one model; retry in 1 s"
+            return Refusal(429, waiting, retry_after=1)
         return None
 
     async def _computed(self, work: Callable[..., Result], *arguments: object) -> Result:

@@ -28,7 +28,7 @@ class Pace:
     def seconds_for(self, amount: int) -> int:
         """Whole seconds in which so much is finished at this pace, 1 to 60."""
         self._forget()
-        if not self._done:
+        if not self._amount:  # nothing is known, or only empty things were finished
             return 1
         per_second = self._amount / max(1.0, self._clock() - self._done[0][0])
         return max(1, min(_LONGEST_S, math.ceil(amount / per_second)))

@@ -91,8 +91,18 @@ async def check_query(request: Request) -> None:
 
 
 def declared_bytes(headers: Headers) -> int | None:
-    """The size of a body, if the request declares it."""
+    """The size of a body, if the request declares it. Raises HTTPException: 400.
+
+    With `Transfer-Encoding` the body ends elsewhere than where `Content-Length` says, so a request
+    must not have both (RFC 9112, 6.1).
+    """
     declared = headers.get("content-length", "")
+    if "transfer-encoding" in headers:
+        if declared:
+            refuse(
+                400, "the request must have either Content-Length or Transfer-Encoding (got both)"
+            )
+        return None
     return int(declared) if declared.isdecimal() else None
 
 
