@@ -21,8 +21,8 @@ from torch import Tensor
 
 # The name of folders of shards.
 FEATURES = "features"
-# More would come near the kernel's limit of mappings, 65,530 for a process by default.
-_SHARDS_OPEN = 16_384
+# Of one folder; an evaluation opens several, and the kernel allows a process 65,530 mappings.
+_SHARDS_OPEN = 8192
 # What file systems without hard links answer (ENOSYS: some in user space).
 _NO_LINKS = (errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 

@@ -56,8 +56,7 @@ def serve_artifacts(
 
     `artifacts`: as in `named_folders`. `token`: required unless `host` is this machine.
     `replicas`: copies of the models, at least and at most; by default one per GPU, or two on CPUs.
-    `review`: a folder of
-    images to review, for one artifact (see `prepared_review`).
+    `review`: a folder of images to review, for one artifact (see `prepared_review`).
 
     Raises:
         InputError: for a mistake in the arguments.
