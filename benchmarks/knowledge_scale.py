@@ -1,10 +1,10 @@
 """What the pool itself costs with 64 engines: an engine only sleeps, everything else is real.
 
     python benchmarks/knowledge_scale.py
-    python benchmarks/knowledge_scale.py --engines 512 --processes 8 --shards 20000
+    python benchmarks/knowledge_scale.py --engines 512 --processes 8 --shards 10240 --mean-s 10
 
 200,000 questions, generated while they are asked, go in shards to 64 actors that sleep
-(log-normal, mean 2 s). Answers are published to a real ledger. `overhead` compares the wall
+(log-normal, `--mean-s` on average). Answers are published to a real ledger. `overhead` compares the wall
 time, from the moment at which all actors are ready to the last published shard, with a perfect
 distribution of the sleeps. `tail` is the part of it that no pool can avoid, because engines run
 out of shards at the end. `driver_busy_ms` is the driver's work per shard without waiting, and
@@ -153,7 +153,9 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=5_000)
     parser.add_argument("--engines", type=int, default=64)
     parser.add_argument("--processes", type=int, default=0, help="0: one for each engine")
+    parser.add_argument("--mean-s", type=float, default=MEAN_S)
     options = parser.parse_args()
+    globals()["MEAN_S"] = options.mean_s  # goes to the actors with the functions that use it
     size = options.questions // options.shards
     driver = psutil.Process()
 

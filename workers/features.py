@@ -121,8 +121,7 @@ def _encode(
 
 
 def _part(parts: Path, rows: range) -> Path:
-    # With its end: a run that goes on with GPUs has larger shards than those that are there.
-    return parts / f"{rows.start:012d}-{rows.stop:012d}"
+    return parts / f"{rows.start:012d}"
 
 
 def _kind(gpus: float) -> str:
