@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from losing_model import LOADED
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,14 +48,25 @@ with interruptible():
 
 @dataclass(frozen=True)
 class Service:
-    """A running service. `url`: where; `process`: of the command."""
+    """A running service. `url`: where; `process`: of the command; `loaded`: see `LOADED`."""
 
     url: str
     process: subprocess.Popen[str]
+    loaded: Path
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that hold a model."""
         return models_below(self.process.pid)
+
+    def loaded_replicas(self, count: int) -> list[psutil.Process]:
+        """The processes that hold a model, once there are so many and each has loaded it."""
+        deadline = time.monotonic() + 300
+        while True:
+            found = self.replicas()
+            if len(found) == count and all((self.loaded / str(one.pid)).exists() for one in found):
+                return found
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
 
 
 def models_below(pid: int) -> list[psutil.Process]:
@@ -128,22 +140,23 @@ def served(
     }
     given = json.dumps([artifacts, port, str(cache), limits, review and str(review), replicas])
     url = f"http://127.0.0.1:{port}"
-    with tempfile.NamedTemporaryFile() as log:
+    with tempfile.NamedTemporaryFile() as log, tempfile.TemporaryDirectory() as loaded:
+        environment[LOADED] = loaded
         process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, given], env=environment, text=True, stderr=log
         )
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             # All replicas are ready then; one alone answers before.
             while "Serving " not in (said := Path(log.name).read_text()):
                 assert process.poll() is None, said
                 assert time.monotonic() < deadline, said
                 time.sleep(0.2)
-            yield Service(url, process)
+            yield Service(url, process, Path(loaded))
         finally:
             process.terminate()
             try:
-                process.wait(timeout=60)
+                process.wait(timeout=120)
             finally:
                 process.kill()
                 print(Path(log.name).read_text(), file=sys.stderr)

@@ -369,7 +369,7 @@ def images_scored(
             await asyncio.sleep(0.01)
         return work
 
-    return asyncio.run(asyncio.wait_for(scored(), 20))
+    return asyncio.run(asyncio.wait_for(scored(), 60))
 
 
 def test_images_are_scored_even_if_the_improved_artifact_is_replaced_by_hand(

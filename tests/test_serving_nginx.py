@@ -58,7 +58,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     with bound() as free:
         port = free.getsockname()[1]
     handle: Any = Models()
-    limits = Limits()
+    limits = Limits(receive_seconds=300, seconds=300)  # however slow this machine is
     app = build_app(handle, ["all"], {"/": "<!doctype html>"}, "s3cret", ["*"], limits)
     with bound() as listening, http_server(app, listening, limits):
         text = CONFIG.read_text()
@@ -93,7 +93,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
                 time.sleep(0.05)
             trusted = ssl.create_default_context(cafile=str(certificate))
             with httpx.Client(
-                base_url=f"https://127.0.0.1:{port}", verify=trusted, timeout=60
+                base_url=f"https://127.0.0.1:{port}", verify=trusted, timeout=300
             ) as through:
                 yield through
         finally:

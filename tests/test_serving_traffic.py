@@ -517,11 +517,12 @@ def test_models_that_hang_time_out_and_are_told() -> None:
 
 def test_calls_beside_one_that_failed_are_ended_before_their_room_is_free() -> None:
     calls = [Call(), Call(error=RayActorError()), Call(error=RayActorError())]
-    client = models([*calls, *(Call(TaggedImage("v1", [])) for _ in range(2))], waiting=2)
-    answer = client.post("/tag", files=two_images())
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-    assert calls[0].cancelled
-    assert client.post("/tag", files=two_images()).status_code == 200
+    later = [Call(TaggedImage("v1", [])) for _ in range(2)]
+    with models([*calls, *later], waiting=2) as client:  # one loop, whose end would end them too
+        answer = client.post("/tag", files=two_images())
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert calls[0].cancelled
+        assert client.post("/tag", files=two_images()).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/tag", "/regions?label=a"])
