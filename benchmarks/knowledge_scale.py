@@ -4,8 +4,8 @@
     python benchmarks/knowledge_scale.py --engines 512 --processes 8 --shards 10240 --mean-s 10
 
 200,000 questions, generated while they are asked, go in shards to 64 actors that sleep
-(log-normal, `--mean-s` on average). Answers are published to a real ledger. `overhead` compares the wall
-time, from the moment at which all actors are ready to the last published shard, with a perfect
+(log-normal, `--mean-s` on average). Answers are published to a real ledger. `overhead` compares the
+wall time, from the moment at which all actors are ready to the last published shard, with a perfect
 distribution of the sleeps. `tail` is the part of it that no pool can avoid, because engines run
 out of shards at the end. `driver_busy_ms` is the driver's work per shard without waiting, and
 `limit_shards_s`, its inverse, is the most that the pool can do on this machine. `--processes`: so
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=0, help="0: one for each engine")
     parser.add_argument("--mean-s", type=float, default=MEAN_S)
     options = parser.parse_args()
-    globals()["MEAN_S"] = options.mean_s  # goes to the actors with the functions that use it
+    globals()["MEAN_S"] = options.mean_s  # the actors get it with the functions
     size = options.questions // options.shards
     driver = psutil.Process()
 

