@@ -428,8 +428,9 @@ def test_connections_without_a_whole_request_head_are_closed(
 
 
 def test_connections_above_the_limit_are_closed_before_they_send_anything(
-    listening: socket.socket,
+    listening: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(serving_http, "_HEAD_S", 60)
     with http_server(service(), listening, Limits(connections=2)):
         with connected(listening) as first, connected(listening):
             for client in (connected(listening) for _ in range(3)):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
-# CUDA's words where PyTorch raises a plain RuntimeError. Out of memory is not a loss.
+# CUDA's words where PyTorch raises a plain RuntimeError.
 _LOST = ("CUDA error", "CUDNN_STATUS_", "CUBLAS_STATUS_", "NCCL error", "device-side assert")
+# A device without room, or without what was asked of it, is not lost.
+_NOT_LOST = ("out of memory", "ALLOC_FAILED", "NOT_SUPPORTED")
 
 
 class DeviceLostError(RuntimeError):
@@ -14,7 +16,7 @@ class DeviceLostError(RuntimeError):
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error of PyTorch means that all later work of this process fails too."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _NOT_LOST):
         return False
     accelerator = getattr(torch, "AcceleratorError", None)  # since PyTorch 2.8
     if accelerator and isinstance(error, accelerator):
