@@ -78,5 +78,7 @@ def test_a_lost_device_is_told_apart_from_other_errors() -> None:
     lost = RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
     assert is_lost(lost)
     assert not is_lost(torch.OutOfMemoryError("CUDA out of memory"))
+    full = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    assert not is_lost(RuntimeError(full))
     assert not is_lost(RuntimeError("shapes do not match"))
     assert not is_lost(ValueError("CUDA error"))

@@ -231,8 +231,12 @@ class TaggingModel:
         rounded = {label: maps[row].round(5).tolist() for label, row in rows.items()}
         return ImageRegions(version, rounded)
 
-    async def score_files(self, name: str, files: Sequence[Path]) -> ScoredFiles | Refusal:
+    async def score_files(
+        self, name: str, files: Sequence[Path]
+    ) -> ScoredFiles | Refusal | DeviceLost:
         """The scores of files that this machine has, exactly as `datafree tag` gives them."""
+        if self._lost:
+            return DeviceLost(fresh=False)
         if name not in self._artifacts.served:
             return self._artifacts.refusal(name)
         version, tagger = self._artifacts.served[name]
@@ -243,7 +247,10 @@ class TaggingModel:
                 for each in self._encoded.features(tagger.vlm, files)
             ]
 
-        return ScoredFiles(version, tagger.thresholds, await self._computed(scores))
+        try:
+            return ScoredFiles(version, tagger.thresholds, await self._computed(scores))
+        except DeviceLostError:
+            return DeviceLost(fresh=True)
 
     async def improve(
         self, name: str, original: Path, folder: Path, labels: tuple[str, ...]
