@@ -401,13 +401,13 @@ def _health(service: Service) -> dict[str, Any]:
 
 
 def _when_models_answer(url: str) -> dict[str, Any]:
-    """They have 5 s to tell their state, which may be too short on this machine."""
+    """The content, once models answer. They have 5 s, which a busy machine may exceed."""
     deadline = time.monotonic() + 120
     while (answer := get(url)).status_code != 200:
         assert time.monotonic() < deadline, answer.text
         time.sleep(0.2)
-    told: dict[str, Any] = answer.json()
-    return told
+    content: dict[str, Any] = answer.json()
+    return content
 
 
 def test_a_copy_under_way_is_served_once_it_is_complete(

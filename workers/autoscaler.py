@@ -20,7 +20,7 @@ def autoscales() -> bool:
     Ray has no public answer. This reads what `ray status` reads.
     """
     # Version 1 keeps its state under this key, and only mirrors the nodes of a cluster that was
-    # started by hand. Version 2 tells its own, and runs only where it was chosen.
+    # started by hand. Version 2 reports its own state, and runs only where it was chosen.
     if kept := _internal_kv_get(DEBUG_AUTOSCALING_STATUS):
         return adds_nodes(json.loads(kept))
     messages: Any = autoscaler_pb2

@@ -81,7 +81,7 @@ def _try_to_start(cpus: int | None, gpus: int | None, dashboard: bool) -> str:
     import ray
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
-    # It keeps the token that it has read first, in this process; Ray's other processes read anew.
+    # This process caches the first token that it reads; Ray's other processes read at their start.
     AuthenticationTokenLoader.instance().reset_cache()
     others = set(psutil.Process().children(recursive=True))
     try:

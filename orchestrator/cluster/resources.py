@@ -33,7 +33,7 @@ _NODE_ID = "ray.io/node-id"
 @dataclass(frozen=True)
 class Node:
     """A machine. `accelerator`: its GPU model. `pools`: the custom Ray resources it advertises.
-    `labels`: by which it can be chosen."""
+    `labels`: Ray's node labels."""
 
     cpus: int
     gpus: int
@@ -55,7 +55,7 @@ class Node:
 class Resources:
     """This machine, or the nodes of the cluster that RAY_ADDRESS names.
 
-    `may_grow`: whether an autoscaler may add nodes, of kinds and in numbers that it does not tell.
+    `may_grow`: whether an autoscaler may add nodes. Ray does not report their kinds and numbers.
     """
 
     nodes: tuple[Node, ...]

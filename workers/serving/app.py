@@ -99,8 +99,8 @@ def build_app(
 
     @app.exception_handler(Exception)
     async def internal_error(_: Request, error: Exception) -> JSONResponse:
-        told = f"internal error; the service's log has it as {request_id.get()}"
-        return JSONResponse({"error": told}, 500)
+        sentence = f"internal error; the service's log has it as {request_id.get()}"
+        return JSONResponse({"error": sentence}, 500)
 
     def knows_token(request: Request) -> bool:
         given = request.headers.get("authorization", "")

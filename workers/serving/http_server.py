@@ -103,7 +103,6 @@ class HttpServer:
         self._thread.join()
 
     def _run(self, listening: socket.socket) -> None:
-
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
             await self._server.serve([listening])
@@ -111,7 +110,7 @@ class HttpServer:
         try:
             with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
                 runner.run(serve())
-        except BaseException as error:  # of any kind: the other thread tells of it
+        except BaseException as error:  # of any kind: `check` raises it in the other thread
             self._failure = error
 
     def wait_for(self, work: Any, seconds: float) -> None:

@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """A pool of `threads`, each of which computes alone.
+    """A pool of `threads`. Each computes alone.
 
     One thread per batch is faster than threads that share one and wait for each other.
     """

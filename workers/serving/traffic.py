@@ -104,7 +104,7 @@ class _Request:
             await app(self._scope, self.receive, self.send)
         except ClientDisconnect:
             pass
-        except Exception as error:  # the client was told that something failed
+        except Exception as error:  # the client has had its answer, or gets one below
             _log.error("%s", one_line(error))
             if not self._begun:
                 failed = JSONResponse({"error": "internal error"}, 500)
